@@ -1,0 +1,211 @@
+"""The command line: `halftone STAGE …` and `python -m jobs.STAGE …` are the same."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+from jobs import _recipes
+from pipeline import _store
+from pipeline._errors import InputError, did_you_mean
+
+# What each command is, and the sections of settings that its --help shows.
+COMMANDS = {
+    "run": ("all stages, one after the other", _recipes.SECTIONS),
+    "ingest": ("annotations → manifest", ("source",)),
+    "shard": ("manifest and images → WebDataset tars", ("shard", "source")),
+    "embed": ("captions → sentence vectors", ("embed",)),
+    "label": ("sentence vectors → relevance", ("label",)),
+    "train": ("shards and relevance → two-tower model", ("train", "model", "label")),
+    "evaluate": ("model → rankings and metrics", ("evaluate", "label")),
+    "rerank": ("rankings → better rankings", ("rerank", "evaluate")),
+    "search": ("a text or a picture → what is nearest", ("search", "evaluate")),
+    "report": ("a run folder → one page", ()),
+    "info": ("what a run folder holds", ()),
+    "recipes": ("the recipes there are", ()),
+}
+MODULES = {"run": "end_to_end"}
+
+# Flags people already type, and the setting each stands for.
+ALIASES = {
+    "train.batch_size": "--batch-size",
+    "train.epochs": "--epochs",
+    "train.lr": "--lr",
+    "train.precision": "--precision",
+    "train.workers": "--workers",
+    "train.seed": "--seed",
+    "embed.encoder": "--encoder",
+}
+
+
+def main(command: str | None = None, argv: list[str] | None = None) -> None:
+    """Run a command; ends the process with 0, 1 (work failed), 2 (bad input) or 130 (stopped)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if command is None:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_overview())
+            raise SystemExit(0)
+        command, *argv = argv
+    from jobs._cluster import WorkFailed
+
+    try:
+        if command not in COMMANDS:
+            raise InputError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}")
+        _dispatch(command, argv)
+    except InputError as error:
+        print(f"halftone {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except WorkFailed as error:
+        print(
+            f"halftone {command}: {error}\nWhat was finished is kept; the same command goes on.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        print(f"\nhalftone {command}: stopped; the same command goes on from here.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _overview() -> str:
+    lines = [f"  {name:<9} {about}" for name, (about, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Halftone: image-text retrieval that knows the shades between match and no match.",
+            "",
+            "usage: halftone COMMAND [--recipe NAME|FILE.yaml] [--root URI] [--section.key VALUE …]",
+            "",
+            *lines,
+            "",
+            "`halftone COMMAND --help` shows every setting with its default and unit.",
+        ]
+    )
+
+
+def _dispatch(command: str, argv: list[str]) -> None:
+    module = importlib.import_module(f"jobs.{MODULES.get(command, command)}")
+    options, overrides = _parse(command, argv, getattr(module, "arguments", lambda parser: None))
+    if command == "recipes":
+        return module.run(options)
+    if command == "info" and options.root:
+        return module.run(_root(options.root, ""), options)
+    from jobs._run import Run
+    from jobs._show import Show
+
+    models = _recipes.resolve(options.recipe, overrides, options.name)
+    root = _root(options.root, models[0][1].name)
+    if command == "info":
+        return module.run(root, options)
+    show = Show()
+    show.heading(f"halftone {command}", f"recipe {options.recipe}, run folder {root}")
+    runs = [Run(recipe, root, name, show, options.dry_run) for name, recipe in models]
+    if command not in ("run", "train", "evaluate", "rerank"):
+        runs = runs[-1:]  # the other stages do not differ between models, or look at one of them
+    for run in runs:
+        if len(runs) > 1:
+            show.heading(f"\nmodel {run.name}")
+        try:
+            module.run(run, options) if hasattr(module, "arguments") else module.run(run)
+        finally:
+            if sys.exc_info()[0] is None:
+                run.save_settings() if not options.dry_run else None
+                run.track.finish()
+    if hasattr(module, "closing") and not options.dry_run:
+        module.closing(runs)
+    if options.json:
+        print(json.dumps({"root": root, "models": {run.name: run.results for run in runs}}))
+    return None
+
+
+def _root(root: str | None, recipe: str) -> str:
+    """The run folder: absolute, because workers and submitted jobs run in other directories."""
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if root is None:
+        home = Path.home() / "halftone" / "runs" if submitted else Path("runs")
+        return _store.absolute(str(home / recipe))
+    if submitted and _store.is_local(root) and not os.path.isabs(root):
+        raise InputError(
+            f"--root {root} is relative to a working directory that ends with the job; give an "
+            "absolute path or a URI that every node can write"
+        )
+    return _store.absolute(root)
+
+
+def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace, dict]:
+    parser = argparse.ArgumentParser(
+        f"halftone {command}",
+        description=COMMANDS[command][0],
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=100),
+    )
+    parser.add_argument("--recipe", default="drawn", help="name or YAML file (default drawn)")
+    parser.add_argument("--root", default=None, help="run folder, URI (default runs/RECIPE)")
+    parser.add_argument("--name", default=None, help="the model: a variant's name, or a new one")
+    parser.add_argument(
+        "--dry-run", action="store_true", default=False, help="say what would be done, do nothing"
+    )
+    parser.add_argument(
+        "--json", action="store_true", default=False, help="results as JSON on standard output"
+    )
+    arguments(parser)
+    for section in _recipes.SECTIONS:
+        shown = section in COMMANDS[command][1]
+        group = parser.add_argument_group(f"{section} settings") if shown else parser
+        for name, default, about in _recipes.settings_of(section):
+            flags = [f"--{section}.{name}", ALIASES.get(f"{section}.{name}")]
+            text = f"{about} (default {_written(default)})".replace("%", "%%")
+            group.add_argument(
+                *filter(None, flags),
+                dest=f"{section}.{name}",
+                metavar="V",
+                help=text if shown else argparse.SUPPRESS,
+            )
+    options, rest = parser.parse_known_args(argv)
+    overrides: dict = {}
+    for dotted, text in [(k, v) for k, v in vars(options).items() if "." in k] + _deeper(rest):
+        section, key = dotted.split(".", 1)
+        deep = "." in key or _recipes.is_nested(section, key)
+        overrides.setdefault(section, {})[key] = _value(text) if deep else text
+    return options, overrides
+
+
+def _deeper(rest: list[str]) -> list[tuple[str, str]]:
+    """Settings inside a setting, such as --train.losses.smooth_ndcg.weight 5."""
+    out = []
+    words = [part for word in rest for part in (word.split("=", 1) if "." in word else [word])]
+    while words:
+        flag = words.pop(0)
+        section, _, key = flag.removeprefix("--").partition(".")
+        known = [f"--{s}.{n}" for s in _recipes.SECTIONS for n, *_ in _recipes.settings_of(s)]
+        parent = ".".join(flag.split(".")[:2])
+        if not flag.startswith("--"):
+            raise InputError(f"unexpected {flag!r}; settings are written --section.key value")
+        if "." not in key or parent not in known or not _recipes.is_nested(*parent[2:].split(".")):
+            flags = [*known, *ALIASES.values(), "--recipe", "--root", "--name", "--dry-run", "--json"]
+            raise InputError(f"unknown option {flag}{did_you_mean(flag, flags)[:400]}")
+        if not words:
+            raise InputError(f"{flag} needs a value")
+        out.append((f"{section}.{key}", words.pop(0)))
+    return out
+
+
+def _value(text: str):
+    """YAML, and 5e-4 for a number, which YAML itself takes for text."""
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except ValueError:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{text!r} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _written(default) -> str:
+    return json.dumps(default) if isinstance(default, dict | tuple | list) else str(default)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Recipes: a YAML file, or the name of one that comes with Halftone, and overrides on top."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline import _store
+from pipeline._errors import InputError, did_you_mean
+from schemas.settings import SECTIONS, Recipe
+
+ROOM = Path(__file__).resolve().parents[1] / "recipes"
+
+
+def known() -> dict[str, str]:
+    """The recipes that come with Halftone: name to the line about it."""
+    return {file.stem: _load(file).get("about", "") for file in sorted(ROOM.glob("*.yaml"))}
+
+
+def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
+    """(name, settings) of every model of a recipe; `only` picks a variant, or names the one model."""
+    base = _read(recipe)
+    variants = base.get("variants") or {}
+    if variants and (only is None or only in variants):
+        names = [only] if only else list(variants)
+    else:
+        names, variants = [only or "main"], {}
+    out = []
+    for name in names:
+        values = _merged(_merged(base, variants.get(name) or {}), overrides)
+        out.append((name, _absolute(_checked(values, recipe))))
+    return out
+
+
+def _read(recipe: str) -> dict:
+    if recipe.endswith((".yaml", ".yml")):
+        if not Path(recipe).is_file():
+            raise InputError(f"no recipe file {recipe}; `halftone recipes` lists those there are")
+        return {"name": Path(recipe).stem, **_load(Path(recipe))}
+    if recipe not in known():
+        raise InputError(f"unknown recipe {recipe!r}{did_you_mean(recipe, known())}")
+    return {"name": recipe, **_load(ROOM / f"{recipe}.yaml")}
+
+
+def _load(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no settings; see `halftone recipes`")
+    return values
+
+
+def _merged(base: dict, over: dict) -> dict:
+    """`over`'s keys put into the sections of `base`; a dotted key goes deeper (losses.x.weight)."""
+    out = copy.deepcopy(base)
+    for section, values in over.items():
+        if not isinstance(values, dict):
+            out[section] = values
+            continue
+        target = out.setdefault(section, {})
+        for key, value in values.items():
+            *path, last = key.split(".")
+            place = target
+            for step in path:
+                place = place.setdefault(step, {})
+            place[last] = value
+    return out
+
+
+def _checked(values: dict, recipe: str) -> Recipe:
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        path = [str(step) for step in problem["loc"]]
+        name = ".".join(path) or "recipe"
+        if problem["type"] == "extra_forbidden":
+            fields = _fields(path[:-1])
+            raise InputError(f"unknown setting {name!r}{did_you_mean(path[-1], fields)}") from error
+        found = f" (found {problem['input']!r})" if len(path) > 1 else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{recipe}: {name}: {message}{found}") from error
+
+
+def _fields(path: list[str]) -> list[str]:
+    model: Any = Recipe
+    for step in path:
+        model = model.model_fields[step].annotation
+    return list(model.model_fields)
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Paths made absolute: the workers run in other directories."""
+    source = recipe.source
+    changes = {
+        name: _store.absolute(getattr(source, name))
+        for name in ("path", "images")
+        if getattr(source, name) is not None
+    }
+    encoder = recipe.embed.encoder
+    with contextlib.suppress(OSError):
+        if Path(encoder).is_dir():
+            encoder = str(Path(encoder).absolute())
+    return recipe.model_copy(
+        update={
+            "source": source.model_copy(update=changes),
+            "embed": recipe.embed.model_copy(update={"encoder": encoder}),
+        }
+    )
+
+
+def settings_of(section: str) -> Iterator[tuple[str, Any, str]]:
+    """(name, default, description) of every setting of a section."""
+    model: type[BaseModel] = Recipe.model_fields[section].annotation  # type: ignore[assignment]
+    for name, info in model.model_fields.items():
+        yield name, info.default, info.description or ""
+
+
+def is_nested(section: str, name: str) -> bool:
+    """Whether a setting is written as YAML on the command line (a mapping or a list)."""
+    default = Recipe.model_fields[section].annotation.model_fields[name].default
+    return isinstance(default, dict | tuple)
+
+
+__all__ = ["SECTIONS", "is_nested", "known", "resolve", "settings_of"]

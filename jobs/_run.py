@@ -1,0 +1,159 @@
+"""A run as the jobs see it: one model of one run folder, its stages shown, made and tracked."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from jobs import _cluster
+from jobs._show import Show
+from jobs._track import Tracker
+from pipeline import _store
+from pipeline._plan import Piece, Plan
+from schemas.settings import Recipe
+
+STAGES = ("ingest", "shard", "embed", "label", "train", "evaluate", "rerank", "search")
+
+
+class NotYet(Exception):
+    """A dry run comes to work whose plan depends on what is still to be made."""
+
+
+@dataclass
+class Run:
+    """What every job's `run` gets."""
+
+    recipe: Recipe
+    root: str
+    name: str
+    show: Show
+    dry: bool = False
+    track: Tracker = field(init=False)
+    results: dict[str, Any] = field(default_factory=dict)  # for --json and the final table
+
+    def __post_init__(self):
+        self.track = Tracker(self.recipe.name, self.root, self.name)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator["Stage"]:
+        """The stage's line on the screen, its MLflow run and its clock."""
+        stage = Stage(self, name, time.perf_counter())
+        try:
+            yield stage
+        except NotYet:
+            return
+        except BaseException as error:
+            self.show.failed(name)
+            if stage.worked:
+                self.track.log(name, tags={"halftone.error": f"{type(error).__name__}: {error}"})
+                self.track.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        stage.end()
+
+    def save_settings(self) -> None:
+        """The resolved settings, in the run folder."""
+        text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+        _store.write_bytes(_store.join(self.root, f"settings-{self.name}.yaml"), text.encode())
+
+
+@dataclass
+class Stage:
+    """One stage of a run, while it runs."""
+
+    run: Run
+    name: str
+    started: float
+    made: int = 0
+    kept: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+    worked: bool = False
+
+    def make(
+        self,
+        plan: Plan,
+        make: Callable[[Piece], dict],
+        *,
+        gpu: bool = False,
+        check: Callable[[dict[str, dict]], Any] = lambda made: None,
+        **extra,
+    ) -> dict:
+        """The plan's index, after its pending pieces were made; `check` sees them before it is."""
+        pending = plan.pending
+        self.kept += len(plan.pieces) - len(pending)
+        if self.run.dry:
+            self.run.show.would(self.name, plan, pending)
+            if plan.index:
+                return plan.index
+            raise NotYet
+        if plan.complete:
+            return plan.index
+        if pending:
+            self.start()
+        with self.run.show.progress(self.name, len(pending)) as advance:
+            made = _cluster.fan_out(make, pending, gpu=gpu, done=lambda *_: advance())
+        self.made += len(made)
+        if checked := check(made):
+            self.note(**checked)
+        return plan.finish(made, **extra)
+
+    def train(self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict]) -> dict:
+        """The plan's index, after its one piece was trained on Ray Train's workers."""
+        self.kept += len(plan.pieces) - len(plan.pending)
+        if self.run.dry:
+            self.run.show.would(self.name, plan, plan.pending)
+            if plan.index:
+                return plan.index
+            raise NotYet
+        if plan.complete:
+            return plan.index
+        self.start()
+        piece = plan.pieces[0]
+        with self.run.show.training(self.name, self.run.recipe.train.epochs, piece):
+            _cluster.train(
+                fit, piece, self.run.recipe.train, self.run.track.recorder(self.name)
+            )
+        self.made += 1
+        return plan.finish({piece.name: summary(piece)})
+
+    def start(self) -> None:
+        """The stage has work to do: its MLflow run begins, with all the settings as parameters."""
+        if not self.worked:
+            self.worked = True
+            section = self.run.recipe.model_dump(mode="json").get(self.name, {})
+            params = {f"{self.name}.{key}": value for key, value in section.items()}
+            self.run.track.log("", params=_flat(self.run.recipe))
+            self.run.track.log(self.name, params=params)
+
+    def note(self, **notes) -> None:
+        """Figures for the stage's line, and numbers for its MLflow run."""
+        self.notes |= notes
+
+    def metrics(self, prefix: str, metrics: dict[str, float]) -> None:
+        """Results: to the model's MLflow run if they are new, and the main ones to the line."""
+        self.run.results.setdefault("metrics", {})[prefix] = metrics
+        shown = ("rsum", "i2t_R_at_1", "t2i_R_at_1", "i2t_ndcg_truth", "t2i_ndcg_truth")
+        self.note(**{name: metrics[name] for name in shown if name in metrics})
+        if self.worked:
+            self.run.track.log("", metrics={f"{prefix}/{k}": v for k, v in metrics.items()})
+            self.run.track.log(self.name, metrics=metrics)
+
+    def end(self) -> None:
+        seconds = time.perf_counter() - self.started
+        self.run.results[self.name] = {"made": self.made, "kept": self.kept, **self.notes}
+        if self.run.dry:
+            return
+        self.run.show.stage(self.name, self.made, self.kept, self.notes, seconds)
+        if self.worked:
+            numbers = {k: v for k, v in self.notes.items() if isinstance(v, int | float)}
+            self.run.track.log(self.name, metrics={**numbers, "seconds": seconds})
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    out = {"recipe": recipe.name}
+    for section, values in recipe.model_dump(mode="json").items():
+        if isinstance(values, dict) and section != "variants":
+            out |= {f"{section}.{key}": value for key, value in values.items()}
+    return out

@@ -1,0 +1,250 @@
+"""What is remembered of a run: the one place that knows MLflow.
+
+One parent run a model, a child run a stage. The run ids are kept in the run folder, so a crashed
+or repeated run goes on in the same MLflow runs. Only the driver's side writes; where the server
+does not answer the work goes on, and what was not written is written the next time.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline import _store
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# A server that is away must not hold up the work for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+IDS = "tracking.json"
+PENDING = "tracking-pending.json"
+
+
+def default_uri(root: str) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file beside the run folders."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    home = Path(root).parent if _store.is_local(root) else Path.home() / "halftone"
+    return f"sqlite:///{home / 'mlflow.db'}"
+
+
+class Tracker:
+    """The MLflow runs of one model of one run folder."""
+
+    def __init__(self, experiment: str, root: str, name: str):
+        self.experiment, self.root, self.name = experiment, root, name
+        self.uri = default_uri(root)
+        self.pending: list[list] = []
+        self.away = False
+        self.touched: set[str] = set()
+        self._ids: dict[str, str] = {}
+
+    def log(self, stage: str, *, metrics=None, params=None, tags=None, step: int = 0) -> None:
+        """Metrics at a step, parameters and tags of a stage; '' is the parent run."""
+        now = int(time.time() * 1000)
+        self._write(stage, "batch", [metrics or {}, params or {}, tags or {}, step, now])
+
+    def records(self, stage: str, records: list[dict]) -> None:
+        """Metrics by step, those left out that are there already."""
+        self._write(stage, "records", [records])
+
+    def artifact(self, stage: str, name: str, data: bytes) -> None:
+        """A file of a stage."""
+        self._write(stage, "artifact", [name, data.decode("utf-8", "surrogateescape")])
+
+    def recorder(self, stage: str) -> Callable[[list[dict]], None]:
+        """A function for the training's controller that logs records as they come."""
+        run_id = self._attempt(lambda: self._run_id(stage))
+        return partial(_record, self.uri, run_id) if run_id else _ignore
+
+    def model(self, stage: str, folder: str) -> None:
+        """Log the trained model of a local folder so that `mlflow.pyfunc.load_model` loads it."""
+        if _store.is_local(folder):  # elsewhere the run folder itself is the place to load from
+            self._attempt(
+                lambda: _log_model(self.uri, self._run_id(stage), folder, self.experiment)
+            )
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the runs that were written to; keep what could not be written for the next time."""
+        for stage in sorted(self.touched, reverse=True):
+            self._attempt(
+                lambda stage=stage: self._client().set_terminated(self._ids[stage], status)
+            )
+        uri = _store.join(self.root, PENDING)
+        if self.pending:
+            _store.write_json(uri, self.pending)
+            print(
+                f"halftone: MLflow at {self.uri} was away; {len(self.pending)} entries wait in "
+                f"{uri} and are written by the next run",
+                file=sys.stderr,
+            )
+        elif self.touched:
+            _store.remove(uri)
+
+    def url(self) -> str:
+        """Where the runs are to be seen, once `mlflow ui` runs."""
+        ids = self._load_ids()
+        experiment = ids.get("experiment", "")
+        base = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{base}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+
+    def ui_command(self) -> str | None:
+        """The command that opens the UI, where no server runs."""
+        if self.uri.startswith("http"):
+            return None
+        return f"mlflow ui --backend-store-uri {self.uri} --port 5000"
+
+    def _write(self, stage: str, kind: str, values: list) -> None:
+        entry = [self.name, stage, kind, values]
+        if self.away or not self._attempt(lambda: self._replay() or self._apply(entry) or True):
+            self.pending.append(entry)
+
+    def _apply(self, entry: list) -> None:
+        _, stage, kind, values = entry
+        run_id = self._run_id(stage)
+        if kind == "batch":
+            _log_batch(self._client(), run_id, *values)
+        elif kind == "records":
+            _record(self.uri, run_id, values[0])
+        else:
+            name, text = values
+            _log_bytes(self._client(), run_id, name, text.encode("utf-8", "surrogateescape"))
+
+    def _replay(self) -> None:
+        """Write what an earlier run of this model could not."""
+        uri = _store.join(self.root, PENDING)
+        if not self.touched and _store.exists(uri):
+            entries = _store.read_json(uri)
+            for entry in entries:
+                if entry[0] == self.name:
+                    self._apply(entry)
+            _store.write_json(uri, [entry for entry in entries if entry[0] != self.name])
+
+    def _attempt(self, action: Callable[[], Any]) -> Any:
+        if self.away:
+            return None
+        try:
+            return action()
+        except Exception as error:  # tracking must never end the work it tracks
+            self.away = True
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            print(
+                f"halftone: MLflow at {self.uri} cannot be written ({reason[:160]}); going on",
+                file=sys.stderr,
+            )
+            return None
+
+    def _client(self):
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    def _load_ids(self) -> dict:
+        uri = _store.join(self.root, IDS)
+        return _store.read_json(uri).get(self.uri, {}) if _store.exists(uri) else {}
+
+    def _run_id(self, stage: str) -> str:
+        """The stage's run, the one of the last time if there was one."""
+        if stage in self._ids:
+            return self._ids[stage]
+        parent = self._run_id("") if stage else None
+        key = f"{self.name}/{stage}" if stage else self.name
+        client, ids = self._client(), self._load_ids()
+        if "experiment" not in ids:
+            ids["experiment"] = _experiment(client, self.experiment, self.uri)
+        if key in ids:
+            client.update_run(ids[key], status="RUNNING")
+        else:
+            tags = {"halftone.root": self.root, "halftone.stage": stage or "run"}
+            if parent:
+                tags["mlflow.parentRunId"] = parent
+            run = client.create_run(ids["experiment"], run_name=stage or self.name, tags=tags)
+            ids[key] = run.info.run_id
+        uri = _store.join(self.root, IDS)
+        known = _store.read_json(uri) if _store.exists(uri) else {}
+        _store.write_json(uri, {**known, self.uri: ids})
+        self._ids[stage] = ids[key]
+        self.touched.add(stage)
+        return ids[key]
+
+
+def _experiment(client, name: str, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    folder = None
+    if uri.startswith("sqlite:///"):  # beside the database, not in whatever folder this is
+        folder = str(Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts")
+    return client.create_experiment(name, artifact_location=folder)
+
+
+def _log_batch(client, run_id: str, metrics, params, tags, step: int, now: int) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    known = client.get_run(run_id).data.params
+    changed = {k: str(v)[:6000] for k, v in params.items() if known.get(k) != str(v)[:6000]}
+    fresh = {k: v for k, v in changed.items() if k not in known}
+    tags = {**tags, **{f"changed.{k}": v for k, v in changed.items() if k in known}}
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, float(value), now, step) for name, value in metrics.items()],
+        params=[Param(name, value) for name, value in list(fresh.items())[:100]],
+        tags=[RunTag(name, str(value)) for name, value in tags.items()],
+    )
+
+
+def _record(uri: str, run_id: str, records: list[dict]) -> None:
+    """Log records ({"step": …, name: value, …}) unless their step is there already."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient(tracking_uri=uri)
+    names = {name for record in records for name in record} - {"step"}
+    there = {n: {m.step for m in client.get_metric_history(run_id, n)} for n in names}
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(name, float(value), now, record["step"])
+        for record in records
+        for name, value in record.items()
+        if name != "step" and record["step"] not in there[name]
+    ]
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def _ignore(records: list[dict]) -> None:
+    pass
+
+
+def _log_bytes(client, run_id: str, name: str, data: bytes) -> None:
+    import tempfile
+
+    folder, _, file = name.rpartition("/")
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / file).write_bytes(data)
+        client.log_artifact(run_id, str(Path(temporary) / file), folder or None)
+
+
+def _log_model(uri: str, run_id: str, folder: str, experiment: str) -> None:
+    import mlflow
+
+    import pipeline
+    import schemas
+    from jobs._tracked_model import TrackedModel
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(experiment)
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=TrackedModel(),
+            artifacts={"model": folder},
+            # Our own code goes along, so the model loads where Halftone is not installed.
+            code_paths=[str(Path(room.__path__[0])) for room in (pipeline, schemas)],
+            pip_requirements=["torch", "numpy", "pyarrow", "pillow", "pydantic", "safetensors"],
+        )

@@ -1,0 +1,20 @@
+"""halftone shard: images are checked and packed into WebDataset tars."""
+
+from functools import partial
+
+from jobs import _cli
+from jobs._run import Run
+from pipeline import shard
+
+
+def run(run: Run) -> None:
+    with run.stage("shard") as stage:
+        plan = shard.plan(run.recipe, run.root)
+        check = partial(shard.check, plan, recipe=run.recipe)
+        index = stage.make(plan, shard.write_shard, check=check)
+        if not run.dry:
+            stage.note(**shard.totals(index), version=index["version"])
+
+
+if __name__ == "__main__":
+    _cli.main("shard")

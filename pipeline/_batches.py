@@ -1,0 +1,257 @@
+"""Tars to batches: which samples a step sees, and how they are read.
+
+The order is a pure function of the shards, the seed, the epoch and the step. It does not depend on
+the number of workers: an epoch is dealt out to a fixed number of lanes, and worker r of W serves
+lanes r, r + W, …
+"""
+
+import functools
+import io
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from pipeline import _plan, _store, shard
+from pipeline._errors import InputError
+from pipeline.models.vocabulary import Vocabulary, pad
+
+SHUFFLE_BLOCK = 4096  # samples permuted together: the shards of a block are read as one stretch
+PREFETCH = 4  # batches made ahead of the model
+
+
+@dataclass
+class Batch:
+    """Pairs of one worker at one step, in lane order."""
+
+    images: torch.Tensor  # (n, 3, S, S) uint8 or (n, R, F) features
+    words: torch.Tensor  # (n, L) word ids
+    lengths: torch.Tensor  # (n,)
+    image_rows: torch.Tensor  # (n,) the image's row in its split: equal rows, same image
+    caption_rows: torch.Tensor  # (n,) the caption's row among the split's captions
+    waited: float = 0.0  # seconds the model waited for it
+
+    def to(self, device: torch.device) -> "Batch":
+        self.images = self.images.to(device, non_blocking=True)
+        self.words = self.words.to(device, non_blocking=True)
+        self.image_rows = self.image_rows.to(device, non_blocking=True)
+        return self
+
+
+class Split:
+    """The samples of a split, addressed by row: sidecars in memory, image bytes in the tars."""
+
+    def __init__(self, root: str, split: str, *, image_size: int, cache_mb: int = 1024):
+        index = _plan.need_index(_plan.folder(root, "shard"), "shard")
+        self.shards = [entry for entry in _plan.of_split(index, split) if entry["samples"]]
+        if not self.shards:
+            known = sorted({entry["split"] for entry in index["pieces"]})
+            raise InputError(f"no samples in split {split!r}; this run has {', '.join(known)}")
+        names = [entry["name"] for entry in self.shards]
+        self.tars = [_plan.folder(root, "shard", f"{name}.tar") for name in names]
+        columns = ["image_id", "captions", "member", "offset", "size"]
+        tables = [
+            shard.read_sidecar(_plan.folder(root, "shard", f"{name}.parquet"), columns)
+            for name in names
+        ]
+        self.rows_per_shard = np.array([table.num_rows for table in tables])
+        self.table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
+        captions = self.table["captions"].combine_chunks()
+        self.captions = captions.flatten().field("text").to_pylist()
+        self.caption_count = captions.value_lengths().to_numpy()
+        self.caption_first = np.concatenate([[0], np.cumsum(self.caption_count)])[:-1]
+        self.shard_of = np.repeat(np.arange(len(names)), self.rows_per_shard)
+        self.offset = self.table["offset"].to_numpy()
+        self.size = self.table["size"].to_numpy()
+        self.image_size = image_size
+        self._cache: dict[int, np.ndarray] = {}
+        self._cache_left = cache_mb * 2**20
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def image(self, row: int) -> np.ndarray:
+        """The decoded image (3, S, S) uint8, or the feature array, of a row."""
+        if (image := self._cache.get(row)) is None:
+            tar = self.tars[self.shard_of[row]]
+            data = _read_range(tar, int(self.offset[row]), int(self.size[row]))
+            image = decode(data, self.image_size)
+            if self._cache_left > image.nbytes:
+                self._cache_left -= image.nbytes
+                self._cache[row] = image
+        return image
+
+    @functools.cached_property
+    def features(self) -> int | None:
+        """Width of a region vector; None where the shards hold images."""
+        return self.image(0).shape[-1] if self.table["member"][0].as_py().endswith(".npy") else None
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """A feature array as it was stored, or an image as (3, size, size) uint8."""
+    if data.startswith(b"\x93NUMPY"):
+        return np.load(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data))
+    image.draft("RGB", (size, size))  # a JPEG decodes at the next larger eighth, for a fraction
+    image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def stream(tar: str, *, image_size: int) -> Iterator[tuple[dict, np.ndarray]]:
+    """Every sample of a shard in order: its JSON member and its decoded image or features."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    with fsspec.open(tar, "rb") as file:
+        for sample in group_by_keys(tar_file_expander([{"url": tar, "stream": file}])):
+            payload = next(sample[suffix] for suffix in ("jpg", "png", "npy") if suffix in sample)
+            yield json.loads(sample["json"]), decode(payload, image_size)
+
+
+@functools.lru_cache(maxsize=512)
+def _descriptor(path: str) -> int:
+    return os.open(path, os.O_RDONLY)
+
+
+def _read_range(uri: str, offset: int, size: int) -> bytes:
+    if _store.is_local(uri):
+        return os.pread(_descriptor(uri), size, offset)
+    return _store.read_bytes(uri, offset, size)
+
+
+class Order:
+    """Which pairs each step of an epoch sees.
+
+    An epoch is a number of rounds; in a round every image is seen at most once, so two captions of
+    one image never meet in a batch. With pairs="caption", round k shows the images that have more
+    than k captions, each with another one of its captions. Only whole batches are made: up to
+    batch_size - 1 images sit out a round, others in each.
+    """
+
+    def __init__(self, split: Split, *, batch_size: int, lanes: int, pairs: str, seed: int):
+        self.split, self.batch_size, self.lanes, self.seed = split, batch_size, lanes, seed
+        rounds = int(split.caption_count.max()) if pairs == "caption" else 1
+        self.sizes = [int((split.caption_count > k).sum()) for k in range(rounds)]
+        self.steps = sum(size // batch_size for size in self.sizes)
+        if not self.steps:
+            raise InputError(
+                f"{len(split)} train images do not fill one batch of {batch_size}; "
+                "lower --train.batch_size"
+            )
+
+    def epoch(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(image rows, caption rows), each (lanes, batch_size / lanes), of every step."""
+        for number, size in enumerate(self.sizes):
+            if size < self.batch_size:
+                continue
+            rows = self._round(epoch, number)
+            captions = self._captions(rows, epoch, number)
+            yield from zip(rows, captions, strict=True)
+
+    def _round(self, epoch: int, number: int) -> np.ndarray:
+        """(steps, lanes, batch_size / lanes) image rows of one round."""
+        rng = np.random.default_rng([self.seed, epoch, number])
+        shards = rng.permutation(len(self.split.shards))
+        ends = np.cumsum(self.split.rows_per_shard)
+        starts = ends - self.split.rows_per_shard
+        rows = np.concatenate([np.arange(starts[s], ends[s]) for s in shards])
+        rows = rows[self.split.caption_count[rows] > number]
+        rows = np.roll(rows, rng.integers(len(rows)))  # who sits out is drawn anew every round
+        share = self.batch_size // self.lanes
+        steps = len(rows) // self.batch_size
+        lanes = rows[: steps * self.batch_size].reshape(self.lanes, steps * share).copy()
+        for lane in lanes:
+            for start in range(0, len(lane), SHUFFLE_BLOCK):
+                rng.shuffle(lane[start : start + SHUFFLE_BLOCK])
+        return lanes.reshape(self.lanes, steps, share).transpose(1, 0, 2)
+
+    def _captions(self, rows: np.ndarray, epoch: int, number: int) -> np.ndarray:
+        """Caption rows: every image goes through its captions from a start drawn per epoch."""
+        counts = self.split.caption_count[rows]
+        return self.split.caption_first[rows] + (_hash(rows, self.seed, epoch) + number) % counts
+
+
+def _hash(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """A well-mixed number below 2**31 for every row (the finaliser of splitmix64)."""
+    with np.errstate(over="ignore"):
+        x = rows.astype(np.uint64) + np.uint64((seed * 1_000_003 + epoch + 1) % 2**63)
+        x = (x + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (x >> np.uint64(33)).astype(np.int64)
+
+
+class Loader:
+    """Batches of one worker, made ahead of the model by threads."""
+
+    def __init__(
+        self,
+        order: Order,
+        vocabulary: Vocabulary,
+        *,
+        rank: int,
+        size: int,
+        max_words: int,
+        threads: int,
+    ):
+        self.order, self.split = order, order.split
+        self.lanes = range(rank, order.lanes, size)
+        self.threads = threads
+        self.words = [vocabulary.ids_of(text, max_words) for text in self.split.captions]
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, all steps."""
+        ready: queue.Queue = queue.Queue(PREFETCH)
+        stop = threading.Event()
+        maker = threading.Thread(target=self._fill, args=(ready, stop, epoch), daemon=True)
+        maker.start()
+        try:
+            while True:
+                started = time.perf_counter()
+                item = ready.get()
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                item.waited = time.perf_counter() - started
+                yield item
+        finally:
+            stop.set()
+
+    def _fill(self, ready: queue.Queue, stop: threading.Event, epoch: int) -> None:
+        def put(item) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.2)
+                except queue.Full:
+                    continue
+
+        try:
+            with ThreadPoolExecutor(self.threads) as pool:
+                for rows, captions in self.order.epoch(epoch):
+                    if stop.is_set():
+                        return
+                    mine = list(self.lanes)
+                    put(self._batch(rows[mine].reshape(-1), captions[mine].reshape(-1), pool))
+            put(None)
+        except BaseException as error:  # handed to the training loop, which raises it
+            put(error)
+
+    def _batch(self, rows: np.ndarray, captions: np.ndarray, pool: ThreadPoolExecutor) -> Batch:
+        images = list(pool.map(self.split.image, rows.tolist()))
+        words, lengths = pad([self.words[row] for row in captions])
+        return Batch(
+            images=torch.from_numpy(np.stack(images)),
+            words=words,
+            lengths=lengths,
+            image_rows=torch.from_numpy(rows),
+            caption_rows=torch.from_numpy(captions),
+        )

@@ -1,0 +1,175 @@
+"""Stage 6: tower vectors of every shard, then the rankings of every query and their metrics."""
+
+import functools
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline import _plan, _ranking, _store, embed, train
+from pipeline._batches import stream
+from pipeline._errors import InputError
+from pipeline._plan import Piece, Plan
+from schemas.embedding import tower_schema
+from schemas.settings import Recipe
+
+write_rankings = _ranking.write_rankings
+
+
+def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
+    """A piece for every shard of the evaluated split, of val, and of the train bank."""
+    shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
+    model = _plan.need_index(_plan.folder(root, "train", name), "train")
+    folder = vectors_folder(root, name)
+    entries = _plan.of_split(shards, recipe.evaluate.split)
+    if not any(entry["samples"] for entry in entries):
+        known = ", ".join(sorted({entry["split"] for entry in shards["pieces"]}))
+        raise InputError(f"evaluate.split {recipe.evaluate.split!r} holds nothing; known: {known}")
+    entries += _plan.of_split(shards, "val") + bank_shards(shards, recipe.rerank.bank_images)
+    pieces = [
+        Piece(
+            name=entry["name"],
+            output=_store.join(folder, f"{entry['name']}.parquet"),
+            fingerprint=_store.fingerprint("vectors", model["version"], entry["files"]),
+            inputs={
+                "tar": _plan.folder(root, "shard", f"{entry['name']}.tar"),
+                "split": entry["split"],
+                "model": _plan.folder(root, "train", name),
+                "version": model["version"],
+                "batch_size": recipe.evaluate.batch_size,
+            },
+        )
+        for entry in {entry["name"]: entry for entry in entries if entry["samples"]}.values()
+    ]
+    return _plan.plan("vectors", folder, pieces, {})
+
+
+def vectors_folder(root: str, name: str) -> str:
+    return _plan.folder(root, "evaluate", name, "vectors")
+
+
+def bank_shards(shards: dict, images: int) -> list[dict]:
+    """The first train shards that hold so many images (train shards are in random order)."""
+    kept: list[dict] = []
+    for entry in _plan.of_split(shards, "train"):
+        if sum(e["samples"] for e in kept) < images:
+            kept.append(entry)
+    return kept
+
+
+@functools.lru_cache(maxsize=1)
+def _model(folder: str, version: str):
+    return train.load_model(folder)
+
+
+@torch.inference_mode()
+def write_vectors(piece: Piece) -> dict:
+    """Write the tower vectors of one shard; a summary with their number."""
+    if summary := _store.finished(piece.output, piece.fingerprint):
+        return summary
+    inputs = piece.inputs
+    model, vocabulary, recipe = _model(inputs["model"], inputs["version"])
+    device = next(model.parameters()).device
+    samples = list(stream(inputs["tar"], image_size=recipe.model.image_size))
+    rows, vectors = [], []
+    for start in range(0, len(samples), inputs["batch_size"]):
+        batch = samples[start : start + inputs["batch_size"]]
+        payload = torch.from_numpy(np.stack([image for _, image in batch]))
+        vectors.append(model.encode_image(payload.to(device)).cpu())
+        rows += [(about["image_id"], about["image_id"], "image") for about, _ in batch]
+    captions = [(c, about["image_id"]) for about, _ in samples for c in about["captions"]]
+    for start in range(0, len(captions), inputs["batch_size"]):
+        batch = captions[start : start + inputs["batch_size"]]
+        texts = [caption["text"] for caption, _ in batch]
+        words, lengths = vocabulary.encode(texts, recipe.model.max_words)
+        vectors.append(model.encode_text(words.to(device), lengths).cpu())
+        rows += [(caption["caption_id"], image_id, "text") for caption, image_id in batch]
+    matrix = torch.cat(vectors).numpy()
+    ids, image_ids, modality = (list(column) for column in zip(*rows, strict=True))
+    table = pa.table(
+        {
+            "id": ids,
+            "image_id": image_ids,
+            "modality": modality,
+            "vector": embed.vector_column(matrix),
+        },
+        schema=tower_schema(matrix.shape[1]),
+    )
+    summary = {"split": inputs["split"], "images": len(samples), "captions": len(captions)}
+    return _store.write_table(piece.output, table, piece.fingerprint, summary)
+
+
+def plan(recipe: Recipe, root: str, name: str) -> Plan:
+    """A piece for every shard of the evaluated split: its images and captions as queries."""
+    folder = _plan.folder(root, "evaluate", name)
+    return plan_rankings("evaluate", folder, recipe, root, name, {"rerank": "none"})
+
+
+def plan_rankings(
+    stage: str,
+    folder: str,
+    recipe: Recipe,
+    root: str,
+    name: str,
+    protocol: dict,
+    bias: tuple[str, str] = ("", ""),
+) -> Plan:
+    """The pieces of a ranking of the evaluated split; `bias` is the URI and version of a bias."""
+    vectors = _plan.need_index(vectors_folder(root, name), "evaluate")
+    embeddings = _plan.need_index(embed.folder_of(recipe, root), "embed")
+    split = recipe.evaluate.split
+    entries, labels = _plan.of_split(vectors, split), _plan.of_split(embeddings, split)
+    manifest = _plan.need_index(_plan.folder(root, "ingest"), "ingest")
+    knows_truth = any(n.startswith("truth") for e in manifest["pieces"] for n in e["files"])
+    vector_folder, label_folder = vectors_folder(root, name), embed.folder_of(recipe, root)
+    common = {
+        "vectors": tuple(_store.join(vector_folder, f"{e['name']}.parquet") for e in entries),
+        "version": _store.fingerprint(_plan.version(entries), bias),
+        "embeddings": tuple(_store.join(label_folder, f"{e['name']}.parquet") for e in labels),
+        "embeddings_version": _plan.version(labels),
+        "truth": _plan.folder(root, "ingest") if knows_truth else "",
+        "truth_version": manifest["version"],
+        "bias": bias[0],
+        "split": split,
+        "recipe": recipe,
+        "protocol": {**_protocol(recipe, entries), **protocol},
+    }
+    depends = [
+        common["version"],
+        common["embeddings_version"],
+        knows_truth and common["truth_version"],
+        recipe.evaluate.model_dump(exclude={"batch_size"}),
+        recipe.label.model_dump(include={"map", "reduce"}),
+    ]
+    pieces = [
+        Piece(
+            name=entry["name"],
+            output=_store.join(folder, f"{entry['name']}.parquet"),
+            fingerprint=_store.fingerprint(stage, entry["name"], depends),
+            inputs={**common, "shard": uri},
+        )
+        for entry, uri in zip(entries, common["vectors"], strict=True)
+    ]
+    return _plan.plan(stage, folder, pieces, common["protocol"])
+
+
+def _protocol(recipe: Recipe, entries: list[dict]) -> dict:
+    images = sum(entry["images"] for entry in entries)
+    captions = sum(entry["captions"] for entry in entries)
+    return {
+        "data": recipe.name,
+        "split": recipe.evaluate.split,
+        "images": images,
+        "captions": captions,
+        "captions_per_image": round(captions / images, 2),
+        "ties": "expected rank",
+        "gain": "2^r - 1",
+        "ndcg_at": recipe.evaluate.ndcg_at,
+        "label_encoder": recipe.embed.encoder,
+        "label_map": recipe.label.map,
+    }
+
+
+def metrics(plan: Plan) -> dict[str, float]:
+    """The means over all queries of a finished ranking."""
+    return _ranking.averages([piece.output for piece in plan.pieces])

@@ -1,0 +1,106 @@
+"""Losses by blocks of rows: each query's loss depends on its own row only, so value and gradient are done at once.
+
+Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+# Elements of a block's largest temporary: few enough that a block's few dozen passes stay in a CPU core's cache, and
+# enough that a GPU is busy.
+CACHE = {"cpu": 2**17, "cuda": 2**25}
+
+
+def prepared(scores_QN, target_QN, mask_QN):
+    """(scores_QN, target_QN, mask_QN), checked, in float32 (float64 when the scores are), with 0 where masked out.
+
+    The zeros keep whatever is in padding, NaN included, out of the value and the gradient.
+    """
+    others = [x for x in (target_QN, mask_QN) if x is not None]
+    if scores_QN.dim() != 2 or any(x.shape != scores_QN.shape for x in others):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (scores_QN, *others))
+        raise ValueError(f"scores, target and mask must all be (queries, candidates), got {shapes}")
+    if mask_QN is not None and mask_QN.dtype != torch.bool:
+        raise ValueError(f"mask_QN must be boolean, True = in the list, got {mask_QN.dtype}")
+    if scores_QN.dtype != torch.float64:
+        scores_QN = scores_QN.float()
+    if target_QN is not None and target_QN.dtype != torch.bool:
+        target_QN = target_QN.detach().to(scores_QN.dtype)
+    if mask_QN is not None:
+        scores_QN = scores_QN.masked_fill(~mask_QN, 0)
+        target_QN = None if target_QN is None else target_QN.masked_fill(~mask_QN, 0)
+    return scores_QN, target_QN, mask_QN
+
+
+def sound(scores_QN, target_QN):
+    """sound_Q: 1, or NaN for a query with a NaN. Times the loss it takes NaN to value and gradient, past comparisons."""
+    total_Q = scores_QN.detach().sum(-1) + target_QN.sum(-1)
+    return torch.where(total_Q.isnan(), torch.nan, torch.ones_like(total_Q))
+
+
+def rows_in_cache(elements_per_row, device):
+    """How many rows of a block keep its largest temporary, of `elements_per_row` a row, within the cache."""
+    return max(1, CACHE.get(device.type, CACHE["cuda"]) // max(1, elements_per_row))
+
+
+def blocks(total, rows):
+    """Slices of up to `rows` over `total` rows."""
+    return [slice(i, min(i + rows, total)) for i in range(0, total, rows)]
+
+
+def block_of(x_QN, rows):
+    """x_QN[rows], contiguous. Columns of a matrix are copied as they lie first: four times as fast as one strided copy."""
+    if x_QN.is_contiguous():
+        return x_QN[rows]
+    return x_QN.T[:, rows].contiguous().T.contiguous()
+
+
+def rowwise(kernel, rows, scores_QN, *others):
+    """loss_Q by blocks, from `kernel(scores_RN, *others of those rows, wants_gradient) -> (loss_R, gradient_RN)`.
+
+    The gradient is kept from the forward pass, so the largest thing alive is one more Q x N matrix.
+    """
+    return _Rowwise.apply(scores_QN, kernel, rows, *others)
+
+
+def differentiated(row_loss):
+    """A kernel for `rowwise` from a plain differentiable `row_loss(scores_RN, *others) -> loss_R`."""
+
+    def kernel(scores_RN, *others, wants_gradient):
+        if not wants_gradient:
+            return row_loss(scores_RN, *others), None
+        with torch.enable_grad():
+            scores_RN = scores_RN.detach().requires_grad_()
+            loss_R = row_loss(scores_RN, *others)
+            return loss_R.detach(), torch.autograd.grad(loss_R.sum(), scores_RN)[0]
+
+    return kernel
+
+
+class _Rowwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scores_QN, kernel, rows_at_once, *others):
+        ctx.count = len(others)
+        wants_gradient = ctx.needs_input_grad[0]
+        loss_Q = scores_QN.new_empty(len(scores_QN))
+        gradient_QN = torch.empty_like(scores_QN) if wants_gradient else None
+        for rows in blocks(len(scores_QN), rows_at_once):
+            of_rows = [None if other is None else block_of(other, rows) for other in others]
+            loss_Q[rows], gradient_RN = kernel(
+                block_of(scores_QN, rows), *of_rows, wants_gradient=wants_gradient
+            )
+            if not wants_gradient:
+                continue
+            if gradient_QN.is_contiguous():
+                gradient_QN[rows] = gradient_RN
+            else:
+                gradient_QN.T[:, rows] = gradient_RN.T.contiguous()
+        if wants_gradient:
+            ctx.save_for_backward(gradient_QN)
+        return loss_Q
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_Q):
+        (gradient_QN,) = ctx.saved_tensors
+        return gradient_QN * grad_Q[:, None], None, None, *[None] * ctx.count

@@ -1,0 +1,25 @@
+"""Two towers into one space."""
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+
+class TwoTower(nn.Module):
+    """An image tower and a text tower; score = cosine of their outputs."""
+
+    def __init__(self, image: nn.Module, text: nn.Module):
+        super().__init__()
+        self.image, self.text = image, text
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (B, dim) float32 of B images or feature arrays."""
+        return normalize(self.image(images).float(), dim=1)
+
+    def encode_text(self, words: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (B, dim) float32 of B captions: word ids (B, L), padded, and lengths (B,)."""
+        return normalize(self.text(words, lengths).float(), dim=1)
+
+    def forward(self, images, words, lengths) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both encodings of B pairs; the one call that DistributedDataParallel sees."""
+        return self.encode_image(images), self.encode_text(words, lengths)

@@ -1,0 +1,71 @@
+"""Flickr's token file, a caption a line: `NAME.jpg#0<TAB>A dog runs .`
+
+Splits come from the lists `Flickr_8k.trainImages.txt`, `.devImages.txt` and `.testImages.txt`
+beside the token file; an image on none of them is left out. Without any list, all are train.
+"""
+
+import re
+from collections.abc import Iterator
+
+from pipeline import _store
+from pipeline._errors import InputError
+from pipeline.sources import _annotations
+from schemas.settings import SourceSettings
+
+EXPECTED = "a Flickr token file (Flickr8k.token.txt)"
+LISTS = {
+    "train": "Flickr_8k.trainImages.txt",
+    "val": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
+# Flickr8k names one image NAME.jpg.1; its file is NAME.jpg.
+LINE = re.compile(r"(?P<name>[^\t]+?)(\.\d+)?#(?P<number>\d+)\t(?P<text>.*)")
+
+
+def parts(settings: SourceSettings) -> list[str]:
+    """One part: the file is read as a whole."""
+    return [_store.name_of(inputs(settings)[0])]
+
+
+def inputs(settings: SourceSettings) -> list[str]:
+    """The token file and the split lists beside it."""
+    uri = _annotations.file(settings, EXPECTED)
+    return [uri, *_lists(uri).values()]
+
+
+def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+    """Manifest rows in the order in which the images first appear."""
+    uri = _annotations.file(settings, EXPECTED)
+    folder = _annotations.image_folder(settings)
+    lists = _lists(uri)
+    splits = {
+        name.strip(): split for split, list_ in lists.items() for name in _annotations.lines(list_)
+    }
+    for name, captions in _captions(uri).items():
+        split = splits.get(name) if lists else "train"
+        if split:
+            image_id = _annotations.stem(name)
+            yield _annotations.row(
+                image_id, _store.join(folder, name), split, captions, "flickr_tokens"
+            )
+
+
+def _lists(uri: str) -> dict[str, str]:
+    folder = uri.rsplit("/", 1)[0]
+    there = _store.list_files(folder)
+    return {split: _store.join(folder, name) for split, name in LISTS.items() if name in there}
+
+
+def _captions(uri: str) -> dict[str, list[tuple[str, str]]]:
+    """Captions with their ids, by image file name."""
+    captions: dict[str, list[tuple[str, str]]] = {}
+    for number, line in enumerate(_annotations.lines(uri), 1):
+        if not line.strip():
+            continue
+        if not (match := LINE.fullmatch(line)):
+            raise InputError(
+                f"{uri} line {number} is {line[:60]!r}; expected NAME.jpg#0<TAB>caption"
+            )
+        caption_id = f"{_annotations.stem(match['name'])}#{match['number']}"
+        captions.setdefault(match["name"], []).append((caption_id, match["text"]))
+    return captions

@@ -1,0 +1,149 @@
+"""Precomputed image features: `{split}_ims.npy` with `{split}_caps.txt`, one caption a line.
+
+`source.path` is the folder, or the folder and what the names begin with. An array has shape
+[images, features] or [images, regions, features]. There are k caption lines an image, in the order
+of the array's rows, k = 1, 2, …; where rows and lines are equally many and every row is there five
+times over, as in some public features, every fifth row is an image. `{split}_ids.txt`, if it is
+there, names the image of each array row; without it an image is called after its split and row.
+Splits are train, val (or dev) and test (or testall); of two files for one split the fuller counts.
+"""
+
+import functools
+import io
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline import _store
+from pipeline._errors import InputError
+from pipeline.sources import _annotations
+from schemas.settings import SourceSettings
+
+EXPECTED = "a folder with train_ims.npy and train_caps.txt, or that folder and a name's beginning"
+SPLITS = {"train": "train", "dev": "val", "val": "val", "test": "test", "testall": "test"}
+HEADER_BYTES = 4096  # enough for the header of a plain array
+REPEATS = 5  # captions of an image in the public features, and copies of its row in some
+
+
+def parts(settings: SourceSettings) -> list[str]:
+    """The name before `_ims.npy` of each split."""
+    return [uri.removesuffix("_ims.npy") for uri in inputs(settings) if uri.endswith("_ims.npy")]
+
+
+def inputs(settings: SourceSettings) -> list[str]:
+    """The arrays, captions and ids of every split that is there."""
+    uri = _annotations.path(settings, EXPECTED).rstrip("/")
+    folder, prefix = uri, ""
+    names = _store.list_files(folder)
+    if not names:
+        folder, prefix = uri.rsplit("/", 1)
+        names = _store.list_files(folder)
+    chosen = {}
+    for named, split in SPLITS.items():  # later names win: val over dev, testall over test
+        for begin in (f"{prefix}{named}", f"{prefix}_{named}"):
+            if f"{begin}_ims.npy" in names:
+                chosen[split] = begin
+    if not chosen:
+        raise InputError(f"no *_ims.npy of a split ({', '.join(SPLITS)}) at {uri}; give {EXPECTED}")
+    for begin in chosen.values():
+        if f"{begin}_caps.txt" not in names:
+            raise InputError(f"{begin}_caps.txt is not beside {begin}_ims.npy in {folder}")
+    endings = ("_ims.npy", "_caps.txt", "_ids.txt")
+    files = [f"{begin}{ending}" for begin in chosen.values() for ending in endings]
+    return [_store.join(folder, name) for name in files if name in names]
+
+
+def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+    """Manifest rows of a split, one for each image in the order of the array."""
+    array_uri = f"{part}_ims.npy"
+    count = _header(array_uri)[0][0]
+    lines = _annotations.lines(f"{part}_caps.txt")
+    if not count or not lines or len(lines) % count:
+        raise InputError(
+            f"{part}_caps.txt has {len(lines)} lines, {array_uri} has {count} rows; "
+            "expected as many lines, or a whole multiple of the rows"
+        )
+    copies = REPEATS if len(lines) == count and _repeated(array_uri) else 1
+    per_image = copies * len(lines) // count
+    ids = _ids(settings, part, count)
+    split = SPLITS[_split_name(part)]
+    for row in range(0, count, copies):
+        image_id = ids[row] if ids else f"{split}-{row // copies:06d}"
+        start = row // copies * per_image
+        texts = lines[start : start + per_image]
+        captions = [(f"{image_id}#{k}", text) for k, text in enumerate(texts)]
+        yield _annotations.row(image_id, f"{array_uri}#{row}", split, captions, "precomp")
+
+
+def load(uri: str) -> bytes:
+    """The bytes of a .npy file of that row alone, in the type it is stored in."""
+    file = io.BytesIO()
+    np.save(file, _row(*_place(uri)), allow_pickle=False)
+    return file.getvalue()
+
+
+def _split_name(part: str) -> str:
+    return max((name for name in SPLITS if part.endswith(name)), key=len)
+
+
+def _ids(settings: SourceSettings, part: str, count: int) -> list[str] | None:
+    uri = f"{part}_ids.txt"
+    if uri not in inputs(settings):
+        return None
+    ids = [_annotations.stem(line.strip()) for line in _annotations.lines(uri)]
+    if len(ids) != count:
+        raise InputError(f"{uri} has {len(ids)} lines; expected {count}, one a row of the array")
+    return ids
+
+
+def _repeated(uri: str) -> bool:
+    """Whether the array is images five times over; looks at ten groups of rows, not at all."""
+    count = _header(uri)[0][0]
+    if count % REPEATS:
+        return False
+    groups = np.unique(np.linspace(0, count // REPEATS - 1, 10).astype(int)) * REPEATS
+    return all(
+        np.array_equal(_row(uri, group), _row(uri, group + k))
+        for group in groups.tolist()
+        for k in range(1, REPEATS)
+    )
+
+
+def _place(uri: str) -> tuple[str, int]:
+    array_uri, _, row = uri.rpartition("#")
+    if not array_uri or not row.isdecimal():
+        raise InputError(f"{uri!r} is not a feature row; expected FILE.npy#ROW")
+    return array_uri, int(row)
+
+
+@functools.lru_cache(maxsize=16)
+def _header(uri: str) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, type and the offset of the first byte of data of a .npy file."""
+    file = io.BytesIO(_store.read_bytes(uri, 0, HEADER_BYTES))
+    try:
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, by_column, dtype = readers[np.lib.format.read_magic(file)](file)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{uri} is not a .npy file of numbers ({error})") from None
+    if by_column or dtype.kind not in "fiu" or len(shape) not in (2, 3):
+        order = "column by column" if by_column else "row by row"
+        raise InputError(
+            f"{uri} holds {dtype} of shape {shape}, {order}; expected numbers of shape "
+            "[images, features] or [images, regions, features], row by row"
+        )
+    return shape, dtype, file.tell()
+
+
+def _row(uri: str, row: int) -> np.ndarray:
+    shape, dtype, start = _header(uri)
+    if row >= shape[0]:
+        raise InputError(f"{uri} has {shape[0]} rows; there is no row {row}")
+    size = math.prod(shape[1:]) * dtype.itemsize
+    data = _store.read_bytes(uri, start + row * size, size)
+    if len(data) < size:
+        raise InputError(f"{uri} ends inside row {row}; copy the file again")
+    return np.frombuffer(data, dtype).reshape(shape[1:])

@@ -1,0 +1,23 @@
+"""Checkpoint: a folder of files named in `checkpoint.json`, which is written last and means done.
+
+    model.safetensors  optimizer.safetensors  vocabulary.json  checkpoint.json
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Checkpoint(BaseModel):
+    """What `checkpoint.json` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    fingerprint: str  # of settings, shards and labels: another one is another training
+    epoch: int  # finished epochs
+    step: int  # finished optimizer steps
+    metrics: dict[str, float]  # of the last validation
+    best: dict[str, float]  # epoch and val/rsum of the best one so far
+    optimizer: dict  # torch's state_dict without its tensors
+    settings: dict  # the resolved recipe
+    data_version: str  # of 2-shards
+    label_version: str | None  # of 3-embeddings, where a loss needed relevance
+    files: dict[str, str]  # name -> sha256
