@@ -11,7 +11,7 @@ import yaml
 from jobs import _cluster
 from jobs._show import Show
 from jobs._track import Tracker
-from pipeline import _store
+from pipeline import _pages, _store
 from pipeline._plan import Piece, Plan
 from schemas.settings import Recipe
 
@@ -117,6 +117,17 @@ class Stage:
             )
         self.made += 1
         return plan.finish({piece.name: summary(piece)})
+
+    def page(self, uri: str, version: str) -> bool:
+        """Whether a page is to be made: it is not there, or was made from something else."""
+        current = _pages.is_current(uri, version)
+        self.made, self.kept = self.made + (not current), self.kept + current
+        if self.run.dry:
+            self.run.show.line(f"  {_store.name_of(uri)}: {'done' if current else 'to make'}")
+            raise NotYet
+        if not current:
+            self.start()
+        return not current
 
     def start(self) -> None:
         """The stage has work to do: its MLflow run begins, with all the settings as parameters."""

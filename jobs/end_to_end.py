@@ -1,7 +1,6 @@
-"""halftone run: all eight stages, for every model of the recipe, and the table that compares them."""
+"""halftone run: all eight stages for every model of the recipe, and the table that compares them."""
 
-from jobs import _cli, embed, evaluate, ingest, label, rerank, search, shard, train
-from jobs import report as report_job
+from jobs import _cli, embed, evaluate, ingest, label, report, rerank, search, shard, train
 from jobs._run import Run
 
 STAGES = (ingest, shard, embed, label, train, evaluate, rerank, search)
@@ -12,11 +11,7 @@ def run(run: Run) -> None:
         stage.run(run)
 
 
-def closing(runs: list[Run]) -> None:
-    report_job.write(runs[-1], [run.name for run in runs])
-    report_job.table(runs)
-    report_job.where_to_look(runs[-1])
-
+closing = report.closing
 
 if __name__ == "__main__":
     _cli.main("run")

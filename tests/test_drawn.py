@@ -90,8 +90,7 @@ def slow_relevance(scene, caption):
         whole += weights["relation"]
     if caption["number"]:
         whole += weights["number"]
-        off = abs(caption["number"] - len(things))
-        best += weights["number"] * {0: 1, 1: 0.5}.get(off, 0)
+        best += weights["number"] * (caption["number"] == len(things))
     if caption["ground"]:
         whole += weights["ground"]
         best += weights["ground"] * (caption["ground"] == scene["ground"])
@@ -161,7 +160,7 @@ def test_relevance_of_near_misses_by_hand():
         caption_facts(["square", "red", None, None], ground="snow"): (0.5 * 4 + 3) / 10,
         caption_facts(circle, circle): 7 / 14,  # one circle is not two
         caption_facts(["circle", None, "medium", None]): 0.5 * 4.5 / 5,
-        caption_facts(["star", None, None, None], number=3): (2 * 0.5) / 6,
+        caption_facts(["star", None, None, None], number=2): 2 / 6,
         caption_facts(number=4, ground="snow"): 3 / 5,
     }
     found = drawn.relevance([scene], list(captions))[0]

@@ -264,11 +264,11 @@ def test_precomp_load_names_what_it_cannot_read(tmp_path):
 
 # ---- csv ---------------------------------------------------------------------------------------
 
-CSV = """image,caption,split
+CSV = '''image,caption,split
 a/1.jpg,"A dog, running",test
-2.jpg,"He said ""hi"",
+2.jpg,"He said ""hi""",
 a/1.jpg,A dog,test
-"""
+'''
 
 
 def test_csv_rows(tmp_path):

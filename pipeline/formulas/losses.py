@@ -6,6 +6,7 @@ Legend of the shape suffixes: Q queries, N candidates of a query.
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.formulas.kendall_losses import kendall_rank, kendall_smooth
 from pipeline.formulas.listwise_losses import list_mle, list_net, smooth_ndcg, soft_label_kl
 
 
@@ -14,33 +15,6 @@ def _ready(scores_QN, mask_QN):
     if mask_QN is None:
         mask_QN = torch.ones_like(scores_QN, dtype=torch.bool)
     return torch.where(mask_QN, scores_QN, 0), mask_QN
-
-
-def kendall_rank(
-    scores_QN, relevance_QN, *, gap=0.3, margin=0.0, mask_QN=None, window=None, hardest=None
-):
-    """loss_Q: mean hinge over the pairs of candidates whose relevance differs by more than `gap`.
-
-    >>> kendall_rank(torch.tensor([[0.1, 0.3]]), torch.tensor([[1.0, 0.0]]))
-    tensor([0.2000])
-    """
-    scores_QN, mask_QN = _ready(scores_QN, mask_QN)
-    rows = max(1, 2**22 // max(1, scores_QN.shape[1] ** 2))
-    relevance_QN = relevance_QN.to(scores_QN.dtype)
-    losses = [
-        checkpoint(_kendall_dense, s, r, m, gap, margin, use_reentrant=False)
-        for s, r, m in zip(
-            scores_QN.split(rows), relevance_QN.split(rows), mask_QN.split(rows), strict=True
-        )
-    ]
-    return torch.cat(losses)
-
-
-def _kendall_dense(scores_QN, relevance_QN, mask_QN, gap, margin):
-    pair_QNN = relevance_QN[:, :, None] - relevance_QN[:, None, :] > gap
-    pair_QNN &= mask_QN[:, :, None] & mask_QN[:, None, :]
-    hinge_QNN = (margin + scores_QN[:, None, :] - scores_QN[:, :, None]).relu()
-    return (hinge_QNN * pair_QNN).sum((1, 2)) / pair_QNN.sum((1, 2)).clamp(min=1)
 
 
 def triplet(scores_QN, positive_QN, *, margin=0.2, negatives="hardest", tau=0.05, mask_QN=None):

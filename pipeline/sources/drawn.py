@@ -9,8 +9,7 @@ An assertion is one of
   all of them do: a blue circle makes "a red circle" true by 2/7. Neighbouring sizes agree by half;
 - a relation of the first two mentions; truth 1 if it holds between the two things they stand for,
   times the truth of both mentions;
-- the number of things in the scene; truth 1/2 if it is off by one, 0 if by more;
-- the ground; truth 1 or 0.
+- the number of all things in the scene, and the ground; truth 1 or 0.
 
 Every mention stands for another thing of the scene, and of all ways to assign them the best counts.
 So relevance is 1 exactly for scenes of which all the caption says is true, its own among them.
@@ -66,7 +65,7 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         rng = random.Random(f"captions {settings.seed}/{split}/{index}")
         written = _sentences.captions(scene, rng)
         image_id = f"{split}-{index:06d}"
-        ids = [f"{image_id}-{k}" for k in range(len(written))]
+        ids = [f"{image_id}#{k}" for k in range(len(written))]
         facts = [scene_facts(scene), *map(caption_facts, written)]
         yield {
             "image_id": image_id,
@@ -124,16 +123,15 @@ def caption_facts(caption: _sentences.Caption) -> str:
 
 def relevance(scenes: list[str], captions: list[str]) -> np.ndarray:
     """True relevance of M scenes (facts) to N captions (facts): float32 [M, N] in [0, 1]."""
-    things_MTA, holds_MRTT, number_M, ground_M = _scene_arrays([json.loads(s) for s in scenes])
+    arrays_M = _scene_arrays([json.loads(scene) for scene in scenes])
     said = [json.loads(caption) for caption in captions]
     relevance_MN = np.empty((len(scenes), len(said)), np.float32)
     for group in _alike(said):
-        claims = _caption_arrays([said[j] for j in group])
+        arrays_N = _caption_arrays([said[j] for j in group])
         for start in range(0, len(scenes), SCENES_BLOCK):
             block = slice(start, start + SCENES_BLOCK)
-            relevance_MN[block, group] = _relevance(
-                things_MTA[block], holds_MRTT[block], number_M[block], ground_M[block], *claims
-            )
+            arrays_B = [array_M[block] for array_M in arrays_M]
+            relevance_MN[block, group] = _relevance(arrays_B, arrays_N)
     return relevance_MN
 
 
@@ -162,6 +160,7 @@ def _scene_arrays(scenes: list[dict]):
 
 
 def _columns(look: list[str]) -> list[int]:
+    """Where the four attributes of a thing are among all attributes' values."""
     offsets = itertools.accumulate(map(len, ATTRIBUTES.values()), initial=0)
     pairs = zip(offsets, ATTRIBUTES.values(), look, strict=False)
     return [offset + values.index(value) for offset, values, value in pairs]
@@ -175,7 +174,7 @@ def _caption_arrays(said: list[dict]):
     total_KN = np.zeros((mentions, len(said)), np.float32)
     for j, facts in enumerate(said):
         for k, mention in enumerate(facts["mentions"]):
-            weights_KNA[k, j] = _agreement(tuple(mention))
+            weights_KNA[k, j] = _agreement(mention)
             total_KN[k, j] = _weight(mention)
     relation_N = np.array([RELATIONS.index(f["relation"]) if f["relation"] else -1 for f in said])
     number_N = np.array([f["number"] or 0 for f in said])
@@ -183,11 +182,12 @@ def _caption_arrays(said: list[dict]):
     return weights_KNA, total_KN, relation_N, number_N, ground_N
 
 
-def _weight(mention) -> int:
+def _weight(mention: list) -> int:
+    """Sum of the weights of the mentioned attributes."""
     return sum(WEIGHTS[a] for a, value in zip(ATTRIBUTES, mention, strict=True) if value)
 
 
-def _agreement(mention) -> np.ndarray:
+def _agreement(mention: list) -> np.ndarray:
     """Weight of each attribute's value for this mention, half of it for a neighbouring size."""
     agreement_A = []
     for (attribute, values), said in zip(ATTRIBUTES.items(), mention, strict=True):
@@ -199,43 +199,29 @@ def _agreement(mention) -> np.ndarray:
     return np.array(agreement_A, np.float32)
 
 
-def _relevance(
-    things_BTA,
-    holds_BRTT,
-    number_B,
-    ground_B,
-    weights_KNA,
-    total_KN,
-    relation_N,
-    number_N,
-    ground_N,
-) -> np.ndarray:
+def _relevance(arrays_B, arrays_N) -> np.ndarray:
     """Relevance of a block of scenes to captions with equally many mentions, [B, N]."""
+    things_BTA, holds_BRTT, number_B, ground_B = arrays_B
+    weights_KNA, total_KN, relation_N, number_N, ground_N = arrays_N
     mentions = len(weights_KNA)
-    truth = {}  # of mention k for thing t, [B, N]
-    for k, t in itertools.product(range(mentions), range(MOST_THINGS)):
-        share = things_BTA[:, t] @ weights_KNA[k].T / total_KN[k]
-        truth[k, t] = share / 2 + (share == 1) / np.float32(2)
+    share_BTKN = np.tensordot(things_BTA, weights_KNA, axes=(2, 2)) / total_KN
+    truth_KTBN = (share_BTKN / 2 + (share_BTKN == 1) / np.float32(2)).transpose(2, 1, 0, 3)
+    score_KTBN = np.ascontiguousarray(truth_KTBN * total_KN[:, None, None])
     related = relation_N[0] >= 0
     if related:
-        relation = {
-            (t, u): WEIGHTS["relation"]
-            * holds_BRTT[:, relation_N, t, u]
-            * truth[0, t]
-            * truth[1, u]
+        holds_RTTB = (WEIGHTS["relation"] * holds_BRTT).transpose(1, 2, 3, 0)
+        related_BN = {
+            (t, u): holds_RTTB[relation_N, t, u].T * truth_KTBN[0, t] * truth_KTBN[1, u]
             for t, u in itertools.permutations(range(MOST_THINGS), 2)
         }
-    for (k, t), value in truth.items():
-        truth[k, t] = value * total_KN[k]
-    best = np.zeros((len(things_BTA), weights_KNA.shape[1]), np.float32)
+    best_BN = np.zeros((len(things_BTA), len(number_N)), np.float32)
     for chosen in itertools.permutations(range(MOST_THINGS), mentions):
-        score = relation[chosen[:2]].copy() if related else np.zeros_like(best)
-        for k, t in enumerate(chosen):
-            score += truth[k, t]
-        np.maximum(best, score, out=best)
-    off_BN = np.abs(number_B[:, None] - number_N)
-    best += WEIGHTS["number"] * (number_N > 0) * np.maximum(0, 1 - off_BN / 2)
-    best += WEIGHTS["ground"] * (ground_B[:, None] == ground_N)
+        score_BN = sum(score_KTBN[k, t] for k, t in enumerate(chosen))
+        if related:
+            score_BN = score_BN + related_BN[chosen[:2]]
+        np.maximum(best_BN, score_BN, out=best_BN)
+    best_BN += WEIGHTS["number"] * (number_B[:, None] == number_N)
+    best_BN += WEIGHTS["ground"] * (ground_B[:, None] == ground_N)
     weight_N = total_KN.sum(0) + WEIGHTS["relation"] * (relation_N >= 0)
     weight_N += WEIGHTS["number"] * (number_N > 0) + WEIGHTS["ground"] * (ground_N >= 0)
-    return best / weight_N
+    return best_BN / weight_N
