@@ -107,12 +107,8 @@ def _dispatch(command: str, argv: list[str]) -> None:
     for run in runs:
         if len(runs) > 1:
             show.heading(f"\nmodel {run.name}")
-        try:
-            module.run(run, options) if hasattr(module, "arguments") else module.run(run)
-        finally:
-            if sys.exc_info()[0] is None:
-                run.save_settings() if not options.dry_run else None
-                run.track.finish()
+        module.run(run, options) if hasattr(module, "arguments") else module.run(run)
+        run.track.finish()
     if hasattr(module, "closing") and not options.dry_run:
         module.closing(runs)
     if options.json:

@@ -12,6 +12,7 @@ from jobs import _cluster
 from jobs._show import Show
 from jobs._track import Tracker
 from pipeline import _pages, _store
+from pipeline._errors import StageMissing
 from pipeline._plan import Piece, Plan
 from schemas.settings import Recipe
 
@@ -33,6 +34,7 @@ class Run:
     dry: bool = False
     track: Tracker = field(init=False)
     results: dict[str, Any] = field(default_factory=dict)  # for --json and the final table
+    begun: bool = False
 
     def __post_init__(self):
         self.track = Tracker(self.recipe.name, self.root, self.name)
@@ -45,6 +47,12 @@ class Run:
             yield stage
         except NotYet:
             return
+        except StageMissing as missing:
+            if not self.dry:
+                self.show.failed(name)
+                raise
+            self.show.line(f"  {name}: waits, {missing}")
+            return
         except BaseException as error:
             self.show.failed(name)
             if stage.worked:
@@ -53,10 +61,14 @@ class Run:
             raise
         stage.end()
 
-    def save_settings(self) -> None:
-        """The resolved settings, in the run folder."""
-        text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
-        _store.write_bytes(_store.join(self.root, f"settings-{self.name}.yaml"), text.encode())
+    def begin(self) -> None:
+        """There is work to do: the resolved settings go to the run folder and to MLflow."""
+        if not self.begun:
+            self.begun = True
+            text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False).encode()
+            _store.write_bytes(_store.join(self.root, f"settings-{self.name}.yaml"), text)
+            self.track.log("", params=_flat(self.recipe))
+            self.track.artifact("", "settings.yaml", text)
 
 
 @dataclass
@@ -107,8 +119,8 @@ class Stage:
             if plan.index:
                 return plan.index
             raise NotYet
-        if plan.complete:
-            return plan.index
+        if not plan.pending:
+            return plan.index if plan.complete else plan.finish({})
         self.start()
         piece = plan.pieces[0]
         with self.run.show.training(self.name, self.run.recipe.train.epochs, piece):
@@ -130,12 +142,12 @@ class Stage:
         return not current
 
     def start(self) -> None:
-        """The stage has work to do: its MLflow run begins, with all the settings as parameters."""
+        """The stage has work to do: its MLflow run begins, its settings the parameters."""
         if not self.worked:
             self.worked = True
             section = self.run.recipe.model_dump(mode="json").get(self.name, {})
             params = {f"{self.name}.{key}": value for key, value in section.items()}
-            self.run.track.log("", params=_flat(self.run.recipe))
+            self.run.begin()
             self.run.track.log(self.name, params=params)
 
     def note(self, **notes) -> None:

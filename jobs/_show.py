@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+import rich.box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -24,7 +25,9 @@ class Show:
 
     def __init__(self, quiet: bool = False):
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self.out = Console(highlight=False, soft_wrap=True)
+        self.out = Console(highlight=False)
+        if not self.out.is_terminal:  # a file or a pipe has no edge
+            self.out.width = 140
 
     def heading(self, text: str, detail: str = "") -> None:
         self.console.print(f"[bold]{text}[/bold]  [dim]{detail}[/dim]" if detail else text)
@@ -114,13 +117,24 @@ class Show:
         )
 
     def table(self, title: str, columns: list[str], rows: list[list[str]], caption: str) -> None:
-        """A result, to standard output."""
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+        """A result, to standard output; the last column of text folds where it must."""
+        table = Table(
+            title=title or None, caption=caption, caption_justify="left", box=rich.box.SIMPLE_HEAD
+        )
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+            words = any(" " in row[number].strip() for row in rows) and number == len(columns) - 1
+            left = number == 0 or words
+            table.add_column(
+                column, justify="left" if left else "right", no_wrap=not words, overflow="fold"
+            )
         for row in rows:
             table.add_row(*row)
         self.out.print(table)
+
+    def where(self, places: dict[str, str]) -> None:
+        """Where to look, a line a place, never broken: they are there to be copied."""
+        for name, place in places.items():
+            self.out.print(f"{name:<9}{place}", soft_wrap=True)
 
 
 def _modified(uri: str) -> list | None:

@@ -5,10 +5,13 @@ or repeated run goes on in the same MLflow runs. Only the driver's side writes; 
 does not answer the work goes on, and what was not written is written the next time.
 """
 
+import contextlib
+import logging
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,11 +66,8 @@ class Tracker:
         return partial(_record, self.uri, run_id) if run_id else _ignore
 
     def model(self, stage: str, folder: str) -> None:
-        """Log the trained model of a local folder so that `mlflow.pyfunc.load_model` loads it."""
-        if _store.is_local(folder):  # elsewhere the run folder itself is the place to load from
-            self._attempt(
-                lambda: _log_model(self.uri, self._run_id(stage), folder, self.experiment)
-            )
+        """Log a folder's trained model so that `mlflow.pyfunc.load_model` loads it."""
+        self._attempt(lambda: _log_model(self.uri, self._run_id(stage), folder))
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the runs that were written to; keep what could not be written for the next time."""
@@ -77,14 +77,16 @@ class Tracker:
             )
         uri = _store.join(self.root, PENDING)
         if self.pending:
-            _store.write_json(uri, self.pending)
+            kept = _store.read_json(uri) if _store.exists(uri) else []
+            _store.write_json(uri, kept + self.pending)
+            self.pending = []
             print(
-                f"halftone: MLflow at {self.uri} was away; {len(self.pending)} entries wait in "
-                f"{uri} and are written by the next run",
+                f"halftone: MLflow at {self.uri} could not be written; what it lacks waits in {uri} "
+                "and is written by the next run",
                 file=sys.stderr,
             )
-        elif self.touched:
-            _store.remove(uri)
+        self.touched.clear()
+        self._ids.clear()
 
     def url(self) -> str:
         """Where the runs are to be seen, once `mlflow ui` runs."""
@@ -94,10 +96,10 @@ class Tracker:
         return f"{base}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
     def ui_command(self) -> str | None:
-        """The command that opens the UI, where no server runs."""
+        """The words after `mlflow` that open the UI, where no server runs."""
         if self.uri.startswith("http"):
             return None
-        return f"mlflow ui --backend-store-uri {self.uri} --port 5000"
+        return f"ui --backend-store-uri {self.uri} --port 5000"
 
     def _write(self, stage: str, kind: str, values: list) -> None:
         entry = [self.name, stage, kind, values]
@@ -123,7 +125,10 @@ class Tracker:
             for entry in entries:
                 if entry[0] == self.name:
                     self._apply(entry)
-            _store.write_json(uri, [entry for entry in entries if entry[0] != self.name])
+            if others := [entry for entry in entries if entry[0] != self.name]:
+                _store.write_json(uri, others)
+            else:
+                _store.remove(uri)
 
     def _attempt(self, action: Callable[[], Any]) -> Any:
         if self.away:
@@ -142,6 +147,8 @@ class Tracker:
     def _client(self):
         from mlflow import MlflowClient
 
+        for name in ("mlflow", "alembic"):  # migrations and advice, line after line
+            logging.getLogger(name).setLevel(logging.ERROR)
         return MlflowClient(tracking_uri=self.uri)
 
     def _load_ids(self) -> dict:
@@ -217,33 +224,46 @@ def _record(uri: str, run_id: str, records: list[dict]) -> None:
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
+@contextlib.contextmanager
+def _current(uri: str) -> Iterator[None]:
+    """`uri` as MLflow's current one; MLflow keeps that in the environment, which is put back."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 def _ignore(records: list[dict]) -> None:
     pass
 
 
 def _log_bytes(client, run_id: str, name: str, data: bytes) -> None:
-    import tempfile
-
     folder, _, file = name.rpartition("/")
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / file).write_bytes(data)
         client.log_artifact(run_id, str(Path(temporary) / file), folder or None)
 
 
-def _log_model(uri: str, run_id: str, folder: str, experiment: str) -> None:
+def _log_model(uri: str, run_id: str, folder: str) -> None:
     import mlflow
 
     import pipeline
     import schemas
     from jobs._tracked_model import TrackedModel
 
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(experiment)
-    with mlflow.start_run(run_id=run_id):
+    with tempfile.TemporaryDirectory() as copy, _current(uri), mlflow.start_run(run_id=run_id):
+        for name in ("index.json", "vocabulary.json", "model.safetensors"):
+            (Path(copy) / name).write_bytes(_store.read_bytes(_store.join(folder, name)))
         mlflow.pyfunc.log_model(
             name="model",
             python_model=TrackedModel(),
-            artifacts={"model": folder},
+            artifacts={"model": copy},
             # Our own code goes along, so the model loads where Halftone is not installed.
             code_paths=[str(Path(room.__path__[0])) for room in (pipeline, schemas)],
             pip_requirements=["torch", "numpy", "pyarrow", "pillow", "pydantic", "safetensors"],

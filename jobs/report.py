@@ -1,5 +1,10 @@
 """halftone report: one page about all the models of a run folder."""
 
+import os
+import shutil
+import sys
+from pathlib import Path
+
 from jobs import _cli
 from jobs._run import Run
 from pipeline import _pages, _store, report
@@ -26,25 +31,38 @@ def write(runs: list[Run]) -> None:
         return
     page = report.build(last.recipe, last.root, names).encode()
     _store.write_bytes(uri, page)
+    figures = report.figures(last.recipe, last.root, names)
     for run in runs:
         run.track.artifact("", "report.html", page)
+        for figure in figures:
+            run.track.artifact("", f"figures/{figure['name']}.svg", figure["svg"].encode())
         run.track.finish()
 
 
 def table(runs: list[Run]) -> None:
-    columns, rows = report.table(runs[-1].root, [run.name for run in runs])
-    protocol = report.results(runs[-1].root, [runs[-1].name])[-1][2]
-    cells = [[f"[bold]{c['text']}[/]" if c["best"] else c["text"] for c in row] for row in rows]
-    runs[-1].show.table("", columns, cells, report.protocol_line(protocol))
+    root, show = runs[-1].root, runs[-1].show
+    columns, rows = report.short_table(root, [run.name for run in runs])
+    protocol = report.results(root, [runs[-1].name])[-1][2]
+    show.table("", columns, rows, report.protocol_line(protocol))
 
 
 def where_to_look(run: Run) -> None:
-    run.show.out.print(f"\nreport   {run.root}/report.html\nsearch   {run.root}/search-{run.name}.html")
-    run.show.out.print(f'ask      halftone search "…" --recipe {run.recipe.name} --root {run.root}')
-    if command := run.track.ui_command():
-        run.show.out.print(f"MLflow   {command}\n         then {run.track.url()}")
-    else:
-        run.show.out.print(f"MLflow   {run.track.url()}")
+    places = {
+        "report": f"{run.root}/report.html",
+        "search": f"{run.root}/search-{run.name}.html",
+        "ask": f'{_command("halftone")} search "…" --recipe {run.recipe.name} --root {run.root}',
+        "MLflow": run.track.url(),
+    }
+    if run.track.ui_command():
+        places["MLflow"] = f"{_command('mlflow')} {run.track.ui_command()}"
+        places["then"] = run.track.url()
+    run.show.where(places)
+
+
+def _command(name: str) -> str:
+    """A command as this person has to type it: it may lie in an environment not on the PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ class InputError(Exception):
     """Bad input; the message says what was found, what was expected and what to do."""
 
 
+class StageMissing(InputError):
+    """An earlier stage has not run yet; the message names it."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' or the list of what is known, to end an error's sentence with."""
     known = list(known)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import _store
-from pipeline._errors import InputError
+from pipeline._errors import StageMissing
 
 INDEX = "index.json"
 FOLDERS = {
@@ -118,7 +118,7 @@ def need_index(folder: str, stage: str) -> dict:
     """The index of an earlier stage, or the sentence that names the stage to run first."""
     index = read_index(folder)
     if index is None:
-        raise InputError(f"nothing in {folder}; run `halftone {stage}` first")
+        raise StageMissing(f"nothing in {folder}; run `halftone {stage}` first")
     return index
 
 

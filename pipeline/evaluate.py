@@ -124,7 +124,7 @@ def plan_rankings(
     vector_folder, label_folder = vectors_folder(root, name), embed.folder_of(recipe, root)
     common = {
         "vectors": tuple(_store.join(vector_folder, f"{e['name']}.parquet") for e in entries),
-        "version": _store.fingerprint(_plan.version(entries), bias),
+        "version": _store.fingerprint(_plan.version(entries), bias[1]),
         "embeddings": tuple(_store.join(label_folder, f"{e['name']}.parquet") for e in labels),
         "embeddings_version": _plan.version(labels),
         "truth": _plan.folder(root, "ingest") if knows_truth else "",

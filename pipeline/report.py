@@ -79,6 +79,24 @@ def table(root: str, names: list[str]) -> tuple[list[str], list[list[dict]]]:
     return [""] + [COLUMNS[key] for key in shown], rows
 
 
+def short_table(root: str, names: list[str]) -> tuple[list[str], list[list[str]]]:
+    """The table for a terminal: recalls of a direction in one cell."""
+    found = results(root, names)
+    truth = any("i2t_ndcg_truth" in metrics for _, metrics, _ in found)
+    graded = "truth" if truth else "label"
+    title = f"{'true' if truth else 'label'} NDCG@{found[0][2]['ndcg_at']}"
+    columns = ["", "i2t R@1   5    10", "t2i R@1   5    10", "rSum", f"{title} i2t", "t2i"]
+    rows = []
+    for label, m, _ in found:
+        recalls = [
+            " ".join(f"{m[f'{direction}_R_at_{k}']:4.1f}" for k in (1, 5, 10))
+            for direction in ("i2t", "t2i")
+        ]
+        ndcg = [f"{m[f'{direction}_ndcg_{graded}']:.3f}" for direction in ("i2t", "t2i")]
+        rows.append([label, *recalls, f"{m['rsum']:.1f}", *ndcg])
+    return columns, rows
+
+
 def build(recipe: Recipe, root: str, names: list[str]) -> str:
     """The page; pictures and gallery are of the last model named."""
     columns, rows = table(root, names)
@@ -95,13 +113,18 @@ def build(recipe: Recipe, root: str, names: list[str]) -> str:
         protocol_line=protocol_line(protocol),
         columns=columns,
         rows=rows,
-        figures=[*_curves(root, names), _histogram(recipe, root)],
+        figures=figures(recipe, root, names),
         model=names[-1],
         shade=f"{shade}: the fuller, the more relevant",
         queries=gallery.queries(),
         suspects=gallery.suspects(),
         facts=_facts(recipe, root),
     )
+
+
+def figures(recipe: Recipe, root: str, names: list[str]) -> list[dict]:
+    """{name, svg, caption} of every figure."""
+    return [*_curves(root, names), _histogram(recipe, root)]
 
 
 class Showcase:
@@ -204,11 +227,12 @@ def _curves(root: str, names: list[str]) -> list[dict]:
 
         return draw
 
-    figures = [{"svg": _pages.figure(lines("train/loss", "loss")), "caption": "Training loss"}]
-    if any("val/rsum" in record for records in history.values() for record in records):
+    svg = _pages.figure(lines("train/loss", "loss"))
+    found = [{"name": "loss", "svg": svg, "caption": "Training loss"}]
+    if all(any("val/rsum" in record for record in records) for records in history.values()):
         svg = _pages.figure(lines("val/rsum", "rSum"))
-        figures.append({"svg": svg, "caption": "rSum on val after every epoch"})
-    return figures
+        found.append({"name": "val", "svg": svg, "caption": "rSum on val after every epoch"})
+    return found
 
 
 def _histogram(recipe: Recipe, root: str) -> dict:
@@ -231,7 +255,7 @@ def _histogram(recipe: Recipe, root: str) -> dict:
         axes.legend(frameon=False, fontsize=8)
 
     caption = f"Relevance by {recipe.embed.encoder}, map {recipe.label.map}"
-    return {"svg": _pages.figure(draw), "caption": caption}
+    return {"name": "relevance", "svg": _pages.figure(draw), "caption": caption}
 
 
 def _facts(recipe: Recipe, root: str) -> list[tuple[str, str]]:

@@ -186,7 +186,7 @@ class Training:
         )
         if not math.isfinite(float(norm)):
             raise InputError(
-                f"the gradient is not finite at step {self.step} (loss {float(loss):g}); "
+                f"the gradient is not finite at step {self.step} (loss {float(loss.detach()):g}); "
                 "lower --train.lr or use --train.precision fp32"
             )
         self.optimizer.step()

@@ -1,13 +1,14 @@
 """Smooth ranks on a grid: O(N + grid) per query in place of O(N^2), with an error one can choose.
 
-The smooth rank of x, the sum over k of sigmoid((s_k - x) / tau), is the scores' distribution convolved with a logistic
-step. So every score is spread over a uniform grid by the four weights of a cubic B-spline, each row of the grid goes
-through one banded matrix, and the rank is read off with the same four weights. The band holds the logistic step with
-the two splines divided out of its spectrum; further than REACH x tau from a score the step is 0 or 1 and a running sum
-does it. The gradient is the same two passes with the splines' derivative.
+The smooth rank of x, the sum over k of sigmoid((s_k - x) / tau), is the scores' distribution
+convolved with a logistic step. So every score is spread over a uniform grid by the four weights of
+a cubic B-spline, each row of the grid goes through one banded matrix, and the rank is read off with
+the same four weights. The band holds the logistic step with the two splines divided out of its
+spectrum; further than REACH x tau from a score the step is 0 or 1 and a running sum does it. The
+gradient is the same two passes with the splines' derivative.
 
-Legend of the shape suffixes: R rows, N candidates, G grid cells, T tiles of the grid, L cells of a tile; 4 is the cells
-that one score touches.
+Legend of the shape suffixes: R rows, N candidates, G grid cells, T tiles of the grid, L cells of a
+tile; 4 is the cells that one score touches.
 """
 
 import functools
@@ -16,12 +17,13 @@ import math
 import torch
 
 REACH = 20  # in tau: beyond it the step differs from 0 or 1 by less than exp(-20) = 2e-9
-# One candidate's share of a rank is off by at most this much of itself, over cells^4: the spline is of fourth order.
+# A candidate's share of a rank is off by at most this much of itself over cells^4: the cubic
+# spline is of fourth order.
 ERROR_AT_ONE_CELL = 3e-3
 
 
 def cells_per_tau(error):
-    """How fine the grid must be for a relative error of `error` in the rank; never below 3 cells per tau.
+    """Grid cells per tau, at least 3, for a relative error of `error` in the rank.
 
     >>> cells_per_tau(4e-5), cells_per_tau(1e-6)
     (3, 8)
@@ -38,7 +40,10 @@ def grid_length(scores_QN, tau, cells):
 
 
 class Grid:
-    """Workspace for blocks of up to `rows` rows: fresh memory for every pass would cost more than the arithmetic."""
+    """Workspace for blocks of up to `rows` rows.
+
+    Fresh memory for every pass would cost more than the arithmetic.
+    """
 
     def __init__(self, rows, like_QN, *, tau, cells, length):
         shape = (rows, like_QN.shape[1])
@@ -53,7 +58,8 @@ class Grid:
         self.convolved_RG = like_QN.new_empty(rows, tiles * self.tile)
 
     def rank(self, scores_RN, mask_RN, out_RN):
-        """Fills out_RN with 1/2 + the sum of the step over every k, itself included: at itself the step is exactly 1/2."""
+        """Fills out_RN with 1/2 + the sum of the step over every k, itself included: at itself the
+        step is exactly 1/2."""
         self._take(len(scores_RN))
         torch.sub(scores_RN, scores_RN.amin(-1, keepdim=True), out=self.offset).mul_(self.scale)
         torch.floor(self.offset, out=self.scratch)
@@ -70,7 +76,8 @@ class Grid:
         return out_RN.add_(0.5)
 
     def gradient(self, grad_RN, mask_RN, out_RN):
-        """Fills out_RN with d(sum of grad x rank) / d(scores) for the block that `rank` saw last."""
+        """Fills out_RN with d(sum of grad x rank) / d(scores) for the block that `rank` saw
+        last."""
         if mask_RN is not None:
             grad_RN = grad_RN * mask_RN
         self._spread(grad_RN)
@@ -87,16 +94,22 @@ class Grid:
 
     def _take(self, rows):
         """Views of the workspace for a block of `rows` rows: the last block may be smaller."""
-        self.cell, self.offset, self.scratch = self.cell_RN[:rows], self.offset_RN[:rows], self.scratch_RN[:rows]
+        self.cell, self.offset, self.scratch = (
+            self.cell_RN[:rows],
+            self.offset_RN[:rows],
+            self.scratch_RN[:rows],
+        )
         self.weights, self.above = self.weights_4RN[:, :rows], self.above_4RN[:, :rows]
         self.padded, self.convolved = self.padded_RG[:rows], self.convolved_RG[:rows]
 
     def _window(self, grid_RG, shift):
-        """Where cell c stands for the cell c + shift: one index serves the four cells that a score touches."""
+        """Where cell c stands for the cell c + shift: one index serves the four cells that a score
+        touches."""
         return grid_RG.narrow(1, shift, self.length)
 
     def _cubic(self):
-        """The four weights of the cubic B-spline at `offset` in [0, 1) past the second of its cells."""
+        """The four weights of the cubic B-spline at `offset` in [0, 1) past the second of its
+        cells."""
         first, second, third, last = self.weights
         torch.sub(1, self.offset, out=self.scratch)
         torch.mul(self.scratch, self.scratch, out=first).mul_(self.scratch).div_(6)
@@ -124,10 +137,15 @@ class Grid:
             self._window(inner_RG, shift).scatter_add_(1, self.cell, weight_RN)
 
     def _convolve(self, band_LL, *, from_top):
-        """The step from all cells to each: the band from its own tile and the two beside it, all or nothing beyond."""
+        """The step from all cells to each: the band from its own tile and the two beside it, all or
+        nothing beyond."""
         rows, tile = len(self.padded), self.tile
         near_RTL = self.convolved.view(rows, -1, tile)
-        torch.mm(self.padded.unfold(1, 3 * tile, tile).reshape(-1, 3 * tile), band_LL, out=near_RTL.view(-1, tile))
+        torch.mm(
+            self.padded.unfold(1, 3 * tile, tile).reshape(-1, 3 * tile),
+            band_LL,
+            out=near_RTL.view(-1, tile),
+        )
         sums_RT = self.padded[:, tile:-tile].view(rows, -1, tile).sum(-1)
         if from_top:
             rest_RT = sums_RT[:, 2:].flip(1).cumsum(1).flip(1)
@@ -139,10 +157,12 @@ class Grid:
 
 @functools.lru_cache(maxsize=16)
 def _band(cells, dtype, device):
-    """band_LL (3 tiles x 1 tile): the deconvolved step from the cells of three neighbouring tiles to the middle one's.
+    """band_LL (3 tiles x 1 tile): the step from the cells of three tiles to those of the middle
+    one.
 
-    The difference of neighbouring steps has the spectrum logistic(w) x sinc(w/2) / sinc(w/2)^8, shifted by half a cell;
-    it is smooth and vanishes before the grid's highest frequency, so a plain sum over frequencies is exact.
+    The difference of neighbouring steps has the spectrum logistic(w) x sinc(w/2) / sinc(w/2)^8,
+    shifted by half a cell; it is smooth and vanishes before the grid's highest frequency, so a
+    plain sum over frequencies is exact.
     """
     tile = REACH * cells
     count = 16 * tile

@@ -1,7 +1,8 @@
 """Counting pairs of candidates in two orders at once, in O(N log N) sorts of ever longer runs.
 
-As in merge sort: two neighbouring runs are sorted together, and where the right one's members fall among the left
-one's says how many pairs across the two stand in which order. All rows and runs of a level go through one sort.
+As in merge sort: two neighbouring runs are sorted together, and where the right one's members fall
+among the left one's says how many pairs across the two stand in which order. All rows and runs of a
+level go through one sort.
 
 Legend of the shape suffixes: Q queries, N candidates, P 2N padded to a power of two.
 """
@@ -12,7 +13,8 @@ from pipeline.formulas._sort import order_of_rows, sort_rows_
 
 
 def inversions(rank_QN):
-    """inversions_Q: pairs i < j with rank_i > rank_j, equal ones not counted; ranks are integers in [0, N).
+    """inversions_Q: pairs i < j with rank_i > rank_j; ranks are integers in [0, N), ties do not
+    count.
 
     >>> inversions(torch.tensor([[2, 0, 1, 1]]))
     tensor([3])
@@ -22,16 +24,22 @@ def inversions(rank_QN):
     key_QP = rank_QN.new_full((queries, size), n, dtype=torch.int32)
     key_QP[:, :n] = rank_QN
     key_QP *= 2
+    place_P = torch.arange(size, dtype=torch.int32, device=key_QP.device)
+    right_QP = torch.empty_like(key_QP)
     total_Q = rank_QN.new_zeros(queries, dtype=torch.int64)
     half = 1
     while half < size:
         runs = key_QP.view(-1, 2, half)
-        runs.bitwise_and_(-2)[:, 1] += 1  # the last bit says which run; of equal ranks the left run's come first
-        key_QP = sort_rows_(key_QP.view(-1, 2 * half))
-        # A right member at place p of the two runs, the j-th of its own, has p - j of the left run at or below it.
-        places = torch.arange(2 * half, device=key_QP.device)
-        at_or_below = ((key_QP & 1) * places).sum(-1) - half * (half - 1) // 2
-        total_Q += (half * half - at_or_below).view(queries, -1).sum(-1)
+        runs.bitwise_and_(-2)[:, 1] += (
+            1  # the last bit says which run; of equal ranks the left run's come first
+        )
+        sort_rows_(key_QP.view(-1, 2 * half), runs=True)
+        # A right member at place p of the two runs, the j-th of its own, has p - j left ones at or
+        # below it.
+        torch.bitwise_and(key_QP, 1, out=right_QP)
+        right_QP.view(-1, 2 * half).mul_(place_P[: 2 * half])
+        at_or_below_Q = right_QP.sum(-1) - size // (2 * half) * (half * (half - 1) // 2)
+        total_Q += size // 2 * half - at_or_below_Q
         half *= 2
     return total_Q
 
@@ -39,8 +47,8 @@ def inversions(rank_QN):
 def hinge_counts(high_QN, low_QN, score_QN, *, gap, margin):
     """(as_low_QN, as_high_QN, pairs_Q) over the pairs (j, k) with high_j > low_k + gap.
 
-    as_low_k: the j of such a pair with score_j < score_k + margin; as_high_j: the k of such a pair with the same;
-    pairs: how many pairs there are whatever their scores.
+    as_low_k: the j of such a pair with score_j < score_k + margin; as_high_j: the k of such a pair
+    with the same; pairs: how many pairs there are whatever their scores.
 
     >>> one = torch.tensor([[1.0, 0.0]])
     >>> hinge_counts(one, one, torch.tensor([[0.1, 0.3]]), gap=0.3, margin=0.0)
@@ -48,8 +56,8 @@ def hinge_counts(high_QN, low_QN, score_QN, *, gap, margin):
     """
     queries, n = score_QN.shape
     size = 1 << max(1, 2 * n - 1).bit_length()
-    # 2N entries: first each candidate as the low one of a pair, moved by gap or margin, then each as the high one.
-    # Equal values stay in that order, which makes both comparisons strict.
+    # 2N entries: first every candidate as the low one of a pair, moved by gap or margin, then as
+    # the high one. Equal values stay in that order, which makes both comparisons strict.
     by_score = order_of_rows(torch.cat([score_QN + margin, score_QN], 1))
     places = torch.arange(2 * n, device=score_QN.device).expand_as(by_score)
     rank = torch.empty_like(by_score).scatter_(1, by_score, places)
@@ -66,8 +74,8 @@ def hinge_counts(high_QN, low_QN, score_QN, *, gap, margin):
 def _count_across_runs(key_QP):
     """count_QP by rank, from keys 4 x rank + (1 for a low one) in the order of relevance.
 
-    A low one counts the high ones before it of lower rank, a high one the low ones after it of higher rank. Bit 2 of a
-    key is made to say whether it comes from the left or the right run.
+    A low one counts the high ones before it of lower rank, a high one the low ones after it of
+    higher rank. Bit 2 of a key is made to say whether it comes from the left or the right run.
     """
     queries, size = key_QP.shape
     count_QP = key_QP.new_zeros((queries, size), dtype=torch.int64)
@@ -75,7 +83,7 @@ def _count_across_runs(key_QP):
     while half < size:
         runs = key_QP.view(-1, 2, half)
         runs.bitwise_and_(-3)[:, 1] += 2
-        key_QP = sort_rows_(key_QP.view(-1, 2 * half))
+        key_QP = sort_rows_(key_QP.view(-1, 2 * half), runs=True)
         kind = key_QP & 3
         left_high, right_low = kind == 0, kind == 3
         high_below = left_high.cumsum(1)

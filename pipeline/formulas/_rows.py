@@ -1,4 +1,6 @@
-"""Losses by blocks of rows: each query's loss depends on its own row only, so value and gradient are done at once.
+"""Losses by blocks of rows: a query's loss needs its own row only.
+
+So the value and the gradient are done at once, block after block.
 
 Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query.
 """
@@ -6,13 +8,13 @@ Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a qu
 import torch
 from torch.autograd.function import once_differentiable
 
-# Elements of a block's largest temporary: few enough that a block's few dozen passes stay in a CPU core's cache, and
-# enough that a GPU is busy.
+# Elements of a block's largest temporary: few enough that a block's few dozen passes stay in a CPU
+# core's cache, and enough that a GPU is busy.
 CACHE = {"cpu": 2**17, "cuda": 2**25}
 
 
 def prepared(scores_QN, target_QN, mask_QN):
-    """(scores_QN, target_QN, mask_QN), checked, in float32 (float64 when the scores are), with 0 where masked out.
+    """(scores_QN, target_QN, mask_QN): checked, in float32 or float64, and 0 where masked out.
 
     The zeros keep whatever is in padding, NaN included, out of the value and the gradient.
     """
@@ -33,13 +35,16 @@ def prepared(scores_QN, target_QN, mask_QN):
 
 
 def sound(scores_QN, target_QN):
-    """sound_Q: 1, or NaN for a query with a NaN. Times the loss it takes NaN to value and gradient, past comparisons."""
+    """sound_Q: 1, or NaN for a query with a NaN.
+
+    Times the loss it takes NaN to value and gradient, past any comparison that would drop it.
+    """
     total_Q = scores_QN.detach().sum(-1) + target_QN.sum(-1)
     return torch.where(total_Q.isnan(), torch.nan, torch.ones_like(total_Q))
 
 
 def rows_in_cache(elements_per_row, device):
-    """How many rows of a block keep its largest temporary, of `elements_per_row` a row, within the cache."""
+    """How many rows of `elements_per_row` elements fit the cache."""
     return max(1, CACHE.get(device.type, CACHE["cuda"]) // max(1, elements_per_row))
 
 
@@ -49,14 +54,19 @@ def blocks(total, rows):
 
 
 def block_of(x_QN, rows):
-    """x_QN[rows], contiguous. Columns of a matrix are copied as they lie first: four times as fast as one strided copy."""
+    """x_QN[rows], contiguous.
+
+    Columns of a matrix are copied as they lie first: four times as fast as one strided copy.
+    """
     if x_QN.is_contiguous():
         return x_QN[rows]
     return x_QN.T[:, rows].contiguous().T.contiguous()
 
 
 def rowwise(kernel, rows, scores_QN, *others):
-    """loss_Q by blocks, from `kernel(scores_RN, *others of those rows, wants_gradient) -> (loss_R, gradient_RN)`.
+    """loss_Q with its gradient, a block of rows at a time.
+
+    `kernel(scores_RN, *others of those rows, wants_gradient) -> (loss_R, gradient_RN)`.
 
     The gradient is kept from the forward pass, so the largest thing alive is one more Q x N matrix.
     """
@@ -64,7 +74,7 @@ def rowwise(kernel, rows, scores_QN, *others):
 
 
 def differentiated(row_loss):
-    """A kernel for `rowwise` from a plain differentiable `row_loss(scores_RN, *others) -> loss_R`."""
+    """A kernel for `rowwise` from a differentiable `row_loss(scores_RN, *others) -> loss_R`."""
 
     def kernel(scores_RN, *others, wants_gradient):
         if not wants_gradient:

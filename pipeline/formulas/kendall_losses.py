@@ -1,6 +1,7 @@
-"""Losses on the order of pairs: Kendall hinge, sliding windows over it (SW-HS), and smooth Kendall tau.
+"""Losses on the order of pairs: Kendall hinge, sliding windows (SW-HS), smooth Kendall tau.
 
-Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query, W pairs of window ends.
+Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query, W pairs of
+window ends.
 """
 
 import torch
@@ -21,17 +22,18 @@ def kendall_rank(
     hardest=None,
     average="queries",
 ):
-    """loss_Q: the mean hinge over a query's pairs of candidates in the order of relevance; 0 where there is no pair.
+    """loss_Q: the mean hinge over a query's pairs of candidates; 0 where there is no pair.
 
-    Mean of [margin + s_k - s_j]+ over the pairs (j, k) with r_j > r_k + `gap`. `gap` and `margin` are in the units of
-    relevance and score; a gap guards against noise in the labels: 0.3 by default, and 0 with a window.
-    With `window` w only candidates w places apart in the order by relevance are paired (N - w pairs), and of these
-    only the `hardest` h, by s_k - s_j, count. Among equal relevance the order is that of the list; equals never pair.
-    `average="pairs"` weighs the queries by their pairs, so that the mean over queries is the mean over all pairs of
-    the call, as in the authors' code. It needs all queries in one call; `pair_count` gives the weights.
-    All pairs take O(N log^2 N) time (the gradient of a hinge is a count) and O(N) memory per query, exact.
-    Kendall ranking loss of BCLS (arXiv 2210.11319) as in the authors' code, but for the mean per query. SW-HS is
-    inferred from what is said about the paper: its text was not at hand.
+    Mean of [margin + s_k - s_j]+ over the pairs (j, k) with r_j > r_k + `gap`. `gap` and `margin`
+    are in the units of relevance and score; a gap guards against noise in the labels: 0.3 by
+    default, and 0 with a window. With `window` w only candidates w places apart in the order by
+    relevance are paired (N - w pairs), and of these only the `hardest` h, by s_k - s_j, count.
+    Among equal relevance the order is that of the list; equals never pair. `average="pairs"` weighs
+    the queries by their pairs, so that the mean over queries is the mean over all pairs of the
+    call, as in the authors' code. It needs all queries in one call; `pair_count` gives the weights.
+    All pairs take O(N log^2 N) time (the gradient of a hinge is a count) and O(N) memory per query,
+    exact. Kendall ranking loss of BCLS (arXiv 2210.11319) as in the authors' code, but for the mean
+    per query. SW-HS is inferred from what is said about the paper: its text was not at hand.
 
     >>> kendall_rank(torch.tensor([[0.1, 0.3, 0.2]]), torch.tensor([[1.0, 0.0, 0.9]]))
     tensor([0.1500])
@@ -51,7 +53,9 @@ def kendall_rank(
     else:
         kernel = differentiated(_window_ends(gap, margin, window, hardest))
     rows = rows_in_cache(2 * n, scores_QN.device)
-    loss_Q = rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN) * sound(scores_QN, relevance_QN)
+    loss_Q = rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN) * sound(
+        scores_QN, relevance_QN
+    )
     if average == "pairs":
         pairs_Q = pair_count(relevance_QN, gap=gap, mask_QN=mask_QN)
         loss_Q = loss_Q * (pairs_Q * (len(pairs_Q) / pairs_Q.sum().clamp(min=1)))
@@ -59,14 +63,19 @@ def kendall_rank(
 
 
 def pair_count(relevance_QN, *, gap=0.3, mask_QN=None):
-    """pairs_Q: how many pairs (j, k) of a query have r_j > r_k + gap; those are what `kendall_rank` averages over.
+    """pairs_Q: how many pairs (j, k) of a query have r_j > r_k + gap.
+
+    Those are what `kendall_rank` averages over.
 
     >>> pair_count(torch.tensor([[1.0, 0.0, 0.9]]), gap=0.3)
     tensor([2])
     """
     low_QN = high_QN = relevance_QN
     if mask_QN is not None:
-        low_QN, high_QN = relevance_QN.masked_fill(~mask_QN, torch.inf), relevance_QN.masked_fill(~mask_QN, -torch.inf)
+        low_QN, high_QN = (
+            relevance_QN.masked_fill(~mask_QN, torch.inf),
+            relevance_QN.masked_fill(~mask_QN, -torch.inf),
+        )
     sorted_QN = sort_rows_(high_QN.clone(memory_format=torch.contiguous_format))
     bar_QN = sort_rows_(low_QN + gap)
     return (relevance_QN.shape[1] - torch.searchsorted(sorted_QN, bar_QN, right=True)).sum(-1)
@@ -78,9 +87,13 @@ def _all_pairs(gap, margin):
         if mask_RN is not None:
             low_RN = relevance_RN.masked_fill(~mask_RN, torch.inf)
             high_RN = relevance_RN.masked_fill(~mask_RN, -torch.inf)
-        as_low_RN, as_high_RN, pairs_R = hinge_counts(high_RN, low_RN, scores_RN, gap=gap, margin=margin)
-        # Sum over pairs of margin + s_k - s_j; in float64, as it is a small difference of large sums.
-        sum_R = (as_low_RN * (margin + scores_RN.double()) - as_high_RN * scores_RN.double()).sum(-1)
+        as_low_RN, as_high_RN, pairs_R = hinge_counts(
+            high_RN, low_RN, scores_RN, gap=gap, margin=margin
+        )
+        # The sum over pairs of margin + s_k - s_j: a small difference of large sums, so in float64.
+        sum_R = (as_low_RN * (margin + scores_RN.double()) - as_high_RN * scores_RN.double()).sum(
+            -1
+        )
         pairs_R = pairs_R.clamp(min=1)
         return (sum_R / pairs_R).to(scores_RN.dtype), (as_low_RN - as_high_RN) / pairs_R[:, None]
 
@@ -109,9 +122,10 @@ def _window_ends(gap, margin, window, hardest):
 def kendall_smooth(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None):
     """loss_Q: 1 - smooth Kendall tau_b, in [0, 2]; 0 where relevance orders nothing.
 
-    tau_b is the correlation of two matrices of signs over the pairs: sum a b / sqrt(sum a^2 sum b^2), with
-    a = sign(r_j - r_k) and b = 2 sigmoid((s_j - s_k) / tau) - 1; tau -> 0 gives `metrics.kendall_tau`, ties and all.
-    `tau` is in units of the scores. O(N^2) time, memory of one piece of the pairs at a time. The smooth variant is ours.
+    tau_b is the correlation of two matrices of signs over the pairs: sum a b / sqrt(sum a^2 sum
+    b^2), with a = sign(r_j - r_k) and b = 2 sigmoid((s_j - s_k) / tau) - 1; tau -> 0 gives
+    `metrics.kendall_tau`, ties and all. `tau` is in units of the scores. O(N^2) time, memory of one
+    piece of the pairs at a time. The smooth variant is ours.
 
     >>> kendall_smooth(torch.tensor([[0.3, 0.2, 0.1]]), torch.tensor([[0.0, 0.5, 1.0]]))
     tensor([2.])
@@ -127,7 +141,8 @@ def kendall_smooth(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None):
 
 def _sign_correlation(tau, chunk):
     def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
-        """1 - A / sqrt(B C) with A = sum a b, B = sum a^2, C = sum b^2; db/ds is (1 - b^2) / 2 tau both ways."""
+        """1 - A / sqrt(B C) with A = sum a b, B = sum a^2, C = sum b^2; db/ds is (1 - b^2) / 2 tau
+        both ways."""
         ab_R = aa_R = bb_R = scores_RN.new_zeros(len(scores_RN))
         of_ab_RN, of_bb_RN = torch.zeros_like(scores_RN), torch.zeros_like(scores_RN)
         for start in range(0, scores_RN.shape[1], chunk):

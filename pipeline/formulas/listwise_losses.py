@@ -15,11 +15,13 @@ from pipeline.formulas.step import stepper
 def smooth_ndcg(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None, method="auto", error=4e-5):
     """loss_Q: 1 - smooth NDCG of each query's list, in [0, 1).
 
-    DCG = sum of (2^r - 1) / log2(1 + rank), the rank smooth with temperature `tau` in units of the scores, and IDCG
-    the DCG of the order by relevance. A list with no gain in it has nothing to order: 0, and no gradient. `method` and
-    `error` are those of `smooth_rank`. Relevance below 0 has no meaning here.
-    S-NDCG of Listwise ITR (arXiv 2305.16566), as the authors' code computes it; they give the text side the relevance
-    un-transposed, `both_directions` transposes it. A partner of `triplet` or `info_nce` more than a loss of its own.
+    DCG = sum of (2^r - 1) / log2(1 + rank), the rank smooth with temperature `tau` in units of the
+    scores, and IDCG the DCG of the order by relevance. A list with no gain in it has nothing to
+    order: 0, and no gradient. `method` and `error` are those of `smooth_rank`. Relevance below 0
+    has no meaning here.
+    S-NDCG of Listwise ITR (arXiv 2305.16566), as the authors' code computes it; they give the text
+    side the relevance un-transposed, `both_directions` transposes it. A partner of `triplet` or
+    `info_nce` more than a loss of its own.
 
     >>> smooth_ndcg(torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     tensor([0.0000, 0.3691])
@@ -34,7 +36,9 @@ def smooth_ndcg(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None, method="auto
 
 def _ndcg_kernel(step, like_QN, rows):
     n = like_QN.shape[1]
-    discount_N = 1 / torch.log2(torch.arange(n + 1, 1, -1, dtype=like_QN.dtype, device=like_QN.device))
+    discount_N = 1 / torch.log2(
+        torch.arange(n + 1, 1, -1, dtype=like_QN.dtype, device=like_QN.device)
+    )
     workspace = like_QN.new_empty(3, rows, n)
 
     def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
@@ -61,13 +65,18 @@ def _log_share(x_QN, temperature, mask_QN):
     return (x_QN if mask_QN is None else x_QN.masked_fill(~mask_QN, -1e30)).log_softmax(-1)
 
 
-def soft_label_kl(scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.1, mask_QN=None):
-    """loss_Q: KL divergence from softmax(relevance / target_temperature) to softmax(scores / temperature), in nats.
+def soft_label_kl(
+    scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.1, mask_QN=None
+):
+    """loss_Q: KL divergence of the scores' softmax from the relevance's, in nats.
 
-    0 for an empty list. The soft-label alignment of CUSA (arXiv 2403.05261), here with any relevance as the teacher;
-    its use of unimodal similarities as the teacher is up to the caller.
+    softmax(relevance / target_temperature) is the target of softmax(scores / temperature).
 
-    >>> soft_label_kl(torch.tensor([[0.5, 0.5], [0.5, 0.4]]), torch.tensor([[0.3, 0.3], [0.3, 0.3]]))
+    0 for an empty list. The soft-label alignment of CUSA (arXiv 2403.05261), here with any
+    relevance as the teacher; its use of unimodal similarities as the teacher is up to the caller.
+
+    >>> scores = torch.tensor([[0.5, 0.5], [0.5, 0.4]])
+    >>> soft_label_kl(scores, torch.full((2, 2), 0.3))
     tensor([0.0000, 0.4338])
     """
     scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
@@ -77,10 +86,13 @@ def soft_label_kl(scores_QN, relevance_QN, *, temperature=0.05, target_temperatu
 
 
 def list_net(scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.1, mask_QN=None):
-    """loss_Q: cross entropy of softmax(scores / temperature) under softmax(relevance / target_temperature), in nats.
+    """loss_Q: cross entropy of the scores' softmax under the relevance's, in nats.
 
-    ListNet's top-one loss (Cao et al., ICML 2007), which has both temperatures 1. It is `soft_label_kl` plus the
-    target's entropy: the same gradient, a value that does not reach 0. 0 for an empty list.
+    softmax(relevance / target_temperature) is the target of softmax(scores / temperature).
+
+    ListNet's top-one loss (Cao et al., ICML 2007), which has both temperatures 1. It is
+    `soft_label_kl` plus the target's entropy: the same gradient, a value that does not reach 0. 0
+    for an empty list.
 
     >>> list_net(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.3, 0.3]]))
     tensor([0.6931])
@@ -95,11 +107,14 @@ def _list_sum(value_QN, mask_QN):
 
 
 def list_mle(scores_QN, relevance_QN, *, temperature=0.05, mask_QN=None):
-    """loss_Q: -log likelihood of the order by relevance when candidates are drawn by exp(score / temperature), in nats.
+    """loss_Q: -log likelihood of the order by relevance, in nats.
 
-    Sum over places i of logsumexp of the scores from i on, less the score at i: ListMLE (Xia et al., ICML 2008), a sum
-    over the list and not a mean. Candidates of equal relevance each compete with all of their group (Breslow's way),
-    so the value does not depend on how ties were sorted. 0 for an empty list.
+    Candidates are drawn one by one in proportion to exp(score / temperature).
+
+    Sum over places i of logsumexp of the scores from i on, less the score at i: ListMLE (Xia et
+    al., ICML 2008), a sum over the list and not a mean. Candidates of equal relevance each compete
+    with all of their group (Breslow's way), so the value does not depend on how ties were sorted. 0
+    for an empty list.
 
     >>> list_mle(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.5]]))
     tensor([0.6931])

@@ -1,88 +1,140 @@
-"""Losses: one value per query, lower is better, smooth in the scores.
+"""All losses by name, both directions of a batch, and weighted sums with schedules.
+
+A loss is `f(scores_QN, target_QN, *, mask_QN=None, **settings) -> loss_Q`: one value per query,
+lower is better; the caller averages. The target is `relevance_QN` for the names in GRADED and
+boolean `positive_QN` for the others. `mask_QN` is True for candidates in the list. Lists may be of
+any shape Q x N: a batch, some rows of a global batch, or queries against a memory bank. Scores of
+less than float32 are taken to float32.
+To add one: a function, a line here, and its slow twin in tests/reference.py.
 
 Legend of the shape suffixes: Q queries, N candidates of a query.
 """
 
-import torch
-from torch.utils.checkpoint import checkpoint
+import inspect
+import math
 
+from pipeline.formulas.contrastive_losses import (
+    adaptive_info_nce,
+    info_nce,
+    masked_info_nce,
+    siglip,
+    triplet,
+)
 from pipeline.formulas.kendall_losses import kendall_rank, kendall_smooth
 from pipeline.formulas.listwise_losses import list_mle, list_net, smooth_ndcg, soft_label_kl
-
-
-def _ready(scores_QN, mask_QN):
-    scores_QN = scores_QN if scores_QN.dtype == torch.float64 else scores_QN.float()
-    if mask_QN is None:
-        mask_QN = torch.ones_like(scores_QN, dtype=torch.bool)
-    return torch.where(mask_QN, scores_QN, 0), mask_QN
-
-
-def triplet(scores_QN, positive_QN, *, margin=0.2, negatives="hardest", tau=0.05, mask_QN=None):
-    """loss_Q: mean over a query's positives of [margin + negative - positive]+.
-
-    >>> triplet(torch.tensor([[0.5, 0.4, 0.1]]), torch.tensor([[True, False, False]]))
-    tensor([0.1000])
-    """
-    scores_QN, mask_QN = _ready(scores_QN, mask_QN)
-    positive_QN = positive_QN & mask_QN
-    negative_QN = ~positive_QN & mask_QN
-    count_Q = positive_QN.sum(-1).clamp(min=1)
-    if negatives == "all":
-        hinge_QNN = (margin + scores_QN[:, None, :] - scores_QN[:, :, None]).relu()
-        pair_QNN = positive_QN[:, :, None] & negative_QN[:, None, :]
-        return (hinge_QNN * pair_QNN).sum((1, 2)) / pair_QNN.sum((1, 2)).clamp(min=1)
-    hidden_QN = scores_QN.masked_fill(~negative_QN, -torch.inf)
-    hard_Q = hidden_QN.amax(-1) if negatives == "hardest" else tau * (hidden_QN / tau).logsumexp(-1)
-    hinge_QN = (margin + hard_Q[:, None] - scores_QN).relu()
-    return torch.where(positive_QN, hinge_QN, 0).sum(-1) / count_Q
-
-
-def info_nce(scores_QN, positive_QN, *, temperature=0.05, mask_QN=None):
-    """loss_Q: -log of the softmax mass that the scores give to the positives.
-
-    >>> info_nce(torch.tensor([[0.5, 0.5]]), torch.tensor([[True, False]]))
-    tensor([0.6931])
-    """
-    scores_QN, mask_QN = _ready(scores_QN, mask_QN)
-    logits_QN = (scores_QN / temperature).masked_fill(~mask_QN, -torch.inf)
-    positive_QN = positive_QN & mask_QN
-    any_Q = positive_QN.any(-1)
-    found_Q = logits_QN.masked_fill(~positive_QN & any_Q[:, None], -torch.inf).logsumexp(-1)
-    return torch.where(any_Q, logits_QN.logsumexp(-1) - found_Q, 0)
-
 
 LOSSES = {
     "smooth_ndcg": smooth_ndcg,
     "kendall_rank": kendall_rank,
+    "kendall_smooth": kendall_smooth,
+    "list_net": list_net,
+    "list_mle": list_mle,
+    "soft_label_kl": soft_label_kl,
+    "masked_info_nce": masked_info_nce,
+    "adaptive_info_nce": adaptive_info_nce,
     "triplet": triplet,
     "info_nce": info_nce,
-    "soft_label_kl": soft_label_kl,
+    "siglip": siglip,
 }
-GRADED = {"smooth_ndcg", "kendall_rank", "soft_label_kl"}
+GRADED = {
+    "smooth_ndcg",
+    "kendall_rank",
+    "kendall_smooth",
+    "list_net",
+    "list_mle",
+    "soft_label_kl",
+    "masked_info_nce",
+    "adaptive_info_nce",
+}
 
 
 def both_directions(loss, scores_QN, target_QN, **settings):
     """Scalar: the mean of the rows' losses and the mean of the columns' losses, halved.
 
-    The columns see transposed scores and transposed targets, and every setting whose name ends in `_QN` transposed.
+    The columns see transposed scores and transposed targets, and every setting whose name ends in
+    `_QN` transposed. `loss` is a function or a name of LOSSES.
 
-    >>> both_directions(triplet, torch.eye(2), torch.eye(2, dtype=torch.bool))
+    >>> import torch
+    >>> both_directions("triplet", torch.eye(2), torch.eye(2, dtype=torch.bool))
     tensor(0.)
     """
+    loss = LOSSES.get(loss, loss)
     turned = {k: v.T if k.endswith("_QN") and v is not None else v for k, v in settings.items()}
-    return (loss(scores_QN, target_QN, **settings).mean() + loss(scores_QN.T, target_QN.T, **turned).mean()) / 2
+    of_rows = loss(scores_QN, target_QN, **settings).mean()
+    return (of_rows + loss(scores_QN.T, target_QN.T, **turned).mean()) / 2
 
 
-def weighted_sum(terms, scores_QN, positive_QN, relevance_QN, *, mask_QN=None):
-    """loss_Q: the sum of weight x loss over `terms`, a list of {"loss": name, "weight": w, **settings}.
+SHAPES = {
+    "linear": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+    "jump": lambda done: float(done >= 1),
+}
 
-    >>> weighted_sum([{"loss": "triplet", "weight": 2.0}], torch.eye(2), torch.eye(2) > 0, torch.eye(2))
+
+def scheduled(value, step):
+    """The number that a setting has at a step: itself, or on its way between two numbers.
+
+    A schedule is {"from": a, "to": b, "steps": n} with optional "start" (a step, 0) and "shape":
+    `linear`, `cosine` or `jump` (a until the last step, then b). Before it a holds, after it b.
+
+    >>> ramp = {"from": 0.0, "to": 1.0, "steps": 10, "start": 5}
+    >>> [scheduled(ramp, step) for step in (0, 10, 99)], scheduled(0.2, 7)
+    ([0.0, 0.5, 1.0], 0.2)
+    """
+    if not isinstance(value, dict):
+        return value
+    unknown = set(value) - {"from", "to", "steps", "start", "shape"}
+    shape = value.get("shape", "linear")
+    if unknown or not {"from", "to", "steps"} <= set(value) or shape not in SHAPES:
+        raise ValueError(
+            f"a schedule has from, to, steps, start, shape ({', '.join(SHAPES)}), got {value}"
+        )
+    done = (step - value.get("start", 0)) / max(1, value["steps"])
+    done = SHAPES[shape](min(1.0, max(0.0, done)))
+    return value["from"] + (value["to"] - value["from"]) * done
+
+
+class WeightedSum:
+    """A loss made of weighted losses, from a recipe's terms; any number may be a schedule.
+
+    `sum(scores_QN, positive_QN, relevance_QN, step=0, mask_QN=None) -> loss_Q`. A term is {"loss":
+    a name of LOSSES, "weight": 1.0, and settings of that loss}. A term of weight 0 costs nothing.
+
+    >>> import torch
+    >>> warm = {"from": 0.0, "to": 1.0, "steps": 100}
+    >>> terms = [{"loss": "triplet", "mining": warm}, {"loss": "smooth_ndcg", "weight": 4.0}]
+    >>> loss = WeightedSum(terms)
+    >>> loss(torch.eye(2), torch.eye(2) > 0, torch.eye(2), step=50)
     tensor([0., 0.])
     """
-    total_Q = 0
-    for term in terms:
-        settings = {k: v for k, v in term.items() if k not in ("loss", "weight")}
-        target_QN = relevance_QN if term["loss"] in GRADED else positive_QN
-        loss_Q = LOSSES[term["loss"]](scores_QN, target_QN, mask_QN=mask_QN, **settings)
-        total_Q = total_Q + term.get("weight", 1.0) * loss_Q
-    return total_Q
+
+    def __init__(self, terms):
+        self.terms = [dict(term) for term in terms]
+        if not self.terms:
+            raise ValueError("a weighted sum needs at least one term")
+        for term in self.terms:
+            if term.get("loss") not in LOSSES:
+                raise ValueError(
+                    f"no loss {term.get('loss')!r}: choose one of {', '.join(sorted(LOSSES))}"
+                )
+            known = list(inspect.signature(LOSSES[term["loss"]]).parameters)[2:] + [
+                "loss",
+                "weight",
+            ]
+            if unknown := set(term) - set(known):
+                raise ValueError(
+                    f"{term['loss']} has no setting {', '.join(unknown)}: it has {', '.join(known)}"
+                )
+            for value in term.values():
+                scheduled(value, 0)
+
+    def __call__(self, scores_QN, positive_QN, relevance_QN, *, step=0, mask_QN=None):
+        total_Q = scores_QN.new_zeros(len(scores_QN))
+        for term in self.terms:
+            settings = {name: scheduled(value, step) for name, value in term.items()}
+            name, weight = settings.pop("loss"), settings.pop("weight", 1.0)
+            if weight != 0:
+                target_QN = relevance_QN if name in GRADED else positive_QN
+                loss_Q = LOSSES[name](scores_QN, target_QN, mask_QN=mask_QN, **settings)
+                total_Q = total_Q + weight * loss_Q
+        return total_Q

@@ -1,126 +1,271 @@
-"""Metrics: one value per query, exact, with the expected value under random tie-breaking.
+"""Metrics: one value per query in float64, exact, expected over random tie-breaking.
 
-Legend of the shape suffixes: Q queries, N candidates of a query.
+A model that gives every candidate the same score gets chance, never 100 %. A query without a value
+(no positive, no relevance, nothing to order) and a query with a NaN get NaN: average with `nanmean`
+and say how many were left out. `mask_QN` is True for candidates in the list. Values are fractions
+and ranks; percent is for printing.
+
+Legend of the shape suffixes: Q queries, N candidates of a query, M images.
 """
 
 import torch
 
+from pipeline.formulas._pairs import inversions
+from pipeline.formulas._rows import prepared
+from pipeline.formulas._sort import integers_like, order_of_rows, sort_rows_
 
-def _best_positive(scores_QN, positive_QN):
-    """(above_Q, tied_Q, tied_positives_Q): the place of the best-scoring positive of each query."""
-    best_Q1 = scores_QN.masked_fill(~positive_QN, -torch.inf).amax(-1, keepdim=True)
-    above_Q = (scores_QN > best_Q1).sum(-1).double()
-    tied_QN = scores_QN == best_Q1
-    return above_Q, tied_QN.sum(-1).double(), (tied_QN & positive_QN).sum(-1).double()
+GAINS = {"exp2": lambda relevance: torch.exp2(relevance) - 1, "linear": lambda relevance: relevance}
 
 
-def _no_value(value_Q, scores_QN, positive_QN):
-    undefined_Q = ~positive_QN.any(-1) | scores_QN.isnan().any(-1)
-    return value_Q.masked_fill(undefined_Q, torch.nan)
+def recall_at(scores_QN, positive_QN, k, *, mask_QN=None):
+    """recall_Q: the chance that any positive is among the first k places: 0 or 1 unless scores tie.
 
+    For images with several captions this is the usual R@K (a hit if any caption is found). With t
+    candidates tied around place k, p of them positive, and m places left, the chance is 1 - C(t -
+    p, m) / C(t, m).
 
-def recall_at(scores_QN, positive_QN, k):
-    """recall_Q: the chance that any positive is among the first k, 0 or 1 unless scores tie.
-
-    >>> recall_at(torch.tensor([[0.3, 0.9, 0.1]]), torch.tensor([[True, False, False]]), 1)
-    tensor([0.], dtype=torch.float64)
+    >>> recall_at(torch.tensor([[0.3, 0.9, 0.1]]), torch.tensor([[True, False, False]]), 2)
+    tensor([1.], dtype=torch.float64)
+    >>> recall_at(torch.zeros(1, 4), torch.tensor([[True, False, False, False]]), 1)
+    tensor([0.2500], dtype=torch.float64)
     """
-    above_Q, tied_Q, hits_Q = _best_positive(scores_QN, positive_QN)
-    slots_Q = (k - above_Q).clamp(min=0).minimum(tied_Q)
-    misses_Q = (tied_Q - hits_Q).clamp(min=0)
-
-    def log_choose(n_Q, m_Q):
-        return torch.lgamma(n_Q + 1) - torch.lgamma(m_Q + 1) - torch.lgamma(n_Q - m_Q + 1)
-
-    chosen_Q = torch.minimum(slots_Q, misses_Q)
-    chance_Q = 1 - torch.exp(log_choose(misses_Q, chosen_Q) - log_choose(tied_Q, chosen_Q))
-    return _no_value(chance_Q.masked_fill(slots_Q > misses_Q, 1.0), scores_QN, positive_QN)
+    above_Q, tied_Q, hits_Q, valued_Q = _best_positive(scores_QN, positive_QN, mask_QN)
+    left_Q = (k - above_Q).clamp(min=0).minimum(tied_Q)
+    misses_Q = tied_Q - hits_Q
+    drawn_Q = left_Q.minimum(misses_Q)
+    none_Q = torch.exp(_log_choose(misses_Q, drawn_Q) - _log_choose(tied_Q, drawn_Q))
+    return torch.where(left_Q > misses_Q, 1.0, 1 - none_Q).masked_fill(~valued_Q, torch.nan)
 
 
-def expected_rank(scores_QN, positive_QN):
-    """rank_Q: expected place of the best-scoring positive, from 1, under random tie-breaking.
+def expected_rank(scores_QN, positive_QN, *, mask_QN=None):
+    """rank_Q: the expected place, from 1, of the first positive.
+
+    Its median over queries is MedR and its mean MeanR.
+
+    1 + how many score above the best positive + (t - p) / (p + 1), of t tied with it, p of them
+    positive.
 
     >>> expected_rank(torch.zeros(1, 3), torch.tensor([[True, False, False]]))
     tensor([2.], dtype=torch.float64)
     """
-    above_Q, tied_Q, hits_Q = _best_positive(scores_QN, positive_QN)
-    return _no_value(1 + above_Q + (tied_Q - hits_Q) / (hits_Q + 1), scores_QN, positive_QN)
+    above_Q, tied_Q, hits_Q, valued_Q = _best_positive(scores_QN, positive_QN, mask_QN)
+    return (1 + above_Q + (tied_Q - hits_Q) / (hits_Q + 1)).masked_fill(~valued_Q, torch.nan)
 
 
-def ndcg(scores_QN, relevance_QN, *, k=None, gain="exp2"):
-    """ndcg_Q in [0, 1]: DCG over the best DCG, cut at k places.
+def retrieval(scores_MN, positive_MN, *, ks=(1, 5, 10)):
+    """dict of percents and ranks for images (rows) and texts (columns).
 
-    >>> ndcg(torch.tensor([[0.9, 0.1]]), torch.tensor([[1.0, 0.0]]))
-    tensor([1.], dtype=torch.float64)
+    Keys: {i2t,t2i}_{R_at_k,MedR,MeanR} and rsum.
+
+    rsum is the sum of all recalls, 600 at most for three k. Queries without a positive are left
+    out.
+
+    >>> retrieval(torch.eye(3), torch.eye(3) > 0, ks=(1,))["rsum"]
+    200.0
     """
-    scores_QN, relevance_QN = scores_QN.double(), relevance_QN.double()
+    table = {}
+    for way, scores, positive in (
+        ("i2t", scores_MN, positive_MN),
+        ("t2i", scores_MN.T, positive_MN.T),
+    ):
+        for k in ks:
+            table[f"{way}_R_at_{k}"] = 100 * recall_at(scores, positive, k).nanmean().item()
+        rank_Q = expected_rank(scores, positive)
+        table[f"{way}_MedR"] = rank_Q.nanquantile(0.5).item()
+        table[f"{way}_MeanR"] = rank_Q.nanmean().item()
+    table["rsum"] = sum(value for name, value in table.items() if "_R_at_" in name)
+    return table
+
+
+def ndcg(scores_QN, relevance_QN, *, k=None, gain="exp2", mask_QN=None):
+    """ndcg_Q in [0, 1]: DCG of the order by score over DCG of the order by relevance, first k
+    places.
+
+    DCG = sum of gain / log2(1 + place). `gain` is `exp2` (2^r - 1) or `linear` (r): say which with
+    every figure. Tied candidates share the mean discount of their places, as in scikit-learn. NaN
+    where nothing has gain. Järvelin and Kekäläinen (TOIS 2002), with the gain of Burges et al.
+    (ICML 2005).
+
+    >>> ndcg(torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor([1.0000, 0.6309], dtype=torch.float64)
+    """
+    if gain not in GAINS:
+        raise ValueError(f"gain must be one of {', '.join(GAINS)}, got {gain!r}")
+    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
+    gain_QN = GAINS[gain](relevance_QN.double())
     n = scores_QN.shape[1]
-    gain_QN = torch.exp2(relevance_QN) - 1 if gain == "exp2" else relevance_QN
-    discount_N = 1 / torch.log2(torch.arange(2, n + 2, dtype=torch.float64, device=scores_QN.device))
-    if k is not None:
-        discount_N[k:] = 0
-    summed_N = torch.cat([discount_N.new_zeros(1), discount_N.cumsum(0)])
-    sorted_QN = scores_QN.sort(-1).values
-    left_QN = torch.searchsorted(sorted_QN, scores_QN)
-    right_QN = torch.searchsorted(sorted_QN, scores_QN, right=True)
-    mean_QN = (summed_N[n - left_QN] - summed_N[n - right_QN]) / (right_QN - left_QN)
-    found_Q = (gain_QN * mean_QN).sum(-1)
-    ideal_Q = (gain_QN.sort(-1, descending=True).values * discount_N).sum(-1)
-    return found_Q / ideal_Q
+    discount_N = 1 / torch.log2(
+        torch.arange(2, n + 2, dtype=torch.float64, device=scores_QN.device)
+    )
+    discount_N[n if k is None else k :] = 0
+    before_N = torch.cat([discount_N.new_zeros(1), discount_N.cumsum(0)])
+    order_QN, start_QN, end_QN = _ordered(scores_QN, mask_QN)
+    shared_QN = (before_N[end_QN] - before_N[start_QN]) / (end_QN - start_QN)
+    found_Q = (gain_QN.gather(1, order_QN) * shared_QN).sum(-1)
+    ideal_Q = (sort_rows_(gain_QN.clone()).flip(1) * discount_N).sum(-1)
+    return (found_Q / ideal_Q).masked_fill(scores_QN.isnan().any(-1), torch.nan)
 
 
-def kendall_tau(scores_QN, relevance_QN):
-    """tau_Q: Kendall's tau_b of scores and relevance.
+def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
+    """tau_Q in [-1, 1]: Kendall's tau_b, exact with ties; NaN where either side is all equal.
 
-    >>> kendall_tau(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[0.0, 0.5, 1.0]]))
-    tensor([1.], dtype=torch.float64)
+    (concordant - discordant) / sqrt(pairs untied in score x pairs untied in relevance), in O(N
+    log^2 N).
+
+    >>> kendall_tau(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[0.0, 0.5, 0.5]]))
+    tensor([0.8165], dtype=torch.float64)
     """
-    taus = []
-    for s_N, r_N in zip(scores_QN.double(), relevance_QN.double(), strict=True):
-        a_NN, b_NN = (s_N - s_N[:, None]).sign(), (r_N - r_N[:, None]).sign()
-        taus.append((a_NN * b_NN).sum() / torch.sqrt((a_NN**2).sum() * (b_NN**2).sum()))
-    return torch.stack(taus) if taus else scores_QN.new_zeros(0, dtype=torch.float64)
+    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
+    n = scores_QN.shape[1]
+    if (
+        mask_QN is not None
+    ):  # outside the list: below all in both orders, so no inversion and one tie, taken off again
+        scores_QN = scores_QN.masked_fill(~mask_QN, -torch.inf)
+        relevance_QN = relevance_QN.masked_fill(~mask_QN, -torch.inf)
+    score_rank_QN, tied_s_Q = _dense_rank(scores_QN)
+    key_QN = sort_rows_(integers_like(relevance_QN).mul_(2**32).add_(score_rank_QN))
+    discordant_Q = inversions(key_QN & (2**32 - 1))
+    inside_Q = tied_s_Q * 0 + n if mask_QN is None else mask_QN.sum(-1)
+    outside_pairs_Q = (n - inside_Q) * (n - inside_Q - 1) // 2
+    pairs_Q = inside_Q * (inside_Q - 1) // 2 + outside_pairs_Q
+    untied_s_Q, untied_r_Q = pairs_Q - tied_s_Q, pairs_Q - _tied_pairs(key_QN >> 32)
+    untied_Q = untied_s_Q + untied_r_Q - pairs_Q + _tied_pairs(key_QN)
+    tau_Q = (untied_Q - 2 * discordant_Q) / (
+        untied_s_Q.double().sqrt() * untied_r_Q.double().sqrt()
+    )
+    return tau_Q.masked_fill((scores_QN + relevance_QN).isnan().any(-1), torch.nan)
 
 
-def _average_rank(x_QN):
-    sorted_QN = x_QN.sort(-1).values
-    left_QN = torch.searchsorted(sorted_QN, x_QN)
-    return (left_QN + torch.searchsorted(sorted_QN, x_QN, right=True)).double() / 2
+def spearman(scores_QN, relevance_QN, *, mask_QN=None):
+    """rho_Q in [-1, 1]: correlation of the ranks, tied ones averaged; NaN where a side is all
+    equal.
 
-
-def spearman(scores_QN, relevance_QN):
-    """rho_Q: Pearson correlation of the average ranks of scores and relevance.
-
-    >>> spearman(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[0.0, 0.5, 1.0]])).round(decimals=9)
-    tensor([1.], dtype=torch.float64)
+    >>> spearman(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[0.0, 1.0, 0.5]]))
+    tensor([0.5000], dtype=torch.float64)
     """
-    a_QN, b_QN = _average_rank(scores_QN), _average_rank(relevance_QN)
-    a_QN, b_QN = a_QN - a_QN.mean(-1, keepdim=True), b_QN - b_QN.mean(-1, keepdim=True)
-    return (a_QN * b_QN).sum(-1) / torch.sqrt((a_QN**2).sum(-1) * (b_QN**2).sum(-1))
+    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
+    ranks = []
+    for x_QN in (scores_QN, relevance_QN):
+        order_QN, start_QN, end_QN = _ordered(x_QN, mask_QN)
+        rank_QN = torch.zeros_like(x_QN, dtype=torch.float64)
+        rank_QN.scatter_(1, order_QN, (start_QN + end_QN).double() / 2)
+        inside_QN = torch.ones_like(rank_QN) if mask_QN is None else mask_QN.double()
+        mean_Q = (rank_QN * inside_QN).sum(-1) / inside_QN.sum(-1)
+        ranks.append((rank_QN - mean_Q[:, None]) * inside_QN)
+    a_QN, b_QN = ranks
+    rho_Q = (a_QN * b_QN).sum(-1) / ((a_QN * a_QN).sum(-1) * (b_QN * b_QN).sum(-1)).sqrt()
+    return rho_Q.masked_fill((scores_QN + relevance_QN).isnan().any(-1), torch.nan)
 
 
-def map_at_r(scores_QN, positive_QN):
-    """map_Q: mean over the first R places of precision at each positive, R the number of positives.
+def map_at_r(scores_QN, positive_QN, *, total_Q=None, mask_QN=None):
+    """map_Q in [0, 1]: mean average precision at R, the number of positives.
+
+    Sum over the first R places of the precision at each positive, over R.
+
+    `total_Q` is R where positives are missing from the list (they count as not found). mAP@R of
+    Musgrave et al. (ECCV 2020), used by ECCV Caption (arXiv 2204.03359). Expected value under ties
+    as in McSherry and Najork (ECIR 2008).
 
     >>> map_at_r(torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[True, False, True]]))
     tensor([0.5000], dtype=torch.float64)
     """
-    order_QN = scores_QN.argsort(dim=-1, descending=True, stable=True)
-    hit_QN = positive_QN.gather(-1, order_QN).double()
-    place_N = torch.arange(1, hit_QN.shape[1] + 1, dtype=torch.float64, device=hit_QN.device)
-    total_Q1 = hit_QN.sum(-1, keepdim=True)
-    precision_QN = hit_QN.cumsum(-1) / place_N
-    return (hit_QN * precision_QN * (place_N <= total_Q1)).sum(-1) / total_Q1[:, 0]
+    place_N, ahead_QN, hits_QN, size_QN, into_QN, total_Q, bad_Q = _hits(
+        scores_QN, positive_QN, total_Q, mask_QN
+    )
+    # At the m-th place of t tied, p of them hits: a hit by chance p / t, and given that,
+    # (m - 1) (p - 1) / (t - 1) hits of the tie before it.
+    before_QN = ahead_QN + (into_QN - 1) * (hits_QN - 1) / (size_QN - 1).clamp(min=1)
+    value_QN = hits_QN / size_QN * (1 + before_QN) / place_N
+    return ((value_QN * (place_N <= total_Q[:, None])).sum(-1) / total_Q).masked_fill(
+        bad_Q, torch.nan
+    )
 
 
-def r_precision(scores_QN, positive_QN):
-    """precision_Q: share of positives among the first R places, R the number of positives.
+def r_precision(scores_QN, positive_QN, *, total_Q=None, mask_QN=None):
+    """precision_Q in [0, 1]: share of positives among the first R places.
+
+    R is the number of positives, or `total_Q`.
 
     >>> r_precision(torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[True, False, True]]))
     tensor([0.5000], dtype=torch.float64)
     """
-    order_QN = scores_QN.argsort(dim=-1, descending=True, stable=True)
-    hit_QN = positive_QN.gather(-1, order_QN).double()
-    place_N = torch.arange(1, hit_QN.shape[1] + 1, dtype=torch.float64, device=hit_QN.device)
-    total_Q1 = hit_QN.sum(-1, keepdim=True)
-    return (hit_QN * (place_N <= total_Q1)).sum(-1) / total_Q1[:, 0]
+    place_N, _, hits_QN, size_QN, _, total_Q, bad_Q = _hits(
+        scores_QN, positive_QN, total_Q, mask_QN
+    )
+    found_Q = (hits_QN / size_QN * (place_N <= total_Q[:, None])).sum(-1)
+    return (found_Q / total_Q).masked_fill(bad_Q, torch.nan)
+
+
+def _best_positive(scores_QN, positive_QN, mask_QN):
+    """(above_Q, tied_Q, hits_Q, valued_Q) around the best-scoring positive of each query."""
+    scores_QN, positive_QN, mask_QN = prepared(scores_QN, positive_QN, mask_QN)
+    if mask_QN is not None:
+        scores_QN = scores_QN.masked_fill(~mask_QN, -torch.inf)
+    valued_Q = positive_QN.any(-1) & ~scores_QN.isnan().any(-1)
+    if scores_QN.shape[1] == 0:
+        zero_Q = scores_QN.sum(-1).double()
+        return zero_Q, zero_Q, zero_Q, valued_Q
+    best_Q1 = scores_QN.masked_fill(~positive_QN, -torch.inf).amax(-1, keepdim=True)
+    tied_QN = scores_QN == best_Q1
+    counts = ((scores_QN > best_Q1), tied_QN, tied_QN & positive_QN)
+    return *(count.sum(-1).double() for count in counts), valued_Q
+
+
+def _log_choose(n_Q, m_Q):
+    return torch.lgamma(n_Q + 1) - torch.lgamma(m_Q + 1) - torch.lgamma(n_Q - m_Q + 1)
+
+
+def _ordered(scores_QN, mask_QN):
+    """(order_QN, start_QN, end_QN): candidates from high to low, and the places that each's tie
+    has.
+    """
+    if mask_QN is not None:
+        scores_QN = scores_QN.masked_fill(~mask_QN, -torch.inf)
+    order_QN = order_of_rows(scores_QN, descending=True)
+    sorted_QN = scores_QN.gather(1, order_QN)
+    n = sorted_QN.shape[1]
+    place_N = torch.arange(n, device=sorted_QN.device)
+    new_QN = torch.ones_like(sorted_QN, dtype=torch.bool)
+    new_QN[:, 1:] = sorted_QN[:, 1:] != sorted_QN[:, :-1]
+    start_QN = torch.where(new_QN, place_N, 0).cummax(1).values if n else order_QN
+    last_QN = new_QN.roll(-1, 1)
+    end_QN = (
+        torch.where(last_QN, place_N + 1, n).flip(1).cummin(1).values.flip(1) if n else order_QN
+    )
+    return order_QN, start_QN, end_QN
+
+
+def _hits(scores_QN, positive_QN, total_Q, mask_QN):
+    """(place, hits ahead of its tie, hits in the tie, the tie's size, places into it, R,
+    undefined).
+    """
+    scores_QN, positive_QN, mask_QN = prepared(scores_QN, positive_QN, mask_QN)
+    order_QN, start_QN, end_QN = _ordered(scores_QN, mask_QN)
+    place_N = torch.arange(1, scores_QN.shape[1] + 1, device=scores_QN.device)
+    summed_QN = torch.nn.functional.pad(positive_QN.gather(1, order_QN).cumsum(1), (1, 0)).double()
+    ahead_QN = summed_QN.gather(1, start_QN)
+    hits_QN = summed_QN.gather(1, end_QN) - ahead_QN
+    total_Q = positive_QN.sum(-1) if total_Q is None else total_Q
+    undefined_Q = (total_Q == 0) | scores_QN.isnan().any(-1)
+    return place_N, ahead_QN, hits_QN, end_QN - start_QN, place_N - start_QN, total_Q, undefined_Q
+
+
+def _dense_rank(x_QN):
+    """(rank_QN, tied_Q): 0 for the lowest value of a row, 1 for the next; pairs tied."""
+    order_QN = order_of_rows(x_QN)
+    sorted_QN = x_QN.gather(1, order_QN)
+    step_QN = torch.zeros_like(order_QN)
+    step_QN[:, 1:] = sorted_QN[:, 1:] != sorted_QN[:, :-1]
+    return torch.empty_like(order_QN).scatter_(1, order_QN, step_QN.cumsum(1)), _tied_pairs(
+        sorted_QN
+    )
+
+
+def _tied_pairs(sorted_QN):
+    """tied_Q of sorted rows: each entry of a run pairs with those before it in the run."""
+    if sorted_QN.shape[1] == 0:
+        return torch.zeros(len(sorted_QN), dtype=torch.int64, device=sorted_QN.device)
+    place_N = torch.arange(sorted_QN.shape[1], device=sorted_QN.device)
+    new_QN = torch.ones_like(sorted_QN, dtype=torch.bool)
+    new_QN[:, 1:] = sorted_QN[:, 1:] != sorted_QN[:, :-1]
+    return (place_N - torch.where(new_QN, place_N, 0).cummax(1).values).sum(-1)

@@ -1,6 +1,7 @@
 """Continuous relevance of images and captions, from sentence embeddings of the captions.
 
-Legend of the shape suffixes: M images, C captions of an image, N captions, D embedding width.
+Legend of the shape suffixes: M images, C captions of an image, N captions, D embedding width, K
+knots.
 """
 
 import torch
@@ -35,7 +36,7 @@ def logistic(cosine, *, centre, width):
 
 
 def isotonic(cosine, *, knots_K, values_K):
-    """Values interpolated linearly between the knots of a fitted monotone map, and held flat outside them.
+    """A fitted monotone map: linear between its knots, flat outside them.
 
     >>> isotonic(torch.tensor([0.0, 0.3, 2.0]), knots_K=[0.2, 0.4], values_K=[0.0, 1.0])
     tensor([0.0000, 0.5000, 1.0000])
@@ -52,25 +53,61 @@ MAPS = {"half": half, "clip": clip, "logistic": logistic, "isotonic": isotonic}
 
 
 def from_captions(
-    image_captions_MCD, captions_ND, *, map="clip", reduce="max", mask_MC=None, same_image_MN=None, **map_settings
+    image_captions_MCD,
+    captions_ND,
+    *,
+    map="clip",
+    reduce="max",
+    mask_MC=None,
+    same_image_MN=None,
+    **map_settings,
 ):
     """relevance_MN in [0, 1]: how well caption n describes image m, by the captions of image m.
 
-    c_mn = max (or mean) over k of cos(e(caption k of image m), e(caption n)); relevance is `map` of c_mn, and 1 where
-    `same_image_MN` says that caption n belongs to image m. `mask_MC` is False for captions that are padding.
+    No gradient passes.
+
+    c_mn = max (or mean, by `reduce`) over k of cos(e(caption k of image m), e(caption n));
+    relevance is `map` of c_mn, and 1 where `same_image_MN` says that caption n belongs to image m.
+    `mask_MC` is False for captions that are padding: images may have any number of captions. An
+    image with none has relevance NaN. `map` is one of MAPS, or a function of cosines;
+    `map_settings` go to it. The relevance of texts to images is the transpose, not this again.
+    Relevance score calculation of Listwise ITR (arXiv 2305.16566), which has `half` and `max`, as
+    in the authors' code.
 
     >>> image = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     >>> from_captions(image, torch.tensor([[0.6, 0.8], [-1.0, 0.0]]))
     tensor([[0.8000, 0.0000]])
     """
-    image_captions_MCD = F.normalize(image_captions_MCD, dim=-1)
-    captions_ND = F.normalize(captions_ND, dim=-1)
-    cosine_MCN = image_captions_MCD @ captions_ND.T
+    if reduce not in ("max", "mean") or not (callable(map) or map in MAPS):
+        raise ValueError(
+            f"reduce is max or mean and map one of {', '.join(MAPS)}, got {reduce!r} and {map!r}"
+        )
+    with torch.no_grad():
+        image_captions_MCD = F.normalize(_at_least_float32(image_captions_MCD), dim=-1)
+        captions_ND = F.normalize(_at_least_float32(captions_ND), dim=-1)
+        cosine_MN = _reduced(image_captions_MCD, captions_ND, mask_MC, largest=reduce == "max")
+        relevance_MN = (map if callable(map) else MAPS[map])(cosine_MN, **map_settings)
+        return (
+            relevance_MN if same_image_MN is None else relevance_MN.masked_fill(same_image_MN, 1.0)
+        )
+
+
+def _at_least_float32(x):
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _reduced(image_captions_MCD, captions_ND, mask_MC, *, largest):
+    """cosine_MN, one caption of every image at a time: all at once could be too large."""
+    images, captions, _ = image_captions_MCD.shape
     if mask_MC is None:
-        mask_MC = torch.ones_like(image_captions_MCD[..., 0], dtype=torch.bool)
-    if reduce == "max":
-        cosine_MN = cosine_MCN.masked_fill(~mask_MC[..., None], -torch.inf).amax(1)
-    else:
-        cosine_MN = torch.where(mask_MC[..., None], cosine_MCN, 0).sum(1) / mask_MC.sum(1)[:, None]
-    relevance_MN = MAPS[map](cosine_MN, **map_settings)
-    return relevance_MN if same_image_MN is None else relevance_MN.masked_fill(same_image_MN, 1.0)
+        mask_MC = torch.ones(images, captions, dtype=torch.bool, device=image_captions_MCD.device)
+    total_MN = captions_ND.new_full((images, len(captions_ND)), -torch.inf if largest else 0.0)
+    for k in range(captions):
+        absent_M1 = ~mask_MC[:, k, None]
+        cosine_MN = image_captions_MCD[:, k] @ captions_ND.T
+        if largest:
+            torch.maximum(total_MN, cosine_MN.masked_fill_(absent_M1, -torch.inf), out=total_MN)
+        else:
+            total_MN += cosine_MN.masked_fill_(absent_M1, 0)
+    count_M1 = mask_MC.sum(1, keepdim=True)
+    return (total_MN if largest else total_MN / count_M1).masked_fill(count_M1 == 0, torch.nan)

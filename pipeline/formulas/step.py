@@ -1,6 +1,7 @@
 """Smooth ranks: how many candidates stand above each one, with a soft step in place of a hard one.
 
-Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query, J candidates of a chunk.
+Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query, J candidates of
+a chunk.
 """
 
 import math
@@ -17,16 +18,18 @@ METHODS = ("auto", "dense", "chunked", "binned")
 def smooth_rank(scores_QN, *, tau, mask_QN=None, method="auto", error=4e-5):
     """rank_QN: 1 + the smoothed number of candidates that score above each candidate.
 
-    rank_j = 1 + sum over k != j of sigmoid((s_k - s_j) / tau). Ranks are places, counted from 1; `tau` has the unit of
-    the scores, and tau -> 0 gives the average rank under ties. A candidate outside `mask_QN` has rank inf and no say.
+    rank_j = 1 + sum over k != j of sigmoid((s_k - s_j) / tau). Ranks are places, counted from 1;
+    `tau` has the unit of the scores, and tau -> 0 gives the average rank under ties. A candidate
+    outside `mask_QN` has rank inf and no say.
 
-    `dense` and `chunked` are exact: O(N^2) work; `dense` holds Q x N x N, `chunked` a piece of it at a time.
-    `binned` is O(N + grid): each rank is off by at most `error` of itself, plus N exp(-20), plus the rounding of
-    (score range) / tau in the scores' precision; the gradient is off by about 10 `error` of its largest entry. Its grid
-    has (score range) / tau x 3 cells or more, so a float32 list of huge range and tiny tau is left to `chunked`.
-    `auto` is `binned` for float32 lists of 128 or more whose grid is cheaper than the pairs, and exact otherwise.
-    Scores of less precision are taken to float32; NaN or inf among a query's scores makes its ranks NaN.
-    The sum is that of Listwise ITR's S-NDCG (arXiv 2305.16566); the binned method is ours.
+    `dense` and `chunked` are exact: O(N^2) work; `dense` holds Q x N x N, `chunked` a piece of it
+    at a time. `binned` is O(N + grid): each rank is off by at most `error` of itself, plus N
+    exp(-20), plus the rounding of (score range) / tau in the scores' precision; the gradient is off
+    by about 10 `error` of its largest entry. Its grid has (score range) / tau x 3 cells or more, so
+    a float32 list of huge range and tiny tau is left to `chunked`. `auto` is `binned` for float32
+    lists of 128 or more whose grid is cheaper than the pairs, and exact otherwise. Scores of less
+    precision are taken to float32; NaN or inf among a query's scores makes its ranks NaN. The sum
+    is that of Listwise ITR's S-NDCG (arXiv 2305.16566); the binned method is ours.
 
     >>> smooth_rank(torch.tensor([[0.9, 0.1, 0.5]]), tau=1e-3)
     tensor([[1., 3., 2.]])
@@ -37,13 +40,15 @@ def smooth_rank(scores_QN, *, tau, mask_QN=None, method="auto", error=4e-5):
 
 
 def stepper(scores_QN, *, tau, method="auto", error=4e-5):
-    """(step, rows): an object with `rank` and `gradient` for blocks of up to `rows` rows of these scores.
+    """(step, rows): `rank` and `gradient` for blocks of up to `rows` rows of these scores.
 
     >>> type(stepper(torch.rand(2, 3), tau=0.1)[0]).__name__
     'Exact'
     """
     if not tau > 0 or method not in METHODS:
-        raise ValueError(f"tau must be above 0 and method one of {METHODS}, got {tau} and {method!r}")
+        raise ValueError(
+            f"tau must be above 0 and method one of {METHODS}, got {tau} and {method!r}"
+        )
     queries, n = scores_QN.shape
     cache = CACHE.get(scores_QN.device.type, CACHE["cuda"])
     small = n < 128 or scores_QN.dtype == torch.float64
@@ -76,7 +81,8 @@ class Exact:
         return out_RN.add_(0.5)
 
     def gradient(self, grad_RN, mask_RN, out_RN):
-        """Fills out_RN with d(sum of grad x rank) / d(scores) for the block that `rank` saw last."""
+        """Fills out_RN with d(sum of grad x rank) / d(scores) for the block that `rank` saw
+        last."""
         if mask_RN is not None:
             grad_RN = grad_RN * mask_RN
         out_RN.zero_()
@@ -94,7 +100,9 @@ class Exact:
         return [slice(i, i + self.chunk) for i in range(0, n, self.chunk)]
 
     def _step(self, some):
-        return (self.scores_RN[:, None, :] - self.scores_RN[:, some, None]).div_(self.tau).sigmoid_()
+        return (
+            (self.scores_RN[:, None, :] - self.scores_RN[:, some, None]).div_(self.tau).sigmoid_()
+        )
 
 
 class _SmoothRank(torch.autograd.Function):
@@ -124,4 +132,9 @@ def _by_block(scores_QN, mask_QN, settings):
     tau, method, error = settings
     step, rows_at_once = stepper(scores_QN, tau=tau, method=method, error=error)
     for rows in blocks(len(scores_QN), rows_at_once):
-        yield rows, step, block_of(scores_QN, rows), None if mask_QN is None else block_of(mask_QN, rows)
+        yield (
+            rows,
+            step,
+            block_of(scores_QN, rows),
+            None if mask_QN is None else block_of(mask_QN, rows),
+        )

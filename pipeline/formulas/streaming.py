@@ -1,0 +1,107 @@
+"""Losses and metrics straight from embeddings: the score matrix is never whole.
+
+A block of it lives at a time.
+
+`target` and `mask` are matrices, or functions of (rows, columns), two slices, that give that part
+of the matrix: for instance relevance computed from caption embeddings when it is asked for.
+
+Legend of the shape suffixes: Q queries, N candidates, M images, D embedding width, R rows of a
+block.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from pipeline.formulas._rows import blocks
+from pipeline.formulas.losses import LOSSES
+
+BLOCK = 2**22  # scores in a block: enough for matrix products at full speed, and 16 MB
+EVERYTHING = slice(None)
+
+
+def both_directions_streamed(loss, image_MD, text_ND, target, *, mask=None, rows=None, **settings):
+    """Scalar: `both_directions(loss, image_MD @ text_ND.T, target)`, and the embeddings' gradients.
+
+    In O(rows x candidates) memory.
+
+    A pass over the images and one over the texts; each multiplies a block of scores, takes the loss
+    and its gradient, and adds that gradient's products to those of both embeddings: six matrix
+    products in place of three. Scale or normalise the embeddings outside. The settings are numbers:
+    a learned temperature gets no gradient here.
+
+    >>> from pipeline.formulas.losses import triplet
+    >>> image, text = torch.eye(3)[:2], torch.eye(3)[:2]
+    >>> both_directions_streamed(triplet, image, text, torch.eye(2) > 0)
+    tensor(0.)
+    """
+    if needing := [k for k, v in settings.items() if torch.is_tensor(v) or k == "average"]:
+        raise ValueError(
+            f"{', '.join(needing)} cannot be streamed: settings are numbers, queries independent"
+        )
+    loss = LOSSES.get(loss, loss)
+    return _Streamed.apply(image_MD, text_ND, loss, target, mask, rows, settings)
+
+
+def metric_streamed(metric, queries_QD, candidates_ND, target, *, rows=None, **settings):
+    """value_Q: `metric(queries_QD @ candidates_ND.T, target)`, in O(rows x candidates) memory.
+
+    >>> from pipeline.formulas.metrics import recall_at
+    >>> metric_streamed(recall_at, torch.eye(2), torch.eye(2), torch.eye(2) > 0, k=1)
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    rows = rows or max(1, BLOCK // max(1, len(candidates_ND)))
+    values = [
+        metric(queries_QD[some] @ candidates_ND.T, _part(target, some, EVERYTHING), **settings)
+        for some in blocks(len(queries_QD), rows)
+    ]
+    return torch.cat(values) if values else queries_QD.new_zeros(0, dtype=torch.float64)
+
+
+def _part(whole, rows, columns):
+    if whole is None:
+        return None
+    return whole(rows, columns) if callable(whole) else whole[rows, columns]
+
+
+def _turned(whole):
+    return None if whole is None else lambda rows, columns: _part(whole, columns, rows).T
+
+
+class _Streamed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image_MD, text_ND, loss, target, mask, rows, settings):
+        of_image_MD, of_text_ND = torch.zeros_like(image_MD), torch.zeros_like(text_ND)
+        by_image = (image_MD, text_ND, of_image_MD, of_text_ND, target, mask)
+        by_text = (text_ND, image_MD, of_text_ND, of_image_MD, _turned(target), _turned(mask))
+        total = sum(_one_way(loss, *side, rows, settings) for side in (by_image, by_text))
+        ctx.save_for_backward(of_image_MD, of_text_ND)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        of_image_MD, of_text_ND = ctx.saved_tensors
+        return (
+            (of_image_MD * grad).to(ctx.dtypes[0]),
+            (of_text_ND * grad).to(ctx.dtypes[1]),
+            *[None] * 5,
+        )
+
+
+def _one_way(
+    loss, query_QD, candidate_ND, of_query_QD, of_candidate_ND, target, mask, rows, settings
+):
+    """Half the mean loss of the queries; adds its gradients to of_query_QD and of_candidate_ND."""
+    total = query_QD.new_zeros((), dtype=torch.float64)
+    half_mean = 0.5 / max(1, len(query_QD))
+    for some in blocks(len(query_QD), rows or max(1, BLOCK // max(1, len(candidate_ND)))):
+        scores_RN = query_QD[some] @ candidate_ND.T
+        with torch.enable_grad():
+            scores_RN.requires_grad_()
+            target_RN, mask_RN = _part(target, some, EVERYTHING), _part(mask, some, EVERYTHING)
+            loss_R = loss(scores_RN, target_RN, mask_QN=mask_RN, **settings)
+            (gradient_RN,) = torch.autograd.grad(loss_R.sum() * half_mean, scores_RN)
+        total += loss_R.detach().double().sum() * half_mean
+        of_query_QD[some].addmm_(gradient_RN, candidate_ND)
+        of_candidate_ND.addmm_(gradient_RN.T, query_QD[some])
+    return total.to(query_QD.dtype)

@@ -1,0 +1,77 @@
+"""One small Ray, one tiny sentence encoder and one finished run, shared by all tests."""
+
+import os
+import string
+
+os.environ.update(
+    {
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_OFFLINE": "1",
+    }
+)
+for inherited in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):  # tests never write to anyone's server
+    os.environ.pop(inherited, None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+# The settings of every small run: seconds, not minutes.
+TINY = [
+    *("--recipe", "drawn_tiny"),
+    *("--source.train_images", "96", "--source.val_images", "16", "--source.test_images", "32"),
+    *("--shard.samples", "32", "--rerank.bank_images", "64"),
+    *("--train.batch_size", "16", "--train.workers", "1"),
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> str:
+    """Folder of a sentence-transformers model: a random vector a word, averaged."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    letters = string.ascii_lowercase
+    pieces = [*letters, *(f"##{letter}" for letter in letters)]
+    pieces += [f"{a}{b}" for a in letters for b in letters]
+    pieces += [f"##{a}{b}" for a in letters for b in letters]
+    vocabulary = {piece: number for number, piece in enumerate(["[UNK]", *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(len(vocabulary), 32, generator=generator)
+    folder = tmp_path_factory.mktemp("encoder") / "tiny"
+    model = SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, embedding_weights=weights.numpy())], device="cpu"
+    )
+    model.save(str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """Ray on this machine, started once."""
+    import ray
+
+    from jobs import _cluster
+
+    _cluster.connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, tiny_encoder, ray_here) -> str:
+    """The folder of a run that went through all stages; tests copy it before they change it."""
+    from jobs._cli import main
+
+    root = tmp_path_factory.mktemp("runs") / "tiny"
+    main("run", [*TINY, "--root", str(root), "--encoder", tiny_encoder])
+    return str(root)

@@ -1,0 +1,100 @@
+"""MLflow: what a run leaves there, and what happens where it is away."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from jobs._track import Tracker
+from pipeline import _store
+
+
+@pytest.fixture(scope="module")
+def client(finished_run):
+    return MlflowClient(f"sqlite:///{Path(finished_run).parent / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def runs(client):
+    experiment = client.get_experiment_by_name("drawn_tiny")
+    return {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+
+
+def test_one_parent_run_with_a_child_a_stage(runs):
+    parent = runs["main"]
+    children = [r for name, r in runs.items() if name != "main"]
+    stages = {"ingest", "shard", "embed", "label", "train", "evaluate", "rerank", "search"}
+    assert {r.info.run_name for r in children} == stages
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
+    assert {r.info.status for r in runs.values()} == {"FINISHED"}
+    assert parent.data.metrics["reranked/rsum"] > 0
+    assert parent.data.params["train.batch_size"] == "16"
+
+
+def test_the_loss_is_there_by_step_and_once(client, runs, finished_run):
+    records = _store.read_json(f"{finished_run}/5-model/main/history.json")["records"]
+    logged = client.get_metric_history(runs["train"].info.run_id, "train/loss")
+    assert [m.step for m in logged] == [r["step"] for r in records if "train/loss" in r]
+
+
+def test_the_report_and_the_settings_are_artifacts(client, runs):
+    names = {a.path for a in client.list_artifacts(runs["main"].info.run_id)}
+    assert {"report.html", "settings.yaml"} <= names
+
+
+def test_the_model_loads_again_in_a_new_process(client, runs, finished_run, tmp_path):
+    outputs = runs["train"].outputs.model_outputs
+    code = (
+        "import mlflow, json, sys; mlflow.set_tracking_uri(sys.argv[1]);"
+        "m = mlflow.pyfunc.load_model(f'models:/{sys.argv[2]}');"
+        "print(json.dumps(m.predict(['a red circle', 'a star'])))"
+    )
+    uri = f"sqlite:///{Path(finished_run).parent / 'mlflow.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, uri, outputs[0].model_id],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    vectors = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout else done.stderr
+    assert len(vectors) == 2 and abs(sum(x * x for x in vectors[0]) - 1) < 1e-5
+
+
+def test_a_server_that_is_away_does_not_stop_the_work(tmp_path, monkeypatch, capsys):
+    root = str(tmp_path / "run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Tracker("experiment", root, "main")
+    away.log("train", metrics={"x": 1.0}, params={"a": 2}, step=3)
+    away.records("train", [{"step": 1, "train/loss": 0.5}])
+    away.finish()
+    assert "127.0.0.1:9" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    back = Tracker("experiment", root, "main")
+    back.log("train", metrics={"y": 2.0})
+    back.finish()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    found = {
+        r.info.run_name: r.data.metrics
+        for r in client.search_runs([client.get_experiment_by_name("experiment").experiment_id])
+    }
+    assert found["train"] == {"x": 1.0, "train/loss": 0.5, "y": 2.0}
+    assert not _store.exists(f"{root}/tracking-pending.json")
+
+
+def test_the_same_run_goes_on_after_a_restart(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for step in (1, 2):
+        tracker = Tracker("experiment", str(tmp_path / "run"), "main")
+        tracker.records("train", [{"step": s, "train/loss": 1.0 / s} for s in range(1, step + 1)])
+        tracker.finish()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("experiment").experiment_id])
+    assert sorted(r.info.run_name for r in runs) == ["main", "train"]
+    train = next(r for r in runs if r.info.run_name == "train")
+    assert [m.step for m in client.get_metric_history(train.info.run_id, "train/loss")] == [1, 2]

@@ -1,0 +1,147 @@
+"""Training: resuming, choosing, refusing."""
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load
+
+from jobs import _recipes
+from jobs._cli import _parse
+from pipeline import _store, embed, ingest, shard, train
+from pipeline._errors import InputError
+
+
+class Killed(BaseException):
+    """Ends a training the hard way."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, tiny_encoder):
+    """Stages 1 to 3 of a small run, and its recipe."""
+    root = str(tmp_path_factory.mktemp("data"))
+    recipe = recipe_with(tiny_encoder)
+    for stage, make in (
+        (ingest, ingest.write_part),
+        (shard, shard.write_shard),
+        (embed, embed.write_embeddings),
+    ):
+        plan = stage.plan(recipe, root)
+        plan.finish({piece.name: make(piece) for piece in plan.pending})
+    return recipe, root
+
+
+def recipe_with(encoder: str, *flags: str):
+    options, overrides = _parse("train", [*TINY, "--encoder", encoder, *flags], lambda parser: None)
+    return _recipes.resolve(options.recipe, overrides, None)[0][1]
+
+
+def fit(recipe, root: str, name: str, report=lambda records: None) -> dict:
+    """Train, and the finished stage's index."""
+    plan = train.plan(recipe, root, name)
+    train.fit(plan.pieces[0], report)
+    return plan.finish({"model": train.summary(plan.pieces[0])})
+
+
+def weights(root: str, name: str) -> dict[str, torch.Tensor]:
+    return load(_store.read_bytes(f"{root}/5-model/{name}/model.safetensors"))
+
+
+def test_a_killed_training_ends_with_the_same_weights(data):
+    recipe, root = data
+    fit(recipe, root, "whole")
+
+    def kill(records):
+        raise Killed
+
+    with pytest.raises(Killed):
+        fit(recipe, root, "killed", kill)
+    epochs = []
+    fit(recipe, root, "killed", lambda records: epochs.append(records[-1]["epoch"]))
+    assert epochs == [2]
+    whole, killed = weights(root, "whole"), weights(root, "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    records = [_store.read_json(f"{root}/5-model/{n}/history.json")["records"] for n in ("whole", "killed")]
+    losses = [[r["train/loss"] for r in found if "train/loss" in r] for found in records]
+    assert losses[0] == losses[1]
+
+
+def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(data):
+    recipe, root = data
+    fit(recipe, root, "torn")
+    newest = f"{root}/5-model/torn/checkpoints/epoch-0002/model.safetensors"
+    _store.write_bytes(newest, _store.read_bytes(newest)[:-10])
+    epochs = []
+    fit(recipe, root, "torn", lambda records: epochs.append(records[-1]["epoch"]))
+    assert epochs == [2]
+
+
+def test_other_settings_do_not_resume_from_what_is_there(data, tiny_encoder):
+    _, root = data
+    fit(recipe_with(tiny_encoder), root, "changed")
+    epochs = []
+    other = recipe_with(tiny_encoder, "--lr", "0.002")
+    fit(other, root, "changed", lambda records: epochs.append(records[-1]["epoch"]))
+    assert epochs == [1, 2]
+
+
+def test_the_loss_falls(data):
+    recipe, root = data
+    fit(recipe, root, "falls")
+    records = _store.read_json(f"{root}/5-model/falls/history.json")["records"]
+    losses = [r["train/info_nce"] for r in records if "train/info_nce" in r]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_best_and_last_choose_their_checkpoint(data, tiny_encoder):
+    _, root = data
+    last = recipe_with(tiny_encoder, "--train.select", "last")
+    assert fit(last, root, "last")["pieces"][0]["epoch"] == 2
+    best = recipe_with(tiny_encoder, "--train.epochs", "4")
+    entry = fit(best, root, "best")["pieces"][0]
+    records = _store.read_json(f"{root}/5-model/best/history.json")["records"]
+    rsums = [r["val/rsum"] for r in records if "val/rsum" in r]
+    assert entry["epoch"] == 1 + rsums.index(max(rsums))
+    assert entry["metrics"]["val/rsum"] == max(rsums)
+
+
+def test_a_loaded_model_encodes_as_the_trained_one(data):
+    recipe, root = data
+    fit(recipe, root, "loaded")
+    model, vocabulary, _ = train.load_model(f"{root}/5-model/loaded")
+    words, lengths = vocabulary.encode(["a red circle", "two stars on the sand"], 64)
+    with torch.inference_mode():
+        together = model.encode_text(words, lengths)
+        alone = model.encode_text(words[:1, : lengths[0]], lengths[:1])
+    torch.testing.assert_close(together[:1], alone)  # padding and company change nothing
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(2))
+
+
+def test_a_run_without_graded_losses_does_not_depend_on_labels(data, tiny_encoder):
+    _, root = data
+    plain = ("--train.losses", "{info_nce: {weight: 1}}")
+    one, two = (
+        train.plan(recipe_with(tiny_encoder, *plain, "--label.map", m), root, "x")
+        for m in ("clip", "half")
+    )
+    assert one.fingerprint == two.fingerprint
+    graded = [
+        train.plan(recipe_with(tiny_encoder, "--label.map", m), root, "x").fingerprint
+        for m in ("clip", "half")
+    ]
+    assert graded[0] != graded[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--model.image", "regions"], "use 'pixels'"),
+        (["--train.losses", "{infonce: {}}"], "did you mean 'info_nce'?"),
+        (["--train.losses", "{}"], "train.losses is empty"),
+        (["--train.batch_size", "256"], "lower --train.batch_size"),
+        (["--lr", "1e30"], "not finite"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_a_sentence(data, tiny_encoder, flags, sentence):
+    _, root = data
+    with pytest.raises(InputError, match=sentence.replace("?", r"\?")):
+        fit(recipe_with(tiny_encoder, *flags), root, "refused")
