@@ -255,14 +255,13 @@ def _log_model(uri: str, run_id: str, folder: str) -> None:
 
     import pipeline
     import schemas
-    from jobs._tracked_model import TrackedModel
 
     with tempfile.TemporaryDirectory() as copy, _current(uri), mlflow.start_run(run_id=run_id):
         for name in ("index.json", "vocabulary.json", "model.safetensors"):
             (Path(copy) / name).write_bytes(_store.read_bytes(_store.join(folder, name)))
         mlflow.pyfunc.log_model(
             name="model",
-            python_model=TrackedModel(),
+            python_model=str(Path(__file__).with_name("_tracked_model.py")),
             artifacts={"model": copy},
             # Our own code goes along, so the model loads where Halftone is not installed.
             code_paths=[str(Path(room.__path__[0])) for room in (pipeline, schemas)],

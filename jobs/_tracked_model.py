@@ -1,6 +1,11 @@
-"""The trained model as MLflow serves it (the other half of _track: it needs MLflow's base class)."""
+"""The trained model as MLflow serves it: MLflow runs this file when it loads the model."""
+
+import warnings
 
 import mlflow
+
+# MLflow asks for type hints on `predict` and takes them for a schema; texts and images are two.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class TrackedModel(mlflow.pyfunc.PythonModel):
@@ -11,7 +16,6 @@ class TrackedModel(mlflow.pyfunc.PythonModel):
 
         self.model, self.vocabulary, self.recipe = load_model(context.artifacts["model"])
 
-    # No type hints: MLflow would take them for a schema, and texts and images are two.
     def predict(self, context, model_input, params=None):
         import numpy as np
         import torch
@@ -26,3 +30,6 @@ class TrackedModel(mlflow.pyfunc.PythonModel):
             size = self.recipe.model.image_size
             images = np.stack([decode(item, size) for item in items])
             return self.model.encode_image(torch.from_numpy(images)).tolist()
+
+
+mlflow.models.set_model(TrackedModel())

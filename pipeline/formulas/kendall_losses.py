@@ -57,8 +57,8 @@ def kendall_rank(
         scores_QN, relevance_QN
     )
     if average == "pairs":
-        pairs_Q = pair_count(relevance_QN, gap=gap, mask_QN=mask_QN)
-        loss_Q = loss_Q * (pairs_Q * (len(pairs_Q) / pairs_Q.sum().clamp(min=1)))
+        pairs_Q = pair_count(relevance_QN, gap=gap, mask_QN=mask_QN).to(loss_Q.dtype)
+        loss_Q = loss_Q * (pairs_Q / pairs_Q.mean().clamp(min=1e-30))
     return loss_Q
 
 
@@ -70,13 +70,13 @@ def pair_count(relevance_QN, *, gap=0.3, mask_QN=None):
     >>> pair_count(torch.tensor([[1.0, 0.0, 0.9]]), gap=0.3)
     tensor([2])
     """
-    low_QN = high_QN = relevance_QN
+    low_QN = high_QN = relevance_QN = relevance_QN.contiguous()
     if mask_QN is not None:
         low_QN, high_QN = (
             relevance_QN.masked_fill(~mask_QN, torch.inf),
             relevance_QN.masked_fill(~mask_QN, -torch.inf),
         )
-    sorted_QN = sort_rows_(high_QN.clone(memory_format=torch.contiguous_format))
+    sorted_QN = sort_rows_(high_QN.clone())
     bar_QN = sort_rows_(low_QN + gap)
     return (relevance_QN.shape[1] - torch.searchsorted(sorted_QN, bar_QN, right=True)).sum(-1)
 
@@ -91,11 +91,10 @@ def _all_pairs(gap, margin):
             high_RN, low_RN, scores_RN, gap=gap, margin=margin
         )
         # The sum over pairs of margin + s_k - s_j: a small difference of large sums, so in float64.
-        sum_R = (as_low_RN * (margin + scores_RN.double()) - as_high_RN * scores_RN.double()).sum(
-            -1
-        )
+        scores_RN = scores_RN.double()
+        sum_R = (as_low_RN * (margin + scores_RN) - as_high_RN * scores_RN).sum(-1)
         pairs_R = pairs_R.clamp(min=1)
-        return (sum_R / pairs_R).to(scores_RN.dtype), (as_low_RN - as_high_RN) / pairs_R[:, None]
+        return sum_R / pairs_R, (as_low_RN - as_high_RN).double() / pairs_R[:, None]
 
     return kernel
 

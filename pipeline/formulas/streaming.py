@@ -70,6 +70,9 @@ def _turned(whole):
 class _Streamed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image_MD, text_ND, loss, target, mask, rows, settings):
+        ctx.dtypes = image_MD.dtype, text_ND.dtype
+        wide = torch.promote_types(torch.promote_types(*ctx.dtypes), torch.float32)
+        image_MD, text_ND = image_MD.to(wide), text_ND.to(wide)
         of_image_MD, of_text_ND = torch.zeros_like(image_MD), torch.zeros_like(text_ND)
         by_image = (image_MD, text_ND, of_image_MD, of_text_ND, target, mask)
         by_text = (text_ND, image_MD, of_text_ND, of_image_MD, _turned(target), _turned(mask))
