@@ -1,7 +1,7 @@
-"""Every formula again, as slow loops over one query's list in plain Python: what the fast ones are tested against.
+"""Every formula again, as slow loops over one query's list in plain Python.
 
-`scores` and `target` are lists of numbers of one length, only of candidates in the list. Nothing here is vectorised, and
-nothing is shared with the code under test.
+What the fast ones are tested against. `scores` and `target` are lists of numbers of one length,
+only of candidates in the list. Nothing here is vectorised or shared with the code under test.
 """
 
 import itertools
@@ -28,7 +28,8 @@ def softmax(values):
 
 def smooth_rank(scores, tau):
     return [
-        1 + sum(sigmoid((s - x) / tau) for k, s in enumerate(scores) if k != j) for j, x in enumerate(scores)
+        1 + sum(sigmoid((s - x) / tau) for k, s in enumerate(scores) if k != j)
+        for j, x in enumerate(scores)
     ]
 
 
@@ -113,13 +114,16 @@ def info_nce(scores, positive, temperature=0.05, positives="any"):
 
 def masked_info_nce(scores, relevance, temperature=0.05, ignore_above=0.5, positive_at=1.0):
     kept = [j for j, r in enumerate(relevance) if r >= positive_at or r <= ignore_above]
-    return info_nce([scores[j] for j in kept], [relevance[j] >= positive_at for j in kept], temperature)
+    return info_nce(
+        [scores[j] for j in kept], [relevance[j] >= positive_at for j in kept], temperature
+    )
 
 
 def adaptive_info_nce(scores, relevance, temperature=0.05, margin=0.2, positive_at=1.0):
     positive = [r >= positive_at for r in relevance]
     raised = [
-        s if p else s + margin * (1 - r) for s, r, p in zip(scores, relevance, positive, strict=True)
+        s if p else s + margin * (1 - r)
+        for s, r, p in zip(scores, relevance, positive, strict=True)
     ]
     return info_nce(raised, positive, temperature)
 
@@ -185,7 +189,9 @@ def ndcg(relevance, k=None, gain="exp2"):
 @over_ties
 def map_at_r(hits, total=None):
     total = sum(hits) if total is None else total
-    return sum(sum(hits[: i + 1]) / (i + 1) for i in range(min(total, len(hits))) if hits[i]) / total
+    return (
+        sum(sum(hits[: i + 1]) / (i + 1) for i in range(min(total, len(hits))) if hits[i]) / total
+    )
 
 
 @over_ties

@@ -1,8 +1,9 @@
 """The losses give the numbers of the public reference code, and their corrected forms, to 1e-9.
 
-The files hold inputs, values and gradients of TripletSNDCGLoss (github.com/AAA-Zheng/Listwise_ITR at 9c5d9fa) and RCLoss
-(github.com/AAA-Zheng/ITM_CLS at 53564e9) in float64. Keys `corrected_*` have the texts' relevance transposed, as here;
-the others do not, which only this file's `untransposed` imitates.
+The files hold inputs, values and gradients, in float64, of TripletSNDCGLoss
+(github.com/AAA-Zheng/Listwise_ITR at 9c5d9fa) and RCLoss (github.com/AAA-Zheng/ITM_CLS at 53564e9).
+Keys `corrected_*` have the texts' relevance transposed, as here; the others do not, which only this
+file's `untransposed` imitates.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.formulas.kendall_losses import pair_count
 from pipeline.formulas.losses import both_directions, kendall_rank, smooth_ndcg, triplet
 from pipeline.formulas.metrics import ndcg
 from pipeline.formulas.relevance import from_captions
@@ -32,7 +34,9 @@ class Golden:
 
     def check(self, name, loss, value="loss"):
         assert abs(loss.item() - self.values[f"{name}_{value}"].item()) < TOLERANCE
-        for key, found in zip(("image", "text"), torch.autograd.grad(loss, (self.image, self.text)), strict=True):
+        for key, found in zip(
+            ("image", "text"), torch.autograd.grad(loss, (self.image, self.text)), strict=True
+        ):
             assert (found - self.values[f"{name}_grad_{key}"]).abs().max() < TOLERANCE, (name, key)
 
 
@@ -49,7 +53,12 @@ def untransposed(loss, scores, relevance, **settings):
 
 def test_relevance_is_that_of_the_file(golden):
     values = golden.values
-    found = from_captions(values["image_caption_emb"], values["text_caption_emb"], map="half", same_image_MN=golden.own)
+    found = from_captions(
+        values["image_caption_emb"],
+        values["text_caption_emb"],
+        map="half",
+        same_image_MN=golden.own,
+    )
     assert (found - (1 + golden.cosine) / 2).abs().max() < 1e-12
 
 
@@ -87,13 +96,17 @@ def test_reference_total(golden, weight):
 @pytest.mark.parametrize("gap", ["0.1", "0.3"])
 def test_reference_kendall(golden, gap):
     settings = {"gap": float(gap), "average": "pairs"}
+    pairs = pair_count(golden.cosine, gap=float(gap)).sum().item()
+    assert pairs == golden.values[f"kendall_gap{gap}_num_pairs"].item()
     i2t, t2i = untransposed(kendall_rank, golden.scores, golden.cosine, **settings)
     golden.check(f"kendall_gap{gap}", (i2t + t2i) / 2)
 
 
 @pytest.mark.parametrize("gap", ["0.1", "0.3"])
 def test_corrected_kendall(golden, gap):
-    loss = both_directions(kendall_rank, golden.scores, golden.cosine, gap=float(gap), average="pairs")
+    loss = both_directions(
+        kendall_rank, golden.scores, golden.cosine, gap=float(gap), average="pairs"
+    )
     golden.check(f"corrected_kendall_gap{gap}", loss)
 
 
@@ -104,5 +117,7 @@ def test_corrected_s_ndcg(golden, map_name, tau):
     name = f"corrected_sndcg_{map_name}_tau{tau}"
     whole = both_directions(smooth_ndcg, golden.scores, relevance, tau=float(tau))
     golden.check(name, whole, "listwise_loss")
-    streamed = both_directions_streamed(smooth_ndcg, golden.image, golden.text, relevance, tau=float(tau), rows=3)
+    streamed = both_directions_streamed(
+        smooth_ndcg, golden.image, golden.text, relevance, tau=float(tau), rows=3
+    )
     golden.check(name, streamed, "listwise_loss")

@@ -110,7 +110,7 @@ def test_a_recipe_that_is_wrong_is_told_what_and_where(recipe_file, text, senten
     [
         b"about: \xff\xfe",
         "1: 2",
-        "about: 2020-13-45",
+        "train: {epochs: !!int many}",
         "variants: [a, b]",
         "variants: {a: 3}",
         "variants: {a: {train: {losses: 3}}}",

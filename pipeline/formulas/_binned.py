@@ -33,8 +33,6 @@ def cells_per_tau(error):
 
 def grid_length(scores_QN, tau, cells):
     """Cells that the widest row of scores needs; inf when a score is not finite."""
-    if scores_QN.numel() == 0:
-        return 4
     width = (scores_QN.amax(-1) - scores_QN.amin(-1)).max().item() / tau * cells
     return int(width) + 4 if math.isfinite(width) else math.inf
 
@@ -46,16 +44,18 @@ class Grid:
     """
 
     def __init__(self, rows, like_QN, *, tau, cells, length):
-        shape = (rows, like_QN.shape[1])
         self.scale, self.tile = cells / tau, REACH * cells
         self.length = length
         self.band_LL = _band(cells, like_QN.dtype, like_QN.device)
         tiles = -(-(length + 3) // self.tile)
+        self.padded_RG = like_QN.new_zeros(rows, (tiles + 2) * self.tile)
+        self.convolved_RG = like_QN.new_empty(rows, tiles * self.tile)
+        self._buffers((rows, like_QN.shape[1]), like_QN)
+
+    def _buffers(self, shape, like_QN):
         self.cell_RN = like_QN.new_empty(shape, dtype=torch.int64)
         self.offset_RN, self.scratch_RN = like_QN.new_empty(2, *shape)
         self.weights_4RN, self.above_4RN = like_QN.new_empty(2, 4, *shape)
-        self.padded_RG = like_QN.new_zeros(rows, (tiles + 2) * self.tile)
-        self.convolved_RG = like_QN.new_empty(rows, tiles * self.tile)
 
     def rank(self, scores_RN, mask_RN, out_RN):
         """Fills out_RN with 1/2 + the sum of the step over every k, itself included: at itself the
@@ -128,9 +128,13 @@ class Grid:
         torch.mul(last, 3, out=second).sub_(self.offset, alpha=2)
         torch.add(first, second, out=third).add_(last).neg_()
 
+    def _emptied(self):
+        """The grid without the tile of zeros on either side, all zeros."""
+        return self.padded[:, self.tile : -self.tile].zero_()
+
     def _spread(self, amount_RN):
         """Adds amount x weight of every score to the four cells it touches."""
-        inner_RG = self.padded[:, self.tile : -self.tile].zero_()
+        inner_RG = self._emptied()
         for shift, weight_RN in enumerate(self.weights):
             if amount_RN is not None:
                 weight_RN = torch.mul(weight_RN, amount_RN, out=self.scratch)

@@ -24,14 +24,18 @@ def prepared(scores_QN, target_QN, mask_QN):
         raise ValueError(f"scores, target and mask must all be (queries, candidates), got {shapes}")
     if mask_QN is not None and mask_QN.dtype != torch.bool:
         raise ValueError(f"mask_QN must be boolean, True = in the list, got {mask_QN.dtype}")
-    if scores_QN.dtype != torch.float64:
-        scores_QN = scores_QN.float()
+    scores_QN = scores_QN.to(loss_dtype(scores_QN))
     if target_QN is not None and target_QN.dtype != torch.bool:
         target_QN = target_QN.detach().to(scores_QN.dtype)
     if mask_QN is not None:
         scores_QN = scores_QN.masked_fill(~mask_QN, 0)
         target_QN = None if target_QN is None else target_QN.masked_fill(~mask_QN, 0)
     return scores_QN, target_QN, mask_QN
+
+
+def loss_dtype(scores_QN):
+    """float64 for scores of float64, and float32 for all others."""
+    return torch.float64 if scores_QN.dtype == torch.float64 else torch.float32
 
 
 def sound(scores_QN, target_QN):
@@ -63,6 +67,14 @@ def block_of(x_QN, rows):
     return x_QN.T[:, rows].contiguous().T.contiguous()
 
 
+def add_block_(x_QN, rows, block_RN, scale):
+    """x_QN[rows] += scale x block_RN, with the detour of `block_of` where x_QN is a transpose."""
+    if x_QN.is_contiguous():
+        x_QN[rows].add_(block_RN, alpha=scale)
+    else:
+        x_QN.T[:, rows].add_(block_RN.T.contiguous(), alpha=scale)
+
+
 def rowwise(kernel, rows, scores_QN, *others):
     """loss_Q with its gradient, a block of rows at a time.
 
@@ -71,6 +83,14 @@ def rowwise(kernel, rows, scores_QN, *others):
     The gradient is kept from the forward pass, so the largest thing alive is one more Q x N matrix.
     """
     return _Rowwise.apply(scores_QN, kernel, rows, *others)
+
+
+def summed(loss, scores_RN, target_RN, **settings):
+    """(sum of the loss over the rows, its gradient by scores_RN)."""
+    with torch.enable_grad():
+        scores_RN = scores_RN.detach().requires_grad_()
+        total = loss(scores_RN, target_RN, **settings).sum()
+        return total.detach().double(), torch.autograd.grad(total, scores_RN)[0]
 
 
 def differentiated(row_loss):

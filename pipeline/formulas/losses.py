@@ -13,6 +13,11 @@ Legend of the shape suffixes: Q queries, N candidates of a query.
 import inspect
 import math
 
+import torch
+from torch.autograd.function import once_differentiable
+
+from pipeline.formulas._rows import add_block_, block_of, blocks, loss_dtype, rows_in_cache, summed
+
 from pipeline.formulas.contrastive_losses import (
     adaptive_info_nce,
     info_nce,
@@ -59,9 +64,50 @@ def both_directions(loss, scores_QN, target_QN, **settings):
     tensor(0.)
     """
     loss = LOSSES.get(loss, loss)
-    turned = {k: v.T if k.endswith("_QN") and v is not None else v for k, v in settings.items()}
+    learned = any(torch.is_tensor(value) and value.requires_grad for value in settings.values())
+    if (
+        scores_QN.requires_grad
+        and loss in LOSSES.values()
+        and not learned
+        and "average" not in settings
+    ):
+        return _BothDirections.apply(scores_QN, loss, target_QN, settings)
     of_rows = loss(scores_QN, target_QN, **settings).mean()
-    return (of_rows + loss(scores_QN.T, target_QN.T, **turned).mean()) / 2
+    return (of_rows + loss(scores_QN.T, target_QN.T, **_turned(settings)).mean()) / 2
+
+
+def _turned(settings):
+    return {k: v.T if k.endswith("_QN") and v is not None else v for k, v in settings.items()}
+
+
+class _BothDirections(torch.autograd.Function):
+    """Block by block into one gradient matrix: half the memory of two losses side by side."""
+
+    @staticmethod
+    def forward(ctx, scores_QN, loss, target_QN, settings):
+        gradient_QN = torch.zeros_like(scores_QN, memory_format=torch.contiguous_format)
+        total = 0
+        for scores, target, given, gradient in (
+            (scores_QN, target_QN, settings, gradient_QN),
+            (scores_QN.T, target_QN.T, _turned(settings), gradient_QN.T),
+        ):
+            half_mean = 0.5 / max(1, len(scores))
+            for rows in blocks(len(scores), rows_in_cache(scores.shape[1] // 16, scores.device)):
+                some = {
+                    k: v[rows] if k.endswith("_QN") and v is not None else v
+                    for k, v in given.items()
+                }
+                loss_sum, part = summed(loss, block_of(scores, rows), target[rows], **some)
+                total = total + loss_sum * half_mean
+                add_block_(gradient, rows, part, half_mean)
+        ctx.save_for_backward(gradient_QN)
+        return torch.as_tensor(total, device=scores_QN.device).to(loss_dtype(scores_QN))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (gradient_QN,) = ctx.saved_tensors
+        return gradient_QN * grad, None, None, None
 
 
 SHAPES = {

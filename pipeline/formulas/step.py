@@ -4,15 +4,16 @@ Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a qu
 a chunk.
 """
 
+import importlib.util
 import math
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from pipeline.formulas._binned import Grid, cells_per_tau, grid_length
-from pipeline.formulas._rows import CACHE, block_of, blocks, prepared
+from pipeline.formulas._rows import block_of, blocks, prepared, rows_in_cache
 
-METHODS = ("auto", "dense", "chunked", "binned")
+METHODS = ("auto", "dense", "chunked", "binned", "fast")
 
 
 def smooth_rank(scores_QN, *, tau, mask_QN=None, method="auto", error=4e-5):
@@ -50,18 +51,32 @@ def stepper(scores_QN, *, tau, method="auto", error=4e-5):
             f"tau must be above 0 and method one of {METHODS}, got {tau} and {method!r}"
         )
     queries, n = scores_QN.shape
-    cache = CACHE.get(scores_QN.device.type, CACHE["cuda"])
     small = n < 128 or scores_QN.dtype == torch.float64
     cells = cells_per_tau(error)
     length = math.inf
-    if method == "binned" or (method == "auto" and not small):
+    if scores_QN.numel() > 0 and (method in ("binned", "fast") or (method == "auto" and not small)):
         length = grid_length(scores_QN, tau, cells)
     if length <= max(n * n // 8, 64):  # beyond, the grid is dearer than the pairs
-        rows = min(queries, max(1, cache // max(n, length)))
-        return Grid(rows, scores_QN, tau=tau, cells=cells, length=length), rows
+        rows = min(queries, rows_in_cache(max(n, length), scores_QN.device))
+        return _grid(method, scores_QN)(rows, scores_QN, tau=tau, cells=cells, length=length), rows
     if method == "dense":
         return Exact(tau, chunk=n), max(1, queries)
-    return Exact(tau, chunk=max(1, min(n, cache // max(1, n)))), max(1, cache // max(1, n * n))
+    chunk = min(n, rows_in_cache(n, scores_QN.device))
+    return Exact(tau, chunk), rows_in_cache(n * n, scores_QN.device)
+
+
+def _grid(method, scores_QN):
+    """The class of the grid: compiled for `fast`, and for `auto` where numba is installed."""
+    can = scores_QN.dtype == torch.float32 and scores_QN.device.type == "cpu"
+    if (
+        method == "binned"
+        or not can
+        or (method == "auto" and not importlib.util.find_spec("numba"))
+    ):
+        return Grid
+    from pipeline.formulas._fast import FastGrid
+
+    return FastGrid
 
 
 class Exact:

@@ -12,7 +12,7 @@ block.
 import torch
 from torch.autograd.function import once_differentiable
 
-from pipeline.formulas._rows import blocks
+from pipeline.formulas._rows import blocks, summed
 from pipeline.formulas.losses import LOSSES
 
 BLOCK = 2**22  # scores in a block: enough for matrix products at full speed, and 16 MB
@@ -99,12 +99,9 @@ def _one_way(
     half_mean = 0.5 / max(1, len(query_QD))
     for some in blocks(len(query_QD), rows or max(1, BLOCK // max(1, len(candidate_ND)))):
         scores_RN = query_QD[some] @ candidate_ND.T
-        with torch.enable_grad():
-            scores_RN.requires_grad_()
-            target_RN, mask_RN = _part(target, some, EVERYTHING), _part(mask, some, EVERYTHING)
-            loss_R = loss(scores_RN, target_RN, mask_QN=mask_RN, **settings)
-            (gradient_RN,) = torch.autograd.grad(loss_R.sum() * half_mean, scores_RN)
-        total += loss_R.detach().double().sum() * half_mean
-        of_query_QD[some].addmm_(gradient_RN, candidate_ND)
-        of_candidate_ND.addmm_(gradient_RN.T, query_QD[some])
+        target_RN, mask_RN = _part(target, some, EVERYTHING), _part(mask, some, EVERYTHING)
+        loss_sum, gradient_RN = summed(loss, scores_RN, target_RN, mask_QN=mask_RN, **settings)
+        total += loss_sum * half_mean
+        of_query_QD[some].addmm_(gradient_RN, candidate_ND, alpha=half_mean)
+        of_candidate_ND.addmm_(gradient_RN.T, query_QD[some], alpha=half_mean)
     return total.to(query_QD.dtype)

@@ -1,0 +1,392 @@
+"""Speed, memory and error of the losses and metrics, as ratios within one run on one core.
+
+    python -m bench.losses                 # everything, about six minutes
+    python -m bench.losses ndcg large      # some sections of: error ndcg large kendall tau streamed
+
+Forward and backward, both directions, CPU seconds (best of a few), against plain restatements of
+what public code computes; those are written here from the formulas. Memory is the peak of the
+process above its inputs, gradients included.
+
+Legend of the shape suffixes: B batch, N candidates, D embedding width.
+"""
+
+import ctypes
+import gc
+import os
+import resource
+import sys
+import time
+
+import torch
+
+from pipeline.formulas.losses import both_directions, kendall_rank, smooth_ndcg, triplet
+from pipeline.formulas.metrics import kendall_tau
+from pipeline.formulas.step import smooth_rank
+from pipeline.formulas.streaming import both_directions_streamed
+
+torch.set_num_threads(1)
+TAU = 0.01
+
+
+def batch(size, width=1024, rank_noise=0.6):
+    """image_BD, text_BD, scores_BB and relevance_BB as a half-trained model has them."""
+    generator = torch.Generator().manual_seed(0)
+    image_BD = torch.randn(size, width, generator=generator)
+    text_BD = image_BD + torch.randn(size, width, generator=generator)
+    image_BD = torch.nn.functional.normalize(image_BD, dim=1)
+    text_BD = torch.nn.functional.normalize(text_BD, dim=1)
+    scores_BB = image_BD @ text_BD.T
+    relevance_BB = torch.empty(size, size).normal_(0.05, 0.15, generator=generator).clamp_(0, 1)
+    scores_BB += torch.empty(size, size).normal_(0, 0.1, generator=generator)
+    relevance_BB.fill_diagonal_(1)
+    return image_BD, text_BD, scores_BB, relevance_BB
+
+
+def seconds(work, times=3):
+    best = float("inf")
+    for _ in range(times):
+        start = time.process_time()
+        work()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def step(loss, scores_BB, target_BB):
+    """One training step's share: the loss both ways and its gradient."""
+
+    def work():
+        scores = scores_BB.detach().requires_grad_()
+        both_directions(loss, scores, target_BB).backward()
+        return scores.grad
+
+    return work
+
+
+def alone(work_of):
+    """(result, peak MB above the inputs) of a function made and run in a process of its own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        work = work_of()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # or freed memory would be used again unseen
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak starts from here
+        start = status("VmRSS")
+        result = work()
+        peak = status("VmHWM") - start
+        value = result if isinstance(result, float) else 0.0
+        os.write(writer, f"{value} {peak}".encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        text = file.read()
+    os.waitpid(child, 0)
+    if not text:
+        return float("nan"), float("nan")
+    value, peak = text.split()
+    return float(value), float(peak) / 1024
+
+
+def status(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field))
+
+
+def table(title, rows):
+    print(f"\n{title}")
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  " + "  ".join(str(cell).rjust(w) for cell, w in zip(row, widths, strict=True)))
+
+
+# What public code does, restated
+
+
+def cube_ndcg(scores_BB, relevance_BB):
+    """Like for like: soft ranks and the ranks by relevance, each from a B x B x B tensor."""
+    soft = torch.sigmoid((scores_BB[:, None, :] - scores_BB[:, :, None]) / TAU)
+    rank_BB = 0.5 + soft.sum(-1)
+    with torch.no_grad():
+        ideal = 1.0 + (relevance_BB[:, None, :] > relevance_BB[:, :, None]).float().sum(-1)
+    gain_BB = torch.exp2(relevance_BB) - 1
+    best_B = (gain_BB / torch.log2(1 + ideal)).sum(-1)
+    return 1 - (gain_BB / torch.log2(1 + rank_BB)).sum(-1) / best_B
+
+
+def public_ndcg(scores_BB, relevance_BB):
+    """The public module's whole computation: repeated operands, a stored mask without the diagonal,
+    the step spelled out with a clamped exponent, and hard ranks for its log besides."""
+    size = len(scores_BB)
+    others = (1 - torch.eye(size)).repeat(size, 1, 1)
+
+    def ranks(x_BB, tau):
+        rows = x_BB.unsqueeze(1).repeat(1, size, 1)
+        difference = rows - rows.permute(0, 2, 1)
+        if tau is None:
+            return ((difference > 0).float() * others).sum(-1) + 1
+        exponent = torch.clamp(-difference / tau, min=-50, max=50)
+        return (1.0 / (1.0 + torch.exp(exponent)) * others).sum(-1) + 1
+
+    gain_BB = torch.pow(2.0, relevance_BB) - 1
+    ideal_B = (gain_BB / torch.log2(1 + ranks(relevance_BB, None))).sum(-1)
+    hard_B = (gain_BB / torch.log2(1 + ranks(scores_BB.detach(), None))).sum(-1) / ideal_B
+    smooth_B = (gain_BB / torch.log2(1 + ranks(scores_BB, TAU))).sum(-1) / ideal_B
+    return 1 - smooth_B + 0 * hard_B
+
+
+def allrank_style(scores_BB, relevance_BB):
+    """ApproxNDCG over pairs of candidates sorted by score, differences of padded pairs masked."""
+    sorted_BB, order_BB = scores_BB.sort(descending=True, dim=-1)
+    true_BB = relevance_BB.gather(1, order_BB).clamp(min=0)
+    difference = sorted_BB[:, :, None] - sorted_BB[:, None, :]
+    difference = torch.where(torch.isfinite(difference), difference, 0.0)
+    place_BB = 1 + (
+        torch.sigmoid(-difference / TAU).clamp(min=1e-10) * (1 - torch.eye(len(scores_BB)))
+    ).sum(-1)
+    ideal_BB = relevance_BB.sort(descending=True, dim=-1).values
+    discount = torch.log2(1.0 + torch.arange(1, ideal_BB.shape[1] + 1))
+    best_B = ((torch.pow(2, ideal_BB) - 1) / discount).sum(-1).clamp(min=1e-10)
+    return 1 - ((torch.pow(2, true_BB) - 1) / torch.log2(1 + place_BB)).sum(-1) / best_B
+
+
+def rax_style(scores_BB, relevance_BB):
+    """ApproxNDCG with smooth ranks summed over masked pairs, ideal ranks from a sort."""
+    pairs = torch.ones(scores_BB.shape, dtype=torch.bool)[:, :, None] & ~torch.eye(
+        len(scores_BB), dtype=torch.bool
+    )
+    above = torch.sigmoid((scores_BB[:, None, :] - scores_BB[:, :, None]) / TAU)
+    place_BB = 1 + torch.where(pairs, above, 0.0).sum(-1)
+    gain_BB = torch.exp2(relevance_BB) - 1
+    ideal_BB = gain_BB.sort(descending=True, dim=-1).values
+    best_B = (ideal_BB / torch.log2(2.0 + torch.arange(ideal_BB.shape[1]))).sum(-1)
+    return 1 - (gain_BB / torch.log2(1 + place_BB)).sum(-1) / best_B
+
+
+def cube_kendall(scores_BB, relevance_BB):
+    pairs = (relevance_BB[:, :, None] - relevance_BB[:, None, :] > 0.3).float()
+    hinge = torch.clamp(scores_BB[:, None, :] - scores_BB[:, :, None], min=0)
+    return (hinge * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
+
+
+# Sections
+
+
+def error():
+    """The binned rank and gradient against the exact ones."""
+    rows = [("tau", "cells/tau", "rank, float64", "rank, float32", "gradient, float32")]
+    _, _, scores, _ = batch(512, 64)
+    scores = scores[:32]
+    weight = torch.rand(scores.shape, generator=torch.manual_seed(1))
+    for tau in (1e-3, 1e-2, 1e-1):
+        precise = scores.double().requires_grad_()
+        exact = smooth_rank(precise, tau=tau, method="chunked")
+        (slope,) = torch.autograd.grad((exact * weight).sum(), precise)
+        for cells, bound in ((3, 4e-5), (4, 1.2e-5), (8, 8e-7)):
+            in_double = smooth_rank(scores.double(), tau=tau, method="binned", error=bound)
+            own = scores.clone().requires_grad_()
+            binned = smooth_rank(own, tau=tau, method="binned", error=bound)
+            (found,) = torch.autograd.grad((binned * weight).sum(), own)
+            worst = [((x - exact).abs() / exact).max().item() for x in (in_double, binned)]
+            worst.append(((found - slope).abs().max() / slope.abs().max()).item())
+            rows.append((tau, cells, *(f"{x:.1e}" for x in worst)))
+    table(
+        "error of the binned smooth rank, N = 512, relative (gradient: to its largest entry)", rows
+    )
+
+
+def ndcg():
+    """S-NDCG at B = 512 against dense forms."""
+    _, _, scores, relevance = batch(512)
+    forms = [
+        ("public module restated", public_ndcg),
+        ("like for like, dense", cube_ndcg),
+        ("allRank style, dense", allrank_style),
+        ("rax style, dense", rax_style),
+        ("ours, chunked (exact)", lambda s, r: smooth_ndcg(s, r, method="chunked")),
+        ("ours, binned, torch alone", lambda s, r: smooth_ndcg(s, r, method="binned")),
+        ("ours, binned, numba", lambda s, r: smooth_ndcg(s, r, method="fast")),
+    ]
+    if not fast_is_here():
+        forms.pop()
+    measured, rows = [], [("S-NDCG, B = 512", "ms", "x like for like", "x public", "extra MB")]
+    for name, form in forms:
+
+        def fresh(form=form, times=7 if "ours" in name else 1):
+            _, _, few, labels = batch(256 if times > 1 else 32, 64)
+            step(form, few, labels)()  # code is loaded and compiled before the clock starts
+            return lambda: seconds(step(form, scores, relevance), times)
+
+        measured.append((name, *alone(fresh)))
+    public, dense = measured[0][1], measured[1][1]
+    for name, t, peak in measured:
+        ratios = f"{dense / t:.0f}", f"{public / t:.0f}"
+        rows.append((name, f"{1e3 * t:.1f}", *ratios, f"{peak:.0f}"))
+    table("S-NDCG", rows)
+
+
+def fast_is_here():
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def large():
+    """S-NDCG at B = 4,096 against the matrix products around it, at 16,384, and on a bank."""
+    image, text, scores, relevance = batch(4096)
+    gradient = torch.randn(4096, 4096)
+    products = seconds(lambda: (image @ text.T, gradient @ text, gradient.T @ image), 2)
+    rows = [("B = 4,096, D = 1,024", "s", "x products", "with them", "extra MB", "x scores")]
+    rows.append(("the three products", f"{products:.2f}", "1.00", "", "", ""))
+    methods = ["binned"] + (["fast"] if fast_is_here() else [])
+    for method in methods:
+        form = lambda s, r, method=method: smooth_ndcg(s, r, method=method)  # noqa: E731
+        work = step(form, scores, relevance)
+        t = seconds(work, 2)
+        _, peak = alone(lambda form=form: step(form, scores, relevance))
+        ratio = t / products
+        times = peak / (4096 * 4096 * 4 / 2**20)
+        rows.append(
+            (method, f"{t:.2f}", f"{ratio:.2f}", f"{1 + ratio:.2f}", f"{peak:.0f}", f"{times:.1f}")
+        )
+    swhs = seconds(
+        step(lambda s, r: kendall_rank(s, r, window=16, hardest=64), scores, relevance), 2
+    )
+    own = torch.eye(4096, dtype=torch.bool)
+    hardest = seconds(step(triplet, scores, own), 2)
+    rows.append(
+        (
+            "triplet, hardest",
+            f"{hardest:.2f}",
+            f"{hardest / products:.2f}",
+            f"{1 + hardest / products:.2f}",
+            "",
+            "",
+        )
+    )
+    rows.append(
+        (
+            "SW-HS, w 16, h 64",
+            f"{swhs:.2f}",
+            f"{swhs / products:.2f}",
+            f"{1 + swhs / products:.2f}",
+            "",
+            "",
+        )
+    )
+    table("large batches", rows)
+    print(
+        f"  SW-HS / triplet: {swhs / hardest:.1f} alone, {(products + swhs) / (products + hardest):.2f} with the products"
+    )
+    del image, text, scores, relevance, gradient, own
+
+    def sixteen():
+        _, _, scores, relevance = batch(16384, 64)
+        return lambda: seconds(step(smooth_ndcg, scores, relevance), 1)
+
+    t, peak = alone(sixteen)
+    print(f"  B = 16,384: {t:.0f} s, {peak:.0f} MB beyond scores and relevance")
+
+    def bank():
+        generator = torch.manual_seed(0)
+        scores = torch.empty(512, 65536).normal_(0, 0.15, generator=generator)
+        relevance = torch.rand(512, 65536, generator=generator)
+
+        def work():
+            own = scores.requires_grad_()
+            smooth_ndcg(own, relevance).mean().backward()
+
+        return lambda: seconds(work, 1)
+
+    t, peak = alone(bank)
+    print(f"  512 queries x bank of 65,536: {t:.1f} s, {peak:.0f} MB beyond scores and relevance")
+
+
+def kendall():
+    """The Kendall hinge at B = 512."""
+    _, _, scores, relevance = batch(512)
+    dense = seconds(step(cube_kendall, scores, relevance), 1)
+    rows = [("Kendall, B = 512", "ms", "x dense"), ("dense restated", f"{1e3 * dense:.0f}", "1")]
+    for name, settings in (
+        ("gap 0.3", {"gap": 0.3}),
+        ("no gap", {"gap": 0.0}),
+        ("SW-HS, w 16", {"window": 16}),
+    ):
+        t = seconds(step(lambda s, r, k=settings: kendall_rank(s, r, **k), scores, relevance), 5)
+        rows.append((f"ours, {name}", f"{1e3 * t:.1f}", f"{dense / t:.0f}"))
+    table("Kendall hinge", rows)
+
+
+def tau():
+    """Exact tau_b against scipy's per-row loop, and torchmetrics where it is installed."""
+    from scipy.stats import kendalltau
+
+    try:
+        from torchmetrics.functional.regression import kendall_rank_corrcoef
+    except ImportError:
+        kendall_rank_corrcoef = None
+    rows = [("n", "rows", "ours, us a row", "x scipy", "x torchmetrics")]
+    for n, count in ((10, 500), (100, 300), (1000, 100), (5000, 20), (25000, 8)):
+        generator = torch.manual_seed(n)
+        scores = torch.randn(count, n, generator=generator)
+        relevance = torch.rand(count, n, generator=generator).mul(100).round().div(100)
+        pairs = list(zip(scores.numpy(), relevance.numpy(), strict=True))
+        kendall_tau(scores, relevance)
+        ours = seconds(lambda s=scores, r=relevance: kendall_tau(s, r), 5)
+        scipys = seconds(lambda pairs=pairs: [kendalltau(s, r).statistic for s, r in pairs], 2)
+        others = ""
+        if kendall_rank_corrcoef is not None and n <= 1000:
+            some = min(count, 20)
+            work = lambda s=scores[:some].T, r=relevance[:some].T: kendall_rank_corrcoef(s, r)  # noqa: E731
+            others = f"{seconds(work, 1) / some / ours * count:.0f}"
+        rows.append((n, count, f"{1e6 * ours / count:.0f}", f"{scipys / ours:.1f}", others))
+    table("exact Kendall tau_b with ties", rows)
+
+
+def streamed():
+    """S-NDCG at B = 32,768 without the score matrix; relevance is computed block by block."""
+
+    def work_of(size=32768, width=64):
+        generator = torch.manual_seed(0)
+        image = torch.nn.functional.normalize(torch.randn(size, width, generator=generator), dim=1)
+        text = torch.nn.functional.normalize(
+            image + torch.randn(size, width, generator=generator) / 9, dim=1
+        )
+        image, text = image.requires_grad_(), text.requires_grad_()
+        labels = torch.nn.functional.normalize(torch.randn(size, 16, generator=generator), dim=1)
+
+        def relevance(rows, columns):
+            return (labels[rows] @ labels[columns].T).clamp_(0, 1)
+
+        return lambda: seconds(
+            lambda: both_directions_streamed(smooth_ndcg, image, text, relevance).backward(), 1
+        )
+
+    t, peak = alone(work_of)
+    print(f"\nstreamed S-NDCG, B = 32,768, D = 64: {t:.0f} s, {peak:.0f} MB beyond the embeddings")
+
+
+SECTIONS = {
+    "error": error,
+    "ndcg": ndcg,
+    "large": large,
+    "kendall": kendall,
+    "tau": tau,
+    "streamed": streamed,
+}
+
+
+def main(names):
+    start = time.time()
+    for name in names or SECTIONS:
+        SECTIONS[name]()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"\n{time.time() - start:.0f} s, one core, torch {torch.__version__}, {peak:.1f} GB at most"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

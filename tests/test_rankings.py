@@ -1,0 +1,459 @@
+"""Rankings, their averages and the re-ranking, against brute force."""
+
+import json
+import math
+from itertools import product
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline import _plan, _ranking, _store, evaluate, rerank
+from pipeline._ranking import Vectors
+from pipeline.formulas.metrics import recall_at
+from pipeline.sources import drawn
+from schemas.embedding import embedding_schema, tower_schema
+from schemas.manifest import TRUTH
+from schemas.settings import Recipe, SourceSettings
+
+# Captions of each image, shard by shard.
+TEST = {"test-000000": [2, 1, 3], "test-000001": [5, 1, 1, 2]}
+OTHERS = {"val-000000": [2, 2, 1, 3], "train-000000": [1, 2, 3, 1, 2], "train-000001": [2, 1, 1]}
+ALL = {**TEST, **OTHERS}
+
+
+def unit(vectors) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def random_unit(rng, dim: int) -> np.ndarray:
+    return unit(rng.normal(size=dim))
+
+
+def write_run(root, counts=ALL, draw=random_unit, dim=16, seed=0) -> dict[str, np.ndarray]:
+    """The files that stages 3 and 6 leave behind, with drawn vectors; {id: tower vector}."""
+    rng = np.random.default_rng(seed)
+    root, made = str(root), {}
+    towers, labels = [], []
+    for name, of_images in counts.items():
+        images = [f"{name}/{n}" for n in range(len(of_images))]
+        texts = [(f"{i}#{k}", i) for i, n in zip(images, of_images, strict=True) for k in range(n)]
+        rows = [{"id": i, "image_id": i, "modality": "image"} for i in images]
+        rows += [{"id": t, "image_id": i, "modality": "text"} for t, i in texts]
+        for row in rows:
+            row["vector"] = made[row["id"]] = draw(rng, dim).astype(np.float32)
+        encoded = [
+            {"caption_id": t, "image_id": i, "vector": random_unit(rng, 8).astype(np.float16)}
+            for t, i in texts
+        ]
+        about = {"split": name.split("-")[0], "images": len(images), "captions": len(texts)}
+        towers.append((name, pa.Table.from_pylist(rows, schema=tower_schema(dim)), about))
+        labels.append((name, pa.Table.from_pylist(encoded, schema=embedding_schema(8)), about))
+    write_stage(evaluate.vectors_folder(root, "main"), towers)
+    write_stage(_plan.folder(root, "embed", "hand"), labels)
+    write_stage(_plan.folder(root, "ingest"), [])
+    return made
+
+
+def write_stage(folder: str, tables: list) -> None:
+    pieces = []
+    for name, table, about in tables:
+        written = _store.write_table(f"{folder}/{name}.parquet", table, "hand", about)
+        pieces.append({**written, "name": name, "fingerprint": "hand"})
+    index = {"pieces": pieces, "version": _plan.version(pieces)}
+    _store.write_json(f"{folder}/index.json", index)
+
+
+def recipe_of(**sections) -> Recipe:
+    return Recipe(name="t", embed={"encoder": "hand"}, **sections)
+
+
+def run(plan, write) -> dict:
+    return plan.finish({piece.name: write(piece) for piece in plan.pending})
+
+
+def ranked(root, recipe=None) -> tuple[list[dict], dict[str, float]]:
+    """Every query's ranking and the averages."""
+    plan = evaluate.plan(recipe or recipe_of(), str(root), "main")
+    run(plan, evaluate.write_rankings)
+    rows = [row for piece in plan.pieces for row in _store.read_table(piece.output).to_pylist()]
+    return rows, evaluate.metrics(plan)
+
+
+def candidates_of(vectors: dict, query: str) -> list[str]:
+    """Ids of the other modality in the query's split, in shard order."""
+    split, is_image = query.split("-")[0], "#" not in query
+    return [i for i in vectors if i.startswith(split) and ("#" in i) == is_image]
+
+
+def ids_of(split: str, direction: str, counts=ALL) -> list[str]:
+    """The queries of a direction, in the order of the rankings."""
+    out = []
+    for name in (name for name in counts if name.startswith(split)):
+        images = [f"{name}/{n}" for n in range(len(counts[name]))]
+        texts = [f"{i}#{k}" for i, n in zip(images, counts[name], strict=True) for k in range(n)]
+        out += images if direction == "i2t" else texts
+    return out
+
+
+def image_of(id_: str) -> str:
+    return id_.split("#")[0]
+
+
+# ---- rankings ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_of_random_vectors(tmp_path_factory):
+    root = tmp_path_factory.mktemp("rankings")
+    vectors = write_run(root)
+    return str(root), vectors, *ranked(root, recipe_of(evaluate={"top_k": 5}))
+
+
+def test_every_query_is_ranked_once_image_queries_first_in_each_shard(run_of_random_vectors):
+    rows = run_of_random_vectors[2]
+    expected = [
+        (query, direction)
+        for name, direction in product(TEST, ("i2t", "t2i"))
+        for query in ids_of(name, direction)
+    ]
+    assert [(row["query_id"], row["direction"]) for row in rows] == expected
+
+
+def test_ranks_recalls_and_candidates_are_those_of_a_full_sort(run_of_random_vectors):
+    _, vectors, rows, _ = run_of_random_vectors
+    for row in rows:
+        ids = candidates_of(vectors, row["query_id"])
+        scores = np.array([vectors[i].astype(float) @ vectors[row["query_id"]] for i in ids])
+        order = np.argsort(-scores)
+        assert row["candidate_id"] == [ids[n] for n in order[:5]]
+        assert np.allclose(row["score"], scores[order[:5]], atol=1e-6)
+        own = [image_of(ids[n]) == image_of(row["query_id"]) for n in order]
+        assert row["rank"] == own.index(True) + 1
+        assert [row[f"R_at_{k}"] for k in (1, 5, 10)] == [float(any(own[:k])) for k in (1, 5, 10)]
+
+
+def slow_ndcg(vectors: dict, query: str, r: np.ndarray, k: int = 10) -> float:
+    """Sum of (2^r - 1) / log2(1 + place) over the first k places, over that of the best order."""
+    ids = candidates_of(vectors, query)
+    order = np.argsort([-(vectors[i].astype(float) @ vectors[query]) for i in ids])
+    discounts = [1 / math.log2(place + 2) for place in range(min(k, len(ids)))]
+    found = sum(d * (2**v - 1) for d, v in zip(discounts, r[order], strict=False))
+    return found / sum(d * (2**v - 1) for d, v in zip(discounts, np.sort(r)[::-1], strict=False))
+
+
+def test_label_ndcg_is_that_of_a_slow_loop(run_of_random_vectors):
+    root, vectors, rows, _ = run_of_random_vectors
+    encoded = {}
+    for name in TEST:
+        table = _store.read_table(_plan.folder(root, "embed", "hand", f"{name}.parquet"))
+        for row in table.to_pylist():
+            encoded[row["caption_id"]] = unit(np.array(row["vector"], np.float64))
+
+    def relevance(image: str, text: str) -> float:
+        if image_of(text) == image:
+            return 1.0
+        return max(0.0, *(v @ encoded[text] for t, v in encoded.items() if image_of(t) == image))
+
+    for row in rows:
+        query = row["query_id"]
+        ids = candidates_of(vectors, query)
+        pairs = [(query, i) if row["direction"] == "i2t" else (i, query) for i in ids]
+        r = [relevance(*pair) for pair in pairs]
+        expected = slow_ndcg(vectors, query, np.array(r))
+        assert row["ndcg_label"] == pytest.approx(expected, abs=1e-6)
+        assert row["ndcg_truth"] is None
+
+
+def test_averages_are_the_means_and_medians_of_the_rows(run_of_random_vectors):
+    _, _, rows, metrics = run_of_random_vectors
+    total = 0.0
+    for direction in ("i2t", "t2i"):
+        mine = [row for row in rows if row["direction"] == direction]
+        for k in (1, 5, 10):
+            mean = 100 * sum(row[f"R_at_{k}"] for row in mine) / len(mine)
+            assert metrics[f"{direction}_R_at_{k}"] == pytest.approx(mean)
+            total += mean
+        assert metrics[f"{direction}_MedR"] == np.median([row["rank"] for row in mine])
+        mean = np.mean([row["ndcg_label"] for row in mine])
+        assert metrics[f"{direction}_ndcg_label"] == pytest.approx(mean)
+        assert f"{direction}_ndcg_truth" not in metrics
+    assert metrics["rsum"] == pytest.approx(total)
+
+
+def test_ranks_do_not_depend_on_how_the_split_is_cut_into_shards_and_blocks(
+    run_of_random_vectors, tmp_path, monkeypatch
+):
+    _, _, rows, metrics = run_of_random_vectors
+    monkeypatch.setattr(_ranking, "BLOCK", 2)
+    write_run(tmp_path)
+    small = ranked(tmp_path, recipe_of(evaluate={"top_k": 5}))
+    for row, other in zip(rows, small[0], strict=True):
+        assert row["candidate_id"] == other["candidate_id"] and row["rank"] == other["rank"]
+    assert small[1] == pytest.approx(metrics)
+
+
+def test_truth_ndcg_is_that_of_the_true_relevance_where_the_source_knows_it(tmp_path):
+    vectors = write_run(tmp_path)
+    images, texts = ids_of("test", "i2t"), ids_of("test", "t2i")
+    facts, scenes = {}, drawn.rows(SourceSettings(), "test:0:7")
+    for image, scene in zip(images, scenes, strict=True):
+        own = [image, *(text for text in texts if image_of(text) == image)]
+        known = [fact["facts"] for fact in scene["truth"]]
+        facts |= dict(zip(own, known, strict=False))
+    rows = [{"id": id_, "facts": fact} for id_, fact in facts.items()]
+    table = pa.Table.from_pylist(rows, schema=TRUTH)
+    write_stage(_plan.folder(str(tmp_path), "ingest"), [("truth-00000", table, {})])
+
+    truth = drawn.relevance([facts[i] for i in images], [facts[t] for t in texts])
+    rankings, metrics = ranked(tmp_path)
+    for row in rankings:
+        if row["direction"] == "i2t":
+            r = truth[images.index(row["query_id"])]
+        else:
+            r = truth[:, texts.index(row["query_id"])]
+        assert row["ndcg_truth"] == pytest.approx(slow_ndcg(vectors, row["query_id"], r), abs=1e-6)
+    of_images = [row["ndcg_truth"] for row in rankings if row["direction"] == "i2t"]
+    assert metrics["i2t_ndcg_truth"] == pytest.approx(np.mean(of_images))
+
+
+def constant(rng, dim: int) -> np.ndarray:
+    """The vector of a collapsed model: the same for everything."""
+    return random_unit(np.random.default_rng(dim), dim)
+
+
+@pytest.mark.parametrize("dim", [1, 16, 250, 256, 384])
+@pytest.mark.parametrize("images", [3, 7, 33])
+def test_a_collapsed_model_scores_chance(tmp_path, dim, images):
+    counts = {"test-000000": [2, 1, 3] * (images // 3), "test-000001": [5] * (images % 3 + 1)}
+    write_run(tmp_path, counts, constant, dim)
+    rows, _ = ranked(tmp_path)
+    texts = sum(map(sum, counts.values()))
+    images = sum(map(len, counts.values()))
+    for row in rows:
+        own = 1
+        if row["direction"] == "i2t":
+            shard, number = row["query_id"].split("/")
+            own = counts[shard][int(number)]
+        others = (texts if row["direction"] == "i2t" else images) - own
+        for k in (1, 5, 10):
+            chance = 1 - math.comb(others, k) / math.comb(others + own, k) if others >= k else 1
+            assert row[f"R_at_{k}"] == pytest.approx(chance)
+        assert row["rank"] == pytest.approx((others + own + 1) / (own + 1))
+
+
+def test_a_collapsed_model_scores_chance_after_re_ranking_too(tmp_path):
+    write_run(tmp_path, ALL, constant, 250)
+    base, _ = ranked(tmp_path)
+    _, rows = reranked(tmp_path, recipe_of())
+    for row, before in zip(rows, base, strict=True):
+        assert len(set(row["score"])) == 1
+        assert row["rank"] == before["rank"]
+
+
+def test_rankings_that_are_finished_are_not_written_again(tmp_path):
+    write_run(tmp_path)
+    ranked(tmp_path)
+    plan = evaluate.plan(recipe_of(), str(tmp_path), "main")
+    assert plan.complete
+    write_run(tmp_path, seed=1)
+    plan = evaluate.plan(recipe_of(), str(tmp_path), "main")
+    assert len(plan.pending) == len(TEST)
+
+
+# ---- vectors -----------------------------------------------------------------------------------
+
+
+def test_a_pair_is_positive_where_both_belong_to_one_image():
+    queries, candidates = ["b", "x", "a"], ["a", "b", "a", "c"]
+    found = _ranking.positives(queries, candidates)
+    assert found.tolist() == [[q == c for c in candidates] for q in queries]
+
+
+def vectors_of(root, *names) -> Vectors:
+    folder = evaluate.vectors_folder(str(root), "main")
+    return Vectors.read(tuple(f"{folder}/{name}.parquet" for name in names), str(root))
+
+
+def test_vectors_are_read_in_shard_order(tmp_path):
+    made = write_run(tmp_path)
+    found = vectors_of(tmp_path, *TEST)
+    assert found.image_ids == ids_of("test", "i2t") and found.text_ids == ids_of("test", "t2i")
+    assert found.text_image_ids == [image_of(i) for i in found.text_ids]
+    assert np.array_equal(found.images.numpy(), [made[i] for i in found.image_ids])
+    assert np.array_equal(found.texts.numpy(), [made[i] for i in found.text_ids])
+
+
+@pytest.mark.parametrize("images", [1, 3, 5, 7, 99])
+def test_the_head_of_vectors_is_the_first_images_with_all_their_texts(tmp_path, images):
+    made = write_run(tmp_path)
+    head = vectors_of(tmp_path, *TEST).head(images)
+    assert head.image_ids == ids_of("test", "i2t")[:images]
+    assert head.text_ids == [i for i in ids_of("test", "t2i") if image_of(i) in head.image_ids]
+    assert head.text_image_ids == [image_of(i) for i in head.text_ids]
+    assert np.array_equal(head.images.numpy(), [made[i] for i in head.image_ids])
+    assert np.array_equal(head.texts.numpy(), [made[i] for i in head.text_ids])
+
+
+# ---- re-ranking --------------------------------------------------------------------------------
+
+
+def slow_hubness(candidates, bank, beta) -> list[float]:
+    """log of the mean over the bank of exp(beta s), over beta; in float64."""
+    return [
+        math.log(sum(math.exp(beta * float(q @ c)) for q in bank) / len(bank)) / beta
+        for c in candidates
+    ]
+
+
+@pytest.mark.parametrize("beta", [0.5, 5.0, 80.0])
+def test_hubness_is_that_of_a_slow_loop(beta):
+    rng = np.random.default_rng(0)
+    candidates, bank = unit(rng.normal(size=(7, 5))), unit(rng.normal(size=(11, 5)))
+    found = rerank.hubness(torch.tensor(candidates).float(), torch.tensor(bank).float(), beta)
+    assert np.allclose(found.numpy(), slow_hubness(candidates, bank, beta), atol=1e-5)
+
+
+def test_hubness_does_not_overflow_and_is_the_nearest_query_at_a_low_temperature():
+    rng = np.random.default_rng(0)
+    candidates = torch.tensor(unit(rng.normal(size=(7, 5)))).float()
+    bank = torch.tensor(unit(rng.normal(size=(11, 5)))).float()
+    found = rerank.hubness(candidates, bank, 1e4)
+    nearest = (candidates @ bank.T).amax(1)
+    assert torch.isfinite(found).all() and torch.allclose(found, nearest, atol=1e-3)
+
+
+def test_hubness_is_the_same_in_parts():
+    rng = np.random.default_rng(0)
+    candidates = torch.tensor(unit(rng.normal(size=(9000, 4)))).float()
+    bank = torch.tensor(unit(rng.normal(size=(3, 4)))).float()
+    whole = rerank.hubness(candidates, bank, 10.0)
+    ends = torch.cat([candidates[:2], candidates[-2:]])
+    expected = rerank.hubness(ends, bank, 10.0)
+    assert torch.allclose(torch.cat([whole[:2], whole[-2:]]), expected, atol=1e-6)
+
+
+def reranked(root, recipe) -> tuple[dict, list[dict]]:
+    """What the re-ranker chose, and every query's new ranking."""
+    root = str(root)
+    index = run(rerank.plan(recipe, root, "main"), rerank.write_reranker)
+    plan = rerank.plan_reranked(recipe, root, "main")
+    run(plan, rerank.write_rankings)
+    rows = [row for piece in plan.pieces for row in _store.read_table(piece.output).to_pylist()]
+    return index["pieces"][0]["chosen"], rows
+
+
+def slow_recalls(vectors: dict, direction: str, beta: float, bank_images: int) -> float:
+    """Sum of R@1, R@5 and R@10 on val in percent, after inverted softmax over the bank."""
+    bank_ids = ids_of("train", "i2t")[:bank_images]
+    if direction == "t2i":
+        bank_ids = [i for i in ids_of("train", "t2i") if image_of(i) in bank_ids]
+    bank = [vectors[i].astype(float) for i in bank_ids]
+    queries = ids_of("val", direction)
+    total = 0.0
+    for query in queries:
+        ids = candidates_of(vectors, query)
+        bias = slow_hubness([vectors[i].astype(float) for i in ids], bank, beta)
+        scores = [vectors[i].astype(float) @ vectors[query] for i in ids]
+        order = np.argsort(-(np.array(scores) - bias))
+        own = [image_of(ids[n]) == image_of(query) for n in order]
+        total += sum(any(own[:k]) for k in (1, 5, 10))
+    return 100 * total / len(queries)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_temperature_is_the_one_with_the_best_recalls_on_val(tmp_path, seed):
+    vectors = write_run(tmp_path, dim=4, seed=seed)
+    betas = (1.0, 5.0, 25.0, 125.0)
+    chosen, _ = reranked(tmp_path, recipe_of(rerank={"betas": betas, "bank_images": 6}))
+    for direction in ("i2t", "t2i"):
+        slow = {beta: slow_recalls(vectors, direction, beta, 6) for beta in betas}
+        found = {float(beta): value for beta, value in chosen[direction]["val"].items()}
+        assert found == pytest.approx(slow, abs=1e-3)
+        assert chosen[direction]["beta"] == max(found, key=found.get)
+
+
+def test_without_val_the_middle_temperature_is_taken(tmp_path):
+    write_run(tmp_path, {name: c for name, c in ALL.items() if not name.startswith("val")})
+    chosen, _ = reranked(tmp_path, recipe_of(rerank={"betas": (3.0, 1.0, 2.0)}))
+    assert [chosen[d]["beta"] for d in ("i2t", "t2i")] == [1.0, 1.0]
+
+
+def test_a_reranked_score_is_the_score_less_the_candidate_s_bias(tmp_path):
+    vectors = write_run(tmp_path)
+    recipe = recipe_of(rerank={"betas": (7.0,), "bank_images": 3})
+    base, _ = ranked(tmp_path, recipe)
+    _, rows = reranked(tmp_path, recipe)
+    bank_images = ids_of("train", "i2t")[:3]
+    bank_texts = [i for i in ids_of("train", "t2i") if image_of(i) in bank_images]
+    for before, after in zip(base, rows, strict=True):
+        bank = [vectors[i] for i in (bank_images if after["direction"] == "i2t" else bank_texts)]
+        scores = dict(zip(before["candidate_id"], before["score"], strict=True))
+        bias = slow_hubness([vectors[i] for i in scores], bank, 7.0)
+        expected = {i: s - b for (i, s), b in zip(scores.items(), bias, strict=True)}
+        found = dict(zip(after["candidate_id"], after["score"], strict=True))
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert after["score"] == sorted(after["score"], reverse=True)
+
+
+def with_a_hub(rng, dim: int) -> np.ndarray:
+    """Texts and images share a direction; one of them is nothing but that direction."""
+    vector = rng.normal(size=dim) * 0.5
+    vector[0] = 2.0
+    return unit(vector)
+
+
+def test_a_hub_is_demoted(tmp_path):
+    counts = {"test-000000": [1] * 12, "val-000000": [1] * 8, "train-000000": [1] * 20}
+    vectors = write_run(tmp_path, counts, with_a_hub)
+    folder = evaluate.vectors_folder(str(tmp_path), "main")
+    tables = []
+    for name, of_images in counts.items():
+        rows = _store.read_table(f"{folder}/{name}.parquet").to_pylist()
+        if name == "test-000000":
+            rows[0]["vector"] = np.eye(16, dtype=np.float32)[0]  # the hub: image test-000000/0
+        about = {"split": name.split("-")[0], "images": len(of_images), "captions": len(of_images)}
+        tables.append((name, pa.Table.from_pylist(rows, schema=tower_schema(16)), about))
+    write_stage(folder, tables)
+    hub = "test-000000/0"
+    base, _ = ranked(tmp_path)
+    _, rows = reranked(tmp_path, recipe_of(rerank={"betas": (20.0,)}))
+
+    def places(rankings) -> list[int]:
+        texts = [row for row in rankings if row["direction"] == "t2i"]
+        return [row["candidate_id"].index(hub) for row in texts]
+
+    assert len(vectors) == 80 and np.mean(places(base)) < 1
+    assert np.mean(places(rows)) > np.mean(places(base)) + 2
+
+
+def test_the_bank_s_own_order_does_not_matter_and_its_size_does(tmp_path):
+    write_run(tmp_path)
+    biases = []
+    for images in (8, 99, 2):
+        recipe = recipe_of(rerank={"betas": (7.0,), "bank_images": images})
+        plan = rerank.plan(recipe, str(tmp_path), "main")
+        run(plan, rerank.write_reranker)
+        biases.append(_store.read_table(plan.pieces[0].output)["bias"].to_pylist())
+    assert biases[0] == biases[1] != biases[2]
+
+
+def test_reranked_rankings_say_how_they_were_made(tmp_path):
+    write_run(tmp_path)
+    recipe = recipe_of(rerank={"betas": (7.0,), "bank_images": 3})
+    reranked(tmp_path, recipe)
+    index = _plan.read_index(_plan.folder(str(tmp_path), "reranked", "main"))
+    protocol = index["settings"]
+    assert (protocol["rerank"], protocol["pool"]) == ("inverted softmax", "inductive")
+    assert (protocol["bank_images"], protocol["beta_i2t"], protocol["images"]) == (3, 7.0, 7)
+    json.dumps(protocol)
+
+
+def test_recall_of_the_metrics_is_what_the_rankings_hold(run_of_random_vectors):
+    _, vectors, rows, _ = run_of_random_vectors
+    images, texts = ids_of("test", "i2t"), ids_of("test", "t2i")
+    scores = torch.tensor(np.array([[vectors[i] @ vectors[t] for t in texts] for i in images]))
+    positive = _ranking.positives(images, [image_of(t) for t in texts])
+    found = {row["query_id"]: row["R_at_5"] for row in rows}
+    assert recall_at(scores, positive, 5).tolist() == [found[i] for i in images]
