@@ -12,6 +12,7 @@ Legend of the shape suffixes: B batch, N candidates, D embedding width.
 
 import ctypes
 import gc
+import importlib.util
 import os
 import resource
 import sys
@@ -28,7 +29,7 @@ torch.set_num_threads(1)
 TAU = 0.01
 
 
-def batch(size, width=1024, rank_noise=0.6):
+def batch(size, width=1024):
     """image_BD, text_BD, scores_BB and relevance_BB as a half-trained model has them."""
     generator = torch.Generator().manual_seed(0)
     image_BD = torch.randn(size, width, generator=generator)
@@ -51,12 +52,12 @@ def seconds(work, times=3):
     return best
 
 
-def step(loss, scores_BB, target_BB):
+def step(loss, scores_BB, target_BB, **settings):
     """One training step's share: the loss both ways and its gradient."""
 
     def work():
         scores = scores_BB.detach().requires_grad_()
-        both_directions(loss, scores, target_BB).backward()
+        both_directions(loss, scores, target_BB, **settings).backward()
         return scores.grad
 
     return work
@@ -199,23 +200,22 @@ def ndcg():
     """S-NDCG at B = 512 against dense forms."""
     _, _, scores, relevance = batch(512)
     forms = [
-        ("public module restated", public_ndcg),
-        ("like for like, dense", cube_ndcg),
-        ("allRank style, dense", allrank_style),
-        ("rax style, dense", rax_style),
-        ("ours, chunked (exact)", lambda s, r: smooth_ndcg(s, r, method="chunked")),
-        ("ours, binned, torch alone", lambda s, r: smooth_ndcg(s, r, method="binned")),
-        ("ours, binned, numba", lambda s, r: smooth_ndcg(s, r, method="fast")),
+        ("public module restated", public_ndcg, {}),
+        ("like for like, dense", cube_ndcg, {}),
+        ("allRank style, dense", allrank_style, {}),
+        ("rax style, dense", rax_style, {}),
+        ("ours, chunked (exact)", smooth_ndcg, {"method": "chunked"}),
+        *((f"ours, {name}", smooth_ndcg, {"method": method}) for name, method in grids()),
     ]
-    if not fast_is_here():
-        forms.pop()
     measured, rows = [], [("S-NDCG, B = 512", "ms", "x like for like", "x public", "extra MB")]
-    for name, form in forms:
+    for name, form, settings in forms:
 
-        def fresh(form=form, times=7 if "ours" in name else 1):
-            _, _, few, labels = batch(256 if times > 1 else 32, 64)
-            step(form, few, labels)()  # code is loaded and compiled before the clock starts
-            return lambda: seconds(step(form, scores, relevance), times)
+        def fresh(form=form, settings=settings):
+            ours = form is smooth_ndcg
+            _, _, few, labels = batch(256 if ours else 32, 64)
+            step(form, few, labels, **settings)()  # code is loaded and compiled before the clock
+            work = step(form, scores, relevance, **settings)
+            return lambda: seconds(work, 7 if ours else 1)
 
         measured.append((name, *alone(fresh)))
     public, dense = measured[0][1], measured[1][1]
@@ -225,62 +225,34 @@ def ndcg():
     table("S-NDCG", rows)
 
 
-def fast_is_here():
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def grids():
+    yield "binned, torch alone", "binned"
+    if importlib.util.find_spec("numba"):
+        yield "binned, numba", "fast"
 
 
 def large():
     """S-NDCG at B = 4,096 against the matrix products around it, at 16,384, and on a bank."""
     image, text, scores, relevance = batch(4096)
-    gradient = torch.randn(4096, 4096)
-    products = seconds(lambda: (image @ text.T, gradient @ text, gradient.T @ image), 2)
+    own, products = torch.eye(4096, dtype=torch.bool), three_products(image, text)
+    del image, text
     rows = [("B = 4,096, D = 1,024", "s", "x products", "with them", "extra MB", "x scores")]
     rows.append(("the three products", f"{products:.2f}", "1.00", "", "", ""))
-    methods = ["binned"] + (["fast"] if fast_is_here() else [])
-    for method in methods:
-        form = lambda s, r, method=method: smooth_ndcg(s, r, method=method)  # noqa: E731
-        work = step(form, scores, relevance)
-        t = seconds(work, 2)
-        _, peak = alone(lambda form=form: step(form, scores, relevance))
-        ratio = t / products
-        times = peak / (4096 * 4096 * 4 / 2**20)
-        rows.append(
-            (method, f"{t:.2f}", f"{ratio:.2f}", f"{1 + ratio:.2f}", f"{peak:.0f}", f"{times:.1f}")
-        )
-    swhs = seconds(
-        step(lambda s, r: kendall_rank(s, r, window=16, hardest=64), scores, relevance), 2
-    )
-    own = torch.eye(4096, dtype=torch.bool)
-    hardest = seconds(step(triplet, scores, own), 2)
-    rows.append(
-        (
-            "triplet, hardest",
-            f"{hardest:.2f}",
-            f"{hardest / products:.2f}",
-            f"{1 + hardest / products:.2f}",
-            "",
-            "",
-        )
-    )
-    rows.append(
-        (
-            "SW-HS, w 16, h 64",
-            f"{swhs:.2f}",
-            f"{swhs / products:.2f}",
-            f"{1 + swhs / products:.2f}",
-            "",
-            "",
-        )
-    )
+    forms = [(name, smooth_ndcg, relevance, {"method": method}) for name, method in grids()]
+    forms.append(("triplet, hardest", triplet, own, {}))
+    forms.append(("SW-HS, w 16, h 64", kendall_rank, relevance, {"window": 16, "hardest": 64}))
+    times = {}
+    for name, loss, target, settings in forms:
+        work = step(loss, scores, target, **settings)
+        times[name] = t = seconds(work, 2)
+        _, peak = alone(lambda work=work: work)
+        ratios = f"{t / products:.2f}", f"{1 + t / products:.2f}"
+        rows.append((name, f"{t:.2f}", *ratios, f"{peak:.0f}", f"{peak / 64:.1f}"))
     table("large batches", rows)
-    print(
-        f"  SW-HS / triplet: {swhs / hardest:.1f} alone, {(products + swhs) / (products + hardest):.2f} with the products"
-    )
-    del image, text, scores, relevance, gradient, own
+    hardest, swhs = times["triplet, hardest"], times["SW-HS, w 16, h 64"]
+    with_products = (products + swhs) / (products + hardest)
+    print(f"  SW-HS / triplet: {swhs / hardest:.1f} alone, {with_products:.2f} with the products")
+    del scores, relevance, own, forms, work, target
 
     def sixteen():
         _, _, scores, relevance = batch(16384, 64)
@@ -291,17 +263,17 @@ def large():
 
     def bank():
         generator = torch.manual_seed(0)
-        scores = torch.empty(512, 65536).normal_(0, 0.15, generator=generator)
+        scores = torch.empty(512, 65536).normal_(0, 0.15, generator=generator).requires_grad_()
         relevance = torch.rand(512, 65536, generator=generator)
-
-        def work():
-            own = scores.requires_grad_()
-            smooth_ndcg(own, relevance).mean().backward()
-
-        return lambda: seconds(work, 1)
+        return lambda: seconds(lambda: smooth_ndcg(scores, relevance).mean().backward(), 1)
 
     t, peak = alone(bank)
     print(f"  512 queries x bank of 65,536: {t:.1f} s, {peak:.0f} MB beyond scores and relevance")
+
+
+def three_products(image, text):
+    gradient = torch.randn(len(image), len(text))
+    return seconds(lambda: (image @ text.T, gradient @ text, gradient.T @ image), 2)
 
 
 def kendall():
@@ -309,12 +281,9 @@ def kendall():
     _, _, scores, relevance = batch(512)
     dense = seconds(step(cube_kendall, scores, relevance), 1)
     rows = [("Kendall, B = 512", "ms", "x dense"), ("dense restated", f"{1e3 * dense:.0f}", "1")]
-    for name, settings in (
-        ("gap 0.3", {"gap": 0.3}),
-        ("no gap", {"gap": 0.0}),
-        ("SW-HS, w 16", {"window": 16}),
-    ):
-        t = seconds(step(lambda s, r, k=settings: kendall_rank(s, r, **k), scores, relevance), 5)
+    forms = {"gap 0.3": {"gap": 0.3}, "no gap": {"gap": 0.0}, "SW-HS, w 16": {"window": 16}}
+    for name, settings in forms.items():
+        t = seconds(step(kendall_rank, scores, relevance, **settings), 5)
         rows.append((f"ours, {name}", f"{1e3 * t:.1f}", f"{dense / t:.0f}"))
     table("Kendall hinge", rows)
 

@@ -49,7 +49,7 @@ def split(root) -> Split:
 class Counts:
     """What an order needs of a split: how many captions each image has, and the shards' sizes."""
 
-    def __init__(self, counts: list[int], per_shard: int = 7):
+    def __init__(self, counts: list[int], per_shard: int):
         self.caption_count = np.array(counts)
         self.caption_first = np.concatenate([[0], np.cumsum(counts)])[:-1]
         starts = range(0, len(counts), per_shard)
@@ -60,8 +60,9 @@ class Counts:
         return len(self.caption_count)
 
 
-def order_of(counts, batch_size=4, lanes=2, pairs="caption", seed=0) -> Order:
-    return Order(Counts(counts), batch_size=batch_size, lanes=lanes, pairs=pairs, seed=seed)
+def order_of(counts, batch_size=4, lanes=2, pairs="caption", seed=0, per_shard: int = 7) -> Order:
+    split = Counts(counts, per_shard)
+    return Order(split, batch_size=batch_size, lanes=lanes, pairs=pairs, seed=seed)
 
 
 def steps_of(order: Order, epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -122,9 +123,10 @@ def test_every_image_is_seen_at_most_once_a_round(split):
     assert not steps
 
 
-def test_over_the_epochs_every_image_and_caption_gets_its_turn():
+@pytest.mark.parametrize("per_shard", [3, 100])
+def test_over_the_epochs_every_image_and_caption_gets_its_turn(per_shard):
     counts = [1, 5, 2, 3, 4, 5, 1, 2, 3, 3, 5]
-    order = order_of(counts)
+    order = order_of(counts, per_shard=per_shard)
     seen = [set(), set()]
     for epoch in range(12):
         for rows, captions in steps_of(order, epoch):
@@ -309,6 +311,7 @@ def test_two_loaders_share_the_batches_of_one(split):
         assert sorted(joined.tolist()) == sorted(batch.caption_rows.tolist())
 
 
+@pytest.mark.timeout(30)
 def test_a_broken_tar_ends_the_epoch_with_an_error_and_does_not_hang(tmp_path, new_threads):
     split = Split(shards(tmp_path, samples=8), "train", image_size=SIZE, cache_mb=0)
     tar = Path(split.tars[1])
@@ -318,6 +321,7 @@ def test_a_broken_tar_ends_the_epoch_with_an_error_and_does_not_hang(tmp_path, n
     assert end(new_threads)
 
 
+@pytest.mark.timeout(30)
 def test_a_lost_tar_ends_the_epoch_with_an_error_that_names_it(tmp_path):
     split = Split(shards(tmp_path, samples=8), "train", image_size=SIZE)
     Path(split.tars[1]).unlink()

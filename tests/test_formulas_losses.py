@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.formulas import _rows
 from pipeline.formulas.kendall_losses import pair_count
 from pipeline.formulas.losses import (
     GRADED,
@@ -233,6 +234,36 @@ def test_columns_are_the_rows_of_the_transposed(name):
     ).mean()
     both = both_directions(name, scores, target, mask_QN=mask)
     torch.testing.assert_close(both, (rows + columns) / 2)
+
+
+@every_loss
+def test_both_directions_by_blocks_is_the_sum_of_the_two(name, monkeypatch):
+    scores, relevance, mask = make(queries=12, n=7)
+    target = target_of(name, relevance)
+    plain, blocked = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    rows = LOSSES[name](plain, target, mask_QN=mask).mean()
+    whole = (rows + LOSSES[name](plain.T, target.T, mask_QN=mask.T).mean()) / 2
+    monkeypatch.setitem(_rows.CACHE, "cpu", 2)  # so that blocks are of two rows
+    both = both_directions(name, blocked, target, mask_QN=mask)
+    torch.testing.assert_close(both, whole)
+    whole.backward()
+    both.backward()
+    torch.testing.assert_close(blocked.grad, plain.grad)
+
+
+def test_both_directions_of_a_learned_temperature_and_of_a_function_of_ones_own():
+    scores, relevance, _ = make()
+    positive = relevance == 1
+    temperature = torch.tensor(0.07, dtype=torch.float64, requires_grad=True)
+    scores.requires_grad_()
+    both_directions("info_nce", scores, positive, temperature=temperature).backward()
+    assert temperature.grad != 0 and scores.grad.isfinite().all()
+
+    def worst(scores_QN, positive_QN):  # not a mean over queries: must see all of them at once
+        return LOSSES["triplet"](scores_QN, positive_QN).max()
+
+    expected = (worst(scores, positive) + worst(scores.T, positive.T)) / 2
+    torch.testing.assert_close(both_directions(worst, scores, positive), expected)
 
 
 @every_loss

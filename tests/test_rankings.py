@@ -143,18 +143,21 @@ def slow_ndcg(vectors: dict, query: str, r: np.ndarray, k: int = 10) -> float:
     return found / sum(d * (2**v - 1) for d, v in zip(discounts, np.sort(r)[::-1], strict=False))
 
 
-def test_label_ndcg_is_that_of_a_slow_loop(run_of_random_vectors):
-    root, vectors, rows, _ = run_of_random_vectors
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_label_ndcg_is_that_of_a_slow_loop(tmp_path, reduce):
+    vectors = write_run(tmp_path)
+    rows, _ = ranked(tmp_path, recipe_of(label={"reduce": reduce}))
     encoded = {}
     for name in TEST:
-        table = _store.read_table(_plan.folder(root, "embed", "hand", f"{name}.parquet"))
+        table = _store.read_table(_plan.folder(str(tmp_path), "embed", "hand", f"{name}.parquet"))
         for row in table.to_pylist():
             encoded[row["caption_id"]] = unit(np.array(row["vector"], np.float64))
 
     def relevance(image: str, text: str) -> float:
         if image_of(text) == image:
             return 1.0
-        return max(0.0, *(v @ encoded[text] for t, v in encoded.items() if image_of(t) == image))
+        cosines = [v @ encoded[text] for t, v in encoded.items() if image_of(t) == image]
+        return max(0.0, max(cosines) if reduce == "max" else sum(cosines) / len(cosines))
 
     for row in rows:
         query = row["query_id"]

@@ -346,13 +346,13 @@ def from_files(folder, rows, **settings) -> list[dict]:
 
 def break_files(folder) -> dict[str, str]:
     """Caption and reason of each kind of bad sample."""
-    picture(folder / "good.jpg")
-    good = (folder / "good.jpg").read_bytes()
-    (folder / "truncated.jpg").write_bytes(good[: len(good) * 2 // 3])
+    good = picture(folder / "good.jpg", size=(64, 48)).read_bytes()
+    (folder / "truncated.jpg").write_bytes(good[:-500])
+    Image.open(folder / "truncated.jpg").verify()  # which does not see it
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("<html>404 not found</html>")
     (folder / "features.npy").write_bytes(b"\x93NUMPY but not really")
-    picture(folder / "large.jpg", size=(40, 30))
+    picture(folder / "large.jpg", size=(100, 90))
     picture(folder / "blank.jpg")
     picture(folder / "nul.jpg")
     return {
@@ -374,7 +374,7 @@ BAD = ["truncated", "empty", "text", "missing", "large", "blank", "nul"]
 def test_a_bad_sample_is_rejected_with_its_reason_and_the_others_are_kept(tmp_path, bad):
     reason = break_files(tmp_path)[bad]
     rows = [("good.jpg", "good"), (f"{bad}.jpg", BAD_CAPTIONS.get(bad, "bad"))]
-    found = from_files(tmp_path, rows, max_pixels=1000, failure_budget=0.5)
+    found = from_files(tmp_path, rows, max_pixels=5000, failure_budget=0.5)
     by_id = {row["image_id"]: row for row in found}
     assert by_id["good"]["reason"] is None and by_id["good"]["key"] == "good"
     assert by_id[bad]["reason"].startswith(f"{reason}:")
@@ -398,10 +398,10 @@ def test_more_bad_samples_than_the_budget_stop_the_stage_with_the_counts(tmp_pat
     break_files(tmp_path)
     rows = [("good.jpg", "good"), *((f"{bad}.jpg", BAD_CAPTIONS.get(bad, "bad")) for bad in BAD)]
     with pytest.raises(InputError) as error:
-        from_files(tmp_path, rows, max_pixels=1000, failure_budget=0.8)
+        from_files(tmp_path, rows, max_pixels=5000, failure_budget=0.8)
     assert "7 of 8 samples were rejected (2 × image does not decode, " in str(error.value)
     assert "failure_budget 0.8" in str(error.value)
-    found = from_files(tmp_path, rows, max_pixels=1000, failure_budget=0.9)
+    found = from_files(tmp_path, rows, max_pixels=5000, failure_budget=0.9)
     assert len([row for row in found if row["reason"]]) == 7
 
 

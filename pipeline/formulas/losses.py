@@ -17,7 +17,6 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from pipeline.formulas._rows import add_block_, block_of, blocks, loss_dtype, rows_in_cache, summed
-
 from pipeline.formulas.contrastive_losses import (
     adaptive_info_nce,
     info_nce,
@@ -92,7 +91,7 @@ class _BothDirections(torch.autograd.Function):
             (scores_QN.T, target_QN.T, _turned(settings), gradient_QN.T),
         ):
             half_mean = 0.5 / max(1, len(scores))
-            for rows in blocks(len(scores), rows_in_cache(scores.shape[1] // 16, scores.device)):
+            for rows in blocks(len(scores), rows_in_cache(scores.shape[1] // 4, scores.device)):
                 some = {
                     k: v[rows] if k.endswith("_QN") and v is not None else v
                     for k, v in given.items()
