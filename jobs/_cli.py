@@ -29,6 +29,7 @@ COMMANDS = {
     "recipes": ("the recipes there are", ()),
 }
 MODULES = {"run": "end_to_end"}
+DEFAULT = "drawn"  # the recipe that needs nothing
 
 # Flags people already type, and the setting each stands for.
 ALIASES = {
@@ -90,20 +91,20 @@ def _dispatch(command: str, argv: list[str]) -> None:
     options, overrides = _parse(command, argv, getattr(module, "arguments", lambda parser: None))
     if command == "recipes":
         return module.run(options)
-    if command == "info" and options.root:
-        return module.run(_root(options.root, ""), options)
     from jobs._run import Run
     from jobs._show import Show
+    from pipeline.train import best_val
 
-    models = _recipes.resolve(options.recipe, overrides, options.name)
-    root = _root(options.root, models[0][1].name)
+    root, models = _models(options, overrides)
     if command == "info":
         return module.run(root, options)
     show = Show()
-    show.heading(f"halftone {command}", f"recipe {options.recipe}, run folder {root}")
+    show.heading(f"halftone {command}", f"recipe {models[0][1].name}, run folder {root}")
     runs = [Run(recipe, root, name, show, options.dry_run) for name, recipe in models]
-    if command not in ("run", "train", "evaluate", "rerank"):
-        runs = runs[-1:]  # the other stages do not differ between models, or look at one of them
+    if command in ("ingest", "shard", "embed", "label"):
+        runs = runs[:1]  # these do not differ between models
+    elif command == "search":
+        runs = [max(runs, key=lambda run: best_val(root, run.name))]
     for run in runs:
         if len(runs) > 1:
             show.heading(f"\nmodel {run.name}")
@@ -114,6 +115,16 @@ def _dispatch(command: str, argv: list[str]) -> None:
     if options.json:
         print(json.dumps({"root": root, "models": {run.name: run.results for run in runs}}))
     return None
+
+
+def _models(options: argparse.Namespace, overrides: dict) -> tuple[str, list]:
+    """The run folder and its models: of the recipe named, or those whose settings lie there."""
+    if options.recipe is None and options.root is not None:
+        root = _root(options.root, "")
+        if models := _recipes.saved(root, overrides, options.name):
+            return root, models
+    models = _recipes.resolve(options.recipe or DEFAULT, overrides, options.name)
+    return _root(options.root, models[0][1].name), models
 
 
 def _root(root: str | None, recipe: str) -> str:
@@ -138,7 +149,9 @@ def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=100),
     )
-    parser.add_argument("--recipe", default="drawn", help="name or YAML file (default drawn)")
+    parser.add_argument(
+        "--recipe", default=None, help=f"name or YAML file (default: the run folder's, or {DEFAULT})"
+    )
     parser.add_argument("--root", default=None, help="run folder, URI (default runs/RECIPE)")
     parser.add_argument("--name", default=None, help="the model: a variant's name, or a new one")
     parser.add_argument(

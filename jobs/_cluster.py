@@ -19,6 +19,7 @@ WINDOW_PER_CPU = 4  # tasks handed to Ray ahead of those that run
 # Ray Train's controller looks at its workers every 2 s unless told, and a report waits for a look.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks that were given up
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
@@ -60,11 +61,11 @@ def fan_out(
     At most a window of tasks is handed to Ray at a time. Tasks whose worker or node died run
     again; an error of the task itself ends the whole, with the piece's name.
     """
+    pieces = list(pieces)
+    if not pieces:  # a run with nothing to do starts nothing
+        return {}
     import ray
 
-    pieces = list(pieces)
-    if not pieces:
-        return {}
     connect()
     resources = ray.cluster_resources()
     gpus = 1 if gpu and resources.get("GPU") else 0
@@ -154,11 +155,11 @@ def _recorder(record: Callable[[list[dict]], None]):
 
 
 def _explained(name: str, error: Exception) -> Exception:
-    """The input error inside a Ray error, or a failure that names the piece."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, InputError):
-            return InputError(f"{name}: {cause}")
-        cause = cause.__cause__ or getattr(cause, "cause", None)
-    last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    return WorkFailed(f"{name} failed: {last}")
+    """The input error inside a Ray error, or a failure that names the piece and its first cause."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = inner  # Ray's errors hold in `cause` what the task raised
+    if isinstance(cause, InputError):
+        return InputError(f"{name}: {cause}")
+    reason = " ".join(str(cause).split()) or "no message"
+    return WorkFailed(f"{name} failed: {type(cause).__name__}: {reason[:500]}")

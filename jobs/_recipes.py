@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,20 @@ def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, R
     for name in names:
         values = _merged(_merged(base, variants.get(name) or {}), overrides)
         out.append((name, _absolute(_checked(values, recipe))))
+    return out
+
+
+def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
+    """(name, settings) of the models in a run folder, from the settings that were kept there."""
+    files = sorted(f for f in _store.list_files(root) if re.fullmatch(r"settings-.+\.yaml", f))
+    names = [file.removeprefix("settings-").removesuffix(".yaml") for file in files]
+    out = []
+    for name in [name for name in names if only in (None, name)]:
+        uri = _store.join(root, f"settings-{name}.yaml")
+        values = _merged(yaml.safe_load(_store.read_text(uri)), overrides)
+        out.append((name, _absolute(_checked(values, uri))))
+    if only and not out and names:
+        raise InputError(f"no model {only!r} in {root}{did_you_mean(only, names)}")
     return out
 
 

@@ -1,9 +1,13 @@
 """A run as the jobs see it: one model of one run folder, its stages shown, made and tracked."""
 
 import contextlib
+import os
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -60,6 +64,18 @@ class Run:
                 self.track.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         stage.end()
+
+    def where_to_look(self) -> None:
+        """The pages, the next question to ask, and MLflow."""
+        places = {
+            "report": _store.join(self.root, "report.html"),
+            "search": _store.join(self.root, f"search-{self.name}.html"),
+            "ask": f'{command("halftone")} search "…" --root {self.root}',
+            "MLflow": self.track.url(),
+        }
+        if opens := self.track.ui_command():
+            places |= {"MLflow": f"{command('mlflow')} {opens}", "then": self.track.url()}
+        self.show.where(places)
 
     def begin(self) -> None:
         """There is work to do: the resolved settings go to the run folder and to MLflow."""
@@ -172,6 +188,12 @@ class Stage:
         if self.worked:
             numbers = {k: v for k, v in self.notes.items() if isinstance(v, int | float)}
             self.run.track.log(self.name, metrics={**numbers, "seconds": seconds})
+
+
+def command(name: str) -> str:
+    """A command as this person has to type it: it may lie in an environment not on the PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

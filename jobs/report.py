@@ -1,10 +1,5 @@
 """halftone report: one page about all the models of a run folder."""
 
-import os
-import shutil
-import sys
-from pathlib import Path
-
 from jobs import _cli
 from jobs._run import Run
 from pipeline import _pages, _store, report
@@ -18,7 +13,7 @@ def run(run: Run) -> None:
 def closing(runs: list[Run]) -> None:
     write(runs)
     table(runs)
-    where_to_look(runs[-1])
+    runs[-1].where_to_look()
 
 
 def write(runs: list[Run]) -> None:
@@ -44,25 +39,6 @@ def table(runs: list[Run]) -> None:
     columns, rows = report.short_table(root, [run.name for run in runs])
     protocol = report.results(root, [runs[-1].name])[-1][2]
     show.table("", columns, rows, report.protocol_line(protocol))
-
-
-def where_to_look(run: Run) -> None:
-    places = {
-        "report": f"{run.root}/report.html",
-        "search": f"{run.root}/search-{run.name}.html",
-        "ask": f'{_command("halftone")} search "…" --recipe {run.recipe.name} --root {run.root}',
-        "MLflow": run.track.url(),
-    }
-    if run.track.ui_command():
-        places["MLflow"] = f"{_command('mlflow')} {run.track.ui_command()}"
-        places["then"] = run.track.url()
-    run.show.where(places)
-
-
-def _command(name: str) -> str:
-    """A command as this person has to type it: it may lie in an environment not on the PATH."""
-    beside = Path(sys.executable).with_name(name)
-    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,12 @@ def load_model(folder: str) -> tuple[TwoTower, Vocabulary, Recipe]:
     return model.eval().to(World().device), vocabulary, recipe
 
 
+def best_val(root: str, name: str) -> float:
+    """The model's rSum on val; -1 where there is no such model or no val split."""
+    index = _plan.read_index(_plan.folder(root, "train", name))
+    return index["pieces"][0]["metrics"].get("val/rsum", -1.0) if index else -1.0
+
+
 def fit(piece: Piece, report: Report) -> None:
     """Train to the end from the newest checkpoint; `report` gets every epoch's records.
 

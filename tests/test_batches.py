@@ -124,8 +124,8 @@ def test_every_image_is_seen_at_most_once_a_round(split):
 
 
 @pytest.mark.parametrize("per_shard", [3, 100])
-def test_over_the_epochs_every_image_and_caption_gets_its_turn(per_shard):
-    counts = [1, 5, 2, 3, 4, 5, 1, 2, 3, 3, 5]
+@pytest.mark.parametrize("counts", [[1, 5, 2, 3, 4, 5, 1, 2, 3, 3, 5], [1] * 11])
+def test_over_the_epochs_every_image_and_caption_gets_its_turn(counts, per_shard):
     order = order_of(counts, per_shard=per_shard)
     seen = [set(), set()]
     for epoch in range(12):
@@ -254,11 +254,14 @@ def test_a_tar_that_was_made_again_is_read_anew(tmp_path):
             assert np.array_equal(split.image(row), image)
 
 
-def test_reading_from_very_many_tars_leaves_few_of_them_open(tmp_path):
+def test_reading_from_very_many_tars_leaves_few_of_them_open(root, tmp_path):
+    split = Split(root, "train", image_size=SIZE, cache_mb=0)
+    image, tar = split.image(0), split.tars[0]
     before = len(os.listdir("/dev/fd"))
     for number in range(700):
-        (tmp_path / str(number)).write_bytes(bytes([number % 256]) * 3)
-        assert _batches._read_range(f"{tmp_path}/{number}", 1, 1) == bytes([number % 256])
+        split.tars[0] = str(tmp_path / f"{number}.tar")
+        os.symlink(tar, split.tars[0])
+        assert np.array_equal(split.image(0), image)
     assert len(os.listdir("/dev/fd")) - before <= 520
 
 

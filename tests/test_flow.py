@@ -85,6 +85,16 @@ def test_a_model_of_another_name_stands_beside_the_first(run_copy, capsys):
     assert made(capsys, "train", arguments)["train"] == 0
 
 
+def test_a_run_folder_knows_its_own_settings(run_copy, capsys):
+    root, _ = run_copy
+    assert set(made(capsys, "run", ["--root", str(root)]).values()) == {0}
+    main("search", ["a star", "--root", str(root), "--json"])
+    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["models"]["main"]["hits"]) == 8
+    with pytest.raises(SystemExit) as stopped:
+        main("search", ["a star", "--root", str(root), "--name", "mian"])
+    assert stopped.value.code == 2 and "did you mean 'main'?" in capsys.readouterr().err
+
+
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(run_copy, capsys):
     root, arguments = run_copy
     (Path(root) / "3-embeddings/tiny/val-000000.parquet").unlink()

@@ -298,6 +298,7 @@ def test_bad_settings_are_refused():
         ("smooth_ndcg", {"method": "magic"}),
         ("kendall_smooth", {"tau": -1.0}),
         ("kendall_rank", {"hardest": 3}),
+        ("kendall_rank", {"window": 0}),
         ("kendall_rank", {"average": "pairs", "window": 2}),
         ("triplet", {"negatives": "easiest"}),
         ("info_nce", {"positives": "none"}),
@@ -336,6 +337,15 @@ def test_learned_temperature_gets_a_gradient():
             lambda t, name=name, target=target: LOSSES[name](scores, target, temperature=t),
             temperature,
         )
+
+
+@pytest.mark.parametrize("window", [1, 8, 9, 30])
+def test_a_window_may_be_as_long_as_the_list_or_longer(window):
+    scores, relevance, mask = make()
+    given = {"window": window, "margin": 1.0}
+    found = LOSSES["kendall_rank"](scores, relevance, mask_QN=mask, **given)
+    expected = slow("", given, reference.kendall_window, scores, relevance, mask)
+    torch.testing.assert_close(found, expected)
 
 
 def test_average_over_pairs_weighs_queries_by_their_pairs():

@@ -31,7 +31,7 @@ def kendall_rank(
     Among equal relevance the order is that of the list; equals never pair. `average="pairs"` weighs
     the queries by their pairs, so that the mean over queries is the mean over all pairs of the
     call, as in the authors' code. It needs all queries in one call; `pair_count` gives the weights.
-    All pairs take O(N log^2 N) time (the gradient of a hinge is a count) and O(N) memory per query,
+    All pairs take O(N log N) time (the gradient of a hinge is a count) and O(N) memory per query,
     exact. Kendall ranking loss of BCLS (arXiv 2210.11319) as in the authors' code, but for the mean
     per query. SW-HS is inferred from what is said about the paper: its text was not at hand.
 
@@ -40,8 +40,8 @@ def kendall_rank(
     """
     if average not in ("queries", "pairs") or (average == "pairs" and window is not None):
         raise ValueError(f"average must be 'queries', or 'pairs' without a window, got {average!r}")
-    if hardest is not None and window is None:
-        raise ValueError("hardest picks among the pairs of a window: give window as well")
+    if (hardest is not None and window is None) or (window is not None and window < 1):
+        raise ValueError(f"a window of 1 or more, alone or with hardest: {window=}, {hardest=}")
     if gap is None:
         gap = 0.3 if window is None else 0.0
     scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
@@ -53,9 +53,8 @@ def kendall_rank(
     else:
         kernel = differentiated(_window_ends(gap, margin, window, hardest))
     rows = rows_in_cache(2 * n, scores_QN.device)
-    loss_Q = rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN) * sound(
-        scores_QN, relevance_QN
-    )
+    loss_Q = rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
+    loss_Q = loss_Q * sound(scores_QN, relevance_QN)
     if average == "pairs":
         pairs_Q = pair_count(relevance_QN, gap=gap, mask_QN=mask_QN).to(loss_Q.dtype)
         loss_Q = loss_Q * (pairs_Q / pairs_Q.mean().clamp(min=1e-30))
@@ -92,7 +91,7 @@ def _all_pairs(gap, margin):
         )
         # The sum over pairs of margin + s_k - s_j: a small difference of large sums, so in float64.
         scores_RN = scores_RN.double()
-        sum_R = (as_low_RN * (margin + scores_RN) - as_high_RN * scores_RN).sum(-1)
+        sum_R = (as_low_RN * (margin + scores_RN) - as_high_RN * scores_RN).sum(-1).clamp(min=0)
         pairs_R = pairs_R.clamp(min=1)
         return sum_R / pairs_R, (as_low_RN - as_high_RN).double() / pairs_R[:, None]
 
@@ -106,9 +105,10 @@ def _window_ends(gap, margin, window, hardest):
         order_RN = order_of_rows(relevance_RN, descending=True)
         scores_RN, relevance_RN = scores_RN.gather(1, order_RN), relevance_RN.gather(1, order_RN)
         n = scores_RN.shape[1]
-        wrong_RW = scores_RN[:, window:] - scores_RN[:, : n - window]
-        low_RW = relevance_RN[:, window:]
-        pair_RW = (relevance_RN[:, : n - window] > low_RW + gap) & (low_RW > -torch.inf)
+        high, low = slice(0, max(0, n - window)), slice(window, None)
+        wrong_RW = scores_RN[:, low] - scores_RN[:, high]
+        low_RW = relevance_RN[:, low]
+        pair_RW = (relevance_RN[:, high] > low_RW + gap) & (low_RW > -torch.inf)
         if hardest is not None and hardest < wrong_RW.shape[1]:
             wrong_RW, kept = wrong_RW.masked_fill(~pair_RW, -torch.inf).topk(hardest, sorted=False)
             pair_RW = pair_RW.gather(1, kept)

@@ -110,7 +110,7 @@ def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
     """tau_Q in [-1, 1]: Kendall's tau_b, exact with ties; NaN where either side is all equal.
 
     (concordant - discordant) / sqrt(pairs untied in score x pairs untied in relevance), in O(N
-    log^2 N).
+    log N).
 
     >>> kendall_tau(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[0.0, 0.5, 0.5]]))
     tensor([0.8165], dtype=torch.float64)

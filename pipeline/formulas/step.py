@@ -23,14 +23,16 @@ def smooth_rank(scores_QN, *, tau, mask_QN=None, method="auto", error=4e-5):
     `tau` has the unit of the scores, and tau -> 0 gives the average rank under ties. A candidate
     outside `mask_QN` has rank inf and no say.
 
-    `dense` and `chunked` are exact: O(N^2) work; `dense` holds Q x N x N, `chunked` a piece of it
-    at a time. `binned` is O(N + grid): each rank is off by at most `error` of itself, plus N
-    exp(-20), plus the rounding of (score range) / tau in the scores' precision; the gradient is off
-    by about 10 `error` of its largest entry. Its grid has (score range) / tau x 3 cells or more, so
-    a float32 list of huge range and tiny tau is left to `chunked`. `auto` is `binned` for float32
-    lists of 128 or more whose grid is cheaper than the pairs, and exact otherwise. Scores of less
-    precision are taken to float32; NaN or inf among a query's scores makes its ranks NaN. The sum
-    is that of Listwise ITR's S-NDCG (arXiv 2305.16566); the binned method is ours.
+    Methods: `dense` and `chunked` are exact, O(N^2); `dense` holds Q x N x N, `chunked` a piece of
+    it at a time. `binned` is O(N + grid). Each of its ranks is off by at most `error` of itself,
+    plus N exp(-20), plus the rounding of (score range) / tau in the scores' precision; the gradient
+    by about 10 times that of its largest entry. The grid has (score range) / tau x 3 cells or more;
+    where it would be dearer than the pairs, `chunked` steps in. `fast` is `binned` compiled by
+    numba, for float32 on a CPU. `auto` takes `fast` or else `binned` for lists of 128 or more that
+    are not float64, and an exact method otherwise.
+
+    Scores of less precision are taken to float32. NaN or inf makes all ranks of its query NaN. The
+    sum is that of S-NDCG in Listwise ITR (arXiv 2305.16566); the binned method is ours.
 
     >>> smooth_rank(torch.tensor([[0.9, 0.1, 0.5]]), tau=1e-3)
     tensor([[1., 3., 2.]])
@@ -47,9 +49,8 @@ def stepper(scores_QN, *, tau, method="auto", error=4e-5):
     'Exact'
     """
     if not tau > 0 or method not in METHODS:
-        raise ValueError(
-            f"tau must be above 0 and method one of {METHODS}, got {tau} and {method!r}"
-        )
+        methods = ", ".join(METHODS)
+        raise ValueError(f"tau must be above 0 and method one of {methods}, got {tau}, {method!r}")
     queries, n = scores_QN.shape
     small = n < 128 or scores_QN.dtype == torch.float64
     cells = cells_per_tau(error)

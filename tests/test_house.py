@@ -1,0 +1,76 @@
+"""The house's own rules, where a tool does not check them, and that the documents are right."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs import _recipes
+from jobs._cli import COMMANDS
+
+HOUSE = Path(__file__).parents[1]
+ROOMS = ("schemas", "pipeline", "jobs")
+FILES = sorted(f for room in ROOMS for f in (HOUSE / room).rglob("*.py"))
+DOCUMENTS = sorted([*HOUSE.glob("*.md"), *HOUSE.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
+def test_files_and_functions_stay_short(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= 50, f"{node.name} has {lines} lines"
+
+
+def test_jobs_are_short():
+    for file in (HOUSE / "jobs").glob("[a-z]*.py"):
+        assert len(file.read_text().splitlines()) <= 60, file.name
+
+
+def test_modules_and_public_functions_say_what_they_are():
+    for file in FILES:
+        tree = ast.parse(file.read_text())
+        if file.name != "__init__.py":
+            assert ast.get_docstring(tree), file
+
+
+def test_formulas_import_torch_alone():
+    allowed = {"torch", "math", "functools", "inspect", "numba", "pipeline", "collections"}
+    allowed |= {"contextlib", "itertools", "dataclasses", "typing", "triton", "importlib", "warnings"}
+    for file in (HOUSE / "pipeline/formulas").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            assert {n.split(".")[0] for n in names} <= allowed, (file.name, names)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda f: f.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda f: f.name)
+def test_commands_in_documents_exist(document):
+    text = document.read_text()
+    for command in re.findall(r"^(?:\.venv/bin/)?halftone (\w+)", text, re.M):
+        assert command in COMMANDS, command
+    for recipe in re.findall(r"--recipe ([a-z]\w*)(?![\w.])", text):
+        assert recipe in _recipes.known() or recipe in ("mine",), recipe
+    for target in re.findall(r"`make (\w+)`", text):
+        assert re.search(rf"^{target}:", (HOUSE / "Makefile").read_text(), re.M), target
+
+
+def test_the_cluster_file_is_what_ray_expects():
+    import yaml
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((HOUSE / "ray_cluster.yaml").read_text())
+    validate_config(prepare_config(config))
