@@ -7,8 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-import yaml
-
 from jobs import _recipes
 from pipeline import _store
 from pipeline._errors import InputError, did_you_mean
@@ -67,7 +65,7 @@ def main(command: str | None = None, argv: list[str] | None = None) -> None:
         )
         raise SystemExit(1) from error
     except KeyboardInterrupt:
-        print(f"\nhalftone {command}: stopped; the same command goes on from here.", file=sys.stderr)
+        print(f"\nhalftone {command}: stopped; the same command goes on.", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -77,7 +75,7 @@ def _overview() -> str:
         [
             "Halftone: image-text retrieval that knows the shades between match and no match.",
             "",
-            "usage: halftone COMMAND [--recipe NAME|FILE.yaml] [--root URI] [--section.key VALUE …]",
+            "usage: halftone COMMAND [--recipe NAME|FILE] [--root URI] [--section.key VALUE …]",
             "",
             *lines,
             "",
@@ -103,7 +101,7 @@ def _dispatch(command: str, argv: list[str]) -> None:
     runs = [Run(recipe, root, name, show, options.dry_run) for name, recipe in models]
     if command in ("ingest", "shard", "embed", "label"):
         runs = runs[:1]  # these do not differ between models
-    elif command == "search":
+    elif command == "search" and len(runs) > 1:
         runs = [max(runs, key=lambda run: best_val(root, run.name))]
     for run in runs:
         if len(runs) > 1:
@@ -138,7 +136,10 @@ def _root(root: str | None, recipe: str) -> str:
             f"--root {root} is relative to a working directory that ends with the job; give an "
             "absolute path or a URI that every node can write"
         )
-    return _store.absolute(root)
+    root = _store.absolute(root)
+    if _store.is_local(root) and Path(root).exists() and not Path(root).is_dir():
+        raise InputError(f"--root {root} is a file; give a folder")
+    return root
 
 
 def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace, dict]:
@@ -150,7 +151,7 @@ def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=100),
     )
     parser.add_argument(
-        "--recipe", default=None, help=f"name or YAML file (default: the run folder's, or {DEFAULT})"
+        "--recipe", default=None, help=f"name or YAML file (default: --root's own, or {DEFAULT})"
     )
     parser.add_argument("--root", default=None, help="run folder, URI (default runs/RECIPE)")
     parser.add_argument("--name", default=None, help="the model: a variant's name, or a new one")
@@ -194,7 +195,7 @@ def _deeper(rest: list[str]) -> list[tuple[str, str]]:
         if not flag.startswith("--"):
             raise InputError(f"unexpected {flag!r}; settings are written --section.key value")
         if "." not in key or parent not in known or not _recipes.is_nested(*parent[2:].split(".")):
-            flags = [*known, *ALIASES.values(), "--recipe", "--root", "--name", "--dry-run", "--json"]
+            flags = [*known, *ALIASES.values(), "--recipe", "--root", "--name", "--dry-run"]
             raise InputError(f"unknown option {flag}{did_you_mean(flag, flags)[:400]}")
         if not words:
             raise InputError(f"{flag} needs a value")
@@ -203,13 +204,7 @@ def _deeper(rest: list[str]) -> list[tuple[str, str]]:
 
 
 def _value(text: str):
-    """YAML, and 5e-4 for a number, which YAML itself takes for text."""
-    try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{text!r} is not YAML: {' '.join(str(error).split())}") from error
+    return _recipes.parse(text, repr(text))
 
 
 def _written(default) -> str:

@@ -23,7 +23,7 @@ def known() -> dict[str, str]:
 
 
 def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
-    """(name, settings) of every model of a recipe; `only` picks a variant, or names the one model."""
+    """(name, settings) of a recipe's models; `only` picks a variant, or names the one model."""
     base = _read(recipe)
     variants = base.get("variants") or {}
     if variants and (only is None or only in variants):
@@ -61,13 +61,43 @@ def _read(recipe: str) -> dict:
     return {"name": recipe, **_load(ROOM / f"{recipe}.yaml")}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 5e-4 is a number and a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse(text: str, where: str) -> Any:
+    """The value of a YAML text; `where` names it in an error."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+
+
 def _load(path: Path) -> dict:
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8; save the file as UTF-8") from error
+    values = parse(text, str(path))
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"{path} holds no settings; see `halftone recipes`")
+    variants = values.get("variants") or {}
+    if not isinstance(variants, dict) or not all(
+        isinstance(over, dict | None) for over in variants.values()
+    ):
+        raise InputError(f"{path}: variants must be {{name: {{section: {{…}}}}}}")
     return values
 
 
@@ -78,12 +108,13 @@ def _merged(base: dict, over: dict) -> dict:
         if not isinstance(values, dict):
             out[section] = values
             continue
-        target = out.setdefault(section, {})
         for key, value in values.items():
-            *path, last = key.split(".")
-            place = target
-            for step in path:
+            *path, last = f"{section}.{key}".split(".")
+            place = out
+            for depth, step in enumerate(path, 1):
                 place = place.setdefault(step, {})
+                if not isinstance(place, dict):
+                    raise InputError(f"{'.'.join(path[:depth])} holds {place!r}, not settings")
             place[last] = value
     return out
 

@@ -123,8 +123,7 @@ class Stage:
         with self.run.show.progress(self.name, len(pending)) as advance:
             made = _cluster.fan_out(make, pending, gpu=gpu, done=lambda *_: advance())
         self.made += len(made)
-        if checked := check(made):
-            self.note(**checked)
+        check(made)
         return plan.finish(made, **extra)
 
     def train(self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict]) -> dict:
@@ -140,9 +139,7 @@ class Stage:
         self.start()
         piece = plan.pieces[0]
         with self.run.show.training(self.name, self.run.recipe.train.epochs, piece):
-            _cluster.train(
-                fit, piece, self.run.recipe.train, self.run.track.recorder(self.name)
-            )
+            _cluster.train(fit, piece, self.run.recipe.train, self.run.track.recorder(self.name))
         self.made += 1
         return plan.finish({piece.name: summary(piece)})
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a line a stage, a bar on a terminal, plain lines elsewhere."""
+"""What a person sees: a line a stage; a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import threading

@@ -81,8 +81,8 @@ class Tracker:
             _store.write_json(uri, kept + self.pending)
             self.pending = []
             print(
-                f"halftone: MLflow at {self.uri} could not be written; what it lacks waits in {uri} "
-                "and is written by the next run",
+                f"halftone: MLflow at {self.uri} could not be written; what it lacks waits in "
+                f"{uri} and is written by the next run",
                 file=sys.stderr,
             )
         self.touched.clear()

@@ -9,7 +9,7 @@ warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` met
 
 
 class TrackedModel(mlflow.pyfunc.PythonModel):
-    """Unit vectors of texts (str) or of images (bytes of a JPEG or PNG), a list of D numbers each."""
+    """Unit vectors, lists of D numbers, of texts (str) or of images (bytes of a JPEG or PNG)."""
 
     def load_context(self, context) -> None:
         from pipeline.train import load_model

@@ -1,4 +1,4 @@
-"""halftone run: all eight stages for every model of the recipe, and the table that compares them."""
+"""halftone run: all eight stages for every model of the recipe, and a table of them all."""
 
 from jobs import _cli, embed, evaluate, ingest, label, report, rerank, search, shard, train
 from jobs._run import Run

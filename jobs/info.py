@@ -15,7 +15,9 @@ def run(root: str, options) -> None:
     if options.json:
         print(json.dumps({"root": root, "stages": found}))
         return
-    rows = [[e["folder"], e["version"], str(e["pieces"]), f"{e['bytes'] / 1e6:,.1f}"] for e in found]
+    rows = [
+        [e["folder"], e["version"], str(e["pieces"]), f"{e['bytes'] / 1e6:,.1f}"] for e in found
+    ]
     Show().table("", ["stage", "version", "pieces", "MB"], rows, root)
 
 

@@ -8,10 +8,10 @@ from pipeline import ingest
 def run(run: Run) -> None:
     with run.stage("ingest") as stage:
         plan = ingest.plan(run.recipe, run.root)
-        index = stage.make(plan, ingest.write_part)
+        index = stage.make(plan, ingest.write_part, check=lambda made: ingest.check(plan))
         if not run.dry:
-            stage.note(**{f"{k}_images": n for k, n in ingest.check(plan).items()})
-            stage.note(version=index["version"])
+            images = {f"{split}_images": n for split, n in ingest.check(plan).items()}
+            stage.note(**images, version=index["version"])
 
 
 if __name__ == "__main__":

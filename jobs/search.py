@@ -2,7 +2,7 @@
 
 from jobs import _cli
 from jobs._run import Run
-from pipeline import _pages, _store, search
+from pipeline import _store, search
 
 
 def arguments(parser) -> None:

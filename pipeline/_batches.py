@@ -8,7 +8,6 @@ lanes r, r + W, …
 import functools
 import io
 import json
-import os
 import queue
 import threading
 import time
@@ -84,7 +83,7 @@ class Split:
         """The decoded image (3, S, S) uint8, or the feature array, of a row."""
         if (image := self._cache.get(row)) is None:
             tar = self.tars[self.shard_of[row]]
-            data = _read_range(tar, int(self.offset[row]), int(self.size[row]))
+            data = _store.read_bytes(tar, int(self.offset[row]), int(self.size[row]))
             image = decode(data, self.image_size)
             if self._cache_left > image.nbytes:
                 self._cache_left -= image.nbytes
@@ -115,17 +114,6 @@ def stream(tar: str, *, image_size: int) -> Iterator[tuple[dict, np.ndarray]]:
         for sample in group_by_keys(tar_file_expander([{"url": tar, "stream": file}])):
             payload = next(sample[suffix] for suffix in ("jpg", "png", "npy") if suffix in sample)
             yield json.loads(sample["json"]), decode(payload, image_size)
-
-
-@functools.lru_cache(maxsize=512)
-def _descriptor(path: str) -> int:
-    return os.open(path, os.O_RDONLY)
-
-
-def _read_range(uri: str, offset: int, size: int) -> bytes:
-    if _store.is_local(uri):
-        return os.pread(_descriptor(uri), size, offset)
-    return _store.read_bytes(uri, offset, size)
 
 
 class Order:

@@ -1,5 +1,7 @@
 """The training objective: a weighted sum of losses over the list of the whole global batch."""
 
+import inspect
+
 import torch
 
 from pipeline._batches import Batch, Split
@@ -18,6 +20,17 @@ def check(settings: TrainSettings) -> None:
             raise InputError(f"unknown loss {name!r} in train.losses{did_you_mean(name, LOSSES)}")
         if not isinstance(terms.get("weight", 1.0), int | float):
             raise InputError(f"train.losses.{name}.weight must be a number")
+        known = [*list(inspect.signature(LOSSES[name]).parameters)[2:], "weight"]
+        if unknown := [key for key in terms if key not in known]:
+            raise InputError(
+                f"unknown setting train.losses.{name}.{unknown[0]}{did_you_mean(unknown[0], known)}"
+            )
+        try:  # on a list of two: a value that no list could have is found before any work
+            own = {key: value for key, value in terms.items() if key != "weight"}
+            target = torch.eye(2) if name in GRADED else torch.eye(2) > 0
+            LOSSES[name](torch.eye(2), target, **own)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"train.losses.{name}: {error}") from error
     if not settings.losses:
         raise InputError(f"train.losses is empty; choose from {', '.join(LOSSES)}")
 
@@ -67,7 +80,7 @@ class Objective:
         return sum(terms.values()), terms
 
     def _settings_at(self, epoch: float) -> dict[str, dict]:
-        """Each loss's settings now: a triplet starts with all negatives, or hardest ones collapse."""
+        """Each loss's settings now: a triplet that starts on the hardest negatives collapses."""
         settings = {name: dict(values) for name, values in self.settings.losses.items()}
         if "triplet" in settings and epoch < self.settings.negatives_warmup:
             settings["triplet"]["negatives"] = "all"

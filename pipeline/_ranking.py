@@ -77,6 +77,11 @@ def other(direction: str) -> str:
     return {"i2t": "t2i", "t2i": "i2t"}[direction]
 
 
+def scores(queries_QD, candidates_ND, bias_N=0.0) -> torch.Tensor:
+    """Cosines less each candidate's bias (Q, N); summed in float64, or rounding would undo ties."""
+    return (queries_QD.double() @ candidates_ND.double().T).float() - bias_N
+
+
 def positives(queries: list[str], candidates: list[str]) -> torch.Tensor:
     """True (Q, N) where query and candidate belong to one image, given both sides' image ids."""
     number = {image_id: i for i, image_id in enumerate(dict.fromkeys(candidates))}
@@ -109,7 +114,7 @@ def _ranked(direction: str, mine: Vectors, everyone: Vectors, inputs: dict, grad
     bias_N = biases(inputs["bias"], inputs["version"], direction) if inputs.get("bias") else 0.0
     for start in range(0, len(query_ids), BLOCK):
         part = slice(start, start + BLOCK)
-        scores_QN = queries[part] @ candidates.T - bias_N
+        scores_QN = scores(queries[part], candidates, bias_N)
         positive_QN = positives(query_images[part], candidate_images)
         best = torch.topk(scores_QN, min(settings.top_k, scores_QN.shape[1]), dim=1)
         columns = {
@@ -118,13 +123,12 @@ def _ranked(direction: str, mine: Vectors, everyone: Vectors, inputs: dict, grad
             "candidate_id": [[candidate_ids[i] for i in row] for row in best.indices.tolist()],
             "score": best.values.tolist(),
             "rank": metrics.expected_rank(scores_QN, positive_QN).tolist(),
-            **{
-                f"R_at_{k}": metrics.recall_at(scores_QN, positive_QN, k).tolist() for k in DEPTHS
-            },
+            **{f"R_at_{k}": metrics.recall_at(scores_QN, positive_QN, k).tolist() for k in DEPTHS},
         }
         for name, r_QN in graded(direction, query_ids[part]).items():
             columns[name] = metrics.ndcg(scores_QN, r_QN, k=settings.ndcg_at).tolist()
-        yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        for row in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, row, strict=True))
 
 
 @functools.lru_cache(maxsize=2)
@@ -185,9 +189,7 @@ def averages(uris: list[str]) -> dict[str, float]:
     directions = np.array(table["direction"].to_pylist())
     out: dict[str, float] = {}
     for direction in ("i2t", "t2i"):
-        mine = {
-            name: table[name].to_numpy()[directions == direction] for name in columns[1:]
-        }
+        mine = {name: table[name].to_numpy()[directions == direction] for name in columns[1:]}
         for k in DEPTHS:
             out[f"{direction}_R_at_{k}"] = 100 * float(mine[f"R_at_{k}"].mean())
         out[f"{direction}_MedR"] = float(np.median(mine["rank"]))

@@ -172,15 +172,23 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def finished(uri: str, fingerprint: str) -> dict | None:
-    """The summary `write_table` returned for this file, if it exists with this fingerprint."""
+    """The summary `write_table` returned for this file, if it is there with this fingerprint.
+
+    So must be, at their sizes, the other files the summary names (a shard's tar).
+    """
     try:
         data = read_bytes(uri)
         metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowInvalid):  # not there, or torn: a bad footer is an OSError
         return None
     if metadata.get(FINGERPRINT, b"").decode() != fingerprint:
         return None
-    return _with_file(json.loads(metadata[SUMMARY]), uri, data)
+    summary = json.loads(metadata[SUMMARY])
+    for name, file in summary.get("files", {}).items():
+        beside = join(uri.rpartition("/")[0], name)
+        if not exists(beside) or stamp(beside)[0] != file["bytes"]:
+            return None
+    return _with_file(summary, uri, data)
 
 
 def _with_file(summary: dict, uri: str, data: bytes) -> dict:

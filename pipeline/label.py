@@ -57,7 +57,8 @@ def write_relevance(piece: Piece) -> dict:
     rows, others, own = [], np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
     for start in range(0, len(queries.image_ids), BLOCK):
         images = queries.image_ids[start : start + BLOCK]
-        r_QN = everyone.relevance(queries.vectors_MCD(images), settings, mask_MC=queries.mask(images))
+        vectors_MCD, mask_MC = queries.vectors_MCD(images), queries.mask(images)
+        r_QN = everyone.relevance(vectors_MCD, settings, mask_MC=mask_MC)
         same_QN = everyone.same_image(images)
         others += _histogram(r_QN[~same_QN])
         own += _histogram(queries.held_out(images, settings))

@@ -62,7 +62,7 @@ def protocol_line(protocol: dict) -> str:
 
 
 def table(root: str, names: list[str]) -> tuple[list[str], list[list[dict]]]:
-    """Column titles and rows of {text, best}; best is told among the models, and among the re-ranked."""
+    """Column titles and rows of {text, best}; the best as trained, and the best re-ranked."""
     found = results(root, names)
     shown = [key for key in COLUMNS if any(key in metrics for _, metrics, _ in found)]
     rows = []

@@ -24,7 +24,9 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """One piece: the temperature of each direction, chosen on val, and every candidate's bias."""
     vectors = _plan.need_index(evaluate.vectors_folder(root, name), "evaluate")
     folder = _plan.folder(root, "rerank", name)
-    of = {split: _plan.of_split(vectors, split) for split in ("train", "val", recipe.evaluate.split)}
+    evaluate.evaluated(recipe, root, name)
+    splits = ("train", "val", recipe.evaluate.split)
+    of = {split: _plan.of_split(vectors, split) for split in splits}
     if not of["train"]:
         raise InputError("re-ranking needs a bank of train queries; this run has no train split")
     settings = recipe.rerank.model_dump(mode="json")
@@ -80,10 +82,12 @@ def write_reranker(piece: Piece) -> dict:
 
 def hubness(candidates_ND: torch.Tensor, bank_BD: torch.Tensor, beta: float) -> torch.Tensor:
     """How near each candidate is to the bank's queries (N,): log-mean-exp at temperature 1/β."""
+    bank_BD = bank_BD.double()
     parts = [
-        torch.logsumexp(beta * (bank_BD @ part.T), dim=0) for part in candidates_ND.split(4096)
+        torch.logsumexp(beta * (bank_BD @ part.double().T), dim=0)
+        for part in candidates_ND.split(4096)
     ]
-    return (torch.cat(parts) - math.log(len(bank_BD))) / beta
+    return ((torch.cat(parts) - math.log(len(bank_BD))) / beta).float()
 
 
 def _recalls(val: Vectors, direction: str, beta: float, bank: Vectors) -> float:
@@ -94,11 +98,9 @@ def _recalls(val: Vectors, direction: str, beta: float, bank: Vectors) -> float:
     total = 0.0
     for start in range(0, len(queries), _ranking.BLOCK):
         part = slice(start, start + _ranking.BLOCK)
-        scores_QN = queries[part] @ candidates.T - bias
+        scores_QN = _ranking.scores(queries[part], candidates, bias)
         positive_QN = positives(query_images[part], candidate_images)
-        total += sum(
-            float(recall_at(scores_QN, positive_QN, k).sum()) for k in _ranking.DEPTHS
-        )
+        total += sum(float(recall_at(scores_QN, positive_QN, k).sum()) for k in _ranking.DEPTHS)
     return 100 * total / len(queries)
 
 

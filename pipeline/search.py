@@ -36,7 +36,7 @@ class Gallery:
         self.recipe, self.root, self.name = recipe, root, name
         split = recipe.evaluate.split
         folder = evaluate.vectors_folder(root, name)
-        entries = _plan.of_split(_plan.need_index(folder, "evaluate"), split)
+        entries = evaluate.evaluated(recipe, root, name)
         uris = tuple(_store.join(folder, f"{entry['name']}.parquet") for entry in entries)
         self.vectors = Vectors.read(uris, _plan.version(entries))
         self.pictures = Pictures(root, split)
@@ -107,7 +107,7 @@ def version(recipe: Recipe, root: str, name: str) -> str:
 
 def page(gallery: Gallery, queries: list[str]) -> str:
     """The search page: every query with its nearest images."""
-    recipe, top = gallery.recipe, gallery.recipe.search.top
+    top = gallery.recipe.search.top
     written_for = {
         text: image_id
         for image_id in gallery.vectors.image_ids
@@ -131,7 +131,8 @@ def ask(gallery: Gallery, text: str | None, image: str | None) -> tuple[list[Hit
     except OSError as error:
         raise InputError(f"no picture at {image}; give a file that exists") from error
     hits = gallery.by_image(data, top)
-    query = {"text": f"the captions nearest to {_store.name_of(image)}", "hits": gallery.shown(hits)}
+    text = f"the captions nearest to {_store.name_of(image)}"
+    query = {"text": text, "hits": gallery.shown(hits)}
     if not data.startswith(b"\x93NUMPY"):
         picture = Image.open(io.BytesIO(data)).convert("RGB")
         picture.thumbnail((256, 256))

@@ -32,7 +32,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     source_folder = _plan.folder(root, "ingest")
     _plan.need_index(source_folder, "ingest")
     folder = _plan.folder(root, "shard")
-    settings = recipe.shard.model_dump()
+    settings = recipe.shard.model_dump(exclude={"failure_budget"})
     pieces = []
     for split, rows in ingest.rows_by_split(source_folder, recipe.source).items():
         if split == "train":  # packed in random order: near neighbours on disk are not alike
@@ -53,10 +53,9 @@ def plan(recipe: Recipe, root: str) -> Plan:
 
 def write_shard(piece: Piece) -> dict:
     """Write one tar and its sidecar; a summary with what was accepted and why others were not."""
-    if summary := _store.finished(piece.output, piece.fingerprint):
-        tar = _store.join(piece.output.rsplit("/", 1)[0], f"{piece.name}.tar")
-        if _store.exists(tar):
-            return summary
+    summary = _store.finished(piece.output, piece.fingerprint)
+    if summary and not summary["rejected"]:  # what was rejected may have been mended
+        return summary
     uri = piece.output.removesuffix(".parquet") + ".tar"
     with _store.temporary(uri) as path:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -85,9 +84,9 @@ def check(plan: Plan, made: dict[str, dict], recipe: Recipe) -> None:
     if rejected.total() > recipe.shard.failure_budget * (samples + rejected.total()):
         reasons = ", ".join(f"{n} × {reason}" for reason, n in rejected.most_common(5))
         raise InputError(
-            f"{rejected.total()} of {samples + rejected.total()} samples were rejected ({reasons}), "
-            f"more than shard.failure_budget {recipe.shard.failure_budget:g} allows; each reason is "
-            f"in the sidecars in {plan.folder}"
+            f"{rejected.total()} of {samples + rejected.total()} samples were rejected "
+            f"({reasons}), more than shard.failure_budget {recipe.shard.failure_budget:g} allows; "
+            f"each reason is in the sidecars in {plan.folder}"
         )
 
 
@@ -173,7 +172,10 @@ def _checked_payload(row: dict, max_pixels: int) -> tuple[bytes, str, int | None
     if not data:
         raise Rejected(f"empty file: {row['uri']}")
     if data.startswith(b"\x93NUMPY"):
-        features = np.load(io.BytesIO(data))
+        try:
+            features = np.load(io.BytesIO(data))
+        except (ValueError, EOFError) as error:
+            raise Rejected(f"features do not load: {error}") from error
         if not np.isfinite(features).all():
             raise Rejected("features are not finite")
         return data, "npy", None, None

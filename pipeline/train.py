@@ -230,7 +230,10 @@ class Training:
         positive_MN = torch.arange(len(images))[:, None] == owners[None, :]
         scores_MN = (images @ texts.T).cpu()
         metrics = {}
-        for direction, s, p in (("i2t", scores_MN, positive_MN), ("t2i", scores_MN.T, positive_MN.T)):
+        for direction in ("i2t", "t2i"):
+            s, p = scores_MN, positive_MN
+            if direction == "t2i":
+                s, p = s.T, p.T
             for k in (1, 5, 10):
                 metrics[f"val/{direction}_R_at_{k}"] = 100 * float(recall_at(s, p, k).mean())
         return {**metrics, "val/rsum": sum(metrics.values())}

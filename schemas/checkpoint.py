@@ -1,6 +1,6 @@
 """Checkpoint: a folder of files named in `checkpoint.json`, which is written last and means done.
 
-    model.safetensors  optimizer.safetensors  vocabulary.json  checkpoint.json
+model.safetensors  optimizer.safetensors  vocabulary.json  checkpoint.json
 """
 
 from pydantic import BaseModel, ConfigDict

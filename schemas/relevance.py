@@ -1,4 +1,4 @@
-"""Relevance: the most relevant candidates of every query, own image left out (it is 1 by definition).
+"""Relevance: every query's most relevant candidates, own image left out (1 by definition).
 
 Candidates are row numbers: of the split's captions for i2t, of its images for t2i, in shard order.
 """

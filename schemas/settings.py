@@ -35,7 +35,7 @@ class ShardSettings(Section):
     """How samples are packed into WebDataset tars."""
 
     samples: int = Field(1000, ge=1, description="samples per shard (count)")
-    seed: int = Field(0, description="seed of the order in which train samples are packed")
+    seed: int = Field(0, ge=0, description="seed of the order in which train samples are packed")
     max_pixels: int = Field(
         89_478_485, ge=1, description="an image with more is rejected as a bomb (pixels)"
     )
@@ -113,7 +113,7 @@ class TrainSettings(Section):
     decode_threads: int = Field(1, ge=1, description="threads that prepare batches (count)")
     timeout: int = Field(300, ge=10, description="a silent worker is given up after (seconds)")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker (count)")
-    seed: int = Field(0, description="seed of weights, order and caption draws")
+    seed: int = Field(0, ge=0, description="seed of weights, order and caption draws")
 
     @model_validator(mode="after")
     def _lanes_fit(self):

@@ -1,4 +1,4 @@
-"""Fanning out over Ray: order of results, errors with names, lost workers; the same run as a job."""
+"""Fanning out over Ray: results, errors with names, lost workers; the same run as a job."""
 
 import json
 import os

@@ -13,6 +13,7 @@ from sklearn.metrics import ndcg_score
 
 from pipeline.formulas import metrics
 from pipeline.formulas._pairs import inversions
+from pipeline.formulas._sort import integers_like, order_of_rows, sort_rows_
 from pipeline.formulas.losses import LOSSES, smooth_ndcg
 
 torch.set_num_threads(1)
@@ -195,6 +196,20 @@ def test_inversions_are_counted_one_by_one(ranks):
     ranks = [r % len(ranks) for r in ranks]
     expected = sum(a > b for i, a in enumerate(ranks) for b in ranks[i + 1 :])
     assert inversions(torch.tensor([ranks, ranks[::-1]]))[0] == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1e-40, -1e-40])))
+def test_rows_are_ordered_as_by_a_stable_sort(row):
+    places = range(len(row))
+    for dtype in (torch.float32, torch.float64):
+        x = torch.tensor([row], dtype=dtype).reshape(1, len(row))
+        assert order_of_rows(x)[0].tolist() == sorted(places, key=lambda i: row[i])
+        found = order_of_rows(x, descending=True)[0].tolist()
+        assert found == sorted(places, key=lambda i: -row[i])
+        integers = integers_like(x)[0].tolist()
+        assert all((integers[i] < integers[j]) == (row[i] < row[j]) for i in places for j in places)
+        assert sort_rows_(x.clone())[0].tolist() == sorted(x[0].tolist())
 
 
 def test_unknown_gain_is_refused():

@@ -3,8 +3,9 @@
 import pytest
 import reference
 import torch
+from sklearn.isotonic import IsotonicRegression
 
-from pipeline.formulas.relevance import MAPS, from_captions
+from pipeline.formulas.relevance import MAPS, fit_isotonic, from_captions
 
 
 def vectors(*shape, seed=0):
@@ -48,6 +49,25 @@ def test_maps_keep_order_and_range():
     assert MAPS["isotonic"](
         torch.tensor([0.3, 0.6]), **given["isotonic"]
     ).tolist() == pytest.approx([0.1, 0.55])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fitted_map_is_that_of_scikit_learn(seed):
+    generator = torch.Generator().manual_seed(seed)
+    cosine = (torch.rand(60, generator=generator, dtype=torch.float64) * 20).round() / 20
+    judged = (cosine + torch.randn(60, generator=generator, dtype=torch.float64) / 3).clamp(0, 1)
+    expected = IsotonicRegression(out_of_bounds="clip").fit(cosine.numpy(), judged.numpy())
+    places = torch.linspace(-0.2, 1.2, 99, dtype=torch.float64)
+    found = MAPS["isotonic"](places, **fit_isotonic(cosine, judged))
+    torch.testing.assert_close(found, torch.from_numpy(expected.predict(places.numpy())))
+
+
+def test_map_of_a_single_knot_is_flat():
+    fitted = fit_isotonic([0.5], [0.3])
+    found = MAPS["isotonic"](torch.tensor([0.0, 0.5, 1.0]), **fitted)
+    assert found.tolist() == pytest.approx([0.3] * 3)
+    with pytest.raises(ValueError, match="no judged pairs"):
+        fit_isotonic([], [])
 
 
 def test_map_may_be_a_function_and_takes_its_settings():

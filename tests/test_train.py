@@ -60,7 +60,8 @@ def test_a_killed_training_ends_with_the_same_weights(data):
     assert epochs == [2]
     whole, killed = weights(root, "whole"), weights(root, "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    records = [_store.read_json(f"{root}/5-model/{n}/history.json")["records"] for n in ("whole", "killed")]
+    files = [f"{root}/5-model/{name}/history.json" for name in ("whole", "killed")]
+    records = [_store.read_json(file)["records"] for file in files]
     losses = [[r["train/loss"] for r in found if "train/loss" in r] for found in records]
     assert losses[0] == losses[1]
 

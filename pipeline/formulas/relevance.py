@@ -4,6 +4,8 @@ Legend of the shape suffixes: M images, C captions of an image, N captions, D em
 knots.
 """
 
+import collections
+
 import torch
 from torch.nn import functional as F
 
@@ -43,10 +45,36 @@ def isotonic(cosine, *, knots_K, values_K):
     """
     knots_K = torch.as_tensor(knots_K, dtype=cosine.dtype, device=cosine.device)
     values_K = torch.as_tensor(values_K, dtype=cosine.dtype, device=cosine.device)
-    right = torch.searchsorted(knots_K, cosine.contiguous()).clamp(1, len(knots_K) - 1)
-    left_x, right_x = knots_K[right - 1], knots_K[right]
-    weight = ((cosine - left_x) / (right_x - left_x)).clamp(0, 1)
-    return torch.lerp(values_K[right - 1], values_K[right], weight)
+    right = torch.searchsorted(knots_K, cosine.contiguous()).clamp(max=len(knots_K) - 1)
+    left = (right - 1).clamp(min=0)
+    width = (knots_K[right] - knots_K[left]).where(left < right, 1)
+    weight = ((cosine - knots_K[left]) / width).clamp(0, 1)
+    return torch.lerp(values_K[left], values_K[right], weight)
+
+
+def fit_isotonic(cosine_P, judgement_P):
+    """{"knots_K", "values_K"} for `isotonic`: the monotone map nearest to people's judgements.
+
+    Least squares over P judged pairs, by pooling neighbours that are out of order; judgements are
+    on any scale that the caller wants back, [0, 1] for relevance.
+
+    >>> fit_isotonic([0.1, 0.2, 0.3, 0.4], [0.0, 0.8, 0.6, 1.0])
+    {'knots_K': [0.1, 0.2, 0.3, 0.4], 'values_K': [0.0, 0.7, 0.7, 1.0]}
+    """
+    judged = collections.defaultdict(list)
+    for cosine, judgement in zip(map(float, cosine_P), map(float, judgement_P), strict=True):
+        judged[cosine].append(judgement)
+    if not judged:
+        raise ValueError("no judged pairs to fit a map to")
+    pools = []  # of each: sum and number of judgements, lowest and highest cosine
+    for cosine in sorted(judged):
+        pool = (sum(judged[cosine]), len(judged[cosine]), cosine, cosine)
+        while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:
+            total, count, lowest, _ = pools.pop()
+            pool = (total + pool[0], count + pool[1], lowest, pool[3])
+        pools.append(pool)
+    knots = [(edge, total / count) for total, count, *edges in pools for edge in sorted(set(edges))]
+    return {"knots_K": [knot for knot, _ in knots], "values_K": [value for _, value in knots]}
 
 
 MAPS = {"half": half, "clip": clip, "logistic": logistic, "isotonic": isotonic}
@@ -86,6 +114,7 @@ def from_captions(
         image_captions_MCD = F.normalize(_at_least_float32(image_captions_MCD), dim=-1)
         captions_ND = F.normalize(_at_least_float32(captions_ND), dim=-1)
         cosine_MN = _reduced(image_captions_MCD, captions_ND, mask_MC, largest=reduce == "max")
+        cosine_MN = cosine_MN.clamp(-1, 1)  # rounding takes the cosine of twins past 1
         relevance_MN = (map if callable(map) else MAPS[map])(cosine_MN, **map_settings)
         return (
             relevance_MN if same_image_MN is None else relevance_MN.masked_fill(same_image_MN, 1.0)

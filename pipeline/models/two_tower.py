@@ -17,7 +17,7 @@ class TwoTower(nn.Module):
         return normalize(self.image(images).float(), dim=1)
 
     def encode_text(self, words: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Unit vectors (B, dim) float32 of B captions: word ids (B, L), padded, and lengths (B,)."""
+        """Unit vectors (B, dim) float32 of B captions: padded word ids (B, L), lengths (B,)."""
         return normalize(self.text(words, lengths).float(), dim=1)
 
     def forward(self, images, words, lengths) -> tuple[torch.Tensor, torch.Tensor]:
