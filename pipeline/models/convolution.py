@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 
 from schemas.settings import ModelSettings
 
@@ -41,11 +40,14 @@ class ConvolutionTower(nn.Module):
 
 
 def _stage(c_in: int, c_out: int, stride: int) -> nn.Sequential:
-    """Convolution, norm and ReLU; the side is halved by the stride or by pooling after."""
+    """Convolution, norm and ReLU; the side is halved by the stride or by pooling.
+
+    Pooling comes before the ReLU: the same values, and a quarter of them to clamp.
+    """
     convolution = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-    layers = [convolution, GlobalBatchNorm(c_out), nn.ReLU()]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if stride == 1 else []))
+    pool = [nn.MaxPool2d(2)] if stride == 1 else []
+    return nn.Sequential(convolution, GlobalBatchNorm(c_out), *pool, nn.ReLU())
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -59,16 +61,42 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not self.training or not together:
             return super().forward(x)
-        size = dist.get_world_size()
-        x32 = x.float()
-        moments = torch.stack([x32.mean((0, 2, 3)), x32.square().mean((0, 2, 3))])
-        mean, square = all_reduce(moments) / size  # shares are equal: their mean is the whole's
-        variance = square - mean.square()
+        y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
-            count = x.numel() // x.shape[1] * size
+            count = x.numel() // x.shape[1] * dist.get_world_size()
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(variance.detach() * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return (x32 * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        return y
+
+
+class _Normalise(torch.autograd.Function):
+    """x normalised by the moments of all workers' x; shares are of equal size."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        moments = torch.stack([mean, variance + mean.square()])
+        dist.all_reduce(moments)
+        mean, square = moments / dist.get_world_size()
+        variance = square - mean.square()
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
+        ctx.mark_non_differentiable(mean, variance)
+        return nn.functional.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance
+
+    @staticmethod
+    def backward(ctx, grad_y, *_):
+        x, weight, mean, rstd = ctx.saved_tensors
+        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad_y, x, weight, None, None, mean, rstd, True, 0.0, [False, True, True]
+        )
+        # What every sample's gradient owes to the mean and the variance of them all.
+        sums = torch.stack([grad_weight, grad_bias])
+        dist.all_reduce(sums)
+        by_weight, by_bias = sums / (x.numel() // x.shape[1] * dist.get_world_size())
+        scale = weight * rstd
+        slope = -scale * rstd * by_weight
+        shift = -scale * by_bias - slope * mean
+        at = (None, slice(None), None, None)
+        grad_x = torch.addcmul(shift[at], x, slope[at]).addcmul_(grad_y, scale[at])
+        return grad_x, grad_weight, grad_bias, None
