@@ -8,8 +8,7 @@ from pipeline._batches import Batch, Split
 from pipeline._errors import InputError, did_you_mean
 from pipeline._world import World
 from pipeline.formulas.losses import GRADED, LOSSES
-from pipeline.formulas.relevance import from_captions
-from pipeline.label import Captions
+from pipeline.label import Captions, graded
 from schemas.settings import LabelSettings, TrainSettings
 
 
@@ -65,13 +64,13 @@ class Objective:
         rows_B = self.world.gather(batch.image_rows)
         same_nB = batch.image_rows[:, None] == rows_B[None, :]
         i2t, t2i = images_nD @ texts_BD.T, texts_nD @ images_BD.T
-        graded = None
+        relevance = None
         if self.captions is not None:
-            graded = self._relevance(batch, same_nB, i2t.device)
+            relevance = self._relevance(batch, same_nB, i2t.device)
         terms = {}
         for name, settings in self._settings_at(epoch).items():
             weight = settings.pop("weight", 1.0)
-            targets = graded if name in GRADED else (same_nB, same_nB)
+            targets = relevance if name in GRADED else (same_nB, same_nB)
             values = [
                 LOSSES[name](scores, target, **settings)
                 for scores, target in zip((i2t, t2i), targets, strict=True)
@@ -91,11 +90,10 @@ class Objective:
         images = [self.captions.image_ids[row] for row in batch.image_rows.tolist()]
         rows_nC, mask_nC = self.captions.captions_of(images)
         texts_BE = self.world.gather(self.captions.vectors[batch.caption_rows].to(device))
-        i2t_nB = from_captions(
+        i2t_nB = graded(
             self.captions.vectors[rows_nC].to(device),
             texts_BE,
-            map=self.label.map,
-            reduce=self.label.reduce,
+            self.label,
             mask_MC=mask_nC.to(device),
             same_image_MN=same_nB,
         )

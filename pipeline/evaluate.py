@@ -151,7 +151,7 @@ def plan_rankings(
         common["embeddings_version"],
         knows_truth and common["truth_version"],
         recipe.evaluate.model_dump(exclude={"batch_size"}),
-        recipe.label.model_dump(include={"map", "reduce"}),
+        recipe.label.model_dump(exclude={"top_k"}),
     ]
     pieces = [
         Piece(

@@ -134,24 +134,12 @@ class Captions:
 
     def relevance(self, image_captions_MCD, settings: LabelSettings, *, mask_MC) -> torch.Tensor:
         """Relevance (M, N) of images, given by their captions, to all the captions here."""
-        return relevance.from_captions(
-            image_captions_MCD,
-            self.vectors,
-            map=settings.map,
-            reduce=settings.reduce,
-            mask_MC=mask_MC,
-        )
+        return graded(image_captions_MCD, self.vectors, settings, mask_MC=mask_MC)
 
     def relevance_of_texts(self, texts_ND: torch.Tensor, settings: LabelSettings) -> torch.Tensor:
         """Relevance (N, M) of texts to all the images here; the transpose is r of METHODS §2."""
         rows_MC, mask_MC = self.captions_of(self.image_ids)
-        return relevance.from_captions(
-            self.vectors[rows_MC],
-            texts_ND,
-            map=settings.map,
-            reduce=settings.reduce,
-            mask_MC=mask_MC,
-        ).T
+        return graded(self.vectors[rows_MC], texts_ND, settings, mask_MC=mask_MC).T
 
     def same_image(self, images: list[str]) -> torch.Tensor:
         """True (M, N) where the caption was written for the image."""
@@ -171,12 +159,23 @@ class Captions:
             own = self.vectors[self.first[row] : self.first[row] + self.count[row]]
             for k in range(len(own) if len(own) > 1 else 0):
                 others = torch.cat([own[:k], own[k + 1 :]])
-                values.append(
-                    relevance.from_captions(
-                        others[None], own[k : k + 1], map=settings.map, reduce=settings.reduce
-                    ).reshape(1)
-                )
+                values.append(graded(others[None], own[k : k + 1], settings).reshape(1))
         return torch.cat(values) if values else torch.zeros(0)
+
+
+def graded(
+    image_captions_MCD: torch.Tensor, texts_ND: torch.Tensor, settings: LabelSettings, **masks
+) -> torch.Tensor:
+    """Relevance (M, N) of images, given by their captions, to texts, as the settings say."""
+    step = {"centre": settings.centre, "width": settings.width}
+    return relevance.from_captions(
+        image_captions_MCD,
+        texts_ND,
+        map=settings.map,
+        reduce=settings.reduce,
+        **(step if settings.map == "logistic" else {}),
+        **masks,
+    )
 
 
 def _histogram(values: torch.Tensor) -> np.ndarray:

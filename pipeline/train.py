@@ -38,7 +38,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     if needs_relevance(recipe.train):
         embeddings = _plan.need_index(embed.folder_of(recipe, root), "embed")
         used += [entry["files"] for entry in _plan.of_split(embeddings, "train")]
-        settings["label"] = recipe.label.model_dump(include={"map", "reduce"})
+        settings["label"] = recipe.label.model_dump(exclude={"top_k"})
     # Another number of workers, threads or restarts is the same training.
     relevant = {
         **settings,

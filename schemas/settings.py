@@ -57,7 +57,11 @@ class EmbedSettings(Section):
 class LabelSettings(Section):
     """How caption similarity becomes relevance."""
 
-    map: Literal["half", "clip"] = Field("clip", description="cosine to relevance in [0, 1]")
+    map: Literal["half", "clip", "logistic"] = Field(
+        "clip", description="cosine c to relevance: (1+c)/2, max(c, 0), or a logistic step"
+    )
+    centre: float = Field(0.6, description="logistic: the cosine whose relevance is 1/2 (cosine)")
+    width: float = Field(0.1, gt=0, description="logistic: how wide the step is (cosine)")
     reduce: Literal["max", "mean"] = Field("max", description="over the captions of an image")
     top_k: int = Field(64, ge=1, description="neighbours kept per query (count)")
 

@@ -1,5 +1,6 @@
 """MLflow: what a run leaves there, and what happens where it is away."""
 
+import base64
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from mlflow import MlflowClient
 
 from jobs._track import Tracker
 from pipeline import _store
+from pipeline.sources import drawn
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +53,20 @@ def test_the_model_loads_again_in_a_new_process(client, runs, finished_run, tmp_
     code = (
         "import mlflow, json, sys; mlflow.set_tracking_uri(sys.argv[1]);"
         "m = mlflow.pyfunc.load_model(f'models:/{sys.argv[2]}');"
-        "print(json.dumps(m.predict(['a red circle', 'a star'])))"
+        "print(json.dumps(m.predict(['a red circle', sys.argv[3]])))"
     )
     uri = f"sqlite:///{Path(finished_run).parent / 'mlflow.db'}"
+    picture = "data:image/jpeg;base64," + base64.b64encode(drawn.load("drawn:0/test/3/48")).decode()
     done = subprocess.run(
-        [sys.executable, "-c", code, uri, outputs[0].model_id],
+        [sys.executable, "-c", code, uri, outputs[0].model_id, picture],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
     vectors = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout else done.stderr
-    assert len(vectors) == 2 and abs(sum(x * x for x in vectors[0]) - 1) < 1e-5
+    assert len(vectors) == 2
+    assert all(abs(sum(x * x for x in vector) - 1) < 1e-5 for vector in vectors)
 
 
 def test_a_server_that_is_away_does_not_stop_the_work(tmp_path, monkeypatch, capsys):
