@@ -21,10 +21,10 @@ COLUMNS = {
     "rsum": "rSum",
     "i2t_MedR": "MedR i2t",
     "t2i_MedR": "t2i",
-    "i2t_ndcg_label": "NDCG label i2t",
-    "t2i_ndcg_label": "t2i",
-    "i2t_ndcg_truth": "NDCG truth i2t",
+    "i2t_ndcg_truth": "true NDCG i2t",
     "t2i_ndcg_truth": "t2i",
+    "i2t_ndcg_label": "label NDCG i2t",
+    "t2i_ndcg_label": "t2i",
 }
 LOWER_IS_BETTER = {"i2t_MedR", "t2i_MedR"}
 SHOWN = 8  # results in a row of the gallery
@@ -102,7 +102,7 @@ def build(recipe: Recipe, root: str, names: list[str]) -> str:
     columns, rows = table(root, names)
     protocol = results(root, names)[-1][2]
     gallery = Showcase(recipe, root, names[-1])
-    truth = any("truth" in column for column in columns)
+    truth = any("true" in column for column in columns)
     shade = "the true relevance" if truth else "the sentence encoder's relevance"
     return _pages.render(
         "report.html.j2",

@@ -1,0 +1,58 @@
+"""The whole command, killed -9 on its way, ends where an undisturbed one ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import TINY
+
+from pipeline import _store
+
+# What lies in the run folder when the command is killed: in the middle of a stage each time.
+MOMENTS = (
+    "2-shards/*.parquet",
+    "3-embeddings/tiny/*.parquet",
+    "5-model/main/checkpoints/epoch-0001/checkpoint.json",
+    "6-rankings/main/vectors/*.parquet",
+)
+
+
+def start(root: Path, encoder: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jobs.end_to_end", *TINY, "--root", str(root)]
+    return subprocess.Popen(
+        [*command, "--encoder", encoder],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def kill_when(running: subprocess.Popen, root: Path, moment: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(root.glob(moment)):
+        assert running.poll() is None and time.monotonic() < deadline, moment
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_numbers(
+    finished_run, tiny_encoder, tmp_path
+):
+    root = tmp_path / "runs" / "tiny"
+    for moment in MOMENTS:
+        kill_when(start(root, tiny_encoder), root, moment)
+    assert start(root, tiny_encoder).wait(180) == 0
+    for stage in ("6-rankings", "8-reranked"):
+        here, there = (
+            _store.read_json(f"{folder}/{stage}/main/metrics.json")["metrics"]
+            for folder in (finished_run, root)
+        )
+        assert here == there
+    for tar in Path(finished_run).glob("2-shards/*.tar"):
+        assert tar.read_bytes() == (root / "2-shards" / tar.name).read_bytes()
+    left = [f for f in root.rglob(".writing-*")]
+    assert len(left) <= len(MOMENTS), "more half-written files than kills"
