@@ -108,6 +108,9 @@ def _dispatch(command: str, argv: list[str]) -> None:
             show.heading(f"\nmodel {run.name}")
         module.run(run, options) if hasattr(module, "arguments") else module.run(run)
         run.track.finish()
+    stages = [result for run in runs for result in run.results.values() if "made" in result]
+    if stages and not any(result["made"] for result in stages) and not options.dry_run:
+        show.line("Everything was there already; nothing was computed.")
     if hasattr(module, "closing") and not options.dry_run:
         module.closing(runs)
     if options.json:

@@ -20,8 +20,6 @@ from pipeline._errors import StageMissing
 from pipeline._plan import Piece, Plan
 from schemas.settings import Recipe
 
-STAGES = ("ingest", "shard", "embed", "label", "train", "evaluate", "rerank", "search")
-
 
 class NotYet(Exception):
     """A dry run comes to work whose plan depends on what is still to be made."""
