@@ -97,7 +97,10 @@ def half_way(here, recipe, four_stages) -> tuple[str, list[str]]:
         (["info", "--recipe", "drwan"], "did you mean 'drawn'?"),
         (["ingest", "--source.kind", "karpaty"], "source.kind 'karpaty'; did you mean 'karpathy'?"),
         (["train", "--train.losses.infonce.weight", "1"], "did you mean 'info_nce'?"),
-        (["label", "--label.map", "clap"], "label.map: Input should be 'half' or 'clip'"),
+        (
+            ["label", "--label.map", "clap"],
+            "label.map: Input should be 'half', 'clip' or 'logistic'",
+        ),
         (["label", "--recipe"], "expected one argument"),
     ],
 )
