@@ -25,7 +25,7 @@ def nothing(parser):
 def resolved(*argv, command="run") -> dict[str, Recipe]:
     """The settings of every model that a command line asks for."""
     options, overrides = _cli._parse(command, list(argv), nothing)
-    return dict(_recipes.resolve(options.recipe, overrides, options.name))
+    return dict(_recipes.resolve(options.recipe or _cli.DEFAULT, overrides, options.name))
 
 
 def only(*argv) -> Recipe:
@@ -96,7 +96,10 @@ def test_a_recipe_file_is_called_after_itself(recipe_file):
         ("train:", "train: Input should be a valid dictionary"),
         ("train: {lr: {", "is not YAML"),
         ("- a\n- b", "holds no settings"),
-        ("label: {map: round}", "label.map: Input should be 'half' or 'clip' (found 'round')"),
+        (
+            "label: {map: round}",
+            "Input should be 'half', 'clip' or 'logistic' (found 'round')",
+        ),
     ],
 )
 def test_a_recipe_that_is_wrong_is_told_what_and_where(recipe_file, text, sentence):

@@ -168,6 +168,8 @@ def test_a_table_comes_back_and_so_does_its_summary(folder):
     data = _store.read_bytes(uri)
     own = {"bytes": len(data), "sha256": _store.sha256(data)}
     assert summary == {"rows": 3, "files": {"t.tar": {"bytes": 1}, "t.parquet": own}}
+    assert _store.finished(uri, "f1") is None  # the file beside it is not there
+    _store.write_bytes(_store.join(folder, "t.tar"), b"1")
     assert _store.finished(uri, "f1") == summary
     assert _store.read_table(uri).replace_schema_metadata() == TABLE
     assert _store.read_table(uri, ["value"]).column_names == ["value"]
