@@ -7,10 +7,8 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline import _store
 from pipeline._errors import InputError
 from pipeline.sources import SOURCES, source
 from schemas.manifest import MANIFEST
@@ -24,8 +22,9 @@ def rows_of(kind, path=None, images=None, **settings):
     as_text = {"path": path and str(path), "images": images and str(images)}
     settings = SourceSettings(kind=kind, **as_text, **settings)
     module = source(kind)
-    assert all(_store.exists(uri) for uri in module.inputs(settings))
-    rows = [row for part in module.parts(settings) for row in module.rows(settings, part)]
+    parts = module.parts(settings)
+    json.dumps([module.inputs(settings, part) for part in parts])  # goes into a fingerprint
+    rows = [row for part in parts for row in module.rows(settings, part)]
     pa.Table.from_pylist(rows, schema=MANIFEST)
     return rows
 
@@ -59,6 +58,17 @@ def test_a_path_that_is_missing_or_wrong_is_named(kind, tmp_path):
     sentence = refused(kind, gone)
     assert str(gone) in sentence
     assert "does not exist" in sentence or "no *_ims.npy" in sentence
+
+
+def test_another_version_of_what_draws_changes_rows_and_what_they_depend_on(monkeypatch):
+    module, settings = source("drawn"), SourceSettings(train_images=1)
+    part, *_ = module.parts(settings)
+    (before,), inputs = module.rows(settings, part), module.inputs(settings, part)
+    monkeypatch.setattr(module, "DRAWN_BY", "Pillow=0.1")
+    (after,) = module.rows(settings, part)
+    assert module.inputs(settings, part) != inputs
+    assert after["uri"] != before["uri"], "so the shard is made again"
+    assert module.load(after["uri"]) == module.load(before["uri"])
 
 
 # ---- karpathy ----------------------------------------------------------------------------------
@@ -145,7 +155,7 @@ def test_flickr_tokens_split_lists(tmp_path, images):
     rows = rows_of("flickr_tokens", path, images)
     assert {row["image_id"]: row["split"] for row in rows} == {"a_1": "test", "b": "train"}
     settings = SourceSettings(kind="flickr_tokens", path=str(path))
-    assert len(source("flickr_tokens").inputs(settings)) == 3
+    assert len(source("flickr_tokens").inputs(settings, str(path))) == 3
 
 
 def test_flickr_tokens_name_a_bad_line(tmp_path, images):
@@ -260,73 +270,6 @@ def test_precomp_load_names_what_it_cannot_read(tmp_path):
     (tmp_path / "text.npy").write_text("not an array")
     with pytest.raises(InputError, match="is not a .npy file of numbers"):
         load(f"{tmp_path}/text.npy#0")
-
-
-# ---- csv ---------------------------------------------------------------------------------------
-
-CSV = '''image,caption,split
-a/1.jpg,"A dog, running",test
-2.jpg,"He said ""hi""",
-a/1.jpg,A dog,test
-'''
-
-
-def test_csv_rows(tmp_path):
-    (tmp_path / "table.csv").write_text(CSV)
-    first, second = rows_of("csv", tmp_path / "table.csv")
-    assert (first["image_id"], first["uri"], first["split"]) == (
-        "a/1",
-        f"{tmp_path}/a/1.jpg",
-        "test",
-    )
-    assert captions(first) == [("a/1#0", "A dog, running"), ("a/1#1", "A dog")]
-    assert captions(second) == [("2#0", 'He said "hi"')]
-    assert second["split"] == "train"
-
-
-def test_csv_with_other_columns_and_folder(tmp_path, images):
-    path = tmp_path / "table.tsv"
-    path.write_text("\ufefftext\tfile\nA dog, running\t1.jpg\n\n\t2.jpg\nhttp\ts3://b/3.png\n")
-    rows = rows_of("csv", path, images, image_column="file", caption_column="text")
-    assert [row["uri"] for row in rows] == [f"{images}/1.jpg", f"{images}/2.jpg", "s3://b/3.png"]
-    assert captions(rows[1]) == [("2#0", "")], "the shard stage quarantines it"
-    assert {row["split"] for row in rows} == {"train"}
-
-
-def test_parquet_with_lists_of_captions_in_several_files(tmp_path):
-    for name, split in (("b", "val"), ("a", "train")):
-        table = {"image": [f"{name}.jpg"], "caption": [["one", "two"]], "split": [split]}
-        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
-    settings = SourceSettings(kind="csv", path=f"{tmp_path}/*.parquet")
-    assert source("csv").parts(settings) == [f"{tmp_path}/{name}.parquet" for name in "ab"]
-    first, second = rows_of("csv", f"{tmp_path}/*.parquet")
-    assert captions(first) == [("a#0", "one"), ("a#1", "two")]
-    assert (second["image_id"], second["split"]) == ("b", "val")
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("image,captions\n1.jpg,A dog\n", "no column 'caption' (source.caption_column); did you"),
-        ("", "has no column 'image' (source.image_column)"),
-        ("image,caption\n1.jpg,A\n,A dog\n", "row 2 has no path in 'image'"),
-        ("image,caption,split\n1.jpg,A,train\n1.jpg,B,val\n", "row 2 puts '1.jpg' in split 'val'"),
-        ('image,caption\n1.jpg,"A dog\n', "mend the quotes"),
-    ],
-)
-def test_csv_says_what_is_wrong_and_where(text, sentence, tmp_path):
-    (tmp_path / "table.csv").write_text(text)
-    assert sentence in refused("csv", tmp_path / "table.csv")
-
-
-def test_csv_refuses_files_it_cannot_read(tmp_path):
-    (tmp_path / "table.xlsx").write_bytes(b"PK")
-    assert "is neither .csv, .tsv nor .parquet" in refused("csv", tmp_path / "table.xlsx")
-    (tmp_path / "table.parquet").write_bytes(b"PAR1")
-    assert "is not a Parquet file" in refused("csv", tmp_path / "table.parquet")
-    assert "no file matches source.path" in refused("csv", tmp_path / "*.csv")
-    (tmp_path / "table.csv").write_bytes(b"image,caption\n1.jpg,caf\xe9\n")
-    assert "line 2 is not UTF-8" in refused("csv", tmp_path / "table.csv")
 
 
 # ---- real annotations --------------------------------------------------------------------------

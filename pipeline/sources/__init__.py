@@ -4,23 +4,44 @@ A source is a module with
 
     parts(settings) -> list[str]            names of its independent parts, in order (files, ranges)
     rows(settings, part) -> iterator        manifest rows of a part, as dictionaries
-    inputs(settings) -> list[str]           URIs of the files read, to notice that one was changed
-    load(uri) -> bytes                      optional: the bytes a row's uri stands for
+    inputs(settings, part) -> list          what else a part's rows depend on: stamps of its files
+    load(uri) -> bytes                      optional: the bytes a row's uri stands for, where that
+                                            is neither a file nor an http(s) address
     relevance(scenes, captions) -> array    optional: the true relevance, from the rows' facts
 """
 
 from types import ModuleType
 
+from pipeline import _store
 from pipeline._errors import InputError, did_you_mean
-from pipeline.sources import csv, drawn, flickr_tokens, karpathy, precomp
+from pipeline.sources import (
+    _fetch,
+    coco,
+    csv,
+    drawn,
+    flickr_tokens,
+    folder,
+    huggingface,
+    karpathy,
+    precomp,
+    webdataset,
+)
+from schemas.settings import SourceSettings
 
 SOURCES: dict[str, ModuleType] = {
     "drawn": drawn,
     "karpathy": karpathy,
+    "coco": coco,
     "flickr_tokens": flickr_tokens,
     "csv": csv,
+    "folder": folder,
+    "webdataset": webdataset,
+    "huggingface": huggingface,
     "precomp": precomp,
 }
+
+# Settings of how payloads are fetched, on which rows do not depend.
+FETCHING = {"fetch_timeout", "fetch_retries", "fetch_threads", "fetch_max_bytes"}
 
 
 def source(kind: str) -> ModuleType:
@@ -28,3 +49,13 @@ def source(kind: str) -> ModuleType:
     if kind not in SOURCES:
         raise InputError(f"unknown source.kind {kind!r}{did_you_mean(kind, SOURCES)}")
     return SOURCES[kind]
+
+
+def load(kind: str, uri: str, settings: SourceSettings) -> bytes:
+    """The bytes a manifest row's uri stands for; may be called from many threads.
+
+    Raises OSError, ValueError or InputError; a message's words before the first colon say why.
+    """
+    if _fetch.is_address(uri):
+        return _fetch.fetch(uri, settings)
+    return getattr(source(kind), "load", _store.read_bytes)(uri)

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, astuple
 
 import numpy as np
+import PIL
 
 from pipeline._errors import InputError
 from pipeline.sources import _scenes, _sentences
@@ -32,6 +33,7 @@ from pipeline.sources._scenes import COLOURS, GROUNDS, MOST_THINGS, SHAPES, SIZE
 from schemas.settings import SourceSettings
 
 PART_SCENES = 1000  # scenes of a part
+DRAWN_BY = f"Pillow={PIL.__version__}"  # in a row's uri, so that a shard is redone by another one
 SCENES_BLOCK = 32  # scenes whose relevance is computed at once: keeps the work in cache
 
 WEIGHTS = {  # what a person would mind most being wrong
@@ -69,7 +71,7 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         facts = [scene_facts(scene), *map(caption_facts, written)]
         yield {
             "image_id": image_id,
-            "uri": f"drawn:{settings.seed}/{split}/{index}/{settings.image_size}",
+            "uri": f"drawn:{settings.seed}/{split}/{index}/{settings.image_size}?{DRAWN_BY}",
             "split": split,
             "captions": [
                 {"caption_id": id_, "text": caption.text}
@@ -86,15 +88,15 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         }
 
 
-def inputs(settings: SourceSettings) -> list[str]:
-    """Nothing: a scene depends on the settings alone."""
-    return []
+def inputs(settings: SourceSettings, part: str) -> list:
+    """What draws: another version may draw other pixels."""
+    return [DRAWN_BY]
 
 
 def load(uri: str) -> bytes:
     """The picture as JPEG bytes, the same ones wherever it is drawn (by one version of Pillow)."""
     try:
-        seed, split, index, size = uri.removeprefix("drawn:").split("/")
+        seed, split, index, size = uri.removeprefix("drawn:").partition("?")[0].split("/")
         seed, index, size = int(seed), int(index), int(size)
     except ValueError:
         raise InputError(

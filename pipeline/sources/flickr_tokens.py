@@ -24,30 +24,27 @@ LINE = re.compile(r"(?P<name>[^\t]+?)(\.\d+)?#(?P<number>\d+)\t(?P<text>.*)")
 
 def parts(settings: SourceSettings) -> list[str]:
     """One part: the file is read as a whole."""
-    return [_store.name_of(inputs(settings)[0])]
+    return [_annotations.file(settings, EXPECTED)]
 
 
-def inputs(settings: SourceSettings) -> list[str]:
-    """The token file and the split lists beside it."""
-    uri = _annotations.file(settings, EXPECTED)
-    return [uri, *_lists(uri).values()]
+def inputs(settings: SourceSettings, part: str) -> list:
+    """The stamps of the token file and the split lists beside it."""
+    return _annotations.stamps([part, *_lists(part).values()])
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows in the order in which the images first appear."""
-    uri = _annotations.file(settings, EXPECTED)
     folder = _annotations.image_folder(settings)
-    lists = _lists(uri)
+    lists = _lists(part)
     splits = {
         name.strip(): split for split, list_ in lists.items() for name in _annotations.lines(list_)
     }
-    for name, captions in _captions(uri).items():
-        split = splits.get(name) if lists else "train"
-        if split:
-            image_id = _annotations.stem(name)
-            yield _annotations.row(
-                image_id, _store.join(folder, name), split, captions, "flickr_tokens"
-            )
+    captions = _captions(part)
+    for name, image_id in _annotations.image_ids(captions).items():
+        if split := splits.get(name) if lists else "train":
+            texts = [(f"{image_id}#{number}", text) for number, text in captions[name]]
+            uri = _store.join(folder, name)
+            yield _annotations.row(image_id, uri, split, texts, "flickr_tokens")
 
 
 def _lists(uri: str) -> dict[str, str]:
@@ -57,7 +54,7 @@ def _lists(uri: str) -> dict[str, str]:
 
 
 def _captions(uri: str) -> dict[str, list[tuple[str, str]]]:
-    """Captions with their ids, by image file name."""
+    """Captions with their numbers, by image file name."""
     captions: dict[str, list[tuple[str, str]]] = {}
     for number, line in enumerate(_annotations.lines(uri), 1):
         if not line.strip():
@@ -66,6 +63,5 @@ def _captions(uri: str) -> dict[str, list[tuple[str, str]]]:
             raise InputError(
                 f"{uri} line {number} is {line[:60]!r}; expected NAME.jpg#0<TAB>caption"
             )
-        caption_id = f"{_annotations.stem(match['name'])}#{match['number']}"
-        captions.setdefault(match["name"], []).append((caption_id, match["text"]))
+        captions.setdefault(match["name"], []).append((match["number"], match["text"]))
     return captions

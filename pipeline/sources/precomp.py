@@ -28,11 +28,6 @@ REPEATS = 5  # captions of an image in the public features, and copies of its ro
 
 def parts(settings: SourceSettings) -> list[str]:
     """The name before `_ims.npy` of each split."""
-    return [uri.removesuffix("_ims.npy") for uri in inputs(settings) if uri.endswith("_ims.npy")]
-
-
-def inputs(settings: SourceSettings) -> list[str]:
-    """The arrays, captions and ids of every split that is there."""
     uri = _annotations.path(settings, EXPECTED).rstrip("/")
     folder, prefix = uri, ""
     names = _store.list_files(folder)
@@ -49,16 +44,24 @@ def inputs(settings: SourceSettings) -> list[str]:
     for begin in chosen.values():
         if f"{begin}_caps.txt" not in names:
             raise InputError(f"{begin}_caps.txt is not beside {begin}_ims.npy in {folder}")
-    endings = ("_ims.npy", "_caps.txt", "_ids.txt")
-    files = [f"{begin}{ending}" for begin in chosen.values() for ending in endings]
-    return [_store.join(folder, name) for name in files if name in names]
+    return [_store.join(folder, begin) for begin in chosen.values()]
+
+
+def inputs(settings: SourceSettings, part: str) -> list:
+    """The stamps of the array, the captions and, where they are there, the ids."""
+    return _annotations.stamps([f"{part}_ims.npy", f"{part}_caps.txt", *_ids_file(part)])
+
+
+def _ids_file(part: str) -> list[str]:
+    uri = f"{part}_ids.txt"
+    return [uri] if _store.exists(uri) else []
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows of a split, one for each image in the order of the array."""
     array_uri = f"{part}_ims.npy"
     count = _header(array_uri)[0][0]
-    lines = _annotations.lines(f"{part}_caps.txt")
+    lines = list(_annotations.lines(f"{part}_caps.txt"))
     if not count or not lines or len(lines) % count:
         raise InputError(
             f"{part}_caps.txt has {len(lines)} lines, {array_uri} has {count} rows; "
@@ -66,7 +69,7 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         )
     copies = REPEATS if len(lines) == count and _repeated(array_uri) else 1
     per_image = copies * len(lines) // count
-    ids = _ids(settings, part, count)
+    ids = _ids(part, count)
     split = SPLITS[_split_name(part)]
     for row in range(0, count, copies):
         image_id = ids[row] if ids else f"{split}-{row // copies:06d}"
@@ -87,14 +90,16 @@ def _split_name(part: str) -> str:
     return max((name for name in SPLITS if part.endswith(name)), key=len)
 
 
-def _ids(settings: SourceSettings, part: str, count: int) -> list[str] | None:
-    uri = f"{part}_ids.txt"
-    if uri not in inputs(settings):
-        return None
-    ids = [_annotations.stem(line.strip()) for line in _annotations.lines(uri)]
-    if len(ids) != count:
-        raise InputError(f"{uri} has {len(ids)} lines; expected {count}, one a row of the array")
-    return ids
+def _ids(part: str, count: int) -> list[str] | None:
+    for uri in _ids_file(part):
+        names = [line.strip() for line in _annotations.lines(uri)]
+        if len(names) != count:
+            raise InputError(
+                f"{uri} has {len(names)} lines; expected {count}, one a row of the array"
+            )
+        ids = _annotations.image_ids(names)
+        return [ids[name] for name in names]
+    return None
 
 
 def _repeated(uri: str) -> bool:

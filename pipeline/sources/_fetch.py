@@ -1,0 +1,128 @@
+"""Bytes at http(s) addresses, fetched as if every server were slow, broken or lying."""
+
+import itertools
+import random
+import time
+from http.cookiejar import DefaultCookiePolicy
+from urllib.parse import urljoin
+
+import requests
+import urllib3
+
+from schemas.settings import SourceSettings
+
+CHUNK = 1 << 16  # bytes asked for at once; the limits are checked in between
+REDIRECTS = 5  # followed for one address
+BACKOFF, LONGEST_WAIT = 0.5, 30.0  # before the first try again, and before any (seconds)
+HEADERS = {"User-Agent": "halftone", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+
+
+class FetchFailed(OSError):
+    """An address whose bytes were not got; the words before the first colon say why."""
+
+
+class _Passing(FetchFailed):
+    """A failure that the next try may not see."""
+
+    wait = 0.0  # what the server asked for (seconds)
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, response: requests.Response) -> None:
+        """None: it would read the body of a redirect to its end, which it may not have."""
+
+
+def _new_session() -> requests.Session:
+    session = _Session()
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # they would only pile up
+    for scheme in ("http://", "https://"):
+        adapter = requests.adapters.HTTPAdapter(pool_connections=64, pool_maxsize=64)
+        session.mount(scheme, adapter)
+    return session
+
+
+_SESSION = _new_session()  # one for all threads, so that they share its connections
+
+
+def is_address(uri: str) -> bool:
+    return uri.lower().startswith(("http://", "https://"))
+
+
+def fetch(url: str, settings: SourceSettings) -> bytes:
+    """The whole body at the address, or `FetchFailed`; what may pass is tried again."""
+    for tried in itertools.count():
+        try:
+            return _try(url, settings)
+        except _Passing as failure:
+            if tried == settings.fetch_retries:
+                raise
+            backoff = BACKOFF * 2**tried * random.uniform(0.5, 1.5)
+            time.sleep(min(max(failure.wait, backoff), LONGEST_WAIT))
+
+
+def _try(url: str, settings: SourceSettings) -> bytes:
+    deadline = time.monotonic() + settings.fetch_timeout
+    try:
+        with _response(url, settings.fetch_timeout, deadline) as response:
+            _refuse_status(response, url)
+            return _body(response, url, settings.fetch_max_bytes, deadline)
+    except (requests.Timeout, urllib3.exceptions.TimeoutError):
+        raise _Passing(f"fetch timed out: {url}") from None
+    except urllib3.exceptions.HTTPError:  # of the body: requests wraps those before it
+        raise _Passing(f"fetch cut short: {url}") from None
+    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
+        raise FetchFailed(f"fetch failed (not an http address): {url}") from None
+    except requests.RequestException:
+        raise _Passing(f"fetch failed (no connection): {url}") from None
+
+
+def _response(url: str, timeout: float, deadline: float) -> requests.Response:
+    """The response after at most `REDIRECTS` redirects, its body unread."""
+    there = url
+    for _ in range(REDIRECTS + 1):
+        response = _SESSION.get(
+            there, headers=HEADERS, timeout=timeout, stream=True, allow_redirects=False
+        )
+        if not response.is_redirect:
+            return response
+        response.close()
+        there = urljoin(there, response.headers["location"])
+        _in_time(url, deadline)
+    raise FetchFailed(f"fetch failed (redirected over {REDIRECTS} times): {url}")
+
+
+def _refuse_status(response: requests.Response, url: str) -> None:
+    status = response.status_code
+    if status == 429 or status >= 500:
+        failure = _Passing(f"fetch failed ({status}): {url}")
+        failure.wait = _retry_after(response)
+        raise failure
+    if status != 200:
+        raise FetchFailed(f"fetch failed ({status}): {url}")
+
+
+def _retry_after(response: requests.Response) -> float:
+    try:
+        return urllib3.Retry().get_retry_after(response.raw) or 0.0
+    except urllib3.exceptions.InvalidHeader:
+        return 0.0
+
+
+def _body(response: requests.Response, url: str, most: int, deadline: float) -> bytes:
+    too_large = FetchFailed(f"fetch failed (over {most} bytes): {url}")
+    if int(response.raw.length_remaining or 0) > most:
+        raise too_large
+    body = bytearray()
+    while chunk := response.raw.read1(CHUNK, decode_content=True):
+        body += chunk
+        if len(body) > most:
+            raise too_large
+        _in_time(url, deadline)
+    if response.headers.get("content-type", "").startswith("text/html") and body[:1] in b"<\n\r ":
+        raise FetchFailed(f"fetch failed (a web page): {url}")
+    return bytes(body)
+
+
+def _in_time(url: str, deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise _Passing(f"fetch timed out: {url}")

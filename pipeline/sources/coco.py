@@ -1,0 +1,85 @@
+"""COCO's caption files: `captions_train2017.json`, `captions_val2017.json`, one or a pattern.
+
+    {"images": [{"id": 391895, "file_name": "000000391895.jpg"}],
+     "annotations": [{"id": 770337, "image_id": 391895, "caption": "A man with a red helmet."}]}
+
+A file is a split, which its name says, or `source.split`. Images are in `source.images`, or in the
+folder inside it that the file's name ends with (`train2017`); without it they are fetched from
+their `coco_url`. A caption's id is its annotation's, as in the files that refer to COCO's captions.
+"""
+
+from collections.abc import Iterator
+
+from pipeline import _store
+from pipeline._errors import InputError
+from pipeline.sources import _annotations
+from schemas.settings import SourceSettings
+
+EXPECTED = "a COCO caption file (captions_val2017.json), or a pattern (captions_*.json)"
+
+
+def parts(settings: SourceSettings) -> list[str]:
+    """The JSON files, sorted by name."""
+    return _annotations.files(settings, EXPECTED)
+
+
+def inputs(settings: SourceSettings, part: str) -> list:
+    """The stamp of the JSON file."""
+    return _annotations.stamps([part])
+
+
+def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+    """Manifest rows in the order of the file's images."""
+    split = settings.split or _annotations.split_of(part)
+    if not split:
+        raise InputError(f"the name of {part} says no split (train, val, test); set source.split")
+    content = _annotations.read_json(part, EXPECTED)
+    names = {}  # by COCO's number of the image
+    for number, image in enumerate(images := _field(content, "images", list, part)):
+        where = f"{part} image {number}"
+        coco_id = _field(image, "id", int, where)
+        if coco_id in names:
+            raise InputError(f"{where} has id {coco_id}, as an earlier one; give each its own")
+        names[coco_id] = _field(image, "file_name", str, where)
+    captions = _captions(content, names, part)
+    ids = _annotations.image_ids(names.values())
+    folder = _folder(settings, part)
+    for image in images:
+        name = names[image["id"]]
+        uri = _store.join(folder, name) if folder else _url(image, part)
+        yield _annotations.row(ids[name], uri, split, captions[image["id"]], "coco")
+
+
+def _captions(content: dict, names: dict[int, str], part: str) -> dict[int, list[tuple[str, str]]]:
+    """Captions with their ids, by COCO's number of the image."""
+    captions = {coco_id: [] for coco_id in names}
+    for number, annotation in enumerate(_field(content, "annotations", list, part)):
+        where = f"{part} annotation {number}"
+        image_id = _field(annotation, "image_id", int, where)
+        caption_id = _field(annotation, "id", int, where)
+        text = _field(annotation, "caption", str, where)
+        if image_id not in captions:
+            raise InputError(f"{where} is of image {image_id}, which is not among 'images'")
+        captions[image_id].append((str(caption_id), text))
+    return captions
+
+
+def _folder(settings: SourceSettings, part: str) -> str | None:
+    if not settings.images:
+        return None
+    folder = _annotations.image_folder(settings)
+    inside = _store.join(folder, _store.name_of(part).removesuffix(".json").rpartition("_")[2])
+    return inside if _annotations.is_folder(inside) else folder
+
+
+def _url(image: dict, part: str) -> str:
+    if not (url := image.get("coco_url")):
+        raise InputError(
+            f"source.images is not given, and image {image['id']} of {part} has no 'coco_url'; "
+            "give the folder of the image files"
+        )
+    return url
+
+
+def _field(entry: dict, key: str, type_: type, where: str):
+    return _annotations.field(entry, key, type_, where, EXPECTED)
