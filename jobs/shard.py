@@ -4,7 +4,7 @@ from functools import partial
 
 from jobs import _cli
 from jobs._run import Run
-from pipeline import shard
+from pipeline import _store, shard
 
 
 def run(run: Run) -> None:
@@ -14,6 +14,9 @@ def run(run: Run) -> None:
         index = stage.make(plan, shard.write_shard, check=check)
         if not run.dry:
             stage.note(**shard.totals(index), version=index["version"])
+            rejected = _store.join(plan.folder, shard.REJECTED)
+            if _store.exists(rejected):
+                run.show.line(f"  what was rejected, and why: {rejected}")
 
 
 if __name__ == "__main__":

@@ -3,28 +3,30 @@
 Same manifest and settings, same bytes: members in order, modification time 0, sorted JSON.
 """
 
-import hashlib
+import csv
 import io
 import json
 import re
-import tarfile
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+import pyarrow.compute as pc
 
-from pipeline import _plan, _store, ingest
+from pipeline import _exclusions, _images, _payloads, _plan, _store, _tar_writer, ingest
 from pipeline._errors import InputError
+from pipeline._images import Rejected
 from pipeline._plan import Piece, Plan
-from pipeline.sources import source
 from schemas.settings import Recipe
 from schemas.shard import SIDECAR
 
-
-class Rejected(Exception):
-    """A sample that cannot be used; the message is its reason."""
+REJECTED = "rejected.csv"  # beside the index: every sample and caption that was rejected
+EXCLUDED = "excluded"  # the kind of reason that was asked for: it counts against no budget
+NOT_IN_TARS = {"exclude", "failure_budget", "failures_in_a_row"}  # settings no byte depends on
+REASON_CHARS = 500  # of a reason that are kept: an address may be of any length
+as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
 def plan(recipe: Recipe, root: str) -> Plan:
@@ -32,20 +34,25 @@ def plan(recipe: Recipe, root: str) -> Plan:
     source_folder = _plan.folder(root, "ingest")
     _plan.need_index(source_folder, "ingest")
     folder = _plan.folder(root, "shard")
-    settings = recipe.shard.model_dump(exclude={"failure_budget"})
+    settings = recipe.shard.model_dump(exclude=NOT_IN_TARS)
+    excluded = _exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
+    manifest = ingest.read(source_folder).combine_chunks()
     pieces = []
-    for split, rows in ingest.rows_by_split(source_folder, recipe.source).items():
+    for split, order in ingest.splits(manifest, recipe.source).items():
         if split == "train":  # packed in random order: near neighbours on disk are not alike
-            rows = rows.take(np.random.default_rng(recipe.shard.seed).permutation(rows.num_rows))
-        for number, start in enumerate(range(0, rows.num_rows, recipe.shard.samples)):
+            order = order[np.random.default_rng(recipe.shard.seed).permutation(len(order))]
+        for number, start in enumerate(range(0, len(order), recipe.shard.samples)):
             name = f"{split}-{number:06d}"
-            samples = rows.slice(start, recipe.shard.samples)
+            rows = manifest.take(order[start : start + recipe.shard.samples])
+            left_out = _left_out(rows, excluded)
+            listed = [[*key, reason] for key, reason in sorted(left_out.items())]
+            inputs = {"rows": rows, "split": split, "excluded": left_out}
             pieces.append(
                 Piece(
                     name=name,
                     output=_store.join(folder, f"{name}.parquet"),
-                    fingerprint=_store.fingerprint("shard", settings, samples.to_pylist()),
-                    inputs={"rows": samples, "split": split, "settings": recipe.shard},
+                    fingerprint=_store.fingerprint("shard", settings, ingest.digest(rows), listed),
+                    inputs=inputs | {"settings": recipe.shard, "source": recipe.source},
                 )
             )
     return _plan.plan("shard", folder, pieces, settings)
@@ -54,52 +61,71 @@ def plan(recipe: Recipe, root: str) -> Plan:
 def write_shard(piece: Piece) -> dict:
     """Write one tar and its sidecar; a summary with what was accepted and why others were not."""
     summary = _store.finished(piece.output, piece.fingerprint)
-    if summary and not summary["rejected"]:  # what was rejected may have been mended
+    if summary and not _mended(piece, summary):
         return summary
     uri = piece.output.removesuffix(".parquet") + ".tar"
-    with _store.temporary(uri) as path:
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            rows = [_add_sample(tar, row, piece) for row in piece.inputs["rows"].to_pylist()]
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = Path(path).stat().st_size
-    reasons = Counter(row["reason"].split(":")[0] for row in rows if row["reason"])
-    accepted = [row for row in rows if not row["reason"]]
+    rows, holds, failed = [], Counter(), 0
+    with _store.temporary(uri) as path, _tar_writer.Writer(path) as tar:
+        for row, payload in _samples(piece, piece.inputs["rows"]):
+            if payload:
+                row["offset"] = tar.add(_members(row, payload.data))
+                holds[payload.holds] += 1
+            rows.append(row)
+            failed = failed + 1 if _failed(row["reason"]) else 0
+            if failed == piece.inputs["settings"].failures_in_a_row:
+                raise InputError(
+                    f"{failed} samples in a row were rejected, the last with {row['reason']!r}; "
+                    "if the storage or the network is down, mend it and run the command again, "
+                    "else raise shard.failures_in_a_row"
+                )
     summary = {
         "split": piece.inputs["split"],
-        "samples": len(accepted),
-        "captions": sum(len(row["captions"]) for row in accepted),
-        "rejected": dict(reasons),
-        "files": {_store.name_of(uri): {"bytes": size, "sha256": digest}},
+        "samples": holds.total(),
+        "captions": sum(len(row["captions"]) for row in rows if not row["reason"]),
+        "holds": dict(holds),
+        "rejected": _kinds(row["reason"] for row in rows),
+        "captions_rejected": _kinds(c["reason"] for row in rows for c in row["captions_rejected"]),
+        "files": {_store.name_of(uri): {"bytes": tar.size, "sha256": tar.digest}},
     }
     table = pa.Table.from_pylist(rows, schema=SIDECAR)
     return _store.write_table(piece.output, table, piece.fingerprint, summary)
 
 
 def check(plan: Plan, made: dict[str, dict], recipe: Recipe) -> None:
-    """Stops above the failure budget."""
-    summaries = [*plan.done.values(), *made.values()]
-    rejected = sum((Counter(s["rejected"]) for s in summaries), Counter())
-    samples = sum(s["samples"] for s in summaries)
-    if rejected.total() > recipe.shard.failure_budget * (samples + rejected.total()):
-        reasons = ", ".join(f"{n} × {reason}" for reason, n in rejected.most_common(5))
+    """Writes the table of what was rejected; stops above the failure budget."""
+    summaries = plan.done | made
+    listed = _write_rejected(plan, summaries)
+    failed = _total(summaries.values(), "rejected")
+    del failed[EXCLUDED]
+    samples = sum(s["samples"] for s in summaries.values()) + failed.total()
+    if failed.total() > recipe.shard.failure_budget * samples:
+        reasons = ", ".join(f"{n} × {reason}" for reason, n in failed.most_common(5))
         raise InputError(
-            f"{rejected.total()} of {samples + rejected.total()} samples were rejected "
-            f"({reasons}), more than shard.failure_budget {recipe.shard.failure_budget:g} allows; "
-            f"each reason is in the sidecars in {plan.folder}"
+            f"{failed.total()} of {samples} samples were rejected ({reasons}), more than "
+            f"shard.failure_budget {recipe.shard.failure_budget:g} allows; each is in {listed} "
+            "with its reason"
+        )
+    if len(holds := _total(summaries.values(), "holds")) > 1:
+        found = ", ".join(f"{n} × {what}" for what, n in holds.most_common(5))
+        raise InputError(
+            f"samples hold different things ({found}), and a model reads one kind; keep one kind "
+            "in the source, or list the others in shard.exclude"
         )
 
 
 def totals(index: dict) -> dict:
     """Samples and bytes of all shards, and how many samples were rejected for which reason."""
     pieces = index["pieces"]
-    rejected = sum((Counter(entry["rejected"]) for entry in pieces), Counter())
+    rejected = _total(pieces, "rejected")
+    captions = _total(pieces, "captions_rejected").total()
     return {
         "shards": len(pieces),
         "samples": sum(entry["samples"] for entry in pieces),
         "megabytes": round(sum(e["files"][f"{e['name']}.tar"]["bytes"] for e in pieces) / 1e6, 1),
         "rejected": rejected.total(),
-        **{f"rejected ({reason})": count for reason, count in rejected.items()},
+        # MLflow takes these for names of metrics, which may hold no brackets.
+        **{re.sub(r"[^\w .:/-]", "", f"rejected: {kind}"): n for kind, n in rejected.items()},
+        **({"captions rejected": captions} if captions else {}),
     }
 
 
@@ -107,38 +133,71 @@ def read_sidecar(uri: str, columns: list[str] | None = None) -> pa.Table:
     """The accepted samples of a shard, in the tar's order."""
     columns = columns and [*columns, "reason"]
     table = _store.read_table(uri, columns)
-    return table.filter(pa.compute.is_null(table["reason"])).drop_columns(["reason"])
+    return table.filter(pc.is_null(table["reason"])).drop_columns(["reason"])
 
 
-def _add_sample(tar: tarfile.TarFile, row: dict, piece: Piece) -> dict:
-    """The sidecar's row of a sample, after its members were added to the tar."""
-    out = {name: row.get(name) for name in SIDECAR.names}
-    out |= {"width": None, "height": None, "sha256": None}
+# ---- samples -----------------------------------------------------------------------------------
+
+
+def _samples(piece: Piece, rows: pa.Table) -> Iterator[tuple[dict, _images.Payload | None]]:
+    """The sidecar's row of every sample and what it holds, None where it was rejected."""
+    inputs = piece.inputs
+    # No picture within max_pixels is larger: 16 bits, four channels, and metadata.
+    max_bytes = 8 * inputs["settings"].max_pixels + 2**24
+    for row, load in _payloads.in_order(rows.to_pylist(), inputs["source"], max_bytes):
+        yield _sample(row, load, inputs)
+
+
+def _sample(
+    row: dict, load: Callable[[], bytes], inputs: dict
+) -> tuple[dict, _images.Payload | None]:
+    captions, rejected = _captions(row["captions"] or [], inputs)
+    out = {"image_id": row["image_id"], "split": inputs["split"], "uri": row["uri"]}
+    out |= {"captions": captions, "captions_rejected": rejected, "reason": None}
     try:
-        captions = _checked_captions(row["captions"])
-        data, suffix, width, height = _checked_payload(row, piece.inputs["settings"].max_pixels)
-    except Rejected as reason:
-        return out | {"reason": str(reason)}
+        if reason := inputs["excluded"].get(("image", row["image_id"])):
+            raise Rejected(reason)
+        if not captions:
+            raise Rejected(rejected[0]["reason"] if rejected else "no caption: none is given")
+        payload = _images.checked(load(), inputs["settings"])
+    except Rejected as why:
+        return out | {"captions": row["captions"] or [], "reason": str(why)[:REASON_CHARS]}, None
     key = _key(row["image_id"])
-    out |= {"key": key, "captions": captions, "width": width, "height": height}
-    out |= {"sha256": _store.sha256(data), "member": f"{key}.{suffix}"}
-    about = {name: out[name] for name in ("image_id", "captions", "split", "width", "height")}
-    about["sha256"] = out["sha256"]
-    _add_member(tar, f"{key}.{suffix}", data)
-    out |= {"offset": tar.offset - _padded(len(data)), "size": len(data)}
-    _add_member(tar, f"{key}.txt", captions[0]["text"].encode())
-    _add_member(tar, f"{key}.json", json.dumps(about, sort_keys=True, ensure_ascii=False).encode())
-    return out
+    out |= {"key": key, "member": f"{key}.{payload.ending}", "size": len(payload.data)}
+    out |= {"width": payload.width, "height": payload.height}
+    return out | {"sha256": _store.sha256(payload.data)}, payload
 
 
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = len(data), 0o644, 0
-    tar.addfile(info, io.BytesIO(data))
+def _captions(captions: list[dict], inputs: dict) -> tuple[list[dict], list[dict]]:
+    """Captions with their blanks made single, and the ids of those rejected with the reason."""
+    kept, rejected = [], []
+    for caption in captions:
+        id_, text = caption["caption_id"], " ".join((caption["text"] or "").split())
+        reason = None
+        if listed := inputs["excluded"].get(("caption", id_)):
+            reason = listed
+        elif not text:
+            reason = f"empty caption: {id_}"
+        elif "\x00" in text:
+            reason = f"caption with a NUL byte: {id_}"
+        elif len(text) > inputs["settings"].max_caption_chars:
+            reason = f"caption too long: {len(text):,} characters, {id_}"
+        if reason:
+            rejected.append({"caption_id": id_, "reason": reason[:REASON_CHARS]})
+        else:
+            kept.append({"caption_id": id_, "text": text})
+    return kept, rejected
 
 
-def _padded(size: int) -> int:
-    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+def _members(row: dict, data: bytes) -> list[tuple[str, bytes]]:
+    names = ("image_id", "captions", "split", "width", "height", "sha256")
+    about = as_json({name: row[name] for name in names})
+    caption = row["captions"][0]["text"]
+    return [
+        (row["member"], data),
+        (f"{row['key']}.txt", caption.encode()),
+        (f"{row['key']}.json", about.encode()),
+    ]
 
 
 def _key(image_id: str) -> str:
@@ -146,54 +205,70 @@ def _key(image_id: str) -> str:
     plain = re.sub(r"[^\w-]", "_", image_id, flags=re.ASCII)
     if plain == image_id and len(plain) <= 80:
         return plain
-    return f"{plain[:60]}-{_store.fingerprint(image_id)}"
+    return f"{plain[:60]}~{_store.fingerprint(image_id)}"  # no plain id holds a ~
 
 
-def _checked_captions(captions: list[dict]) -> list[dict]:
-    kept = []
-    for caption in captions:
-        text = " ".join(caption["text"].split())
-        if "\x00" in text:
-            raise Rejected(f"caption with a NUL byte: {caption['caption_id']}")
-        if text:
-            kept.append({"caption_id": caption["caption_id"], "text": text})
-    if not kept:
-        raise Rejected("no caption: all are empty")
-    return kept
+# ---- rejected and excluded ---------------------------------------------------------------------
 
 
-def _checked_payload(row: dict, max_pixels: int) -> tuple[bytes, str, int | None, int | None]:
-    """Bytes, file suffix, width and height of a sample whose image was decoded to the last row."""
-    try:
-        data = getattr(source(row["source"]), "load", _store.read_bytes)(row["uri"])
-    except (OSError, InputError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise Rejected(f"{'file missing' if missing else 'unreadable'}: {row['uri']}") from error
-    if not data:
-        raise Rejected(f"empty file: {row['uri']}")
-    if data.startswith(b"\x93NUMPY"):
-        try:
-            features = np.load(io.BytesIO(data))
-        except (ValueError, EOFError) as error:
-            raise Rejected(f"features do not load: {error}") from error
-        if not np.isfinite(features).all():
-            raise Rejected("features are not finite")
-        return data, "npy", None, None
-    return _checked_image(data, max_pixels)
+def _left_out(rows: pa.Table, excluded: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+    """Reasons by (kind, id) of the images and captions of these rows that are on the list."""
+    out = {}
+    if not excluded:
+        return out
+    captions = rows["captions"].combine_chunks().flatten()
+    ids = {"image": rows["image_id"], "caption": captions.field("caption_id")}
+    for kind, here in ids.items():
+        for id_ in here.to_pylist():
+            if (reason := excluded.get((kind, id_))) is not None:
+                out[kind, id_] = f"{EXCLUDED}: {reason or 'no reason given'}"
+    return out
 
 
-def _checked_image(data: bytes, max_pixels: int) -> tuple[bytes, str, int, int]:
-    try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > max_pixels:
-            raise Rejected(f"too many pixels: {image.width} × {image.height}")
-        image.load()  # `verify()` does not see a truncated file
-    except Rejected:
-        raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
-        raise Rejected(f"image does not decode: {error}") from error
-    if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L"):
-        return data, {"JPEG": "jpg", "PNG": "png"}[image.format], image.width, image.height
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=95)
-    return buffer.getvalue(), "jpg", image.width, image.height
+def _mended(piece: Piece, summary: dict) -> bool:
+    """Whether a sample that failed is to be had now: a file was supplied, a server is back."""
+    if not summary["rejected"].keys() - {EXCLUDED}:
+        return False
+    before = _store.read_table(piece.output, ["image_id", "reason"]).to_pylist()
+    failed = [row["image_id"] for row in before if _failed(row["reason"])]
+    rows = piece.inputs["rows"]
+    rows = rows.filter(pc.is_in(rows["image_id"], pa.array(failed, rows["image_id"].type)))
+    return any(payload for _, payload in _samples(piece, rows))
+
+
+def _write_rejected(plan: Plan, summaries: dict[str, dict]) -> str:
+    """URI of the table of what was rejected; it is removed where nothing was."""
+    uri = _store.join(plan.folder, REJECTED)
+    kinds = ("rejected", "captions_rejected")
+    touched = [p for p in plan.pieces if any(summaries[p.name][kind] for kind in kinds)]
+    if not touched:
+        _store.remove(uri)
+        return uri
+    columns = ["image_id", "uri", "reason", "captions_rejected"]
+    out = io.StringIO(newline="")
+    table = csv.writer(out)
+    table.writerow(["shard", "image_id", "caption_id", "reason", "uri"])
+    with ThreadPoolExecutor(16) as pool:
+        sidecars = pool.map(lambda piece: _store.read_table(piece.output, columns), touched)
+        for piece, sidecar in zip(touched, sidecars, strict=True):
+            for row in sidecar.to_pylist():
+                where = [piece.name, row["image_id"]]
+                if row["reason"]:
+                    table.writerow([*where, "", row["reason"], row["uri"]])
+                for caption in row["captions_rejected"]:
+                    table.writerow([*where, caption["caption_id"], caption["reason"], row["uri"]])
+    _store.write_bytes(uri, out.getvalue().encode())
+    return uri
+
+
+def _kinds(reasons: Iterable[str | None]) -> dict[str, int]:
+    """How many for which reason, details left out."""
+    return dict(Counter(reason.split(":")[0] for reason in reasons if reason))
+
+
+def _failed(reason: str | None) -> bool:
+    return reason is not None and not reason.startswith(f"{EXCLUDED}:")
+
+
+def _total(summaries: Iterable[dict], what: str) -> Counter:
+    return sum((Counter(summary[what]) for summary in summaries), Counter())

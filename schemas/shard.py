@@ -13,6 +13,11 @@ SIDECAR = pa.schema(
         # Null key and member columns with a reason: the sample was rejected and is not in the tar.
         pa.field("key", pa.string()),
         pa.field("captions", pa.list_(CAPTION), nullable=False),
+        # Captions that were left out, with the reason; the sample is there without them.
+        pa.field(
+            "captions_rejected",
+            pa.list_(pa.struct([("caption_id", pa.string()), ("reason", pa.string())])),
+        ),
         pa.field("split", pa.string(), nullable=False),
         pa.field("member", pa.string()),  # file name of the image or features in the tar
         pa.field("offset", pa.int64()),  # of the member's first byte of data in the tar
