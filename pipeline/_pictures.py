@@ -5,7 +5,7 @@ import io
 
 from PIL import Image
 
-from pipeline import _plan, _store, shard
+from pipeline.reading import Shards
 
 SIDE = 128  # pixels of a thumbnail's longer side
 QUALITY = 80
@@ -15,30 +15,22 @@ class Pictures:
     """The samples of a split by image id; a picture's bytes are read when they are asked for."""
 
     def __init__(self, root: str, split: str):
-        index = _plan.need_index(_plan.folder(root, "shard"), "shard")
-        self.samples: dict[str, dict] = {}
-        for entry in _plan.of_split(index, split):
-            tar = _plan.folder(root, "shard", f"{entry['name']}.tar")
-            columns = ["image_id", "captions", "member", "offset", "size"]
-            sidecar = _plan.folder(root, "shard", f"{entry['name']}.parquet")
-            for row in shard.read_sidecar(sidecar, columns).to_pylist():
-                self.samples[row["image_id"]] = {**row, "tar": tar}
+        self.samples = {sample.image_id: sample for sample in Shards(root).samples(split)}
         self.captions = {
             caption["caption_id"]: caption["text"]
-            for row in self.samples.values()
-            for caption in row["captions"]
+            for sample in self.samples.values()
+            for caption in sample.captions
         }
 
     def caption_texts(self, image_id: str) -> list[str]:
-        return [caption["text"] for caption in self.samples[image_id]["captions"]]
+        return [caption["text"] for caption in self.samples[image_id].captions]
 
     def thumbnail(self, image_id: str) -> str | None:
         """A small JPEG as a data URI; None where the shards hold features."""
-        row = self.samples[image_id]
-        if row["member"].endswith(".npy"):
+        sample = self.samples[image_id]
+        if sample.member.endswith(".npy"):
             return None
-        image = Image.open(io.BytesIO(_store.read_bytes(row["tar"], row["offset"], row["size"])))
-        image = image.convert("RGB")
+        image = sample.load().convert("RGB")
         image.thumbnail((SIDE, SIDE))
         return data_uri(image)
 

@@ -96,6 +96,7 @@ class Plan:
         for entry in self.index.get("pieces", []):
             for name in entry["files"].keys() - named:
                 _store.remove(_store.join(self.folder, name))
+        _store.sweep(self.folder)
         _store.write_json(_store.join(self.folder, INDEX), index)
         return index
 

@@ -1,33 +1,40 @@
 """Files at any URI: absolute names, whole-or-nothing writes, fingerprints.
 
-A local path and s3://, gs://, memory:// … are used alike, through fsspec.
+A local path and s3://, gs://, memory:// … are used alike, through fsspec. Object stores are found
+and opened as their libraries do (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …), and retried by them.
 """
 
+import contextlib
+import fcntl
+import functools
 import hashlib
 import io
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline._errors import InputError
+
 FINGERPRINT = b"halftone.fingerprint"
 SUMMARY = b"halftone.summary"
+WRITING = ".writing-"  # how the names of files begin that are not yet whole
 
 
 def absolute(uri: str) -> str:
     """The URI unchanged, or a local path made absolute (workers run in other directories)."""
-    if uri.startswith("file://"):
-        uri = uri.removeprefix("file://")
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    uri = uri.removeprefix("file://")
+    return str(Path(uri).expanduser().absolute()) if is_local(uri) else uri
 
 
 def is_local(uri: str) -> bool:
-    return "://" not in uri
+    return "://" not in uri.removeprefix("file://")
 
 
 def join(uri: str, *names: str) -> str:
@@ -38,53 +45,77 @@ def name_of(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
+@contextlib.contextmanager
+def opened(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+    """The file system of a URI and the path in it.
+
+    It remembers no listing, as other processes write too. An error that is none of Python's own
+    (no route, no credentials, no such scheme) is told as bad input.
+    """
+    try:
+        yield fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    except (OSError, InputError):
+        raise
+    except Exception as error:  # the stores' libraries have no common base
+        raise InputError(f"{uri} cannot be reached: {error}") from error
+
+
 def exists(uri: str) -> bool:
-    fs, path = fsspec.core.url_to_fs(uri)
-    return fs.exists(path)
+    with opened(uri) as (fs, path):
+        return fs.exists(path)
 
 
 def list_files(folder: str) -> dict[str, int]:
     """Size in bytes of every file directly in a folder, by name; empty where there is no folder."""
-    fs, path = fsspec.core.url_to_fs(folder)
-    try:
-        entries = fs.ls(path, detail=True, refresh=True)
-    except FileNotFoundError:
-        return {}
-    return {name_of(e["name"]): e["size"] for e in entries if e["type"] == "file"}
+    return {name_of(e["name"]): e["size"] for e in _entries(folder) if e["type"] == "file"}
 
 
 def list_folders(folder: str) -> list[str]:
     """Names of the folders directly in a folder, sorted."""
-    fs, path = fsspec.core.url_to_fs(folder)
-    try:
-        entries = fs.ls(path, detail=True, refresh=True)
-    except FileNotFoundError:
-        return []
-    return sorted(name_of(e["name"]) for e in entries if e["type"] == "directory")
+    return sorted(name_of(e["name"]) for e in _entries(folder) if e["type"] == "directory")
+
+
+def _entries(folder: str) -> list[dict]:
+    with opened(folder) as (fs, path):
+        try:
+            if not is_local(folder):
+                found = fs.ls(path, detail=True)
+                return [e for e in found if e["name"].strip("/") != path.strip("/")]
+            with os.scandir(path) as scan:
+                found = list(scan)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        entries = []
+        for entry in found:
+            with contextlib.suppress(FileNotFoundError):  # moved meanwhile: others write here too
+                entries.append(fs.info(entry))
+        return entries
 
 
 def remove(uri: str) -> None:
     """Remove a file or a folder with all it holds; nothing happens where there is none."""
-    fs, path = fsspec.core.url_to_fs(uri)
-    if fs.exists(path):
+    with opened(uri) as (fs, path), contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
 
 
 def stamp(uri: str) -> list:
-    """[size, modification time] of a file, to notice that it was changed."""
-    fs, path = fsspec.core.url_to_fs(uri)
-    info = fs.info(path)
-    changed = info.get("mtime") or info.get("LastModified") or info.get("ETag") or ""
-    return [info.get("size"), str(changed)]
+    """[size, what changes with the contents] of a file, to notice that it was changed."""
+    with opened(uri) as (fs, path):
+        info = fs.info(path)
+    changes = (info[key] for key in ("ETag", "mtime", "LastModified", "created") if key in info)
+    return [info.get("size"), str(next(changes, ""))]
 
 
 def read_bytes(uri: str, offset: int = 0, size: int | None = None) -> bytes:
+    """A file's bytes, or `size` of them from `offset`: fewer where the file ends before."""
     if is_local(uri):
-        with open(uri, "rb") as file:
+        with open(uri.removeprefix("file://"), "rb") as file:
             file.seek(offset)
             return file.read(-1 if size is None else size)
-    fs, path = fsspec.core.url_to_fs(uri)
-    return fs.cat_file(path, offset, None if size is None else offset + size)
+    if size == 0:
+        return b""
+    with opened(uri) as (fs, path):
+        return fs.cat_file(path, start=offset or None, end=None if size is None else offset + size)
 
 
 def read_text(uri: str) -> str:
@@ -101,46 +132,85 @@ def write_bytes(uri: str, data: bytes) -> None:
         with temporary(uri) as path:
             Path(path).write_bytes(data)
         return
-    fs, path = fsspec.core.url_to_fs(uri)
-    fs.pipe_file(path, data)  # object stores show an object only when it is complete
+    with opened(uri) as (fs, path):
+        fs.pipe_file(path, data)  # object stores show an object only when it is complete
 
 
 def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
-class temporary:
-    """A local path to write to; on leaving without an error it becomes the file at `uri`."""
+@contextlib.contextmanager
+def temporary(uri: str) -> Iterator[str]:
+    """A local path to write to; on leaving without an error it becomes the file at `uri`.
 
-    def __init__(self, uri: str):
-        self.uri = uri
-
-    def __enter__(self) -> str:
-        folder = None
-        if is_local(self.uri):
-            folder = os.path.dirname(self.uri)
-            os.makedirs(folder, exist_ok=True)
-        handle, self.path = tempfile.mkstemp(prefix=".writing-", dir=folder)
-        os.close(handle)
-        return self.path
-
-    def __exit__(self, kind, error, trace) -> None:
+    It is locked while it is written: a file of this name without a lock was left by a process that
+    was killed.
+    """
+    folder = _folder_of_temporaries(uri)
+    _first_sweep(folder)
+    file, path = _new_locked_file(folder)
+    with file:
         try:
-            if kind is None:
-                self._publish()
+            yield path
+            _publish(path, uri)
         finally:
-            if os.path.exists(self.path):
-                os.remove(self.path)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
 
-    def _publish(self) -> None:
-        if not is_local(self.uri):
-            fs, path = fsspec.core.url_to_fs(self.uri)
-            fs.put_file(self.path, path)
-            return
-        with open(self.path, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(self.path, 0o644)  # mkstemp's 0600 would lock out other users of a shared folder
-        os.replace(self.path, self.uri)
+
+def sweep(folder: str) -> None:
+    """Remove the temporary files that killed processes left in a folder."""
+    if not is_local(folder):
+        return
+    for path in Path(folder.removeprefix("file://")).glob(f"{WRITING}*"):
+        with contextlib.suppress(OSError), open(path, "r+b") as file:  # OSError: locked, or gone
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+_first_sweep = functools.cache(sweep)  # of this process in this folder
+
+
+def _folder_of_temporaries(uri: str) -> str:
+    """Beside the file, where a move is atomic; for other stores a folder of this machine."""
+    if is_local(uri):
+        folder = os.path.dirname(uri.removeprefix("file://"))
+    else:
+        folder = os.path.join(tempfile.gettempdir(), f"halftone-{os.getuid()}")
+    os.makedirs(folder, exist_ok=True)
+    return folder
+
+
+def _new_locked_file(folder: str) -> tuple[BinaryIO, str]:
+    while True:
+        handle, path = tempfile.mkstemp(prefix=WRITING, dir=folder)
+        file = os.fdopen(handle, "wb")
+        with contextlib.suppress(OSError):  # a file system without locks: never swept
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return file, path
+        file.close()  # it was swept away before it was locked
+
+
+def _publish(path: str, uri: str) -> None:
+    if not is_local(uri):
+        with opened(uri) as (fs, there):
+            fs.put_file(path, there)
+        return
+    uri = uri.removeprefix("file://")
+    os.chmod(path, 0o644)  # mkstemp's 0600 would lock out other users of a shared folder
+    _to_disk(path)
+    os.replace(path, uri)
+    _to_disk(os.path.dirname(uri))  # the new name
+
+
+def _to_disk(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256(data: bytes) -> str:
@@ -152,8 +222,19 @@ def fingerprint(*parts: Any) -> str:
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode())[:16]
 
 
-def write_table(uri: str, table: pa.Table, fingerprint: str, summary: dict, **metadata) -> dict:
-    """Write Parquet with its fingerprint and summary; the summary with the file's size and hash."""
+def write_table(
+    uri: str,
+    table: pa.Table,
+    fingerprint: str,
+    summary: dict,
+    *,
+    encodings: dict[str, str] | None = None,
+    **metadata,
+) -> dict:
+    """Write Parquet with its fingerprint and summary; the summary with the file's size and hash.
+
+    `encodings` are Parquet's, by column path; where there are any, no column has a dictionary.
+    """
     extra = {FINGERPRINT: fingerprint, SUMMARY: json.dumps(summary, sort_keys=True)}
     extra |= {f"halftone.{key}": str(value) for key, value in metadata.items()}
     buffer = io.BytesIO()
@@ -161,6 +242,8 @@ def write_table(uri: str, table: pa.Table, fingerprint: str, summary: dict, **me
         table.replace_schema_metadata({**(table.schema.metadata or {}), **extra}),
         buffer,
         compression="zstd",
+        use_dictionary=not encodings,
+        column_encoding=encodings,
     )
     data = buffer.getvalue()
     write_bytes(uri, data)

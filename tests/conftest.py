@@ -75,3 +75,34 @@ def finished_run(tmp_path_factory, tiny_encoder, ray_here) -> str:
     root = tmp_path_factory.mktemp("runs") / "tiny"
     main("run", [*TINY, "--root", str(root), "--encoder", tiny_encoder])
     return str(root)
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """URI of a bucket on an S3 server of this machine; processes started from now on find it."""
+    from fsspec import filesystem
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            environment.setenv(name, "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        filesystem("s3").mkdir("halftone")
+        yield "s3://halftone"
+    server.stop()
+
+
+@pytest.fixture(params=["disk", "file", "memory", "s3"])
+def folder(request, tmp_path) -> str:
+    """A new folder in every kind of store."""
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
+    return {
+        "disk": str(tmp_path / "folder"),
+        "file": f"file://{tmp_path}/folder",
+        "memory": f"memory://{tmp_path.name}",
+    }[request.param]

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+from chaos import shards
 from conftest import TINY
 
 from pipeline import _store
@@ -15,7 +17,7 @@ from pipeline import _store
 MOMENTS = (
     "2-shards/*.parquet",
     "3-embeddings/tiny/*.parquet",
-    "5-model/main/checkpoints/epoch-0001/checkpoint.json",
+    "5-model/main/checkpoints/step-00000030/checkpoint.json",
     "6-rankings/main/vectors/*.parquet",
 )
 
@@ -31,7 +33,7 @@ def start(root: Path, encoder: str) -> subprocess.Popen:
 
 
 def kill_when(running: subprocess.Popen, root: Path, moment: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(root.glob(moment)):
         assert running.poll() is None and time.monotonic() < deadline, moment
         time.sleep(0.02)
@@ -54,3 +56,19 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(
         assert here == there
     for tar in Path(finished_run).glob("2-shards/*.tar"):
         assert tar.read_bytes() == (root / "2-shards" / tar.name).read_bytes()
+
+
+@pytest.mark.chaos
+def test_shards_are_the_same_whatever_is_killed_on_the_way(tmp_path):
+    """A short one; `python -m tests.chaos.shards --kills 20` is the long one."""
+    kills = shards.run(tmp_path, ["task", "driver", "everything"], seed=1)
+    assert len(kills) == 3
+    assert all(kill.rewritten == 0 for kill in kills if kill.kind != "driver")
+
+
+def test_two_commands_on_one_folder_at_once_leave_what_one_leaves(tmp_path):
+    chaos = shards.Chaos(tmp_path, seed=0)
+    root = chaos.new("both")
+    both = [shards.start(root, workers=2, seed=seed) for seed in (0, 1)]
+    assert [command.wait(300) for command in both] == [0, 0]
+    chaos.check(root)

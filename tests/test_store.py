@@ -1,9 +1,15 @@
 """Files at any URI: absolute names, whole-or-nothing writes, tables that know their fingerprint."""
 
+import http.server
 import io
 import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import _store
+from pipeline._errors import InputError
 
 TABLE = pa.table({"id": ["a", "b", "c"], "value": [1.5, 2.5, None]})
 JSON = st.recursive(
@@ -18,14 +25,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=6,
 )
-
-
-@pytest.fixture(params=["disk", "memory"])
-def folder(request, tmp_path) -> str:
-    """A new folder on disk, and one in memory."""
-    if request.param == "disk":
-        return str(tmp_path / "folder")
-    return f"memory://{tmp_path.name}"
 
 
 # ---- names -------------------------------------------------------------------------------------
@@ -47,6 +46,19 @@ def test_a_home_folder_is_filled_in(tmp_path, monkeypatch):
 def test_a_uri_stays_as_it_is(uri):
     assert _store.absolute(uri) == uri
     assert not _store.is_local(uri)
+
+
+def test_a_file_uri_is_a_local_path(tmp_path):
+    uri = f"file://{tmp_path}/new/file"
+    assert _store.is_local(uri)
+    _store.write_bytes(uri, b"1")
+    assert (tmp_path / "new" / "file").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("uri", ["s4://bucket/runs", "s4://"])
+def test_a_scheme_that_nobody_knows_is_bad_input(uri):
+    with pytest.raises(InputError, match="s4://.* cannot be reached: Protocol not known: s4"):
+        _store.list_files(uri)
 
 
 @settings(max_examples=30, deadline=None)
@@ -73,6 +85,29 @@ def test_bytes_come_back_whole_and_by_range(folder):
     assert _store.read_bytes(uri) == bytes(range(100))
     assert _store.read_bytes(uri, 10, 5) == bytes(range(10, 15))
     assert _store.read_bytes(uri, 90) == bytes(range(90, 100))
+
+
+def test_ranges_end_where_the_file_ends(folder):
+    uri = _store.join(folder, "file.bin")
+    _store.write_bytes(uri, bytes(range(100)))
+    for offset, size in [(0, 0), (10, 0), (0, 1000), (90, 1000), (99, 1), (0, 100), (99, None)]:
+        stop = None if size is None else offset + size
+        assert _store.read_bytes(uri, offset, size) == bytes(range(100))[offset:stop]
+
+
+def test_an_empty_file_is_a_file(folder):
+    uri = _store.join(folder, "empty")
+    _store.write_bytes(uri, b"")
+    assert _store.exists(uri) and _store.list_files(folder) == {"empty": 0}
+    assert _store.read_bytes(uri) == b"" and _store.stamp(uri)[0] == 0
+
+
+def test_a_file_that_is_not_there_is_the_same_error_everywhere(folder):
+    for read in (_store.read_bytes, _store.read_table, _store.stamp):
+        with pytest.raises(FileNotFoundError):
+            read(_store.join(folder, "nowhere"))
+    with pytest.raises(FileNotFoundError):
+        _store.read_bytes(_store.join(folder, "nowhere"), 5, 5)
 
 
 def test_json_comes_back_and_the_same_value_is_the_same_bytes(folder):
@@ -105,8 +140,44 @@ def test_removing_a_folder_removes_all_it_holds(folder):
     assert _store.list_folders(folder) == [] and _store.list_files(folder) == {"kept": 1}
 
 
-def test_a_changed_file_has_another_stamp(tmp_path):
-    uri = str(tmp_path / "file")
+def test_what_another_process_writes_and_removes_is_seen_at_once(bucket, tmp_path):
+    """Against a listing that was remembered: this client shares no memory with fsspec's."""
+    import boto3
+
+    client, name = boto3.client("s3"), _store.name_of(bucket)
+    folder = f"{bucket}/{tmp_path.name}"
+    _store.write_bytes(f"{folder}/ours", b"1")
+    assert _store.list_files(folder) == {"ours": 1}
+    client.put_object(Bucket=name, Key=f"{tmp_path.name}/theirs", Body=b"22")
+    assert _store.list_files(folder) == {"ours": 1, "theirs": 2}
+    assert _store.exists(f"{folder}/theirs")
+    before = _store.stamp(f"{folder}/theirs")
+    client.put_object(Bucket=name, Key=f"{tmp_path.name}/theirs", Body=b"33")
+    assert _store.stamp(f"{folder}/theirs") != before
+    client.delete_object(Bucket=name, Key=f"{tmp_path.name}/theirs")
+    assert not _store.exists(f"{folder}/theirs") and _store.list_files(folder) == {"ours": 1}
+
+
+def test_a_folder_that_someone_else_marked_with_an_empty_object_is_no_file(bucket, tmp_path):
+    import boto3
+
+    boto3.client("s3").put_object(Bucket=_store.name_of(bucket), Key=f"{tmp_path.name}/", Body=b"")
+    assert _store.list_files(f"{bucket}/{tmp_path.name}") == {}
+
+
+def test_many_threads_write_and_read_ranges_at_once(folder):
+    def there_and_back(number: int) -> bool:
+        uri, data = _store.join(folder, f"{number % 8}.bin"), bytes([number % 8]) * 1000
+        _store.write_bytes(uri, data)
+        return _store.read_bytes(uri, 100, 50) == data[100:150]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(there_and_back, range(64)))
+    assert _store.list_files(folder) == {f"{n}.bin": 1000 for n in range(8)}
+
+
+def test_a_changed_file_has_another_stamp(folder):
+    uri = _store.join(folder, "file")
     _store.write_bytes(uri, b"1")
     before = _store.stamp(uri)
     assert _store.stamp(uri) == before
@@ -137,8 +208,8 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_as_it_was(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_file_that_fails_half_way_does_not_reach_a_remote_store(tmp_path):
-    uri = f"memory://{tmp_path.name}/file"
+def test_a_file_that_fails_half_way_reaches_no_store(folder):
+    uri = _store.join(folder, "file")
     with pytest.raises(RuntimeError), _store.temporary(uri) as path:
         raise RuntimeError
     assert not _store.exists(uri) and not Path(path).exists()
@@ -154,9 +225,130 @@ def test_a_finished_file_takes_its_place_and_its_temporary_name_is_gone(folder):
     assert not Path(path).exists()
 
 
+WRITE_FOR_EVER = """
+import sys, time
+from pipeline import _store
+with _store.temporary(sys.argv[1]) as path:
+    print(path, flush=True)
+    time.sleep(60)
+"""
+
+
+def writing(uri: str) -> tuple[subprocess.Popen, Path]:
+    """A process in the middle of writing a file, and the temporary file's path."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE_FOR_EVER, uri], stdout=subprocess.PIPE, text=True
+    )
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_what_a_killed_process_was_writing_is_swept_away_and_nothing_else(folder):
+    (alive, kept), (dead, left) = (writing(_store.join(folder, n)) for n in ("alive", "dead"))
+    dead.kill()
+    dead.wait()
+    assert kept.exists() and left.exists()
+    _store.sweep(str(left.parent))
+    assert kept.exists() and not left.exists()
+    alive.kill()
+    alive.wait()
+    process, new = writing(_store.join(folder, "next"))  # a process sweeps before it first writes
+    assert new.exists() and not kept.exists()
+    process.kill()
+    process.wait()
+    _store.sweep(str(new.parent))
+    assert not new.exists()
+
+
+def test_writers_and_sweepers_do_not_disturb_each_other(tmp_path):
+    def write(number: int) -> None:
+        _store.write_bytes(str(tmp_path / f"{number}"), b"1" * number)
+        _store.sweep(str(tmp_path))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(300)))
+    assert _store.list_files(str(tmp_path)) == {f"{n}": n for n in range(300)}
+
+
+def test_a_listing_bears_with_files_that_vanish(tmp_path):
+    _store.write_bytes(str(tmp_path / "stays"), b"1")
+
+    def come_and_go(_) -> None:
+        with pytest.raises(RuntimeError), _store.temporary(str(tmp_path / "never")):
+            raise RuntimeError
+
+    with ThreadPoolExecutor(2) as pool:
+        busy = pool.submit(lambda: [come_and_go(n) for n in range(300)])
+        while not busy.done():
+            assert _store.list_files(str(tmp_path))["stays"] == 1
+    busy.result()
+
+
 def test_other_users_of_a_shared_folder_may_read_what_was_written(tmp_path):
     _store.write_bytes(str(tmp_path / "file"), b"1")
     assert (tmp_path / "file").stat().st_mode & 0o444 == 0o444
+
+
+# ---- stores that fail ----------------------------------------------------------------------------
+
+
+class Flaky(http.server.BaseHTTPRequestHandler):
+    """An object store that first says it is busy, then hangs up half way, then answers."""
+
+    answers: list[str] = []
+
+    def do_GET(self) -> None:
+        answer = self.answers.pop(0) if self.answers else "whole"
+        self.send_response(503 if answer == "busy" else 200)
+        self.send_header("Content-Length", "10")
+        self.end_headers()
+        self.wfile.write(b"01234" if answer == "half" else b"0123456789")
+        self.close_connection = True
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "10")
+        self.end_headers()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def flaky(monkeypatch):
+    """A store whose next answers the test decides."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # these went to another address
+    yield Flaky
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("answers", [["busy"], ["half"], ["busy", "half", "half"]])
+def test_a_store_that_is_busy_or_hangs_up_is_asked_again(flaky, answers):
+    flaky.answers = list(answers)
+    assert _store.read_bytes("s3://bucket/file") == b"0123456789"
+    assert not flaky.answers
+
+
+def test_a_store_that_is_always_busy_is_asked_a_limited_number_of_times(flaky, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    flaky.answers = ["busy"] * 1000
+    with pytest.raises(OSError):
+        _store.read_bytes("s3://bucket/file")
+    assert 3 <= 1000 - len(flaky.answers) <= 20
+
+
+def test_a_store_that_nobody_answers_for_is_bad_input(flaky, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(InputError, match="s3://bucket/file cannot be reached: Could not connect"):
+        _store.read_bytes("s3://bucket/file")
 
 
 # ---- tables ------------------------------------------------------------------------------------
