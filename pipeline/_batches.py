@@ -15,15 +15,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 
-from pipeline import _plan, _store, shard
+from pipeline import _plan, _store, reading, shard
+from pipeline._augment import Augment
 from pipeline._errors import InputError
-from pipeline.models.vocabulary import Vocabulary, pad
+from pipeline._images import opened
+from pipeline.models.vocabulary import Vocabulary
 
 SHUFFLE_BLOCK = 4096  # samples permuted together: the shards of a block are read as one stretch
 PREFETCH = 4  # batches made ahead of the model
@@ -40,11 +41,25 @@ class Batch:
     caption_rows: torch.Tensor  # (n,) the caption's row among the split's captions
     waited: float = 0.0  # seconds the model waited for it
 
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+
     def to(self, device: torch.device) -> "Batch":
         self.images = self.images.to(device, non_blocking=True)
         self.words = self.words.to(device, non_blocking=True)
         self.image_rows = self.image_rows.to(device, non_blocking=True)
         return self
+
+    def split(self, size: int) -> list["Batch"]:
+        """Batches of `size` pairs, the last of what is left."""
+        parts = [
+            {name: tensor[start : start + size] for name, tensor in self.tensors().items()}
+            for start in range(0, len(self), size)
+        ]
+        return [Batch(**part) for part in parts]
 
 
 class Split:
@@ -79,12 +94,15 @@ class Split:
     def __len__(self) -> int:
         return self.table.num_rows
 
+    def payload(self, row: int) -> bytes:
+        """The image file, or the feature array's .npy file, of a row."""
+        tar = self.tars[self.shard_of[row]]
+        return _store.read_bytes(tar, int(self.offset[row]), int(self.size[row]))
+
     def image(self, row: int) -> np.ndarray:
         """The decoded image (3, S, S) uint8, or the feature array, of a row."""
         if (image := self._cache.get(row)) is None:
-            tar = self.tars[self.shard_of[row]]
-            data = _store.read_bytes(tar, int(self.offset[row]), int(self.size[row]))
-            image = decode(data, self.image_size)
+            image = decode(self.payload(row), self.image_size)
             if self._cache_left > image.nbytes:
                 self._cache_left -= image.nbytes
                 self._cache[row] = image
@@ -100,7 +118,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
     """A feature array as it was stored, or an image as (3, size, size) uint8."""
     if data.startswith(b"\x93NUMPY"):
         return np.load(io.BytesIO(data))
-    image = Image.open(io.BytesIO(data))
+    image = opened(data)
     image.draft("RGB", (size, size))  # a JPEG decodes at the next larger eighth, for a fraction
     image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
@@ -108,16 +126,17 @@ def decode(data: bytes, size: int) -> np.ndarray:
 
 def stream(tar: str, *, image_size: int) -> Iterator[tuple[dict, np.ndarray]]:
     """Every sample of a shard in order: its JSON member and its decoded image or features."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    with fsspec.open(tar, "rb") as file:
-        for sample in group_by_keys(tar_file_expander([{"url": tar, "stream": file}])):
-            payload = next(sample[suffix] for suffix in ("jpg", "png", "npy") if suffix in sample)
-            yield json.loads(sample["json"]), decode(payload, image_size)
+    for sample in reading.stream(tar):
+        payload = next(sample[suffix] for suffix in ("jpg", "png", "npy") if suffix in sample)
+        yield json.loads(sample["json"]), decode(payload, image_size)
 
 
 class Order:
     """Which pairs each step of an epoch sees.
+
+    With `neighbours` (M, K), image rows near to each image and -1 where there are no more, images
+    go through the epoch in groups of `group` that are near to each other, whichever shard they lie
+    in.
 
     An epoch is a number of rounds; in a round every image is seen at most once, so two captions of
     one image never meet in a batch. With pairs="caption", round k shows the images that have more
@@ -125,8 +144,19 @@ class Order:
     batch_size - 1 images sit out a round, others in each.
     """
 
-    def __init__(self, split: Split, *, batch_size: int, lanes: int, pairs: str, seed: int):
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        lanes: int,
+        pairs: str,
+        seed: int,
+        group: int = 1,
+        neighbours: np.ndarray | None = None,
+    ):
         self.split, self.batch_size, self.lanes, self.seed = split, batch_size, lanes, seed
+        self.group, self.neighbours = group, neighbours
         rounds = int(split.caption_count.max()) if pairs == "caption" else 1
         self.sizes = [int((split.caption_count > k).sum()) for k in range(rounds)]
         self.steps = sum(size // batch_size for size in self.sizes)
@@ -136,14 +166,15 @@ class Order:
                 "lower --train.batch_size"
             )
 
-    def epoch(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(image rows, caption rows), each (lanes, batch_size / lanes), of every step."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(image rows, caption rows) of each step from `start`: (lanes, batch_size / lanes)."""
         for number, size in enumerate(self.sizes):
-            if size < self.batch_size:
-                continue
-            rows = self._round(epoch, number)
-            captions = self._captions(rows, epoch, number)
-            yield from zip(rows, captions, strict=True)
+            steps = size // self.batch_size
+            if start < steps:
+                rows = self._round(epoch, number)[start:]
+                captions = self._captions(rows, epoch, number)
+                yield from zip(rows, captions, strict=True)
+            start = max(0, start - steps)
 
     def _round(self, epoch: int, number: int) -> np.ndarray:
         """(steps, lanes, batch_size / lanes) image rows of one round."""
@@ -156,11 +187,29 @@ class Order:
         rows = np.roll(rows, rng.integers(len(rows)))  # who sits out is drawn anew every round
         share = self.batch_size // self.lanes
         steps = len(rows) // self.batch_size
-        lanes = rows[: steps * self.batch_size].reshape(self.lanes, steps * share).copy()
+        if self.group > 1:
+            rows = self._grouped(rng.permutation(rows))
+        lanes = rows[: steps * self.batch_size].reshape(self.lanes, -1, self.group).copy()
         for lane in lanes:
             for start in range(0, len(lane), SHUFFLE_BLOCK):
                 rng.shuffle(lane[start : start + SHUFFLE_BLOCK])
         return lanes.reshape(self.lanes, steps, share).transpose(1, 0, 2)
+
+    def _grouped(self, rows: np.ndarray) -> np.ndarray:
+        """The rows again, first in groups of neighbours, then those whose group is not full."""
+        free = np.zeros(len(self.split), bool)
+        free[rows] = True
+        full, rest = [], []
+        for row in rows:
+            if not free[row]:
+                continue
+            free[row], group = False, [row]
+            for near in self.neighbours[row]:
+                if near >= 0 and free[near] and len(group) < self.group:
+                    free[near] = False
+                    group.append(near)
+            (full if len(group) == self.group else rest).append(group)
+        return np.array([row for group in [*full, *rest] for row in group])
 
     def _captions(self, rows: np.ndarray, epoch: int, number: int) -> np.ndarray:
         """Caption rows: every image goes through its captions from a start drawn per epoch."""
@@ -189,17 +238,18 @@ class Loader:
         size: int,
         max_words: int,
         threads: int,
+        augment: Augment | None = None,
     ):
-        self.order, self.split = order, order.split
+        self.order, self.split, self.augment = order, order.split, augment
         self.lanes = range(rank, order.lanes, size)
         self.threads = threads
-        self.words = [vocabulary.ids_of(text, max_words) for text in self.split.captions]
+        self.vocabulary, self.max_words = vocabulary, max_words
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, all steps."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from step `start` on."""
         ready: queue.Queue = queue.Queue(PREFETCH)
         stop = threading.Event()
-        maker = threading.Thread(target=self._fill, args=(ready, stop, epoch), daemon=True)
+        maker = threading.Thread(target=self._fill, args=(ready, stop, epoch, start), daemon=True)
         maker.start()
         try:
             while True:
@@ -214,7 +264,7 @@ class Loader:
         finally:
             stop.set()
 
-    def _fill(self, ready: queue.Queue, stop: threading.Event, epoch: int) -> None:
+    def _fill(self, ready: queue.Queue, stop: threading.Event, epoch: int, start: int) -> None:
         def put(item) -> None:
             while not stop.is_set():
                 try:
@@ -224,18 +274,28 @@ class Loader:
 
         try:
             with ThreadPoolExecutor(self.threads) as pool:
-                for rows, captions in self.order.epoch(epoch):
+                mine = list(self.lanes)
+                for rows, captions in self.order.epoch(epoch, start):
                     if stop.is_set():
                         return
-                    mine = list(self.lanes)
-                    put(self._batch(rows[mine].reshape(-1), captions[mine].reshape(-1), pool))
+                    pairs = rows[mine].reshape(-1), captions[mine].reshape(-1)
+                    put(self._batch(*pairs, epoch, pool))
             put(None)
         except BaseException as error:  # handed to the training loop, which raises it
             put(error)
 
-    def _batch(self, rows: np.ndarray, captions: np.ndarray, pool: ThreadPoolExecutor) -> Batch:
-        images = list(pool.map(self.split.image, rows.tolist()))
-        words, lengths = pad([self.words[row] for row in captions])
+    def _batch(self, rows: np.ndarray, captions: np.ndarray, epoch: int, pool) -> Batch:
+        if self.augment is None:
+            images = list(pool.map(self.split.image, rows.tolist()))
+        else:  # a pair is drawn once an epoch, so its caption's row stands for the draw
+
+            def view(row: int, caption: int) -> np.ndarray:
+                draw = [self.order.seed, epoch, caption]
+                return self.augment(self.split.payload(row), self.split.image_size, draw)
+
+            images = list(pool.map(view, rows.tolist(), captions.tolist()))
+        texts = [self.split.captions[row] for row in captions]
+        words, lengths = self.vocabulary.encode(texts, self.max_words)
         return Batch(
             images=torch.from_numpy(np.stack(images)),
             words=words,

@@ -3,7 +3,6 @@
 checkpoint.json names the files with their hashes and is written last.
 """
 
-import torch
 from safetensors.torch import load, save
 
 from pipeline import _store
@@ -12,69 +11,49 @@ from schemas.checkpoint import Checkpoint
 KEPT = 2  # the newest, and the one before until the newest has proved readable
 
 
-def write(folder: str, name: str, about: dict, model, optimizer, vocabulary: list[str]) -> None:
-    """Write checkpoint `name`, then drop the oldest ones (the best one is kept)."""
-    uri = _store.join(folder, name)
-    state = optimizer.state_dict()
-    tensors = {
-        f"{number}.{key}": value
-        for number, values in state["state"].items()
-        for key, value in values.items()
-    }
-    tensors["rng"] = torch.get_rng_state()
-    files = {
-        "model.safetensors": save(_contiguous(model.state_dict())),
-        "optimizer.safetensors": save(_contiguous(tensors)),
-    }
+def write(folder: str, about: dict, tensors: dict[str, dict], vocabulary: list | dict) -> None:
+    """Write the checkpoint of a step, then drop the oldest ones (the best one is kept).
+
+    `tensors` holds those of each file by name: model, optimizer, and raw with averaged weights.
+    """
+    uri = _store.join(folder, name_of(about["step"]))
     hashes = {}
-    for file, data in files.items():
-        _store.write_bytes(_store.join(uri, file), data)
-        hashes[file] = _store.sha256(data)
+    for name, values in tensors.items():
+        data = save({key: value.contiguous() for key, value in values.items()})
+        hashes[f"{name}.safetensors"] = _store.sha256(data)
+        _store.write_bytes(_store.join(uri, f"{name}.safetensors"), data)
     _store.write_json(_store.join(uri, "vocabulary.json"), vocabulary)
-    checkpoint = Checkpoint(
-        **about, optimizer={"param_groups": state["param_groups"]}, files=hashes
-    )
+    checkpoint = Checkpoint(**about, files=hashes)
     _store.write_json(_store.join(uri, "checkpoint.json"), checkpoint.model_dump())
-    kept = {*sorted(_store.list_folders(folder))[-KEPT:], name_of_epoch(about["best"]["epoch"])}
+    kept = {*_store.list_folders(folder)[-KEPT:], name_of(about["best"]["step"])}
     for old in set(_store.list_folders(folder)) - kept:
         _store.remove(_store.join(folder, old))
 
 
-def name_of_epoch(epoch: float) -> str:
-    return f"epoch-{int(epoch):04d}"
+def name_of(step: float) -> str:
+    return f"step-{int(step):08d}"
 
 
-def latest(folder: str, fingerprint: str) -> tuple[Checkpoint, dict[str, bytes]] | None:
-    """The newest whole checkpoint of this training, with its files; None to start afresh."""
+def latest(folder: str, fingerprint: str) -> tuple[tuple | None, list[str]]:
+    """The newest whole checkpoint of this training as `read` gives it, None to start afresh.
+
+    With the names of torn ones that were passed over.
+    """
+    torn = []
     for name in reversed(_store.list_folders(folder)):
         if found := read(_store.join(folder, name)):
-            return found if found[0].fingerprint == fingerprint else None
-    return None
+            return (found if found[0].fingerprint == fingerprint else None), torn
+        torn.append(name)
+    return None, torn
 
 
-def read(uri: str) -> tuple[Checkpoint, dict[str, bytes]] | None:
-    """A checkpoint and its files; None where it is torn."""
+def read(uri: str) -> tuple[Checkpoint, dict[str, dict]] | None:
+    """A checkpoint and its tensors by file; None where it is torn."""
     try:
         checkpoint = Checkpoint(**_store.read_json(_store.join(uri, "checkpoint.json")))
         files = {name: _store.read_bytes(_store.join(uri, name)) for name in checkpoint.files}
     except (OSError, ValueError):
         return None
-    whole = all(_store.sha256(files[name]) == digest for name, digest in checkpoint.files.items())
-    return (checkpoint, files) if whole else None
-
-
-def restore(found: tuple[Checkpoint, dict[str, bytes]], model, optimizer) -> None:
-    """Put weights, optimizer state and random state back."""
-    checkpoint, files = found
-    model.load_state_dict(load(files["model.safetensors"]))
-    tensors = load(files["optimizer.safetensors"])
-    torch.set_rng_state(tensors.pop("rng"))
-    state: dict[int, dict] = {}
-    for name, value in tensors.items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, **checkpoint.optimizer})
-
-
-def _contiguous(tensors: dict) -> dict:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    if any(_store.sha256(files[name]) != digest for name, digest in checkpoint.files.items()):
+        return None
+    return checkpoint, {n.removesuffix(".safetensors"): load(data) for n, data in files.items()}

@@ -1,9 +1,11 @@
 """The workers of a training: rank, size, and a gather that gradients flow back through."""
 
 import os
+import socket
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 
 
 class World:
@@ -32,6 +34,27 @@ class World:
         minimised, as if one worker had held all rows.
         """
         return _Gather.apply(rows, self.rank, self.size) if self.together else rows
+
+    def share(self, model: torch.nn.Module, sharding: str) -> torch.nn.Module:
+        """The model as it is called in training: gradients are averaged over the workers.
+
+        With "fsdp" every tower's weights are spread over the workers, and gathered while it runs.
+        """
+        if not self.together:
+            return model
+        if sharding == "fsdp":
+            mesh = dist.device_mesh.init_device_mesh(self.device.type, (self.size,))
+            for tower in model.children():
+                fully_shard(tower, mesh=mesh)
+            return model
+        return torch.nn.parallel.DistributedDataParallel(model)
+
+    def together_said(self, said: str) -> list[str]:
+        """What the workers have to say, each with its host's name; empty sayings are left out."""
+        everything = [None] * self.size if self.together else [(socket.gethostname(), said)]
+        if self.together:
+            dist.all_gather_object(everything, (socket.gethostname(), said))
+        return [f"{host} {text}" for host, text in everything if text]
 
     def barrier(self) -> None:
         if self.together:

@@ -1,6 +1,7 @@
 """Checkpoint: a folder of files named in `checkpoint.json`, which is written last and means done.
 
 model.safetensors  optimizer.safetensors  vocabulary.json  checkpoint.json
+With averaged weights model.safetensors holds those, and raw.safetensors the ones that are trained.
 """
 
 from pydantic import BaseModel, ConfigDict
@@ -15,8 +16,8 @@ class Checkpoint(BaseModel):
     epoch: int  # finished epochs
     step: int  # finished optimizer steps
     metrics: dict[str, float]  # of the last validation
-    best: dict[str, float]  # epoch and val/rsum of the best one so far
-    optimizer: dict  # torch's state_dict without its tensors
+    best: dict[str, float]  # step, epoch and val/rsum of the best one so far
+    optimizer: dict  # parameter groups and loss scale: its state without the tensors
     settings: dict  # the resolved recipe
     data_version: str  # of 2-shards
     label_version: str | None  # of 3-embeddings, where a loss needed relevance

@@ -1,5 +1,6 @@
 """Training: resuming, choosing, refusing."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -66,10 +67,39 @@ def test_a_killed_training_ends_with_the_same_weights(data):
     assert losses[0] == losses[1]
 
 
+SCHEDULES = """{triplet: {weight: {from: 1, to: 0, over: 2}},
+    smooth_ndcg: {weight: {from: 0, to: 5, over: 1, start: 0.5}, tau: {from: 0.2, to: 0.02, over: 2}}}"""
+
+
+def test_a_killed_training_goes_on_in_its_schedules(data, tiny_encoder):
+    _, root = data
+    recipe = recipe_with(tiny_encoder, "--train.losses", SCHEDULES, "--train.log_every", "1")
+    fit(recipe, root, "scheduled")
+
+    def kill(records):
+        raise Killed
+
+    with pytest.raises(Killed):
+        fit(recipe, root, "stopped", kill)
+    fit(recipe, root, "stopped")
+    whole, stopped = (
+        _store.read_json(f"{root}/5-model/{name}/history.json")["records"]
+        for name in ("scheduled", "stopped")
+    )
+    timed = ("train/samples_per_second", "train/data_wait")
+    same = [[{k: v for k, v in r.items() if k not in timed} for r in x] for x in (whole, stopped)]
+    assert same[0] == same[1]
+    steps = [r for r in whole if "train/smooth_ndcg" in r]
+    half = len(steps) // 4  # an epoch's half: until then S-NDCG has no weight
+    assert all(r["train/smooth_ndcg"] == 0 for r in steps[:half])
+    assert all(r["train/smooth_ndcg"] > 0 for r in steps[half + 1 :])
+    assert steps[0]["train/triplet"] > 0.1 > steps[-1]["train/triplet"] * 2
+
+
 def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(data):
     recipe, root = data
     fit(recipe, root, "torn")
-    newest = f"{root}/5-model/torn/checkpoints/epoch-0002/model.safetensors"
+    newest = f"{root}/5-model/torn/checkpoints/step-00000060/model.safetensors"
     _store.write_bytes(newest, _store.read_bytes(newest)[:-10])
     epochs = []
     fit(recipe, root, "torn", lambda records: epochs.append(records[-1]["epoch"]))
@@ -146,3 +176,21 @@ def test_what_cannot_be_trained_is_refused_with_a_sentence(data, tiny_encoder, f
     _, root = data
     with pytest.raises(InputError, match=sentence.replace("?", r"\?")):
         fit(recipe_with(tiny_encoder, *flags), root, "refused")
+
+
+def test_neighbours_meet_in_a_batch(data, tiny_encoder):
+    """Two images of a lane are of like captions more often than by chance."""
+    from pipeline._training import Training
+    from pipeline._world import World
+
+    _, root = data
+    alike = {}
+    for group in (1, 2):
+        recipe = recipe_with(tiny_encoder, "--train.neighbours", str(group))
+        piece = train.plan(recipe, root, f"near{group}").pieces[0]
+        training = Training(piece, World(), lambda records: None, lambda: False)
+        captions = training.learner.objective.captions
+        first = captions.vectors[torch.from_numpy(captions.first)]
+        pairs = np.concatenate([r for r, _ in training.order.epoch(0)]).reshape(-1, 2)
+        alike[group] = float((first[pairs[:, 0]] * first[pairs[:, 1]]).sum(1).mean())
+    assert alike[2] > alike[1] + 0.05

@@ -1,29 +1,91 @@
 """Two-tower models. To add a tower: a module, and a line in `IMAGE_TOWERS` or `TEXT_TOWERS`.
 
 An image tower maps (B, …) payloads and a text tower maps (B, L) word ids with (B,) lengths to
-(B, dim); `TwoTower` gives both unit norm. Any module with `encode_image` and `encode_text` serves.
+(B, dim); `TwoTower` gives both unit norm. A recipe may also name a tower of one's own as
+`package.module:Class`. A tower has `from_settings(settings, given)`; see `Given`.
 """
 
+import importlib
+
+from torch import nn
+
+from pipeline.models import pretrained
 from pipeline.models.convolution import ConvolutionTower
+from pipeline.models.given import Given
 from pipeline.models.gru import GRUTower
 from pipeline.models.regions import RegionTower
 from pipeline.models.two_tower import TwoTower
-from pipeline.models.vocabulary import Vocabulary
+from pipeline.models.vocabulary import PretrainedTokens, Vocabulary, vocabulary_of
 from schemas.settings import ModelSettings
 
-IMAGE_TOWERS = {"pixels": ConvolutionTower, "regions": RegionTower}
-TEXT_TOWERS = {"gru": GRUTower}
+IMAGE_TOWERS = {
+    "pixels": ConvolutionTower,
+    "regions": RegionTower,
+    "pretrained": pretrained.PretrainedImageTower,
+}
+TEXT_TOWERS = {
+    "gru": GRUTower,
+    "bigru": GRUTower,
+    "pretrained": pretrained.PretrainedTextTower,
+}
 
-__all__ = ["IMAGE_TOWERS", "TEXT_TOWERS", "TwoTower", "Vocabulary", "build"]
+__all__ = [
+    "IMAGE_TOWERS",
+    "TEXT_TOWERS",
+    "Given",
+    "TwoTower",
+    "Vocabulary",
+    "architecture",
+    "build",
+    "vocabulary_for",
+    "vocabulary_of",
+]
 
 
-def build(settings: ModelSettings, *, vocabulary: Vocabulary, features: int | None) -> TwoTower:
-    """A new two-tower model; `features` is the width of a region vector, None for pixels."""
-    for kind, towers in (("image", IMAGE_TOWERS), ("text", TEXT_TOWERS)):
-        name = getattr(settings, kind)
-        if name not in towers:
-            raise ValueError(f"unknown model.{kind} {name!r}; known: {', '.join(towers)}")
-    return TwoTower(
-        IMAGE_TOWERS[settings.image].from_settings(settings, features),
-        TEXT_TOWERS[settings.text].from_settings(settings, len(vocabulary)),
-    )
+def build(
+    settings: ModelSettings,
+    *,
+    vocabulary: Vocabulary | PretrainedTokens,
+    features: int | None,
+    architecture: dict | None = None,
+) -> TwoTower:
+    """A new two-tower model; `features` is the width of a region vector, None for pixels.
+
+    Pretrained towers come with their weights, or untrained from an `architecture`.
+    """
+    image, text = (_tower(kind, settings) for kind in ("image", "text"))
+    model = None
+    if "pretrained" in (settings.image, settings.text):
+        model = pretrained.load(settings, architecture)
+    given = Given(features, len(vocabulary), model)
+    return TwoTower(image.from_settings(settings, given), text.from_settings(settings, given))
+
+
+def architecture(settings: ModelSettings) -> dict | None:
+    """The configuration that pretrained towers are rebuilt from; None without such towers."""
+    if "pretrained" in (settings.image, settings.text):
+        return pretrained.architecture(settings)
+    return None
+
+
+def vocabulary_for(settings: ModelSettings, captions: list[str]) -> Vocabulary | PretrainedTokens:
+    """The text tower's own tokens, or the words of the train captions."""
+    if settings.text == "pretrained":
+        return pretrained.tokens(settings)
+    return Vocabulary.of(captions, min_count=settings.min_word_count)
+
+
+def _tower(kind: str, settings: ModelSettings) -> type[nn.Module]:
+    towers = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}[kind]
+    name = getattr(settings, kind)
+    module, _, own = name.partition(":")
+    if not own and name not in towers:
+        raise ValueError(
+            f"unknown model.{kind} {name!r}; known: {', '.join(towers)}, or package.module:Class"
+        )
+    if not own:
+        return towers[name]
+    try:
+        return getattr(importlib.import_module(module), own)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model.{kind} {name!r} cannot be imported: {error}") from error

@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pipeline.models.given import Given
 from schemas.settings import ModelSettings
 
 WIDTHS = (1, 2, 4, 8)  # of the stages, in units of the first one's channels
@@ -26,8 +27,8 @@ class ConvolutionTower(nn.Module):
         self.project = nn.Linear(2 * widths[-1], dim)
 
     @classmethod
-    def from_settings(cls, settings: ModelSettings, features: int | None) -> "ConvolutionTower":
-        if features is not None:
+    def from_settings(cls, settings: ModelSettings, given: Given) -> "ConvolutionTower":
+        if given.features is not None:
             raise ValueError(
                 "model.image 'pixels' needs image shards, these hold features; use 'regions'"
             )

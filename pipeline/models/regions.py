@@ -1,27 +1,38 @@
-"""Image tower on precomputed region features, as in VSE++ on regions."""
+"""Image tower on precomputed region features, as in VSE++ and VSE∞."""
 
 import torch
 from torch import nn
 
+from pipeline.models.given import Given
+from pipeline.models.pooling import POOLINGS
 from schemas.settings import ModelSettings
 
 
 class RegionTower(nn.Module):
-    """One linear map per region, then the maximum over regions: (B, R, features) -> (B, dim)."""
+    """One linear map per region, then a pooling over regions: (B, R, features) -> (B, dim).
 
-    def __init__(self, features: int, dim: int):
+    A region of zeros alone is not there (arrays are padded with such ones).
+    """
+
+    def __init__(self, features: int, dim: int, pooling: str = "max"):
         super().__init__()
         self.project = nn.Linear(features, dim)
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
+        self.pool = POOLINGS[pooling]()
 
     @classmethod
-    def from_settings(cls, settings: ModelSettings, features: int | None) -> "RegionTower":
-        if features is None:
+    def from_settings(cls, settings: ModelSettings, given: Given) -> "RegionTower":
+        if given.features is None:
             raise ValueError(
                 "model.image 'regions' needs feature shards, these hold images; use 'pixels'"
             )
-        return cls(features, settings.dim)
+        return cls(given.features, settings.dim, settings.image_pooling)
 
     def forward(self, regions_BRF: torch.Tensor) -> torch.Tensor:
-        return self.project(regions_BRF.float()).amax(dim=1)
+        if regions_BRF.ndim == 2:  # one vector an image
+            regions_BRF = regions_BRF[:, None]
+        regions_BRF = regions_BRF.float()
+        there_BR = regions_BRF.any(-1)
+        there_BR[:, 0] = True
+        return self.pool(self.project(regions_BRF), there_BR)

@@ -23,3 +23,9 @@ class TwoTower(nn.Module):
     def forward(self, images, words, lengths) -> tuple[torch.Tensor, torch.Tensor]:
         """Both encodings of B pairs; the one call that DistributedDataParallel sees."""
         return self.encode_image(images), self.encode_text(words, lengths)
+
+    def lr_scale(self, name: str) -> float:
+        """What the learning rate of a parameter is multiplied with; a tower may have its say."""
+        tower, _, inner = name.partition(".")
+        scale = getattr(getattr(self, tower), "lr_scale", None)
+        return scale(inner) if scale else 1.0

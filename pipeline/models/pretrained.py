@@ -1,0 +1,180 @@
+"""Towers with the weights of a Hugging Face model: CLIP and SigLIP classes, vision or text models.
+
+Loaded by name or folder for training; a trained model is rebuilt from its configuration, which is
+kept beside its weights, and asks for nothing else.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.models.given import Given
+from pipeline.models.vocabulary import PretrainedTokens
+from schemas.settings import ModelSettings
+
+PADDED = ("siglip", "siglip2")  # text models that were trained on captions padded to full length
+
+
+class PretrainedTower(nn.Module):
+    """What both sides share: frozen layers, a rate by depth, LoRA, the projection."""
+
+    def __init__(self, encoder: nn.Module, project: nn.Module, settings: ModelSettings):
+        super().__init__()
+        self.encoder, self.project = encoder, project
+        self.decay = settings.layer_decay
+        lists = [(n, m) for n, m in encoder.named_modules() if isinstance(m, nn.ModuleList)]
+        self.layers, layers = max(lists, key=lambda found: len(found[1]))
+        self.depth = len(layers)
+        if settings.lora_rank:
+            _add_lora(encoder, settings.lora_rank)
+        elif settings.freeze:
+            for name, parameter in encoder.named_parameters():
+                parameter.requires_grad = self._depth_of(name) > settings.freeze
+        if settings.gradient_checkpointing:
+            encoder.gradient_checkpointing_enable()
+
+    def lr_scale(self, name: str) -> float:
+        """The deeper a layer, the nearer its learning rate is to the whole."""
+        inner = name.removeprefix("encoder.")
+        return 1.0 if inner == name else self.decay ** (self.depth + 1 - self._depth_of(inner))
+
+    def _depth_of(self, name: str) -> int:
+        """0 for the embeddings, 1 … depth for the layers, depth + 1 for what comes after them."""
+        start = f"{self.layers}."
+        if name.startswith(start):
+            return 1 + int(name.removeprefix(start).split(".")[0])
+        return 0 if "embed" in name or "pre_layrnorm" in name else self.depth + 1
+
+
+class PretrainedImageTower(PretrainedTower):
+    """(B, 3, S, S) uint8 -> (B, dim), S as in the model's configuration."""
+
+    def __init__(self, model: nn.Module, settings: ModelSettings):
+        encoder, project = _side(model, "vision_model", "visual_projection", settings)
+        super().__init__(encoder, project, settings)
+        size = getattr(encoder.config, "image_size", None)
+        if size is None:
+            raise ValueError(f"model.pretrained {settings.pretrained!r} takes no images")
+        if settings.image_size != size:
+            raise ValueError(f"the image model takes {size} pixels; set --model.image_size {size}")
+        mean, std = _normalisation(settings.pretrained)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    @classmethod
+    def from_settings(cls, settings: ModelSettings, given: Given) -> "PretrainedImageTower":
+        if given.features is not None:
+            raise ValueError("a pretrained image tower needs image shards, these hold features")
+        return cls(given.model, settings)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        pixels = (images_BCHW.float() / 255 - self.mean) / self.std
+        out = self.encoder(pixel_values=pixels)
+        pooled = out.pooler_output if out.pooler_output is not None else out[0].mean(1)
+        return self.project(pooled)
+
+
+class PretrainedTextTower(PretrainedTower):
+    """(B, L) token ids, (B,) lengths -> (B, dim)."""
+
+    def __init__(self, model: nn.Module, settings: ModelSettings):
+        self.two_tower = hasattr(model, "text_model")
+        encoder, project = _side(model, "text_model", "text_projection", settings)
+        super().__init__(encoder, project, settings)
+
+    @classmethod
+    def from_settings(cls, settings: ModelSettings, given: Given) -> "PretrainedTextTower":
+        return cls(given.model, settings)
+
+    def forward(self, words_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        place_L = torch.arange(words_BL.shape[1], device=words_BL.device)
+        mask_BL = place_L < lengths_B.to(words_BL.device)[:, None]
+        out = self.encoder(input_ids=words_BL, attention_mask=mask_BL.long())
+        if self.two_tower:  # its pooled state is what it was trained to match images with
+            return self.project(out.pooler_output)
+        mask_BL1 = mask_BL[..., None].to(out.last_hidden_state.dtype)
+        return self.project((out.last_hidden_state * mask_BL1).sum(1) / mask_BL1.sum(1))
+
+
+def load(settings: ModelSettings, architecture: dict | None) -> nn.Module:
+    """The Hugging Face model with its weights, or of a configuration, still untrained."""
+    from transformers import AutoConfig, AutoModel
+
+    if architecture is not None:
+        return AutoModel.from_config(AutoConfig.for_model(**architecture))
+    return _from_pretrained(AutoModel, settings)
+
+
+def architecture(settings: ModelSettings) -> dict:
+    """The configuration that `load` rebuilds the model from."""
+    from transformers import AutoConfig
+
+    return json.loads(_from_pretrained(AutoConfig, settings).to_json_string(use_diff=False))
+
+
+def _from_pretrained(kind, settings: ModelSettings):
+    if settings.pretrained is None:
+        raise ValueError("model.pretrained is not given; give a model folder or a hub's name")
+    try:
+        return kind.from_pretrained(settings.pretrained)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no pretrained model {settings.pretrained!r}: {str(error).splitlines()[0]} "
+            "(model.pretrained takes a model folder, or a name that the model hub knows)"
+        ) from error
+
+
+def tokens(settings: ModelSettings) -> PretrainedTokens:
+    """The tokenizer that belongs to the model."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = _from_pretrained(AutoConfig, settings)
+    text = getattr(config, "text_config", config)
+    tokenizer = _from_pretrained(AutoTokenizer, settings)
+    length = min(settings.max_words, text.max_position_embeddings)
+    padded = config.model_type in PADDED
+    return PretrainedTokens(
+        tokenizer.backend_tokenizer.to_str(),
+        pad=tokenizer.pad_token_id or 0,
+        length=text.max_position_embeddings if padded else length,
+        padded=padded,
+    )
+
+
+def _side(model, name: str, projection: str, settings: ModelSettings):
+    """Encoder and projection of one side; a two-tower keeps its own space if both sides use it."""
+    encoder = getattr(model, name, model)
+    both = settings.image == settings.text == "pretrained"
+    if encoder is not model and both:
+        return encoder, getattr(model, projection, nn.Identity())
+    return encoder, nn.Linear(encoder.config.hidden_size, settings.dim)
+
+
+def _normalisation(name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of a channel, of images in [0, 1]; halves where none are told.
+
+    A trained model has them among its weights, so its folder need not be there any more.
+    """
+    from transformers.utils import cached_file
+
+    told = {}
+    with contextlib.suppress(OSError):
+        told = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
+    return told.get("image_mean", [0.5] * 3), told.get("image_std", [0.5] * 3)
+
+
+def _add_lora(encoder: nn.Module, rank: int) -> None:
+    """Freeze the encoder and add low-rank updates to its attention's projections."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError("model.lora_rank needs peft; install halftone-itr[lora]") from error
+    for parameter in encoder.parameters():
+        parameter.requires_grad = False
+    names = {n.rsplit(".", 1)[-1] for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
+    targets = sorted(names & {"q_proj", "k_proj", "v_proj", "query", "key", "value", "q_lin"})
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
+    inject_adapter_in_model(config, encoder)
