@@ -1,6 +1,6 @@
 """halftone label: caption similarity becomes relevance, the top candidates of every query."""
 
-from jobs import _cli
+from jobs import _cli, _label_pages
 from jobs._run import Run
 from pipeline import _store, label
 
@@ -9,10 +9,15 @@ def run(run: Run) -> None:
     with run.stage("label") as stage:
         plan = label.plan(run.recipe, run.root)
         index = stage.make(plan, label.write_relevance)
-        stage.note(lists=sum(entry["queries"] for entry in index["pieces"]))
+        entries = index["pieces"]
+        stage.note(lists=sum(entry["queries"] for entry in entries), **label.recalls(entries))
+        if run.recipe.label.overrides is not None:
+            stage.note(decided=sum(entry["decided"] for entry in entries))
         if stage.made:
-            histograms = label.calibration(index["pieces"])
+            histograms = label.calibration(entries)
             _store.write_json(_store.join(plan.folder, "calibration.json"), histograms)
+        if not run.dry:
+            _label_pages.write(run, stage, plan.folder)
 
 
 if __name__ == "__main__":

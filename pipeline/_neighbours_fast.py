@@ -1,0 +1,103 @@
+"""The pass over a scanned block compiled by numba, for a CPU: optional.
+
+What `_Search._absorb` does, but a query's floor rises with every neighbour that is found.
+
+Legend of the shape suffixes: R × C a block, G queries, K neighbours, D width.
+"""
+
+import numpy as np
+from numba import float32, float64, int32, int64, njit
+
+NOBODY = 2**31 - 1
+CHUNK = 32  # columns tested at once
+
+compiled = njit(cache=True, nogil=True, fastmath={"nsz", "contract", "reassoc"})
+
+
+@compiled
+def absorb(scan_RC, i, j, queries, candidates, keys_GK, both, grouped):
+    """Take into the keys whom the block at row i, column j does not rule out.
+
+    `both`: the block's transpose too, which a symmetric product has on its other side.
+    """
+    vectors_Q, scale_Q, error_Q, group_Q, owner_Q = queries
+    vectors_N, scale_N, error_N, group_N, owner_N = candidates
+    rows, columns = scan_RC.shape
+    last = keys_GK.shape[1] - 1
+    scale_C, error_C = scale_N[j : j + columns], error_N[j : j + columns]
+    floor_C = np.full(columns, np.inf, np.float32)
+    if both:
+        for c in range(columns):
+            floor_C[c] = _score(keys_GK[group_Q[j + c], last])
+    for r in range(rows):
+        scan_C, scale, error = scan_RC[r], scale_Q[i + r], error_Q[i + r]
+        keys_K = keys_GK[group_Q[i + r]]
+        floor = _score(keys_K[last])
+        for start in range(0, columns, CHUNK):
+            end = min(start + CHUNK, columns)
+            part = slice(start, end)
+            if not _any_near(
+                scan_C[part], scale_C[part], error_C[part], floor_C[part], scale, error, floor
+            ):
+                continue
+            for c in range(start, end):
+                bound = float32(scan_C[c]) * (scale_C[c] * scale) + (error_C[c] + error)
+                if not (bound >= floor or bound >= floor_C[c]):
+                    continue
+                a, b = i + r, j + c
+                score = _dot(vectors_Q[a], vectors_N[b])
+                if score >= floor and (owner_Q[a] != owner_N[b] or owner_Q[a] < 0):
+                    _insert(keys_K, _key(score, group_N[b]), grouped)
+                    floor = _score(keys_K[last])
+                if both and score >= floor_C[c] and (owner_Q[b] != owner_N[a] or owner_Q[b] < 0):
+                    keys = keys_GK[group_Q[b]]
+                    _insert(keys, _key(score, group_N[a]), grouped)
+                    floor_C[c] = _score(keys[last])
+
+
+@compiled
+def _any_near(scan_C, scale_C, error_C, floor_C, scale, error, floor):
+    near = False
+    for c in range(scan_C.shape[0]):
+        bound = float32(scan_C[c]) * (scale_C[c] * scale) + (error_C[c] + error)
+        near |= bound >= min(floor, floor_C[c])
+    return near
+
+
+@compiled
+def _dot(a_D, b_D):
+    total = float64(0)
+    for d in range(a_D.shape[0]):
+        total += float64(a_D[d]) * float64(b_D[d])
+    return float32(total)
+
+
+@compiled
+def _key(score, row):
+    bits = np.float32(score + float32(0)).view(np.int32)
+    return (int64(bits ^ ((bits >> 31) & NOBODY)) << 32) | (int64(NOBODY) - row)
+
+
+@compiled
+def _score(key):
+    rising = int32(key >> 32)
+    return np.int32(rising ^ ((rising >> 31) & NOBODY)).view(np.float32)
+
+
+@compiled
+def _insert(keys_K, key, grouped):
+    """Put a key in its place among falling ones; of one candidate the best alone stays."""
+    end = keys_K.shape[0] - 1
+    if key <= keys_K[end]:
+        return
+    if grouped:
+        for p in range(keys_K.shape[0]):
+            if (keys_K[p] ^ key) & 0xFFFFFFFF == 0:
+                if keys_K[p] >= key:
+                    return
+                end = p
+                break
+    while end > 0 and keys_K[end - 1] < key:
+        keys_K[end] = keys_K[end - 1]
+        end -= 1
+    keys_K[end] = key

@@ -1,0 +1,61 @@
+"""Every setting of every stage, with its default and unit. A recipe is one `Recipe`."""
+
+from typing import Any
+
+from pydantic import Field
+
+from schemas.settings._section import Section
+from schemas.settings.data import AuditSettings, ShardSettings, SourceSettings
+from schemas.settings.labels import CalibrateSettings, EmbedSettings, LabelSettings
+from schemas.settings.reranking import LeaPRRSettings, RerankSettings
+from schemas.settings.results import EvaluateSettings, ReportSettings, SearchSettings, ServeSettings
+from schemas.settings.training import ModelSettings, TrainSettings
+
+__all__ = [
+    "AuditSettings",
+    "CalibrateSettings",
+    "EmbedSettings",
+    "EvaluateSettings",
+    "LabelSettings",
+    "LeaPRRSettings",
+    "ModelSettings",
+    "Recipe",
+    "ReportSettings",
+    "RerankSettings",
+    "SECTIONS",
+    "SearchSettings",
+    "Section",
+    "ServeSettings",
+    "ShardSettings",
+    "SourceSettings",
+    "TrainSettings",
+]
+
+SECTIONS = (
+    *("source", "shard", "embed", "label", "model", "train", "evaluate", "rerank", "search"),
+    *("report", "serve", "audit", "leaprr", "calibrate"),
+)
+
+
+class Recipe(Section):
+    """The resolved settings of a run: a recipe file with the command line's overrides."""
+
+    name: str = Field(description="what run folders and experiments are called after")
+    about: str = Field("", description="one line for `halftone recipes`")
+    source: SourceSettings = SourceSettings()
+    shard: ShardSettings = ShardSettings()
+    embed: EmbedSettings = EmbedSettings()
+    label: LabelSettings = LabelSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    rerank: RerankSettings = RerankSettings()
+    leaprr: LeaPRRSettings = LeaPRRSettings()
+    search: SearchSettings = SearchSettings()
+    report: ReportSettings = ReportSettings()
+    serve: ServeSettings = ServeSettings()
+    audit: AuditSettings = AuditSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="models trained side by side on the same data: {name: {section: {...}}}"
+    )
