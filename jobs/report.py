@@ -30,7 +30,7 @@ def write(runs: list[Run]) -> None:
     for run in runs:
         run.track.artifact("", "report.html", page)
         for figure in figures:
-            run.track.artifact("", f"figures/{figure['name']}.svg", figure["svg"].encode())
+            run.track.artifact("", f"figures/{figure.name}.svg", figure.svg.encode())
         run.track.finish()
 
 

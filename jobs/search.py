@@ -8,10 +8,12 @@ from pipeline import _store, search
 def arguments(parser) -> None:
     parser.add_argument("query", nargs="?", default=None, help="what to look for")
     parser.add_argument("--image", default=None, help="a picture (or .npy features) to look for")
+    parser.add_argument("--words", default="", help="only results with a caption of these words")
+    parser.add_argument("--without", default="", help="only results without these words")
 
 
 def run(run: Run, options=None) -> None:
-    if options is not None and (options.query or options.image) and not run.dry:
+    if options is not None and (options.query is not None or options.image) and not run.dry:
         return answer(run, options)
     with run.stage("search") as stage:
         uri = _store.join(run.root, f"search-{run.name}.html")
@@ -25,13 +27,26 @@ def run(run: Run, options=None) -> None:
 
 
 def answer(run: Run, options) -> None:
+    """The hits of one query, in the terminal and as a page."""
+    settings = run.recipe.search
     gallery = search.Gallery(run.recipe, run.root, run.name)
-    hits, page = search.ask(gallery, options.query, options.image)
+    query = search.Query(
+        text=options.query or "",
+        picture=search.read_picture(options.image) if options.image else None,
+        top=settings.top,
+        words=options.words,
+        without=options.without,
+        shades=settings.shades and not options.image,
+    )
     uri = _store.join(run.root, "search.html")
+    hits, page = search.ask(gallery, query)
     _store.write_bytes(uri, page.encode())
-    rows = [[f"{hit.score:.3f}", hit.image_id, hit.text] for hit in hits]
-    run.show.table("", ["score", "image", "caption"], rows, f"model {run.name}; as a page: {uri}")
-    run.results["hits"] = [{"image": h.image_id, "score": h.score, "text": h.text} for h in hits]
+    columns, rows = search.table(hits)
+    run.show.table("", columns, rows, f"model {run.name}; as a page: {uri}")
+    run.results["hits"] = [
+        {"image": h.image_id, "score": h.score, "relevance": h.relevance, "text": h.text}
+        for h in hits
+    ]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import io
 
 from PIL import Image
 
-from pipeline.reading import Shards
+from pipeline.reading import Sample, Shards
 
 SIDE = 128  # pixels of a thumbnail's longer side
 QUALITY = 80
@@ -25,17 +25,31 @@ class Pictures:
     def caption_texts(self, image_id: str) -> list[str]:
         return [caption["text"] for caption in self.samples[image_id].captions]
 
-    def thumbnail(self, image_id: str) -> str | None:
+    def thumbnail(self, image_id: str, side: int = SIDE, quality: int = QUALITY) -> str | None:
         """A small JPEG as a data URI; None where the shards hold features."""
-        sample = self.samples[image_id]
-        if sample.member.endswith(".npy"):
-            return None
-        image = sample.load().convert("RGB")
-        image.thumbnail((SIDE, SIDE))
-        return data_uri(image)
+        return thumbnail(self.samples[image_id], side, quality)
 
 
-def data_uri(image: Image.Image) -> str:
+def thumbnail(sample: Sample, side: int = SIDE, quality: int = QUALITY) -> str | None:
+    """A small JPEG of a sample as a data URI; None where the shards hold features."""
+    if sample.member.endswith(".npy"):
+        return None
+    return data_uri(small(sample.load(), side), quality)
+
+
+def small(image: Image.Image, side: int) -> Image.Image:
+    """The picture in RGB, its longer side at most so many pixels."""
+    image.draft("RGB", (side, side))
+    image = image.convert("RGB")
+    image.thumbnail((side, side))
+    return image
+
+
+def jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(image: Image.Image, quality: int = QUALITY) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, quality)).decode()
