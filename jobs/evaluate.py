@@ -10,13 +10,12 @@ def run(run: Run) -> None:
         vectors = evaluate.plan_vectors(run.recipe, run.root, run.name)
         stage.make(vectors, evaluate.write_vectors, gpu=True)
         plan = evaluate.plan(run.recipe, run.root, run.name)
-        index = stage.make(plan, evaluate.write_rankings)
+        stage.make(plan, evaluate.write_rankings)
         if not run.dry:
-            metrics = evaluate.metrics(plan)
-            stage.metrics("base", metrics)
-            if stage.made:
-                result = {"metrics": metrics, "protocol": index["settings"]}
-                _store.write_json(_store.join(plan.folder, "metrics.json"), result)
+            uri = _store.join(plan.folder, "metrics.json")
+            stage.metrics("base", evaluate.metrics(plan))
+            if stage.made or not _store.exists(uri):
+                _store.write_json(uri, evaluate.results(plan, run.recipe))
 
 
 if __name__ == "__main__":

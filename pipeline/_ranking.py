@@ -1,26 +1,28 @@
 """Rankings from tower vectors, block by block, with every query's own metrics.
 
-`evaluate` and `rerank` differ only in the bias that is taken off each candidate's score.
+`evaluate` and `rerank` differ only in where the scores come from.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline import _store, embed, ingest
+from pipeline import _neighbours, _store, embed, ingest
+from pipeline._exclusions import Leaving
 from pipeline._plan import Piece
 from pipeline.formulas import metrics
+from pipeline.intervals import DEPTHS, Queries
 from pipeline.label import Captions
 from pipeline.sources import source
 from schemas.ranking import RANKING
 from schemas.settings import Recipe
 
 BLOCK = 256  # queries scored at a time: BLOCK × N floats are held
-DEPTHS = (1, 5, 10)
+Scored = Callable[[str, list[str]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,25 @@ class Vectors:
             self.texts[texts],
         )
 
+    def staying(self, leaving: Leaving) -> tuple[list[int], list[int]]:
+        """Rows of the images and of the texts that are not excluded."""
+        images = [i for i, image_id in enumerate(self.image_ids) if image_id not in leaving.images]
+        texts = [i for i, text_id in enumerate(self.text_ids) if text_id not in leaving.captions]
+        return images, texts
+
+    def without(self, leaving: Leaving) -> "Vectors":
+        """The images and texts that are not excluded."""
+        if not leaving.captions:
+            return self
+        images, texts = self.staying(leaving)
+        return Vectors(
+            [self.image_ids[i] for i in images],
+            [self.text_ids[i] for i in texts],
+            [self.text_image_ids[i] for i in texts],
+            self.images[images],
+            self.texts[texts],
+        )
+
     def side(self, direction: str) -> tuple[list[str], list[str], torch.Tensor]:
         """Ids, image ids and vectors of a direction's queries."""
         if direction == "i2t":
@@ -77,9 +98,9 @@ def other(direction: str) -> str:
     return {"i2t": "t2i", "t2i": "i2t"}[direction]
 
 
-def scores(queries_QD, candidates_ND, bias_N=0.0) -> torch.Tensor:
-    """Cosines less each candidate's bias (Q, N); summed in float64, or rounding would undo ties."""
-    return (queries_QD.double() @ candidates_ND.double().T).float() - bias_N
+def scores(queries_QD, candidates_ND) -> torch.Tensor:
+    """Cosines (Q, N), summed in float64, or rounding would undo ties."""
+    return (queries_QD.double() @ candidates_ND.double().T).float()
 
 
 def positives(queries: list[str], candidates: list[str]) -> torch.Tensor:
@@ -89,17 +110,20 @@ def positives(queries: list[str], candidates: list[str]) -> torch.Tensor:
     return q[:, None] == torch.tensor([number[image_id] for image_id in candidates])[None, :]
 
 
-def write_rankings(piece: Piece) -> dict:
-    """Write the rankings of one shard's images and captions; a summary with their number."""
+def write_rankings(piece: Piece, scored: Scored | None = None) -> dict:
+    """Write the rankings of one shard's images and captions; a summary with their number.
+
+    `scored(direction, query_ids)` gives other scores (Q, N) than the cosines.
+    """
     if summary := _store.finished(piece.output, piece.fingerprint):
         return summary
     inputs = piece.inputs
     everyone = Vectors.read(inputs["vectors"], inputs["version"])
-    mine = Vectors.read((inputs["shard"],), piece.fingerprint)
+    mine = Vectors.read((inputs["shard"],), piece.fingerprint).without(inputs["leaving"])
     graded = Graded(inputs)
     rows = []
     for direction in ("i2t", "t2i"):
-        rows += _ranked(direction, mine, everyone, inputs, graded)
+        rows += _ranked(direction, mine, everyone, inputs, graded, scored)
     table = pa.Table.from_pylist(rows, schema=RANKING)
     summary = {"split": inputs["split"], "queries": len(rows)}
     return _store.write_table(
@@ -107,41 +131,33 @@ def write_rankings(piece: Piece) -> dict:
     )
 
 
-def _ranked(direction: str, mine: Vectors, everyone: Vectors, inputs: dict, graded) -> Iterator:
+def _ranked(direction: str, mine: Vectors, everyone: Vectors, inputs, graded, scored) -> Iterator:
     settings = inputs["recipe"].evaluate
     query_ids, query_images, queries = mine.side(direction)
-    candidate_ids, candidate_images, candidates = everyone.side(other(direction))
-    bias_N = biases(inputs["bias"], inputs["version"], direction) if inputs.get("bias") else 0.0
+    leaving = inputs["leaving"]
+    candidate_ids, candidate_images, candidates = everyone.without(leaving).side(other(direction))
+    stay_N = everyone.staying(leaving)[direction == "i2t"] if leaving.captions else slice(None)
     for start in range(0, len(query_ids), BLOCK):
         part = slice(start, start + BLOCK)
-        scores_QN = scores(queries[part], candidates, bias_N)
+        if scored is None:
+            scores_QN = scores(queries[part], candidates)
+        else:
+            scores_QN = scored(direction, query_ids[part])
         positive_QN = positives(query_images[part], candidate_images)
-        best = torch.topk(scores_QN, min(settings.top_k, scores_QN.shape[1]), dim=1)
+        best_QK, rows_QK = _neighbours.largest(scores_QN, settings.top_k)
         columns = {
             "query_id": query_ids[part],
+            "image_id": query_images[part],
             "direction": [direction] * len(query_ids[part]),
-            "candidate_id": [[candidate_ids[i] for i in row] for row in best.indices.tolist()],
-            "score": best.values.tolist(),
+            "candidate_id": [[candidate_ids[i] for i in row] for row in rows_QK.tolist()],
+            "score": best_QK.tolist(),
             "rank": metrics.expected_rank(scores_QN, positive_QN).tolist(),
             **{f"R_at_{k}": metrics.recall_at(scores_QN, positive_QN, k).tolist() for k in DEPTHS},
         }
         for name, r_QN in graded(direction, query_ids[part]).items():
-            columns[name] = metrics.ndcg(scores_QN, r_QN, k=settings.ndcg_at).tolist()
+            columns[name] = metrics.ndcg(scores_QN, r_QN[:, stay_N], k=settings.ndcg_at).tolist()
         for row in zip(*columns.values(), strict=True):
             yield dict(zip(columns, row, strict=True))
-
-
-@functools.lru_cache(maxsize=2)
-def _bias_table(uri: str, version: str) -> dict[str, torch.Tensor]:
-    table = _store.read_table(uri)
-    values = np.array(table["bias"].to_pylist(), np.float32)
-    directions = np.array(table["direction"].to_pylist())
-    return {d: torch.from_numpy(values[directions == d]) for d in ("i2t", "t2i")}
-
-
-def biases(uri: str, version: str, direction: str) -> torch.Tensor:
-    """What is taken off each candidate's score (N,), in shard order."""
-    return _bias_table(uri, version)[direction]
 
 
 class Graded:
@@ -153,19 +169,15 @@ class Graded:
         self.facts = _facts(inputs["truth"], inputs["truth_version"]) if inputs["truth"] else None
 
     def __call__(self, direction: str, query_ids: list[str]) -> dict[str, torch.Tensor]:
-        captions = self.captions
+        captions, settings = self.captions, self.recipe.label
         if direction == "i2t":
             images, texts = query_ids, captions.caption_ids
-            vectors, mask = captions.vectors_MCD(images), captions.mask(images)
-            label = captions.relevance(vectors, self.recipe.label, mask_MC=mask)
-            own = captions.same_image(images)
+            graded = {"ndcg_label": captions.relevance(images, settings)}
         else:
             row = {caption_id: i for i, caption_id in enumerate(captions.caption_ids)}
-            rows = [row[q] for q in query_ids]
             images, texts = captions.image_ids, query_ids
-            label = captions.relevance_of_texts(captions.vectors[rows], self.recipe.label)
-            own = captions.images_are([captions.caption_image[r] for r in rows])
-        graded = {"ndcg_label": label.masked_fill(own, 1.0)}
+            rows = [row[q] for q in query_ids]
+            graded = {"ndcg_label": captions.relevance_of_texts(rows, settings)}
         if self.facts is not None:
             truth = source(self.recipe.source.kind).relevance(
                 [self.facts[i] for i in images], [self.facts[t] for t in texts]
@@ -180,22 +192,23 @@ def _facts(folder: str, version: str) -> dict[str, str]:
     return ingest.truth(folder)
 
 
-def averages(uris: list[str]) -> dict[str, float]:
-    """Means over all queries: recalls in percent, their sum, median ranks, NDCG in [0, 1]."""
-    columns = [name for name in RANKING.names if name not in ("candidate_id", "score", "query_id")]
+def queries(uris: list[str]) -> dict[str, Queries]:
+    """Every query's own metrics, by direction."""
+    unread = ("candidate_id", "score")
+    names = [name for name in RANKING.names if name not in unread]
     table = pa.concat_tables(
-        [_store.read_table(uri, columns).replace_schema_metadata() for uri in uris]
+        [_store.read_table(uri, names).replace_schema_metadata() for uri in uris]
     )
-    directions = np.array(table["direction"].to_pylist())
-    out: dict[str, float] = {}
-    for direction in ("i2t", "t2i"):
-        mine = {name: table[name].to_numpy()[directions == direction] for name in columns[1:]}
-        for k in DEPTHS:
-            out[f"{direction}_R_at_{k}"] = 100 * float(mine[f"R_at_{k}"].mean())
-        out[f"{direction}_MedR"] = float(np.median(mine["rank"]))
-        for name in ("ndcg_label", "ndcg_truth"):
-            values = mine[name].astype(np.float64)
-            if np.isfinite(values).any():
-                out[f"{direction}_{name}"] = float(np.nanmean(values))
-    out["rsum"] = sum(value for name, value in out.items() if "_R_at_" in name)
-    return out
+    columns = {name: table[name].to_numpy() for name in names}
+    query_ids, image_ids, directions = (
+        columns.pop(name).astype(str) for name in ("query_id", "image_id", "direction")
+    )
+    return {
+        direction: Queries(
+            query_ids[mine],
+            image_ids[mine],
+            {name: column[mine].astype(np.float64) for name, column in columns.items()},
+        )
+        for direction in ("i2t", "t2i")
+        for mine in [directions == direction]
+    }

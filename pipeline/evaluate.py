@@ -6,11 +6,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline import _plan, _ranking, _store, embed, train
+from pipeline import _exclusions, _plan, _ranking, _store, embed, intervals, label, train
 from pipeline._batches import stream
 from pipeline._errors import InputError
+from pipeline._exclusions import Leaving
 from pipeline._plan import Piece, Plan
 from schemas.embedding import tower_schema
+from schemas.ranking import RANKING
 from schemas.settings import Recipe
 
 write_rankings = _ranking.write_rankings
@@ -58,6 +60,19 @@ def evaluated(recipe: Recipe, root: str, name: str) -> list[dict]:
             f"evaluate.split {recipe.evaluate.split!r} is not evaluated; known: {known}"
         )
     return entries
+
+
+def read_vectors(models: list[tuple[str, Recipe]], root: str) -> _ranking.Vectors:
+    """Vectors of the evaluated split, by the one model (name, settings) of a run folder."""
+    if len(models) != 1:
+        names = ", ".join(name for name, _ in models) or "no model"
+        raise InputError(f"{root} holds {names}; name one with --name, or other vectors")
+    [(name, recipe)] = models
+    entries = evaluated(recipe, root, name)
+    folder = vectors_folder(root, name)
+    uris = tuple(_store.join(folder, f"{entry['name']}.parquet") for entry in entries)
+    vectors = _ranking.Vectors.read(uris, _plan.version(entries))
+    return vectors.without(_leaving(recipe, uris))
 
 
 def bank_shards(shards: dict, images: int) -> list[dict]:
@@ -124,9 +139,9 @@ def plan_rankings(
     root: str,
     name: str,
     protocol: dict,
-    bias: tuple[str, str] = ("", ""),
+    scorer=None,
 ) -> Plan:
-    """The pieces of a ranking of the evaluated split; `bias` is the URI and version of a bias."""
+    """The pieces of a ranking of the evaluated split; other scores are made from `scorer`."""
     vectors = _plan.need_index(vectors_folder(root, name), "evaluate")
     embeddings = _plan.need_index(embed.folder_of(recipe, root), "embed")
     split = recipe.evaluate.split
@@ -134,24 +149,30 @@ def plan_rankings(
     manifest = _plan.need_index(_plan.folder(root, "ingest"), "ingest")
     knows_truth = any(n.startswith("truth") for e in manifest["pieces"] for n in e["files"])
     vector_folder, label_folder = vectors_folder(root, name), embed.folder_of(recipe, root)
+    uris = tuple(_store.join(vector_folder, f"{e['name']}.parquet") for e in entries)
+    leaving = _leaving(recipe, uris)
     common = {
-        "vectors": tuple(_store.join(vector_folder, f"{e['name']}.parquet") for e in entries),
-        "version": _store.fingerprint(_plan.version(entries), bias[1]),
+        "vectors": uris,
+        "leaving": leaving,
+        "version": _plan.version(entries),
         "embeddings": tuple(_store.join(label_folder, f"{e['name']}.parquet") for e in labels),
         "embeddings_version": _plan.version(labels),
         "truth": _plan.folder(root, "ingest") if knows_truth else "",
         "truth_version": manifest["version"],
-        "bias": bias[0],
+        "scorer": scorer,
         "split": split,
         "recipe": recipe,
-        "protocol": {**_protocol(recipe, entries), **protocol},
+        "protocol": {**_protocol(recipe, entries, leaving), **protocol},
     }
     depends = [
         common["version"],
+        scorer and scorer.version,
         common["embeddings_version"],
         knows_truth and common["truth_version"],
-        recipe.evaluate.model_dump(exclude={"batch_size"}),
-        recipe.label.model_dump(exclude={"top_k"}),
+        recipe.evaluate.model_dump(exclude={"batch_size", "exclude", "resamples"}),
+        RANKING.names,
+        label.depends_on(recipe.label),
+        *(sorted(ids) for ids in leaving if ids),
     ]
     pieces = [
         Piece(
@@ -165,9 +186,30 @@ def plan_rankings(
     return _plan.plan(stage, folder, pieces, common["protocol"])
 
 
-def _protocol(recipe: Recipe, entries: list[dict]) -> dict:
-    images = sum(entry["images"] for entry in entries)
-    captions = sum(entry["captions"] for entry in entries)
+def _leaving(recipe: Recipe, uris: tuple[str, ...]) -> Leaving:
+    """The images and captions of the evaluated split that `evaluate.exclude` takes out."""
+    if recipe.evaluate.exclude is None:
+        return Leaving()
+    captions: dict[str, list[str]] = {}
+    for uri in uris:
+        table = _store.read_table(uri, ["id", "image_id", "modality"])
+        for id_, image_id, modality in zip(*table.to_pydict().values(), strict=True):
+            captions.setdefault(image_id, [])
+            if modality == "text":
+                captions[image_id].append(id_)
+    leaving = _exclusions.leaving(recipe.evaluate.exclude, captions)
+    if len(leaving.images) == len(captions):
+        raise InputError(
+            f"evaluate.exclude {recipe.evaluate.exclude} takes all {len(captions)} images of "
+            f"{recipe.evaluate.split} out; evaluate another split or shorten the list"
+        )
+    return leaving
+
+
+def _protocol(recipe: Recipe, entries: list[dict], leaving: Leaving) -> dict:
+    images = sum(entry["images"] for entry in entries) - len(leaving.images)
+    captions = sum(entry["captions"] for entry in entries) - len(leaving.captions)
+    excluded = {"images": len(leaving.images), "captions": len(leaving.captions)}
     return {
         "data": recipe.name,
         "split": recipe.evaluate.split,
@@ -179,9 +221,25 @@ def _protocol(recipe: Recipe, entries: list[dict]) -> dict:
         "ndcg_at": recipe.evaluate.ndcg_at,
         "label_encoder": recipe.embed.encoder,
         "label_map": recipe.label.map,
+        **({"excluded": excluded} if leaving.captions else {}),
     }
 
 
 def metrics(plan: Plan) -> dict[str, float]:
     """The means over all queries of a finished ranking."""
-    return _ranking.averages([piece.output for piece in plan.pieces])
+    return intervals.figures(queries(plan))
+
+
+def queries(plan: Plan) -> dict[str, intervals.Queries]:
+    """Every query's own metrics in a finished ranking, by direction."""
+    return _ranking.queries([piece.output for piece in plan.pieces])
+
+
+def results(plan: Plan, recipe: Recipe) -> dict:
+    """What metrics.json holds: figures, their intervals, and the protocol."""
+    ranking = queries(plan)
+    return {
+        "metrics": intervals.figures(ranking),
+        "intervals": intervals.bootstrap(ranking, recipe.evaluate.resamples),
+        "protocol": plan.settings,
+    }
