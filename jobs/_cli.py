@@ -18,12 +18,20 @@ COMMANDS = {
     "shard": ("manifest and images → WebDataset tars", ("shard", "source")),
     "embed": ("captions → sentence vectors", ("embed",)),
     "label": ("sentence vectors → relevance", ("label",)),
+    "calibrate": ("people's judgements → a map from cosine to relevance", ("calibrate", "embed")),
     "train": ("shards and relevance → two-tower model", ("train", "model", "label")),
     "evaluate": ("model → rankings and metrics", ("evaluate", "label")),
-    "rerank": ("rankings → better rankings", ("rerank", "evaluate")),
+    "rerank": ("rankings → better rankings", ("rerank", "leaprr", "evaluate")),
     "search": ("a text or a picture → what is nearest", ("search", "evaluate")),
-    "report": ("a run folder → one page", ()),
+    "serve": ("search in the browser, on the trained model", ("serve", "search", "evaluate")),
+    "report": ("a run folder → one page", ("report",)),
+    "compare": ("finished models → what differs, and whether it matters", ()),
+    "score": ("any model's vectors or scores → figures under the field's protocols", ()),
     "info": ("what a run folder holds", ()),
+    "lint": ("a run folder or any tars → what is wrong with them", ()),
+    "repair": ("shards that are broken → the same bytes again", ("shard", "source")),
+    "preview": ("shards → a page of pictures and captions", ()),
+    "audit": ("shards → duplicates, and a list to exclude them by", ("audit",)),
     "recipes": ("the recipes there are", ()),
 }
 MODULES = {"run": "end_to_end"}
@@ -38,6 +46,9 @@ ALIASES = {
     "train.workers": "--workers",
     "train.seed": "--seed",
     "embed.encoder": "--encoder",
+    "audit.distance": "--distance",
+    "calibrate.judgements": "--judgements",
+    "calibrate.captions": "--captions",
 }
 
 
@@ -94,14 +105,14 @@ def _dispatch(command: str, argv: list[str]) -> None:
     from pipeline.train import best_val
 
     root, models = _models(options, overrides)
-    if command == "info":
+    if command in ("info", "lint", "compare", "score"):
         return module.run(root, options)
     show = Show()
     show.heading(f"halftone {command}", f"recipe {models[0][1].name}, run folder {root}")
     runs = [Run(recipe, root, name, show, options.dry_run) for name, recipe in models]
-    if command in ("ingest", "shard", "embed", "label"):
+    if command in ("ingest", "shard", "embed", "label", "repair", "preview", "audit", "calibrate"):
         runs = runs[:1]  # these do not differ between models
-    elif command == "search" and len(runs) > 1:
+    elif command in ("search", "serve") and len(runs) > 1:
         runs = [max(runs, key=lambda run: best_val(root, run.name))]
     for run in runs:
         if len(runs) > 1:

@@ -6,6 +6,7 @@ With RAY_ADDRESS the cluster it names, else a small Ray of this machine's own.
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pipeline import _store
@@ -95,10 +96,14 @@ def train(
     piece: Piece,
     settings: TrainSettings,
     record: Callable[[list[dict]], None],
+    monitor: Callable[[str], AbstractContextManager] = lambda node: nullcontext(),
 ) -> None:
     """Run `fit(piece, report)` on Ray Train's workers; `record` gets every epoch's records.
 
-    A lost worker restarts all of them, and `fit` goes on from its newest checkpoint.
+    One worker of each node runs inside `monitor(node)`.
+
+    A lost worker restarts all of them, and `fit` goes on from its newest checkpoint; with
+    `train.min_workers` on as many nodes as there are then.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -106,13 +111,15 @@ def train(
 
     connect()
     storage = _store.join(piece.output.rsplit("/", 1)[0], "ray")
+    fewest = settings.min_workers if settings.min_workers < settings.workers else 0
     job = ray.get_runtime_context().get_job_id()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"fit": fit, "piece": piece},
+        train_loop_config={"fit": fit, "piece": piece, "monitor": monitor},
         torch_config=TorchConfig(timeout_s=settings.timeout),
         scaling_config=ScalingConfig(
-            num_workers=settings.workers, use_gpu=bool(ray.cluster_resources().get("GPU"))
+            num_workers=(fewest, settings.workers) if fewest else settings.workers,
+            use_gpu=bool(ray.cluster_resources().get("GPU")),
         ),
         run_config=RunConfig(
             # A new name every time: Ray would take a known one for a finished run and do nothing.
@@ -137,8 +144,15 @@ def _worker(config: dict) -> None:
     def report(records: list[dict]) -> None:
         ray.train.report({"records": records})
 
+    def leaving() -> bool:
+        return ray.train.get_preemption_info() is not None
+
+    context = ray.train.get_context()
+    first = context.get_local_rank() == 0
+    watched = config["monitor"](f"node-{context.get_node_rank()}") if first else nullcontext()
     try:
-        config["fit"](config["piece"], report)
+        with watched:
+            config["fit"](config["piece"], report, leaving)
     except InputError as error:  # the same again would not help: no restart
         ray.train.report({"input_error": str(error)})
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline import _store
 from pipeline._errors import InputError, did_you_mean
-from schemas.settings import SECTIONS, Recipe
+from schemas.settings import SECTIONS, EvaluateSettings, LabelSettings, Recipe, ShardSettings
 
 ROOM = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -149,16 +149,44 @@ def _absolute(recipe: Recipe) -> Recipe:
         for name in ("path", "images")
         if getattr(source, name) is not None
     }
-    encoder = recipe.embed.encoder
-    with contextlib.suppress(OSError):
-        if Path(encoder).is_dir():
-            encoder = str(Path(encoder).absolute())
+    embed = recipe.embed
+    encoders = {
+        "encoder": _absolute_folder(embed.encoder),
+        "members": {_absolute_folder(name): weight for name, weight in embed.members.items()},
+    }
     return recipe.model_copy(
         update={
             "source": source.model_copy(update=changes),
-            "embed": recipe.embed.model_copy(update={"encoder": encoder}),
+            "embed": embed.model_copy(update=encoders),
+            "shard": _absolute_list(recipe.shard),
+            "evaluate": _absolute_list(recipe.evaluate),
+            "label": _absolute_label(recipe.label),
         }
     )
+
+
+def _absolute_list(section: ShardSettings | EvaluateSettings) -> ShardSettings | EvaluateSettings:
+    """The section, its exclusion list's URI made absolute."""
+    uri = section.exclude and _store.absolute(section.exclude)
+    return section.model_copy(update={"exclude": uri})
+
+
+def _absolute_label(label: LabelSettings) -> LabelSettings:
+    """The section, what it names on this disk made absolute."""
+    files = {
+        name: getattr(label, name) and _store.absolute(getattr(label, name))
+        for name in ("calibration", "overrides")
+    }
+    encoder = label.cross_encoder and _absolute_folder(label.cross_encoder)
+    return label.model_copy(update={**files, "cross_encoder": encoder})
+
+
+def _absolute_folder(name: str) -> str:
+    """A folder's absolute path; any other name as it is."""
+    with contextlib.suppress(OSError):
+        if Path(name).is_dir():
+            return str(Path(name).absolute())
+    return name
 
 
 def settings_of(section: str) -> Iterator[tuple[str, Any, str]]:

@@ -124,7 +124,9 @@ class Stage:
         check(made)
         return plan.finish(made, **extra)
 
-    def train(self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict]) -> dict:
+    def train(
+        self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict], epochs: int = 0
+    ) -> dict:
         """The plan's index, after its one piece was trained on Ray Train's workers."""
         self.kept += len(plan.pieces) - len(plan.pending)
         if self.run.dry:
@@ -136,8 +138,11 @@ class Stage:
             return plan.index if plan.complete else plan.finish({})
         self.start()
         piece = plan.pieces[0]
-        with self.run.show.training(self.name, self.run.recipe.train.epochs, piece):
-            _cluster.train(fit, piece, self.run.recipe.train, self.run.track.recorder(self.name))
+        epochs = epochs or self.run.recipe.train.epochs
+        with self.run.show.training(self.name, epochs, piece):
+            track = self.run.track
+            watchers = track.recorder(self.name), track.monitor(self.name)
+            _cluster.train(fit, piece, self.run.recipe.train, *watchers)
         self.made += 1
         return plan.finish({piece.name: summary(piece)})
 

@@ -42,7 +42,7 @@ class Show:
         if not made:
             work = "nothing to do"
         self.console.print(
-            f"[green]{NUMBER[name]}[/green] {name:<9}[cyan]{work:<18}[/cyan] {figures}  "
+            f"[green]{NUMBER.get(name, '-')}[/green] {name:<9}[cyan]{work:<18}[/cyan] {figures}  "
             f"[dim]{seconds:.1f} s[/dim]"
         )
 
@@ -55,9 +55,9 @@ class Show:
         more = f", … {len(pending) - 3} more" if len(pending) > 3 else ""
         done = len(plan.pieces) - len(pending)
         self.console.print(
-            f"{NUMBER[name]} {name:<9}{len(pending)} to make ({names}{more}), {done} done"
+            f"{NUMBER.get(name, '-')} {name:<9}{len(pending)} to make ({names}{more}), {done} done"
             if pending
-            else f"{NUMBER[name]} {name:<9}nothing to do, {done} done"
+            else f"{NUMBER.get(name, '-')} {name:<9}nothing to do, {done} done"
         )
 
     @contextlib.contextmanager
@@ -67,7 +67,7 @@ class Show:
             yield lambda: None
         elif self.console.is_terminal:
             with self._bar() as bar:
-                task = bar.add_task(f"{NUMBER[name]} {name}", total=total)
+                task = bar.add_task(f"{NUMBER.get(name, '-')} {name}", total=total)
                 yield lambda: bar.advance(task)
         else:
             done = 0
@@ -130,6 +130,11 @@ class Show:
         for row in rows:
             table.add_row(*row)
         self.out.print(table)
+
+    def findings(self, found: list[tuple[str, str, str]]) -> None:
+        """What is wrong with which file and what to do, to standard output, never broken."""
+        for file, what, do in found:
+            self.out.print(f"{file}: {what}; {do}", soft_wrap=True, markup=False)
 
     def where(self, places: dict[str, str]) -> None:
         """Where to look, a line a place, never broken: they are there to be copied."""

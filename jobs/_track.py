@@ -65,9 +65,19 @@ class Tracker:
         run_id = self._attempt(lambda: self._run_id(stage))
         return partial(_record, self.uri, run_id) if run_id else _ignore
 
-    def model(self, stage: str, folder: str) -> None:
-        """Log a folder's trained model so that `mlflow.pyfunc.load_model` loads it."""
-        self._attempt(lambda: _log_model(self.uri, self._run_id(stage), folder))
+    def monitor(self, stage: str) -> Callable[[str], contextlib.AbstractContextManager]:
+        """For the training's workers: while it is entered, their node's load is logged."""
+        run_id = self._attempt(lambda: self._run_id(stage))
+        return partial(_monitor, self.uri, run_id)
+
+    def model(self, stage: str, folder: str, score: float) -> None:
+        """Log a folder's trained model so that `mlflow.pyfunc.load_model` loads it.
+
+        It becomes a version of the model registered under the recipe's name, with this model's
+        name as alias, and `best` where no other version's score is higher.
+        """
+        names = self.experiment, self.name
+        self._attempt(lambda: _log_model(self.uri, self._run_id(stage), folder, *names, score))
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the runs that were written to; keep what could not be written for the next time."""
@@ -250,7 +260,27 @@ def _log_bytes(client, run_id: str, name: str, data: bytes) -> None:
         client.log_artifact(run_id, str(Path(temporary) / file), folder or None)
 
 
-def _log_model(uri: str, run_id: str, folder: str) -> None:
+@contextlib.contextmanager
+def _monitor(uri: str, run_id: str | None, node: str) -> Iterator[None]:
+    """CPU, memory, disk, network and GPU of this node, as `system/NODE/…`, every ten seconds."""
+    reachable = uri.startswith("http") or Path(uri.removeprefix("sqlite:///")).exists()
+    if run_id is None or not reachable:
+        yield
+        return
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    monitor = SystemMetricsMonitor(
+        run_id, sampling_interval=10, node_id=node, resume_logging=True, tracking_uri=uri
+    )
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+def _log_model(uri: str, run_id: str, folder: str, model: str, alias: str, score: float) -> None:
     import mlflow
 
     import pipeline
@@ -259,11 +289,19 @@ def _log_model(uri: str, run_id: str, folder: str) -> None:
     with tempfile.TemporaryDirectory() as copy, _current(uri), mlflow.start_run(run_id=run_id):
         for name in ("index.json", "vocabulary.json", "model.safetensors"):
             (Path(copy) / name).write_bytes(_store.read_bytes(_store.join(folder, name)))
-        mlflow.pyfunc.log_model(
+        info = mlflow.pyfunc.log_model(
             name="model",
+            registered_model_name=model,
             python_model=str(Path(__file__).with_name("_tracked_model.py")),
             artifacts={"model": copy},
             # Our own code goes along, so the model loads where Halftone is not installed.
             code_paths=[str(Path(room.__path__[0])) for room in (pipeline, schemas)],
             pip_requirements=["torch", "numpy", "pyarrow", "pillow", "pydantic", "safetensors"],
         )
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    version = str(info.registered_model_version)
+    client.set_model_version_tag(model, version, "val_rsum", str(score))
+    client.set_registered_model_alias(model, alias, version)
+    versions = client.search_model_versions(f"name='{model}'")
+    best = max(versions, key=lambda v: (float(v.tags.get("val_rsum", -1)), int(v.version)))
+    client.set_registered_model_alias(model, "best", best.version)

@@ -1,23 +1,37 @@
-"""halftone rerank: inverted softmax fitted on val, and the rankings it gives."""
+"""halftone rerank: re-rankers fitted on train and val, and the rankings they give."""
 
 from jobs import _cli
-from jobs._run import Run
+from jobs._run import Run, Stage
 from pipeline import _store, evaluate, rerank
 
 
 def run(run: Run) -> None:
     with run.stage("rerank") as stage:
-        fitted = stage.make(rerank.plan(run.recipe, run.root, run.name), rerank.write_reranker)
-        chosen = fitted["pieces"][0]["chosen"]
-        plan = rerank.plan_reranked(run.recipe, run.root, run.name)
-        index = stage.make(plan, rerank.write_rankings)
-        if not run.dry:
-            metrics = evaluate.metrics(plan)
-            stage.metrics("reranked", metrics)
-            stage.note(**{f"beta_{d}": c["beta"] for d, c in chosen.items()})
-            if stage.made:
-                result = {"metrics": metrics, "protocol": index["settings"]}
-                _store.write_json(_store.join(plan.folder, "metrics.json"), result)
+        recipe, root, name = run.recipe, run.root, run.name
+        fitted = stage.make(rerank.plan(recipe, root, name), rerank.write_reranker)
+        for plan in rerank.plan_training(recipe, root, name, fitted):
+            stage.train(plan, rerank.fit, rerank.summary, epochs=recipe.leaprr.epochs)
+        chosen = rerank.best(recipe, root, name)
+        rows = {method: _ranked(stage, method, method == chosen) for method in recipe.rerank.method}
+        if len(rows) > 1 and not run.dry:
+            run.show.table("", *rerank.table(recipe, root, name, rows), "")
+
+
+def _ranked(stage: Stage, method: str, chosen: bool) -> dict:
+    """Make a method's rankings; its metrics, and what they took."""
+    run = stage.run
+    plan = rerank.plan_reranked(run.recipe, run.root, run.name, method)
+    index = stage.make(plan, rerank.write_rankings)
+    if run.dry:
+        return {}
+    metrics, cost = evaluate.metrics(plan), rerank.cost(index)
+    uri = _store.join(plan.folder, "metrics.json")
+    if stage.made or not _store.exists(uri):
+        _store.write_json(uri, {**evaluate.results(plan, run.recipe), "cost": cost})
+    if chosen:
+        stage.metrics("reranked", metrics)
+        stage.note(**{k: v for k, v in index["settings"].items() if "_i2t" in k or "_t2i" in k})
+    return metrics | cost
 
 
 if __name__ == "__main__":

@@ -1,37 +1,50 @@
 """The training objective: a weighted sum of losses over the list of the whole global batch."""
 
-import inspect
+import math
 
 import torch
 
 from pipeline._batches import Batch, Split
 from pipeline._errors import InputError, did_you_mean
 from pipeline._world import World
-from pipeline.formulas.losses import GRADED, LOSSES
+from pipeline.formulas.losses import GRADED, LOSSES, WeightedSum
 from pipeline.label import Captions, graded
 from schemas.settings import LabelSettings, TrainSettings
 
 
 def check(settings: TrainSettings) -> None:
-    """Refuses losses that do not exist or carry no weight."""
-    for name, terms in settings.losses.items():
-        if name not in LOSSES:
-            raise InputError(f"unknown loss {name!r} in train.losses{did_you_mean(name, LOSSES)}")
-        if not isinstance(terms.get("weight", 1.0), int | float):
-            raise InputError(f"train.losses.{name}.weight must be a number")
-        known = [*list(inspect.signature(LOSSES[name]).parameters)[2:], "weight"]
-        if unknown := [key for key in terms if key not in known]:
-            raise InputError(
-                f"unknown setting train.losses.{name}.{unknown[0]}{did_you_mean(unknown[0], known)}"
-            )
-        try:  # on a list of two: a value that no list could have is found before any work
-            own = {key: value for key, value in terms.items() if key != "weight"}
-            target = torch.eye(2) if name in GRADED else torch.eye(2) > 0
-            LOSSES[name](torch.eye(2), target, **own)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"train.losses.{name}: {error}") from error
+    """Refuses losses that do not exist, and settings that they do not have or cannot work with."""
     if not settings.losses:
         raise InputError(f"train.losses is empty; choose from {', '.join(LOSSES)}")
+    for name, given in settings.losses.items():
+        if name not in LOSSES:
+            raise InputError(f"unknown loss {name!r} in train.losses{did_you_mean(name, LOSSES)}")
+        if given.get("average") == "pairs":  # each worker has queries of its own only
+            raise InputError(
+                f"train.losses.{name}.average is 'pairs', which needs all queries in one process; "
+                "use 'queries'"
+            )
+        try:  # on a list of two, at both ends of every schedule: before any work
+            loss, two = WeightedSum({name: given}), torch.eye(2)
+            for time in (-math.inf, math.inf):
+                value = float(loss(two, two > 0, two, time=time).sum())
+                if not math.isfinite(value):
+                    raise ValueError(f"{given} gives {value} on a list of two; change its settings")
+        except (TypeError, ValueError) as error:
+            raise InputError(f"train.losses.{name}: {error}") from error
+
+
+def loss_of(settings: TrainSettings) -> WeightedSum:
+    """The weighted sum, times in epochs; a triplet starts on all negatives.
+
+    On the hardest ones from the first step it collapses, so that its mining waits, unless the
+    recipe says how it goes.
+    """
+    losses = dict(settings.losses)
+    if "triplet" in losses:
+        wait = {"from": 0, "to": 1, "over": settings.negatives_warmup, "shape": "jump"}
+        losses["triplet"] = {"mining": wait, **losses["triplet"]}
+    return WeightedSum(losses)
 
 
 def needs_relevance(settings: TrainSettings) -> bool:
@@ -49,7 +62,7 @@ class Objective:
         captions: Captions | None,
         world: World,
     ):
-        self.settings, self.label, self.split, self.world = settings, label, split, world
+        self.loss, self.label, self.world = loss_of(settings), label, world
         self.captions = captions
         if captions is not None and captions.caption_ids != _caption_ids(split):
             raise InputError(
@@ -64,29 +77,17 @@ class Objective:
         rows_B = self.world.gather(batch.image_rows)
         same_nB = batch.image_rows[:, None] == rows_B[None, :]
         i2t, t2i = images_nD @ texts_BD.T, texts_nD @ images_BD.T
-        relevance = None
-        if self.captions is not None:
-            relevance = self._relevance(batch, same_nB, i2t.device)
-        terms = {}
-        for name, settings in self._settings_at(epoch).items():
-            weight = settings.pop("weight", 1.0)
-            targets = relevance if name in GRADED else (same_nB, same_nB)
-            values = [
-                LOSSES[name](scores, target, **settings)
-                for scores, target in zip((i2t, t2i), targets, strict=True)
-            ]
-            terms[name] = (values[0].mean() + values[1].mean()) / 2 * weight
+        relevance = (None, None) if self.captions is None else self._relevance(batch, same_nB)
+        sides = [
+            self.loss.terms(scores_nB, same_nB, relevance_nB, time=epoch)
+            for scores_nB, relevance_nB in zip((i2t, t2i), relevance, strict=True)
+        ]
+        terms = {name: (sides[0][name].mean() + sides[1][name].mean()) / 2 for name in sides[0]}
         return sum(terms.values()), terms
 
-    def _settings_at(self, epoch: float) -> dict[str, dict]:
-        """Each loss's settings now: a triplet that starts on the hardest negatives collapses."""
-        settings = {name: dict(values) for name, values in self.settings.losses.items()}
-        if "triplet" in settings and epoch < self.settings.negatives_warmup:
-            settings["triplet"]["negatives"] = "all"
-        return settings
-
-    def _relevance(self, batch: Batch, same_nB, device) -> tuple[torch.Tensor, torch.Tensor]:
+    def _relevance(self, batch: Batch, same_nB) -> tuple[torch.Tensor, torch.Tensor]:
         """Relevance (n, B) of own images to all texts, and of own texts to all images."""
+        device = same_nB.device
         images = [self.captions.image_ids[row] for row in batch.image_rows.tolist()]
         rows_nC, mask_nC = self.captions.captions_of(images)
         texts_BE = self.world.gather(self.captions.vectors[batch.caption_rows].to(device))
@@ -97,6 +98,10 @@ class Objective:
             mask_MC=mask_nC.to(device),
             same_image_MN=same_nB,
         )
+        if self.label.overrides is not None:
+            caption_rows_B = self.world.gather(batch.caption_rows)
+            rows = (batch.image_rows.cpu().numpy(), caption_rows_B.cpu().numpy())
+            i2t_nB = self.captions.decide(i2t_nB, *rows, self.label)
         # r is not symmetric: own texts' column of the whole matrix, whose rows are all images.
         n = len(images)
         own = slice(self.world.rank * n, (self.world.rank + 1) * n)

@@ -99,7 +99,7 @@ def half_way(here, recipe, four_stages) -> tuple[str, list[str]]:
         (["train", "--train.losses.infonce.weight", "1"], "did you mean 'info_nce'?"),
         (
             ["label", "--label.map", "clap"],
-            "label.map: Input should be 'half', 'clip' or 'logistic'",
+            "label.map: Input should be 'half', 'clip', 'logistic' or 'isotonic'",
         ),
         (["label", "--recipe"], "expected one argument"),
     ],
@@ -223,7 +223,7 @@ def test_a_truncated_image_is_set_aside_and_counted(pictures, here, capsys):
     results = json.loads(printed.out)["models"]
     shown = list(results.values())[-1]["shard"]
     assert (shown["samples"], shown["rejected"]) == (20, 1)
-    assert shown["rejected (image does not decode)"] == 1
+    assert shown["rejected: image does not decode"] == 1
     assert "rejected 1" in printed.err
 
 
@@ -265,7 +265,16 @@ def test_pixel_towers_on_shards_of_features_are_refused(here):
     [
         ({"infonce": {}}, "unknown loss 'infonce' in train.losses; did you mean 'info_nce'?"),
         ({"info_nce": {"temprature": 0.1}}, "temprature"),
-        ({"info_nce": {"weight": "five"}}, "train.losses.info_nce.weight must be a number"),
+        ({"info_nce": {"weight": "five"}}, "train.losses.info_nce: the weight must be a number"),
+        ({"info_nce": {"temperature": 0}}, "train.losses.info_nce: .* gives nan on a list of two"),
+        ({"triplet": {"weight": {"from": 0, "to": 1}}}, "train.losses.triplet: a schedule is"),
+        ({"triplet": {"margin": {"from": 0, "to": 1, "steps": 9}}}, "a schedule is .* got .*steps"),
+        (
+            {"smooth_ndcg": {"tau": {"from": 0.1, "to": 0, "over": 3}}},
+            "train.losses.smooth_ndcg: tau and error must be above 0",
+        ),
+        ({"kendall_rank": {"window": {"from": 16, "to": 4, "over": 3}}}, "are whole numbers"),
+        ({"kendall_rank": {"average": "pairs"}}, "average is 'pairs'.*use 'queries'"),
         ({"triplet": {"negatives": "hard"}}, "hard"),
         ({}, "train.losses is empty; choose from"),
     ],

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from pipeline.formulas import metrics
+from pipeline.formulas import _pairs, _sort, metrics
 from pipeline.formulas._pairs import inversions
-from pipeline.formulas._sort import integers_like, order_of_rows, sort_rows_
+from pipeline.formulas._sort import largest, order_of_rows, sort_rows_
 from pipeline.formulas.losses import LOSSES, smooth_ndcg
 
 torch.set_num_threads(1)
@@ -190,12 +190,25 @@ def test_the_table_of_a_perfect_and_a_reversed_model():
     assert worst["i2t_R_at_10"] == 0 and worst["i2t_MeanR"] == 16 and worst["t2i_MeanR"] == 4
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=41))
-def test_inversions_are_counted_one_by_one(ranks):
-    ranks = [r % len(ranks) for r in ranks]
-    expected = sum(a > b for i, a in enumerate(ranks) for b in ranks[i + 1 :])
-    assert inversions(torch.tensor([ranks, ranks[::-1]]))[0] == expected
+either_way = pytest.mark.parametrize("numba", [True, False], ids=["numba", "torch alone"])
+
+
+@pytest.fixture
+def passes(numba, monkeypatch):
+    """With numba's passes, or as if it were not installed."""
+    if not numba:
+        monkeypatch.setattr(_sort, "compiled", lambda: None)
+        monkeypatch.setattr(_pairs, "compiled", lambda: None)
+
+
+@either_way
+@pytest.mark.parametrize("n", [0, 1, 2, 41, 1023])
+def test_inversions_are_counted_one_by_one(n, passes):
+    ranks = torch.randint(0, max(1, n // 2), (5, n), generator=torch.manual_seed(n))
+    if n > 0:
+        ranks[0], ranks[1] = torch.arange(n), torch.arange(n).flip(0)
+    expected = [(row[:, None] > row[None, :]).triu().sum().item() for row in ranks]
+    assert inversions(ranks).tolist() == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -207,9 +220,32 @@ def test_rows_are_ordered_as_by_a_stable_sort(row):
         assert order_of_rows(x)[0].tolist() == sorted(places, key=lambda i: row[i])
         found = order_of_rows(x, descending=True)[0].tolist()
         assert found == sorted(places, key=lambda i: -row[i])
-        integers = integers_like(x)[0].tolist()
-        assert all((integers[i] < integers[j]) == (row[i] < row[j]) for i in places for j in places)
         assert sort_rows_(x.clone())[0].tolist() == sorted(x[0].tolist())
+
+
+@either_way
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_long_rows_are_ordered_as_by_a_stable_sort(dtype, passes):
+    x = torch.randn(4, 1500, generator=torch.manual_seed(0), dtype=dtype)
+    x[1] = (x[1] * 20).round() / 20
+    x[2] = 1 + x[2] * 1e-14  # differ in the last bits of a double only
+    x[3, ::3], x[3, 1::3], x[3, 5], x[3, 8] = 0.0, -0.0, torch.inf, -torch.inf
+    for rows in (x, x.T.contiguous().T):
+        for down in (False, True):
+            expected = rows.argsort(dim=1, stable=True, descending=down)
+            assert torch.equal(order_of_rows(rows, descending=down), expected)
+
+
+@pytest.mark.parametrize("n", [5, 64, 100, 1003])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_the_largest_of_a_row(n, count):
+    x = torch.randn(6, n, generator=torch.manual_seed(n))
+    x[4], x[5] = (x[4] * 2).round(), -torch.inf
+    values, places = largest(x, count)
+    expected = x.topk(count).values
+    assert torch.equal(values.sort(descending=True).values, expected)
+    assert torch.equal(x.gather(1, places), values)
+    assert all(len(set(row)) == count for row in places.tolist())
 
 
 def test_unknown_gain_is_refused():

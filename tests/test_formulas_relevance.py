@@ -82,6 +82,8 @@ def test_length_of_vectors_does_not_matter_and_halves_are_worked_on_in_float32()
     expected = from_captions(images, captions)
     torch.testing.assert_close(from_captions(images * 7, captions / 9), expected)
     found = from_captions(images.half(), captions.half())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(from_captions(images, captions), expected)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3)
 

@@ -39,7 +39,8 @@ def test_streamed_loss_is_the_whole_one(name, rows):
 def test_low_precision_embeddings_are_multiplied_in_float32():
     image, text, relevance, _ = make()
     low = [x.detach().bfloat16().requires_grad_() for x in (image, text)]
-    loss = both_directions_streamed("smooth_ndcg", *low, relevance, rows=4, tau=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = both_directions_streamed("smooth_ndcg", *low, relevance, rows=4, tau=0.5)
     loss.backward()
     exact = both_directions("smooth_ndcg", low[0].double() @ low[1].double().T, relevance, tau=0.5)
     assert loss.dtype == torch.float32 and low[0].grad.dtype == torch.bfloat16
@@ -73,9 +74,7 @@ def test_streamed_metrics_are_the_whole_ones():
 def test_rows_and_columns_by_worker_make_the_whole(workers):
     """Each worker's own rows and columns of the global list add up to one worker's loss."""
     image, text, relevance, _ = make(images=12, texts=12)
-    loss = WeightedSum(
-        [{"loss": "triplet", "weight": 0.5}, {"loss": "smooth_ndcg"}, {"loss": "info_nce"}]
-    )
+    loss = WeightedSum({"triplet": {"weight": 0.5}, "smooth_ndcg": {}, "info_nce": {}})
 
     def mean(scores, relevance):
         return loss(scores, relevance == 1, relevance).sum() / 12

@@ -17,6 +17,7 @@ from pipeline import _store
 MOMENTS = (
     "2-shards/*.parquet",
     "3-embeddings/tiny/*.parquet",
+    "4-relevance/tiny/*.parquet",
     "5-model/main/checkpoints/step-00000030/checkpoint.json",
     "6-rankings/main/vectors/*.parquet",
 )
@@ -54,8 +55,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(
             for folder in (finished_run, root)
         )
         assert here == there
-    for tar in Path(finished_run).glob("2-shards/*.tar"):
-        assert tar.read_bytes() == (root / "2-shards" / tar.name).read_bytes()
+    files = ("2-shards/*.tar", "3-embeddings/tiny/*.parquet", "4-relevance/tiny/*.parquet")
+    for there in (path for pattern in files for path in Path(finished_run).glob(pattern)):
+        assert there.read_bytes() == (root / there.relative_to(finished_run)).read_bytes()
 
 
 @pytest.mark.chaos

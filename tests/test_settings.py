@@ -75,7 +75,7 @@ def test_resolved_settings_survive_a_trip_through_json(name):
 def test_an_unknown_recipe_is_answered_with_a_near_one():
     near = refused("--recipe", "drwan_tiny")
     assert near == "unknown recipe 'drwan_tiny'; did you mean 'drawn_tiny'?"
-    assert "known: drawn, " in refused("--recipe", "zzzz")
+    assert "known: coco_clip, " in refused("--recipe", "zzzz")
 
 
 def test_a_recipe_file_is_called_after_itself(recipe_file):
@@ -98,7 +98,7 @@ def test_a_recipe_file_is_called_after_itself(recipe_file):
         ("- a\n- b", "holds no settings"),
         (
             "label: {map: round}",
-            "Input should be 'half', 'clip' or 'logistic' (found 'round')",
+            "Input should be 'half', 'clip', 'logistic' or 'isotonic' (found 'round')",
         ),
     ],
 )

@@ -67,8 +67,10 @@ def test_a_killed_training_ends_with_the_same_weights(data):
     assert losses[0] == losses[1]
 
 
-SCHEDULES = """{triplet: {weight: {from: 1, to: 0, over: 2}},
-    smooth_ndcg: {weight: {from: 0, to: 5, over: 1, start: 0.5}, tau: {from: 0.2, to: 0.02, over: 2}}}"""
+SCHEDULES = """{
+    triplet: {weight: {from: 1, to: 0, over: 2}},
+    smooth_ndcg: {
+        weight: {from: 0, to: 5, over: 1, start: 0.5}, tau: {from: 0.2, to: 0.02, over: 2}}}"""
 
 
 def test_a_killed_training_goes_on_in_its_schedules(data, tiny_encoder):

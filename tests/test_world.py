@@ -6,18 +6,27 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from pipeline._batches import Batch
-from pipeline._objective import Objective
+from pipeline._objective import Objective, loss_of
 from pipeline._world import World
+from pipeline.formulas.losses import LOSSES
 from schemas.settings import LabelSettings, TrainSettings
 
 PAIRS, DIM, ENCODER_DIM, CAPTIONS = 16, 6, 5, 3
 
-LOSSES = {
-    "triplet": {"triplet": {"weight": 1.0}},
-    "info_nce": {"info_nce": {"weight": 1.0}},
-    "smooth_ndcg": {"smooth_ndcg": {"weight": 1.0, "tau": 0.1}},
-    "kendall_rank": {"kendall_rank": {"weight": 1.0, "gap": 0.05}},
-    "sum": {"info_nce": {"weight": 0.3}, "smooth_ndcg": {"weight": 2.0, "tau": 0.05}},
+# Every loss on its own, with settings under which these few pairs give it something to do.
+SETTINGS = {
+    "smooth_ndcg": {"tau": 0.1},
+    "kendall_rank": {"gap": 0.05, "margin": 0.1},
+    "kendall_smooth": {"tau": 0.1},
+    "masked_info_nce": {"ignore_above": 0.3},
+}
+CASES = {name: {name: SETTINGS.get(name, {})} for name in LOSSES} | {
+    "windows": {"kendall_rank": {"window": 3, "hardest": 5}},
+    "all and soft negatives": {"triplet": {"negatives": "soft", "mining": 0.5}},
+    "scheduled sum": {
+        "info_nce": {"weight": 0.3, "temperature": {"from": 0.5, "to": 0.1, "over": 4}},
+        "smooth_ndcg": {"weight": {"from": 0, "to": 4, "over": 2}, "tau": 0.05},
+    },
 }
 
 
@@ -40,7 +49,7 @@ def loss_and_gradient(losses: dict, rank: int, size: int):
     """The mean loss over workers, and the gradient of shared weights after DDP's average."""
     world = World()
     objective = Objective.__new__(Objective)
-    objective.settings = TrainSettings(losses=losses, negatives_warmup=0)
+    objective.loss = loss_of(TrainSettings(losses=losses, negatives_warmup=0))
     objective.label, objective.world = LabelSettings(), world
     objective.captions = Known()
     generator = torch.Generator().manual_seed(0)
@@ -71,7 +80,7 @@ def loss_and_gradient(losses: dict, rank: int, size: int):
 def worker(rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
-    found = {name: loss_and_gradient(losses, rank, size) for name, losses in LOSSES.items()}
+    found = {name: loss_and_gradient(losses, rank, size) for name, losses in CASES.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -80,12 +89,13 @@ def worker(rank: int, size: int, folder: str) -> None:
 def test_workers_together_have_the_loss_and_gradient_of_one(size, tmp_path):
     multiprocessing.spawn(worker, (size, str(tmp_path)), nprocs=size)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
-    for name, losses in LOSSES.items():
+    for name, losses in CASES.items():
         value, gradient = loss_and_gradient(losses, 0, 1)
+        assert value > 0 and gradient.abs().max() > 1e-4, f"{name} has nothing to do here"
         for rank in range(size):
             other, other_gradient = found[rank][name]
             assert other == pytest.approx(value, abs=1e-9), name
-            torch.testing.assert_close(other_gradient, gradient, atol=1e-9, rtol=1e-7)
+            torch.testing.assert_close(other_gradient, gradient, atol=1e-9, rtol=1e-7, msg=name)
 
 
 def gather_worker(rank: int, size: int, folder: str) -> None:

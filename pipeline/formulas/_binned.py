@@ -7,8 +7,11 @@ the same four weights. The band holds the logistic step with the two splines div
 spectrum; further than REACH x tau from a score the step is 0 or 1 and a running sum does it. The
 gradient is the same two passes with the splines' derivative.
 
+The weights are cubic in a score's offset in its cell, so what is kept of a cell is the sum of the
+offsets' powers, and SPLINE makes weights of them cell by cell: there are fewer cells than scores.
+
 Legend of the shape suffixes: R rows, N candidates, G grid cells, T tiles of the grid, L cells of a
-tile; 4 is the cells that one score touches.
+tile; 4 is the cells that one score touches, or the powers of its offset.
 """
 
 import functools
@@ -20,6 +23,11 @@ REACH = 20  # in tau: beyond it the step differs from 0 or 1 by less than exp(-2
 # A candidate's share of a rank is off by at most this much of itself over cells^4: the cubic
 # spline is of fourth order.
 ERROR_AT_ONE_CELL = 3e-3
+# The weight of each of the four cells, by powers of the offset x in [0, 1) past the second of them.
+SPLINE = (
+    torch.tensor([[1, -3, 3, -1], [4, 0, -6, 3], [1, 3, 3, -3], [0, 0, 0, 1]], dtype=torch.float64)
+    / 6
+)
 
 
 def cells_per_tau(error):
@@ -54,91 +62,87 @@ class Grid:
 
     def _buffers(self, shape, like_QN):
         self.cell_RN = like_QN.new_empty(shape, dtype=torch.int64)
-        self.offset_RN, self.scratch_RN = like_QN.new_empty(2, *shape)
-        self.weights_4RN, self.above_4RN = like_QN.new_empty(2, 4, *shape)
+        self.whole_RN = like_QN.new_empty(shape, dtype=torch.int32)
+        self.powers_4RN = like_QN.new_ones(4, *shape)
+        self.scratch_RN, self.slope_RN = like_QN.new_empty(2, *shape)
+        self.spline_44 = SPLINE.to(like_QN)
+        self.cells_4RG, self.mixed_4RG = like_QN.new_empty(2, 4, shape[0], self.length)
 
     def rank(self, scores_RN, mask_RN, out_RN):
         """Fills out_RN with 1/2 + the sum of the step over every k, itself included: at itself the
         step is exactly 1/2."""
         self._take(len(scores_RN))
-        torch.sub(scores_RN, scores_RN.amin(-1, keepdim=True), out=self.offset).mul_(self.scale)
-        torch.floor(self.offset, out=self.scratch)
-        self.cell.copy_(self.scratch)
-        self.offset.sub_(self.scratch)
-        self._cubic()
-        self._spread(mask_RN)
+        one, x, square, cube = self.powers
+        torch.sub(scores_RN, scores_RN.amin(-1, keepdim=True), out=x).mul_(self.scale)
+        self.cell.copy_(self.whole.copy_(x))  # twice as fast as at once
+        x.frac_()
+        if mask_RN is not None:
+            x.mul_(one.copy_(mask_RN))
+        torch.mul(x, x, out=square)
+        torch.mul(square, x, out=cube)
+        self._spread(self.powers)
         self._convolve(self.band_LL, from_top=True)
-        for shift in range(4):
-            torch.gather(self._window(self.convolved, shift), 1, self.cell, out=self.above[shift])
-        torch.mul(self.above[0], self.weights[0], out=out_RN)
-        for value_RN, weight_RN in zip(self.above[1:], self.weights[1:], strict=True):
-            out_RN.addcmul_(value_RN, weight_RN)
-        return out_RN.add_(0.5)
+        self._polynomials(self.spline_44)
+        # The cubic and its slope by Horner's rule.
+        top, slope = self._read(3, cube), self.slope
+        torch.addcmul(self._read(2, square), top, x, out=square)
+        torch.addcmul(square, top, x, out=slope)
+        torch.addcmul(self._read(1, cube), square, x, out=cube)
+        torch.addcmul(cube, slope, x, out=slope)
+        return torch.addcmul(self._read(0, out_RN), cube, x, out=out_RN).add_(0.5)
 
     def gradient(self, grad_RN, mask_RN, out_RN):
         """Fills out_RN with d(sum of grad x rank) / d(scores) for the block that `rank` saw
         last."""
         if mask_RN is not None:
             grad_RN = grad_RN * mask_RN
-        self._spread(grad_RN)
+        _, x, square, cube = self.powers
+        torch.mul(grad_RN, x, out=self.scratch)
+        torch.mul(self.scratch, x, out=square)
+        torch.mul(square, x, out=cube)
+        self._spread((grad_RN, self.scratch, square, cube))
         self._convolve(self.band_LL.flip(0, 1), from_top=False)
-        self._cubic_slope()
-        out_RN.zero_()
-        for shift in range(4):
-            torch.gather(self._window(self.convolved, shift), 1, self.cell, out=self.scratch)
-            if mask_RN is not None:
-                self.scratch.mul_(mask_RN)
-            self.scratch.addcmul_(self.above[shift], grad_RN)
-            out_RN.addcmul_(self.scratch, self.weights[shift])
-        return out_RN.mul_(self.scale)
+        self._polynomials(self.spline_44 * torch.arange(4, device=x.device))
+        top = self._read(3, cube)
+        torch.addcmul(self._read(2, square), top, x, out=square)
+        torch.addcmul(self._read(1, out_RN), square, x, out=out_RN)
+        if mask_RN is not None:
+            out_RN.mul_(mask_RN)
+        return out_RN.addcmul_(self.slope, grad_RN).mul_(self.scale)
 
     def _take(self, rows):
         """Views of the workspace for a block of `rows` rows: the last block may be smaller."""
-        self.cell, self.offset, self.scratch = (
-            self.cell_RN[:rows],
-            self.offset_RN[:rows],
-            self.scratch_RN[:rows],
-        )
-        self.weights, self.above = self.weights_4RN[:, :rows], self.above_4RN[:, :rows]
+        self.cell, self.whole = self.cell_RN[:rows], self.whole_RN[:rows]
+        self.scratch = self.scratch_RN[:rows]
+        self.slope, self.powers = self.slope_RN[:rows], self.powers_4RN[:, :rows]
         self.padded, self.convolved = self.padded_RG[:rows], self.convolved_RG[:rows]
 
-    def _window(self, grid_RG, shift):
-        """Where cell c stands for the cell c + shift: one index serves the four cells that a score
-        touches."""
-        return grid_RG.narrow(1, shift, self.length)
+    def _spread(self, amounts):
+        """Adds every score's amounts, times the powers of its offset, to the grid by splines."""
+        sums_4RG = self.cells_4RG[:, : len(self.cell)].zero_()
+        for sum_RG, amount_RN in zip(sums_4RG, amounts, strict=True):
+            sum_RG.scatter_add_(1, self.cell, amount_RN)
+        inner_RG = self._emptied()
+        for shift, mixed_RG in enumerate(self._mix(self.spline_44)):
+            inner_RG.narrow(1, shift, self.length).add_(mixed_RG)
 
-    def _cubic(self):
-        """The four weights of the cubic B-spline at `offset` in [0, 1) past the second of its
-        cells."""
-        first, second, third, last = self.weights
-        torch.sub(1, self.offset, out=self.scratch)
-        torch.mul(self.scratch, self.scratch, out=first).mul_(self.scratch).div_(6)
-        torch.mul(self.offset, self.offset, out=second)
-        torch.mul(second, self.offset, out=last).div_(6)
-        torch.mul(last, 3, out=third)
-        torch.sub(third, second, out=second).add_(2 / 3)
-        torch.sub(1, first, out=third).sub_(second).sub_(last)
+    def _polynomials(self, spline_44):
+        """Makes each cell's polynomial in the offset from the four cells there."""
+        cells_RG4 = self.convolved.unfold(1, 4, 1)[:, : self.length]
+        self.cells_4RG[:, : len(self.cell)].copy_(cells_RG4.permute(2, 0, 1))
+        self.polynomial_4RG = self._mix(spline_44.T)
 
-    def _cubic_slope(self):
-        """The derivatives of those weights, in their place."""
-        first, second, third, last = self.weights
-        torch.sub(1, self.offset, out=first)
-        first.mul_(first).mul_(-0.5)
-        torch.mul(self.offset, self.offset, out=last).mul_(0.5)
-        torch.mul(last, 3, out=second).sub_(self.offset, alpha=2)
-        torch.add(first, second, out=third).add_(last).neg_()
+    def _mix(self, spline_44):
+        torch.mm(spline_44, self.cells_4RG.flatten(1), out=self.mixed_4RG.flatten(1))
+        return self.mixed_4RG[:, : len(self.cell)]
+
+    def _read(self, power, out_RN):
+        """The coefficient of that power in every score's cell."""
+        return torch.gather(self.polynomial_4RG[power], 1, self.cell, out=out_RN)
 
     def _emptied(self):
         """The grid without the tile of zeros on either side, all zeros."""
         return self.padded[:, self.tile : -self.tile].zero_()
-
-    def _spread(self, amount_RN):
-        """Adds amount x weight of every score to the four cells it touches."""
-        inner_RG = self._emptied()
-        for shift, weight_RN in enumerate(self.weights):
-            if amount_RN is not None:
-                weight_RN = torch.mul(weight_RN, amount_RN, out=self.scratch)
-            self._window(inner_RG, shift).scatter_add_(1, self.cell, weight_RN)
 
     def _convolve(self, band_LL, *, from_top):
         """The step from all cells to each: the band from its own tile and the two beside it, all or

@@ -1,11 +1,13 @@
-"""The passes of the binned smooth rank compiled by numba, for float32 on a CPU: optional.
+"""The binned smooth rank, ordering rows and counting inversions, compiled by numba: optional.
 
-The same arithmetic as `_binned.Grid`, with a score's four cells done at once in place of one pass
-for each. Numbers are wrapped in float32, or the compiler would work in float64.
+On a CPU; ranks in float32 only, by the same arithmetic as `_binned.Grid`, with a score's four cells
+done at once in place of one pass for each. Numbers are wrapped in float32, or the compiler would
+work in float64.
 
-Legend of the shape suffixes: R rows, N candidates, G grid cells.
+Legend of the shape suffixes: R rows, Q queries, N candidates, G grid cells.
 """
 
+import torch
 from numba import float32, njit
 
 from pipeline.formulas._binned import Grid
@@ -107,3 +109,79 @@ def _read_slope(grid_RG, cell_RN, offset_RN, slope_RN, grad_RN, mask_RN, out_RN)
             a, b, c, d = grid_RG[r, i], grid_RG[r, i + 1], grid_RG[r, i + 2], grid_RG[r, i + 3]
             both = slope_RN[r, j] * grad_RN[r, j] + _slope(a, b, c, d, x)
             out_RN[r, j] = both if mask_RN[r, j] else float32(0)
+
+
+def order_of_rows(key_QN):
+    """order_QN by integers, as `_sort.order_of_rows`."""
+    order_QN = torch.empty(key_QN.shape, dtype=torch.int64)
+    kind = torch.iinfo(key_QN.dtype)
+    counts = torch.empty(-(-kind.bits // 11), 2048, dtype=torch.int64).numpy()
+    place_2N = torch.empty(2, key_QN.shape[1], dtype=torch.int32).numpy()
+    # From here on 0 is the lowest key.
+    _order((key_QN ^ kind.min).numpy(), counts, place_2N, order_QN.numpy())
+    return order_QN
+
+
+@compiled
+def _order(key_QN, start, place, order_QN):
+    """A radix sort, 11 bits at a time: stable, and linear in the length."""
+    n = key_QN.shape[1]
+    for q in range(key_QN.shape[0]):
+        key = key_QN[q]
+        start[:] = 0
+        for j in range(n):
+            place[0, j] = j
+            for digit in range(len(start)):
+                start[digit, (key[j] >> (11 * digit)) & 2047] += 1
+        source = 0
+        for digit in range(len(start)):
+            first = (key[0] >> (11 * digit)) & 2047
+            if start[digit, first] == n:
+                continue  # all have the same
+            below = 0
+            for cell in range(2048):
+                count = start[digit, cell]
+                start[digit, cell] = below
+                below += count
+            for j in range(n):
+                p = place[source, j]
+                cell = (key[p] >> (11 * digit)) & 2047
+                place[1 - source, start[digit, cell]] = p
+                start[digit, cell] += 1
+            source = 1 - source
+        for j in range(n):
+            order_QN[q, j] = place[source, j]
+
+
+def inversions(rank_QN):
+    """inversions_Q, as `_pairs.inversions`."""
+    runs_2N = torch.empty(2, rank_QN.shape[1], dtype=torch.int32).numpy()
+    total_Q = torch.empty(len(rank_QN), dtype=torch.int64)
+    _inversions(rank_QN.numpy(), runs_2N, total_Q.numpy())
+    return total_Q
+
+
+@compiled
+def _inversions(rank_QN, runs, total_Q):
+    """A merge sort: of the left run, what is left over stands above the member that comes next."""
+    n = rank_QN.shape[1]
+    for q in range(rank_QN.shape[0]):
+        for j in range(n):
+            runs[0, j] = rank_QN[q, j]
+        source, half, total = 0, 1, 0
+        while half < n:
+            for start in range(0, n, 2 * half):
+                middle, end = min(start + half, n), min(start + 2 * half, n)
+                i, j = start, middle
+                while i < middle and j < end:  # without a branch that could go either way
+                    left, right = runs[source, i], runs[source, j]
+                    of_right = int(right < left)
+                    runs[1 - source, i + j - middle] = min(left, right)
+                    total += of_right * (middle - i)
+                    i, j = i + 1 - of_right, j + of_right
+                for rest in range(i, middle):
+                    runs[1 - source, rest + end - middle] = runs[source, rest]
+                for rest in range(j, end):
+                    runs[1 - source, rest] = runs[source, rest]
+            source, half = 1 - source, 2 * half
+        total_Q[q] = total

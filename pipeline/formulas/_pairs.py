@@ -9,7 +9,7 @@ Legend of the shape suffixes: Q queries, N candidates, P 2N padded to a power of
 
 import torch
 
-from pipeline.formulas._sort import order_of_rows, sort_rows_
+from pipeline.formulas._sort import compiled, order_of_rows, sort_rows_
 
 
 def inversions(rank_QN):
@@ -19,6 +19,8 @@ def inversions(rank_QN):
     >>> inversions(torch.tensor([[2, 0, 1, 1]]))
     tensor([3])
     """
+    if rank_QN.device.type == "cpu" and (fast := compiled()):
+        return fast.inversions(rank_QN)
     queries, n = rank_QN.shape
     size = 1 << max(0, n - 1).bit_length()
     key_QP = rank_QN.new_full((queries, size), n, dtype=torch.int32)

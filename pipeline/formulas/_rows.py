@@ -5,6 +5,8 @@ So the value and the gradient are done at once, block after block.
 Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query.
 """
 
+import functools
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -45,6 +47,21 @@ def sound(scores_QN, target_QN):
     """
     total_Q = scores_QN.detach().sum(-1) + target_QN.sum(-1)
     return torch.where(total_Q.isnan(), torch.nan, torch.ones_like(total_Q))
+
+
+def in_full_precision(function):
+    """The function without autocast, which would make bfloat16 of its matrix products.
+
+    It is told the device by the first tensor that the function is given.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*given, **settings):
+        device = next(x.device for x in given if torch.is_tensor(x))
+        with torch.autocast(device.type, enabled=False):
+            return function(*given, **settings)
+
+    return wrapped
 
 
 def rows_in_cache(elements_per_row, device):
@@ -109,6 +126,7 @@ def differentiated(row_loss):
 
 class _Rowwise(torch.autograd.Function):
     @staticmethod
+    @in_full_precision
     def forward(ctx, scores_QN, kernel, rows_at_once, *others):
         ctx.count = len(others)
         wants_gradient = ctx.needs_input_grad[0]

@@ -3,6 +3,10 @@
 Legend of the shape suffixes: Q rows, N entries of a row.
 """
 
+import functools
+import importlib
+from importlib.util import find_spec
+
 import torch
 
 
@@ -29,30 +33,55 @@ def order_of_rows(x_QN, *, descending=False):
     tensor([[1, 3, 0, 2]])
     """
     x_QN = x_QN.detach()
-    if not _numpy_can(x_QN) or x_QN.dtype != torch.float32 or x_QN.shape[1] >= 2**31:
+    n = x_QN.shape[1]
+    if not _numpy_can(x_QN) or not x_QN.is_floating_point() or n >= 2**29:
         return x_QN.argsort(dim=-1, descending=descending, stable=True)
-    # One integer holds the value above the place: sorting it is a stable argsort.
-    key_QN = integers_like(-x_QN if descending else x_QN).mul_(2**32)
-    key_QN.add_(torch.arange(x_QN.shape[1]))
-    return sort_rows_(key_QN).bitwise_and_(2**32 - 1)
+    x_QN = 0 - x_QN if descending else x_QN + 0  # and no -0
+    if n >= 256 and (fast := compiled()):
+        return fast.order_of_rows(_integers_like(x_QN))
+    # One integer holds the value above the place: sorting it is a stable argsort. The place takes
+    # the last bits of a double, which are all 0 if it was a float.
+    last = 2 ** max(0, n - 1).bit_length() - 1
+    key_QN = _integers_like(x_QN.double()).bitwise_and_(~last)
+    order_QN = sort_rows_(key_QN.bitwise_or_(torch.arange(n))).bitwise_and_(last)
+    if x_QN.dtype == torch.float64:
+        sorted_QN = x_QN.gather(1, order_QN)
+        if not (sorted_QN[:, 1:] >= sorted_QN[:, :-1]).all():  # values that differ in those bits
+            return x_QN.argsort(dim=-1, stable=True)
+    return order_QN
 
 
-def integers_like(x_QN):
-    """Integers of 32 bits (in int64) in the order of x_QN within its row, equal where it is equal.
+def _integers_like(x_QN):
+    """Integers in the order of these floats: their bits, but those of negative ones backwards."""
+    bits_QN = x_QN.view(torch.int32 if x_QN.dtype == torch.float32 else torch.int64)
+    kept = torch.iinfo(bits_QN.dtype)
+    return bits_QN ^ ((bits_QN >> (kept.bits - 1)) & kept.max)
 
-    >>> integers_like(torch.tensor([[0.0, -0.0, -1.0, 2.0]], dtype=torch.float64))
-    tensor([[1, 1, 0, 2]])
+
+@functools.cache
+def compiled():
+    """The module of passes that numba compiles, or None where it is not installed."""
+    return importlib.import_module("pipeline.formulas._fast") if find_spec("numba") else None
+
+
+def largest(x_QN, count):
+    """(values, places) of each row's `count` largest entries, in no order.
+
+    Of a long row the best groups of 8 by their largest entry come first: no other can hold one.
+
+    >>> largest(torch.tensor([[2.0, 3.0, 1.0, 3.5]]), 1)[1]
+    tensor([[3]])
     """
-    if (
-        x_QN.dtype == torch.float32
-    ):  # the bits of a float sort like it, those of negative ones backwards; -0 + 0 is 0
-        bits_QN = (x_QN + 0).contiguous().view(torch.int32)
-        return (bits_QN ^ ((bits_QN >> 31) & 0x7FFFFFFF)).long()
-    order_QN = x_QN.argsort(dim=-1)
-    sorted_QN = x_QN.gather(1, order_QN)
-    step_QN = torch.zeros_like(order_QN)
-    step_QN[:, 1:] = sorted_QN[:, 1:] != sorted_QN[:, :-1]
-    return torch.empty_like(order_QN).scatter_(1, order_QN, step_QN.cumsum(1))
+    groups = x_QN.shape[1] // 8
+    if groups < 4 * count:
+        return x_QN.topk(count, sorted=False)
+    tops_QG = x_QN[:, : 8 * groups].unflatten(1, (8, groups)).amax(1)
+    best_Q1C = tops_QG.topk(count, sorted=False).indices[:, None]
+    members_81 = groups * torch.arange(8, device=x_QN.device)[:, None]
+    rest = torch.arange(8 * groups, x_QN.shape[1], device=x_QN.device).expand(len(x_QN), -1)
+    places = torch.cat([(best_Q1C + members_81).flatten(1), rest], 1)
+    values, chosen = x_QN.gather(1, places).topk(count, sorted=False)
+    return values, places.gather(1, chosen)
 
 
 def _numpy_can(x_QN):

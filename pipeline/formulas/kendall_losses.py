@@ -7,8 +7,8 @@ window ends.
 import torch
 
 from pipeline.formulas._pairs import hinge_counts
-from pipeline.formulas._rows import differentiated, prepared, rows_in_cache, rowwise, sound
-from pipeline.formulas._sort import order_of_rows, sort_rows_
+from pipeline.formulas._rows import prepared, rows_in_cache, rowwise, sound
+from pipeline.formulas._sort import largest, order_of_rows, sort_rows_
 
 
 def kendall_rank(
@@ -40,8 +40,12 @@ def kendall_rank(
     """
     if average not in ("queries", "pairs") or (average == "pairs" and window is not None):
         raise ValueError(f"average must be 'queries', or 'pairs' without a window, got {average!r}")
-    if (hardest is not None and window is None) or (window is not None and window < 1):
-        raise ValueError(f"a window of 1 or more, alone or with hardest: {window=}, {hardest=}")
+    whole = all(x is None or (isinstance(x, int) and x >= 1) for x in (window, hardest))
+    if not whole or (window is None and hardest is not None):
+        raise ValueError(
+            f"window and hardest are whole numbers from 1, hardest only with a window: "
+            f"{window=}, {hardest=}"
+        )
     if gap is None:
         gap = 0.3 if window is None else 0.0
     scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
@@ -51,7 +55,7 @@ def kendall_rank(
     if window is None:
         kernel = _all_pairs(gap, margin)
     else:
-        kernel = differentiated(_window_ends(gap, margin, window, hardest))
+        kernel = _window_ends(gap, margin, window, hardest)
     rows = rows_in_cache(2 * n, scores_QN.device)
     loss_Q = rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
     loss_Q = loss_Q * sound(scores_QN, relevance_QN)
@@ -99,23 +103,32 @@ def _all_pairs(gap, margin):
 
 
 def _window_ends(gap, margin, window, hardest):
-    def row_loss(scores_RN, relevance_RN, mask_RN):
+    def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
         if mask_RN is not None:
             relevance_RN = relevance_RN.masked_fill(~mask_RN, -torch.inf)
         order_RN = order_of_rows(relevance_RN, descending=True)
-        scores_RN, relevance_RN = scores_RN.gather(1, order_RN), relevance_RN.gather(1, order_RN)
-        n = scores_RN.shape[1]
-        high, low = slice(0, max(0, n - window)), slice(window, None)
-        wrong_RW = scores_RN[:, low] - scores_RN[:, high]
-        low_RW = relevance_RN[:, low]
-        pair_RW = (relevance_RN[:, high] > low_RW + gap) & (low_RW > -torch.inf)
+        # Of both ends of every window: place, score, relevance.
+        high, low = slice(0, max(0, order_RN.shape[1] - window)), slice(window, None)
+        ends = [order_RN[:, high], order_RN[:, low]]
+        high_RW, low_RW = (relevance_RN.gather(1, order_RN)[:, end] for end in (high, low))
+        pair_RW = high_RW > low_RW + gap
+        if mask_RN is not None:
+            pair_RW &= low_RW > -torch.inf
+        scores_RN = scores_RN.gather(1, order_RN)
+        wrong_RW = torch.where(pair_RW, scores_RN[:, low] - scores_RN[:, high], -torch.inf)
         if hardest is not None and hardest < wrong_RW.shape[1]:
-            wrong_RW, kept = wrong_RW.masked_fill(~pair_RW, -torch.inf).topk(hardest, sorted=False)
-            pair_RW = pair_RW.gather(1, kept)
-        hinge_RW = (margin + wrong_RW).relu().masked_fill(~pair_RW, 0)
-        return hinge_RW.sum(-1) / pair_RW.sum(-1).clamp(min=1)
+            wrong_RW, kept_RW = largest(wrong_RW, hardest)
+            ends = [end_RW.gather(1, kept_RW) for end_RW in ends]
+        hinge_RW = (margin + wrong_RW).relu()
+        pairs_R1 = (wrong_RW > -torch.inf).sum(-1, keepdim=True).clamp(min=1)
+        loss_R = hinge_RW.sum(-1) / pairs_R1[:, 0]
+        if not wants_gradient:
+            return loss_R, None
+        slope_RW = (hinge_RW > 0) / pairs_R1.to(scores_RN.dtype)
+        gradient_RN = torch.zeros_like(scores_RN).scatter_add_(1, ends[1], slope_RW)
+        return loss_R, gradient_RN.scatter_add_(1, ends[0], -slope_RW)
 
-    return row_loss
+    return kernel
 
 
 def kendall_smooth(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None):

@@ -3,8 +3,6 @@
 Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query.
 """
 
-import math
-
 import torch
 
 from pipeline.formulas._rows import prepared, rowwise, sound
@@ -36,9 +34,9 @@ def smooth_ndcg(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None, method="auto
 
 def _ndcg_kernel(step, like_QN, rows):
     n = like_QN.shape[1]
-    discount_N = 1 / torch.log2(
-        torch.arange(n + 1, 1, -1, dtype=like_QN.dtype, device=like_QN.device)
-    )
+    # Natural logarithms: their base cancels in the ratio of DCG to IDCG.
+    place_N = torch.arange(n + 1, 1, -1, dtype=like_QN.dtype, device=like_QN.device)
+    discount_N = 1 / place_N.log()
     workspace = like_QN.new_empty(3, rows, n)
 
     def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
@@ -48,12 +46,12 @@ def _ndcg_kernel(step, like_QN, rows):
         empty_R = ideal_R == 0
         gain_RN.div_(torch.where(empty_R, 1, ideal_R)[:, None])
         step.rank(scores_RN, mask_RN, place_RN).add_(1)
-        torch.log2(place_RN, out=log_RN)
+        torch.log(place_RN, out=log_RN)
         gain_RN.div_(log_RN)
         loss_R = torch.where(empty_R, 0, 1 - gain_RN.sum(-1))
         if not wants_gradient:
             return loss_R, None
-        slope_RN = gain_RN.div_(log_RN).div_(place_RN).div_(math.log(2))
+        slope_RN = gain_RN.div_(log_RN).div_(place_RN)
         return loss_R, step.gradient(slope_RN, mask_RN, log_RN)
 
     return kernel

@@ -80,33 +80,51 @@ def _turned(settings):
 
 
 class _BothDirections(torch.autograd.Function):
-    """Block by block into one gradient matrix: half the memory of two losses side by side."""
+    """Block by block into one gradient matrix: half the memory of two losses side by side.
+
+    The backward pass gives that matrix away; should it be called again, it is computed again.
+    """
 
     @staticmethod
     def forward(ctx, scores_QN, loss, target_QN, settings):
-        gradient_QN = torch.zeros_like(scores_QN, memory_format=torch.contiguous_format)
-        total = 0
-        for scores, target, given, gradient in (
-            (scores_QN, target_QN, settings, gradient_QN),
-            (scores_QN.T, target_QN.T, _turned(settings), gradient_QN.T),
-        ):
-            half_mean = 0.5 / max(1, len(scores))
-            for rows in blocks(len(scores), rows_in_cache(scores.shape[1] // 4, scores.device)):
-                some = {
-                    k: v[rows] if k.endswith("_QN") and v is not None else v
-                    for k, v in given.items()
-                }
-                loss_sum, part = summed(loss, block_of(scores, rows), target[rows], **some)
-                total = total + loss_sum * half_mean
-                add_block_(gradient, rows, part, half_mean)
-        ctx.save_for_backward(gradient_QN)
-        return torch.as_tensor(total, device=scores_QN.device).to(loss_dtype(scores_QN))
+        ctx.save_for_backward(scores_QN, target_QN)
+        ctx.loss, ctx.settings = loss, settings
+        total, ctx.gradient_QN = _both_ways(scores_QN, loss, target_QN, settings)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (gradient_QN,) = ctx.saved_tensors
-        return gradient_QN * grad, None, None, None
+        gradient_QN, ctx.gradient_QN = ctx.gradient_QN, None
+        if gradient_QN is None:
+            scores_QN, target_QN = ctx.saved_tensors
+            _, gradient_QN = _both_ways(scores_QN, ctx.loss, target_QN, ctx.settings)
+        return gradient_QN.mul_(grad), None, None, None
+
+
+def _both_ways(scores_QN, loss, target_QN, settings):
+    """(loss, gradient_QN) of both directions."""
+    gradient_QN = torch.zeros_like(scores_QN, memory_format=torch.contiguous_format)
+    total = torch.zeros((), dtype=torch.float64, device=scores_QN.device)
+    for scores, target, given, gradient in (
+        (scores_QN, target_QN, settings, gradient_QN),
+        (scores_QN.T, target_QN.T, _turned(settings), gradient_QN.T),
+    ):
+        for rows in blocks(len(scores), rows_in_cache(scores.shape[1] // 4, scores.device)):
+            total += _add_block(loss, scores, target, given, rows, gradient)
+    return total.to(loss_dtype(scores_QN)), gradient_QN
+
+
+def _add_block(loss, scores_QN, target_QN, settings, rows, gradient_QN):
+    """The loss of these rows, as a part of half the mean; adds its gradient to gradient_QN."""
+    settings = {
+        k: block_of(v, rows) if k.endswith("_QN") and v is not None else v
+        for k, v in settings.items()
+    }
+    half_mean = 0.5 / len(scores_QN)
+    value, part_RN = summed(loss, block_of(scores_QN, rows), block_of(target_QN, rows), **settings)
+    add_block_(gradient_QN, rows, part_RN, half_mean)
+    return value * half_mean
 
 
 SHAPES = {
@@ -116,70 +134,76 @@ SHAPES = {
 }
 
 
-def scheduled(value, step):
-    """The number that a setting has at a step: itself, or on its way between two numbers.
+def scheduled(value, time):
+    """The number that a setting has at a time: itself, or on its way between two numbers.
 
-    A schedule is {"from": a, "to": b, "steps": n} with optional "start" (a step, 0) and "shape":
-    `linear`, `cosine` or `jump` (a until the last step, then b). Before it a holds, after it b.
+    A schedule is {"from": a, "to": b, "over": t} with optional "start" (a time, 0) and "shape":
+    `linear`, `cosine` or `jump` (a until the end, then b). Before it a holds, after it b. Times
+    may have any unit: steps in a loop of your own, epochs in a recipe.
 
-    >>> ramp = {"from": 0.0, "to": 1.0, "steps": 10, "start": 5}
-    >>> [scheduled(ramp, step) for step in (0, 10, 99)], scheduled(0.2, 7)
+    >>> ramp = {"from": 0.0, "to": 1.0, "over": 10, "start": 5}
+    >>> [scheduled(ramp, time) for time in (0, 10, 99)], scheduled(0.2, 7)
     ([0.0, 0.5, 1.0], 0.2)
     """
     if not isinstance(value, dict):
         return value
-    unknown = set(value) - {"from", "to", "steps", "start", "shape"}
-    shape = value.get("shape", "linear")
-    if unknown or not {"from", "to", "steps"} <= set(value) or shape not in SHAPES:
+    given = {"start": 0, "shape": "linear", **value}
+    numbers = [given.get(name) for name in ("from", "to", "over", "start")]
+    sound = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+    if not sound or len(given) > 5 or given["shape"] not in list(SHAPES) or given["over"] < 0:
         raise ValueError(
-            f"a schedule has from, to, steps, start, shape ({', '.join(SHAPES)}), got {value}"
+            "a schedule is {from, to, over} and if need be start, all numbers, and shape "
+            f"({', '.join(SHAPES)}); got {value}"
         )
-    done = (step - value.get("start", 0)) / max(1, value["steps"])
-    done = SHAPES[shape](min(1.0, max(0.0, done)))
-    return value["from"] + (value["to"] - value["from"]) * done
+    first, last, over, start = numbers
+    done = min(1.0, max(0.0, (time - start) / over)) if over else float(time >= start)
+    done = SHAPES[given["shape"]](done)
+    return first * (1 - done) + last * done
 
 
 class WeightedSum:
-    """A loss made of weighted losses, from a recipe's terms; any number may be a schedule.
+    """A loss made of weighted losses, as a recipe has them; any number in it may be a schedule.
 
-    `sum(scores_QN, positive_QN, relevance_QN, step=0, mask_QN=None) -> loss_Q`. A term is {"loss":
-    a name of LOSSES, "weight": 1.0, and settings of that loss}. A term of weight 0 costs nothing.
+    Made of {a name of LOSSES: {"weight": 1.0, and settings of that loss}}, called as
+    `loss(scores_QN, positive_QN, relevance_QN, time=0, mask_QN=None) -> loss_Q`. `terms` gives what
+    is summed, by name. A loss costs nothing while its weight is 0.
 
     >>> import torch
-    >>> warm = {"from": 0.0, "to": 1.0, "steps": 100}
-    >>> terms = [{"loss": "triplet", "mining": warm}, {"loss": "smooth_ndcg", "weight": 4.0}]
-    >>> loss = WeightedSum(terms)
-    >>> loss(torch.eye(2), torch.eye(2) > 0, torch.eye(2), step=50)
+    >>> warm = {"from": 0.0, "to": 1.0, "over": 100}
+    >>> loss = WeightedSum({"triplet": {"mining": warm}, "smooth_ndcg": {"weight": 4.0}})
+    >>> loss(torch.eye(2), torch.eye(2) > 0, torch.eye(2), time=50)
     tensor([0., 0.])
     """
 
-    def __init__(self, terms):
-        self.terms = [dict(term) for term in terms]
-        if not self.terms:
-            raise ValueError("a weighted sum needs at least one term")
-        for term in self.terms:
-            if term.get("loss") not in LOSSES:
+    def __init__(self, losses):
+        self.losses = {name: {"weight": 1.0, **settings} for name, settings in losses.items()}
+        if not self.losses:
+            raise ValueError("a weighted sum needs at least one loss")
+        for name, settings in self.losses.items():
+            if name not in LOSSES:
+                raise ValueError(f"no loss {name!r}: choose one of {', '.join(sorted(LOSSES))}")
+            known = {"weight", *list(inspect.signature(LOSSES[name]).parameters)[2:]} - {"mask_QN"}
+            if unknown := set(settings) - known:
                 raise ValueError(
-                    f"no loss {term.get('loss')!r}: choose one of {', '.join(sorted(LOSSES))}"
+                    f"no setting {', '.join(sorted(unknown))}: it has {', '.join(sorted(known))}"
                 )
-            known = list(inspect.signature(LOSSES[term["loss"]]).parameters)[2:] + [
-                "loss",
-                "weight",
-            ]
-            if unknown := set(term) - set(known):
-                raise ValueError(
-                    f"{term['loss']} has no setting {', '.join(unknown)}: it has {', '.join(known)}"
-                )
-            for value in term.values():
+            if not isinstance(scheduled(settings["weight"], 0), int | float):
+                raise ValueError(f"the weight must be a number, got {settings['weight']!r}")
+            for value in settings.values():
                 scheduled(value, 0)
 
-    def __call__(self, scores_QN, positive_QN, relevance_QN, *, step=0, mask_QN=None):
-        total_Q = scores_QN.new_zeros(len(scores_QN))
-        for term in self.terms:
-            settings = {name: scheduled(value, step) for name, value in term.items()}
-            name, weight = settings.pop("loss"), settings.pop("weight", 1.0)
-            if weight != 0:
+    def __call__(self, *matrices, **given):
+        return sum(self.terms(*matrices, **given).values())
+
+    def terms(self, scores_QN, positive_QN, relevance_QN, *, time=0, mask_QN=None):
+        """{name: weight x loss_Q} at that time."""
+        terms = {}
+        for name, settings in self.losses.items():
+            now = {setting: scheduled(value, time) for setting, value in settings.items()}
+            weight = now.pop("weight")
+            if weight == 0:  # of no candidates: zeros through which a gradient can still flow
+                terms[name] = scores_QN[:, :0].to(loss_dtype(scores_QN)).sum(-1)
+            else:
                 target_QN = relevance_QN if name in GRADED else positive_QN
-                loss_Q = LOSSES[name](scores_QN, target_QN, mask_QN=mask_QN, **settings)
-                total_Q = total_Q + weight * loss_Q
-        return total_Q
+                terms[name] = weight * LOSSES[name](scores_QN, target_QN, mask_QN=mask_QN, **now)
+        return terms

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.formulas._pairs import inversions
 from pipeline.formulas._rows import prepared
-from pipeline.formulas._sort import integers_like, order_of_rows, sort_rows_
+from pipeline.formulas._sort import order_of_rows, sort_rows_
 
 GAINS = {"exp2": lambda relevance: torch.exp2(relevance) - 1, "linear": lambda relevance: relevance}
 
@@ -122,18 +122,23 @@ def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
     ):  # outside the list: below all in both orders, so no inversion and one tie, taken off again
         scores_QN = scores_QN.masked_fill(~mask_QN, -torch.inf)
         relevance_QN = relevance_QN.masked_fill(~mask_QN, -torch.inf)
-    score_rank_QN, tied_s_Q = _dense_rank(scores_QN)
-    key_QN = sort_rows_(integers_like(relevance_QN).mul_(2**32).add_(score_rank_QN))
-    discordant_Q = inversions(key_QN & (2**32 - 1))
+    by_score_QN = order_of_rows(scores_QN)
+    score_group_QN, tied_s_Q = _groups(scores_QN.gather(1, by_score_QN))
+    relevance_QN = relevance_QN.gather(1, by_score_QN)
+    both_QN = order_of_rows(relevance_QN)  # by relevance, equals by score
+    rank_QN = score_group_QN.gather(1, both_QN)
+    relevance_QN = relevance_QN.gather(1, both_QN)
+    _, tied_r_Q = _groups(relevance_QN)
+    _, tied_both_Q = _groups(relevance_QN, rank_QN)
     inside_Q = tied_s_Q * 0 + n if mask_QN is None else mask_QN.sum(-1)
-    outside_pairs_Q = (n - inside_Q) * (n - inside_Q - 1) // 2
-    pairs_Q = inside_Q * (inside_Q - 1) // 2 + outside_pairs_Q
-    untied_s_Q, untied_r_Q = pairs_Q - tied_s_Q, pairs_Q - _tied_pairs(key_QN >> 32)
-    untied_Q = untied_s_Q + untied_r_Q - pairs_Q + _tied_pairs(key_QN)
-    tau_Q = (untied_Q - 2 * discordant_Q) / (
+    pairs_Q = (inside_Q * (inside_Q - 1) + (n - inside_Q) * (n - inside_Q - 1)) // 2
+    untied_s_Q, untied_r_Q = pairs_Q - tied_s_Q, pairs_Q - tied_r_Q
+    untied_Q = untied_s_Q + untied_r_Q - pairs_Q + tied_both_Q
+    tau_Q = (untied_Q - 2 * inversions(rank_QN)) / (
         untied_s_Q.double().sqrt() * untied_r_Q.double().sqrt()
     )
-    return tau_Q.masked_fill((scores_QN + relevance_QN).isnan().any(-1), torch.nan)
+    bad_Q = (scores_QN.isnan() | relevance_QN.isnan()).any(-1)
+    return tau_Q.masked_fill(bad_Q, torch.nan)
 
 
 def spearman(scores_QN, relevance_QN, *, mask_QN=None):
@@ -250,22 +255,13 @@ def _hits(scores_QN, positive_QN, total_Q, mask_QN):
     return place_N, ahead_QN, hits_QN, end_QN - start_QN, place_N - start_QN, total_Q, undefined_Q
 
 
-def _dense_rank(x_QN):
-    """(rank_QN, tied_Q): 0 for the lowest value of a row, 1 for the next; pairs tied."""
-    order_QN = order_of_rows(x_QN)
-    sorted_QN = x_QN.gather(1, order_QN)
-    step_QN = torch.zeros_like(order_QN)
-    step_QN[:, 1:] = sorted_QN[:, 1:] != sorted_QN[:, :-1]
-    return torch.empty_like(order_QN).scatter_(1, order_QN, step_QN.cumsum(1)), _tied_pairs(
-        sorted_QN
-    )
-
-
-def _tied_pairs(sorted_QN):
-    """tied_Q of sorted rows: each entry of a run pairs with those before it in the run."""
-    if sorted_QN.shape[1] == 0:
-        return torch.zeros(len(sorted_QN), dtype=torch.int64, device=sorted_QN.device)
-    place_N = torch.arange(sorted_QN.shape[1], device=sorted_QN.device)
-    new_QN = torch.ones_like(sorted_QN, dtype=torch.bool)
-    new_QN[:, 1:] = sorted_QN[:, 1:] != sorted_QN[:, :-1]
-    return (place_N - torch.where(new_QN, place_N, 0).cummax(1).values).sum(-1)
+def _groups(*sorted_QN):
+    """(group_QN, tied_Q) of rows in which equals stand side by side: 0 for the first of them, 1 for
+    the next; and how many pairs are equal in all of the rows given.
+    """
+    group_QN = torch.zeros_like(sorted_QN[0], dtype=torch.int64)
+    for x_QN in sorted_QN:
+        group_QN[:, 1:] |= x_QN[:, 1:] != x_QN[:, :-1]
+    group_QN = group_QN.cumsum(1)
+    size_QN = torch.zeros_like(group_QN).scatter_add_(1, group_QN, torch.ones_like(group_QN))
+    return group_QN, (size_QN * (size_QN - 1)).sum(-1) // 2

@@ -9,6 +9,8 @@ import collections
 import torch
 from torch.nn import functional as F
 
+from pipeline.formulas._rows import in_full_precision
+
 
 def half(cosine):
     """(1 + cosine) / 2, the map of Listwise ITR (arXiv 2305.16566): [-1, 1] onto [0, 1].
@@ -80,6 +82,7 @@ def fit_isotonic(cosine_P, judgement_P):
 MAPS = {"half": half, "clip": clip, "logistic": logistic, "isotonic": isotonic}
 
 
+@in_full_precision
 def from_captions(
     image_captions_MCD,
     captions_ND,

@@ -4,14 +4,14 @@ Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a qu
 a chunk.
 """
 
-import importlib.util
 import math
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from pipeline.formulas._binned import Grid, cells_per_tau, grid_length
-from pipeline.formulas._rows import block_of, blocks, prepared, rows_in_cache
+from pipeline.formulas._rows import block_of, blocks, in_full_precision, prepared, rows_in_cache
+from pipeline.formulas._sort import compiled
 
 METHODS = ("auto", "dense", "chunked", "binned", "fast")
 
@@ -48,9 +48,11 @@ def stepper(scores_QN, *, tau, method="auto", error=4e-5):
     >>> type(stepper(torch.rand(2, 3), tau=0.1)[0]).__name__
     'Exact'
     """
-    if not tau > 0 or method not in METHODS:
-        methods = ", ".join(METHODS)
-        raise ValueError(f"tau must be above 0 and method one of {methods}, got {tau}, {method!r}")
+    if not (tau > 0 and error > 0) or method not in METHODS:
+        raise ValueError(
+            f"tau and error must be above 0 and method one of {', '.join(METHODS)}, "
+            f"got {tau}, {error} and {method!r}"
+        )
     queries, n = scores_QN.shape
     small = n < 128 or scores_QN.dtype == torch.float64
     cells = cells_per_tau(error)
@@ -69,15 +71,7 @@ def stepper(scores_QN, *, tau, method="auto", error=4e-5):
 def _grid(method, scores_QN):
     """The class of the grid: compiled for `fast`, and for `auto` where numba is installed."""
     can = scores_QN.dtype == torch.float32 and scores_QN.device.type == "cpu"
-    if (
-        method == "binned"
-        or not can
-        or (method == "auto" and not importlib.util.find_spec("numba"))
-    ):
-        return Grid
-    from pipeline.formulas._fast import FastGrid
-
-    return FastGrid
+    return compiled().FastGrid if can and method != "binned" and compiled() else Grid
 
 
 class Exact:
@@ -125,6 +119,7 @@ class _SmoothRank(torch.autograd.Function):
     """Keeps only the scores; the backward pass computes each block's ranks again."""
 
     @staticmethod
+    @in_full_precision
     def forward(ctx, scores_QN, mask_QN, *settings):
         ctx.save_for_backward(scores_QN, mask_QN)
         ctx.settings = settings
@@ -135,6 +130,7 @@ class _SmoothRank(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_full_precision
     def backward(ctx, grad_QN):
         scores_QN, mask_QN = ctx.saved_tensors
         gradient_QN = torch.empty_like(scores_QN, memory_format=torch.contiguous_format)

@@ -12,7 +12,7 @@ block.
 import torch
 from torch.autograd.function import once_differentiable
 
-from pipeline.formulas._rows import blocks, summed
+from pipeline.formulas._rows import blocks, in_full_precision, summed
 from pipeline.formulas.losses import LOSSES
 
 BLOCK = 2**22  # scores in a block: enough for matrix products at full speed, and 16 MB
@@ -42,6 +42,7 @@ def both_directions_streamed(loss, image_MD, text_ND, target, *, mask=None, rows
     return _Streamed.apply(image_MD, text_ND, loss, target, mask, rows, settings)
 
 
+@in_full_precision
 def metric_streamed(metric, queries_QD, candidates_ND, target, *, rows=None, **settings):
     """value_Q: `metric(queries_QD @ candidates_ND.T, target)`, in O(rows x candidates) memory.
 
@@ -69,6 +70,7 @@ def _turned(whole):
 
 class _Streamed(torch.autograd.Function):
     @staticmethod
+    @in_full_precision
     def forward(ctx, image_MD, text_ND, loss, target, mask, rows, settings):
         ctx.dtypes = image_MD.dtype, text_ND.dtype
         wide = torch.promote_types(torch.promote_types(*ctx.dtypes), torch.float32)

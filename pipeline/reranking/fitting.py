@@ -1,0 +1,77 @@
+"""Choosing the settings of a chain of methods on val, and its scores for any queries."""
+
+import torch
+
+from pipeline.formulas.metrics import recall_at
+from pipeline.reranking import baselines
+from pipeline.reranking.leaprr import LeaPRR, leaprr
+from pipeline.reranking.problem import BLOCK, SIDES, Problem, View
+
+DEPTHS = (1, 5, 10)
+
+
+def views(problem: Problem, direction: str, steps: list[dict], model=None) -> list[View]:
+    """A direction's views after the steps of a chain, each {"method", direction: its settings}."""
+    found = list(problem.views(direction))
+    for step in steps:
+        if step["method"] == "leaprr":
+            found = [view.after(leaprr, model=model) for view in found]
+        else:
+            method = baselines.METHODS[step["method"]]
+            found = [view.after(method, **step[direction]) for view in found]
+    return found
+
+
+def recalls(found: list[View], share: slice = slice(None)) -> float:
+    """R@1 + R@5 + R@10 in percent (0-300) over the views' queries, or over a share of them."""
+    total, count = 0.0, 0
+    for view in found:
+        for rows_Q in view.queries_Q[share].split(BLOCK):
+            scores_QN, positive_QN = view.scores(rows_Q), view.positives(rows_Q)
+            total += sum(float(recall_at(scores_QN, positive_QN, k).nansum()) for k in DEPTHS)
+            count += len(rows_Q)
+    return 100 * total / max(1, count)
+
+
+def choose(method: str, problem: Problem | None, before: list[dict], betas) -> tuple[dict, list]:
+    """The step whose settings have the best recalls on val, and all trials.
+
+    Without val the middle ones of the grid: nothing is chosen on test.
+    """
+    grid = baselines.grid(beta=betas) if method in baselines.SOFTMAXES else baselines.GRIDS[method]
+    step, trials = {"method": method}, []
+    for direction in SIDES:
+        if problem is None:
+            step[direction] = grid[len(grid) // 2]
+            continue
+        after = views(problem, direction, before)
+        found = [
+            recalls([view.after(baselines.METHODS[method], **setting) for view in after])
+            for setting in grid
+        ]
+        step[direction] = grid[max(range(len(grid)), key=found.__getitem__)]
+        trials += [
+            {"direction": direction, "method": method, "setting": setting, "val": value}
+            for setting, value in zip(grid, found, strict=True)
+        ]
+    return step, trials
+
+
+class Reranker:
+    """A fitted chain applied to a problem: scores (Q, N) of any queries of its gallery."""
+
+    def __init__(self, problem: Problem, steps: list[dict], model: LeaPRR | None = None):
+        self.found = {d: views(problem, d, steps, model) for d in SIDES}
+
+    @torch.inference_mode()
+    def scores(self, direction: str, rows_Q: torch.Tensor) -> torch.Tensor:
+        """Scores (Q, N) of rows of the asking side, in the order of the gallery."""
+        out_QN = None
+        for view in self.found[direction]:
+            mine_Q = torch.isin(rows_Q, view.queries_Q)
+            if mine_Q.any():
+                scores = view.scores(rows_Q[mine_Q])
+                if out_QN is None:
+                    out_QN = scores.new_empty(len(rows_Q), scores.shape[1])
+                out_QN[mine_Q] = scores
+        return out_QN

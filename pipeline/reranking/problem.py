@@ -1,0 +1,167 @@
+"""Who asks, who is ranked, and who else may be looked at: the pools of a re-ranking.
+
+*Inductive*: a query is alone. Besides it there are the gallery it is ranked against and a bank of
+train items of its own kind. *Transductive*: the other queries are the bank. A caption is asked then
+among captions of its own number in their images, one an image: its siblings are left out, and no
+image has more captions in the pool than another, which would tell the right one.
+
+Legend of the shape suffixes: Q queries, N gallery, P pool.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from pipeline._errors import InputError
+from pipeline._ranking import Vectors
+from pipeline.reranking.similarities import Similarities, Towers
+
+Pool = Literal["inductive", "transductive"]
+SIDES = {"i2t": ("image", "text"), "t2i": ("text", "image")}
+BLOCK = 256  # rows scored at a time
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A collection to be re-ranked: the similarities, and which rows play which part."""
+
+    sims: Similarities
+    gallery: dict[str, torch.Tensor]  # rows of each side that are queries, and are ranked
+    bank: dict[str, torch.Tensor]  # rows of each side from the train split
+    owner: dict[str, torch.Tensor]  # number of its image, for every row of each side
+    pool: Pool = "inductive"
+    siblings: bool = False  # transductive: whether a caption meets the others of its image
+
+    def to(self, device) -> "Problem":
+        """The problem with all its tensors on a device."""
+        parts = {
+            name: {side: rows.to(device) for side, rows in getattr(self, name).items()}
+            for name in ("gallery", "bank", "owner")
+        }
+        return replace(self, sims=self.sims.to(device), **parts)
+
+    def views(self, direction: str) -> Iterator["View"]:
+        """The parts of a direction's queries that have one pool; together they are the gallery."""
+        asking, ranked = SIDES[direction]
+        queries = self.gallery[asking]
+        if self.pool == "inductive":
+            if not len(self.bank[asking]):
+                raise InputError(
+                    f"no {asking}s of the train split to re-rank {direction} with; take "
+                    "rerank.pool transductive, or a run with a train split"
+                )
+            parts = [(queries, self.bank[asking])]
+        elif self.siblings or asking == "image":
+            parts = [(queries, queries)]
+        else:
+            number = numbers(self.owner[asking][queries])
+            parts = [(queries[number == n],) * 2 for n in number.unique().tolist()]
+        for rows, pool in parts:
+            yield View(self, direction, asking, ranked, rows, self.gallery[ranked], pool)
+
+
+def numbers(owner_N: torch.Tensor) -> torch.Tensor:
+    """The number (N,), from 0, of each text among those of its image."""
+    order = torch.argsort(owner_N, stable=True)
+    _, counts = torch.unique_consecutive(owner_N[order], return_counts=True)
+    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    number = torch.empty_like(order)
+    number[order] = torch.arange(len(order), device=order.device) - starts
+    return number
+
+
+@dataclass(frozen=True)
+class View:
+    """Queries of one direction with one gallery and one pool, and their scores so far."""
+
+    problem: Problem
+    direction: str
+    asking: str  # the side of queries and pool
+    ranked: str  # the side of the gallery
+    queries_Q: torch.Tensor
+    gallery_N: torch.Tensor
+    pool_P: torch.Tensor
+    scored: Callable[["View", torch.Tensor], torch.Tensor] | None = None
+    known: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def sims(self) -> Similarities:
+        return self.problem.sims
+
+    @property
+    def inductive(self) -> bool:
+        return self.problem.pool == "inductive"
+
+    def scores(self, rows_Q: torch.Tensor) -> torch.Tensor:
+        """Scores (Q, N) of queries or pool items against the gallery, by the methods so far."""
+        if self.scored is None:
+            return self.sims.between(self.asking, rows_Q, self.ranked, self.gallery_N)
+        return self.scored(self, rows_Q)
+
+    def after(self, method: Callable[..., torch.Tensor], **setting) -> "View":
+        """The view whose scores are the method's, made of this one's."""
+        return replace(self, scored=lambda _, rows_Q: method(self, rows_Q, **setting), known={})
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made the first time it is asked for under this key."""
+        if key not in self.known:
+            self.known[key] = make()
+        return self.known[key]
+
+    def positives(self, rows_Q: torch.Tensor) -> torch.Tensor:
+        """True (Q, N) where query and candidate belong to one image."""
+        owner = self.problem.owner
+        return owner[self.asking][rows_Q][:, None] == owner[self.ranked][self.gallery_N][None, :]
+
+    def nearest_in_pool(self, rows_Q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Similarities and rows (Q, K) of each query's nearest in the pool, without itself."""
+        values_QP = self.sims.between(self.asking, rows_Q, self.asking, self.pool_P)
+        if not self.inductive:
+            values_QP = values_QP.masked_fill(rows_Q[:, None] == self.pool_P[None, :], -torch.inf)
+        best = torch.topk(values_QP, min(k, values_QP.shape[1] - (not self.inductive)), dim=1)
+        return best.values, self.pool_P[best.indices]
+
+    def claims(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores, falling, and rows (N, K) of the pool items that score each candidate highest."""
+
+        def make():
+            best, rows = None, None
+            for part_P in self.pool_P.split(BLOCK * 4):
+                scores_NP = self.scores(part_P).T
+                part = part_P.expand(len(scores_NP), -1)
+                if best is not None:
+                    scores_NP = torch.cat([best, scores_NP], 1)
+                    part = torch.cat([rows, part], 1)
+                top = torch.topk(scores_NP, min(k, scores_NP.shape[1]), dim=1)
+                best, rows = top.values, part.gather(1, top.indices)
+            return best, rows
+
+        return self.once(("claims", k), make)
+
+
+def of_vectors(
+    gallery: Vectors, bank: Vectors | None, sentences_NE: torch.Tensor | None = None, **pool
+) -> Problem:
+    """The problem of a split's tower vectors, with train vectors as bank.
+
+    `sentences_NE` are a sentence encoder's vectors of the gallery's texts, then the bank's.
+    """
+    parts = [gallery] if bank is None else [gallery, bank]
+    images = torch.cat([part.images for part in parts])
+    texts = torch.cat([part.texts for part in parts])
+    number: dict[tuple[int, str], int] = {}  # a bank's image is not the gallery's, whatever its id
+    for where, part in enumerate(parts):
+        for image_id in part.image_ids:
+            number[where, image_id] = len(number)
+    owners = [number[w, i] for w, part in enumerate(parts) for i in part.text_image_ids]
+    sizes = {"image": len(gallery.image_ids), "text": len(gallery.text_ids)}
+    totals = {"image": len(images), "text": len(texts)}
+    return Problem(
+        Towers(images, texts, sentences_NE),
+        gallery={side: torch.arange(size) for side, size in sizes.items()},
+        bank={side: torch.arange(size, totals[side]) for side, size in sizes.items()},
+        owner={"image": torch.arange(len(images)), "text": torch.tensor(owners)},
+        **pool,
+    )

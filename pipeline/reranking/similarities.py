@@ -1,0 +1,119 @@
+"""What a re-ranker sees of a collection: similarities of images and texts, by row numbers.
+
+From the vectors of two towers (`Towers`) or from the matrices of any system (`Matrices`). A side
+is "image" or "text".
+
+Legend of the shape suffixes: M images, N texts, D and E widths, X and Y rows of two sides, B lists
+of rows, K rows mixed into one.
+"""
+
+from typing import Protocol
+
+import torch
+
+from pipeline._errors import InputError
+
+
+class Similarities(Protocol):
+    """Larger is nearer, in one unit across sides."""
+
+    sizes: dict[str, int]  # rows of each side
+
+    def to(self, device) -> "Similarities":
+        """The same on a device."""
+
+    def between(self, side: str, rows_X, other: str, rows_Y) -> torch.Tensor:
+        """Of every row with every other row (X, Y)."""
+
+    def near(self, side: str, rows_BX, other: str, rows_BY) -> torch.Tensor:
+        """Of the rows of each list with those of the list beside it (B, X, Y)."""
+
+    def mixed(self, side: str, rows_XK, weights_XK, other: str, rows_Y) -> torch.Tensor:
+        """Weighted sums over K rows: Σ_k weights[x, k] × between[rows[x, k], y] (X, Y)."""
+
+
+class Towers:
+    """Cosines of unit vectors; products of whole rows are summed in float64, so ties stay ties.
+
+    With `sentences`, vectors of a sentence encoder, those say how near two texts are.
+    """
+
+    def __init__(self, images_MD, texts_ND, sentences_NE=None):
+        self.vectors = {"image": images_MD.float(), "text": texts_ND.float()}
+        self.sentences = None if sentences_NE is None else sentences_NE.float()
+        self.sizes = {side: len(vectors) for side, vectors in self.vectors.items()}
+
+    def to(self, device):
+        parts = (*self.vectors.values(), self.sentences)
+        return Towers(*(part if part is None else part.to(device) for part in parts))
+
+    def _of(self, side: str, other: str) -> torch.Tensor:
+        """The side's vectors that are compared with the other's."""
+        between_texts = side == other == "text" and self.sentences is not None
+        return self.sentences if between_texts else self.vectors[side]
+
+    def between(self, side, rows_X, other, rows_Y):
+        x, y = self._of(side, other)[rows_X], self._of(other, side)[rows_Y]
+        return (x.double() @ y.double().T).float()
+
+    def near(self, side, rows_BX, other, rows_BY):
+        return self._of(side, other)[rows_BX] @ self._of(other, side)[rows_BY].transpose(1, 2)
+
+    def mixed(self, side, rows_XK, weights_XK, other, rows_Y):
+        rows_XKD = self._of(side, other)[rows_XK]
+        mixture_XD = (weights_XK.unsqueeze(1) @ rows_XKD).squeeze(1)
+        return (mixture_XD.double() @ self._of(other, side)[rows_Y].double().T).float()
+
+
+class Matrices:
+    """Matrices of any system: image against text (M, N) and, where there are any, M × M and N × N.
+
+    Without an intra-modal matrix two images are as near as their rows of scores are correlated,
+    and two texts as their columns are. Arrays may be memory-mapped: what is asked for is read.
+    """
+
+    def __init__(self, i2t_MN, i2i_MM=None, t2t_NN=None):
+        i2t_MN = torch.as_tensor(i2t_MN)
+        if i2t_MN.ndim != 2:
+            raise InputError(
+                f"the scores have shape {tuple(i2t_MN.shape)}; expected images × texts, two axes"
+            )
+        self.matrices = {("image", "text"): i2t_MN, ("text", "image"): i2t_MN.T}
+        self.sizes = dict(zip(("image", "text"), i2t_MN.shape, strict=True))
+        given = {"image": i2i_MM, "text": t2t_NN}
+        self.profiles = {}
+        for side, matrix in given.items():
+            size = self.sizes[side]
+            if matrix is None:
+                scores = i2t_MN if side == "image" else i2t_MN.T
+                centred = scores.float() - scores.float().mean(1, keepdim=True)
+                self.profiles[side] = torch.nn.functional.normalize(centred, dim=1)
+            elif tuple(matrix.shape) != (size, size):
+                raise InputError(
+                    f"the similarities of {side}s have shape {tuple(matrix.shape)}; expected "
+                    f"{size} × {size}, as many as the scores have {side}s"
+                )
+            else:
+                self.matrices[side, side] = torch.as_tensor(matrix)
+
+    def to(self, device):
+        own = [self.matrices.get(kind) for kind in (("image", "image"), ("text", "text"))]
+        parts = [self.matrices["image", "text"], *own]
+        return Matrices(*(part if part is None else part.to(device) for part in parts))
+
+    def between(self, side, rows_X, other, rows_Y):
+        if (side, other) not in self.matrices:
+            return self.profiles[side][rows_X] @ self.profiles[side][rows_Y].T
+        return self.matrices[side, other][rows_X][:, rows_Y].float()
+
+    def near(self, side, rows_BX, other, rows_BY):
+        if (side, other) not in self.matrices:
+            profiles = self.profiles[side]
+            return profiles[rows_BX] @ profiles[rows_BY].transpose(1, 2)
+        return self.matrices[side, other][rows_BX[:, :, None], rows_BY[:, None, :]].float()
+
+    def mixed(self, side, rows_XK, weights_XK, other, rows_Y):
+        rows, place = rows_XK.unique(return_inverse=True)
+        weights = weights_XK.new_zeros(len(rows_XK), len(rows))
+        weights.scatter_add_(1, place, weights_XK)
+        return weights @ self.between(side, rows, other, rows_Y)
