@@ -169,7 +169,9 @@ def slow(method: str, q, g, bank, claims, setting: dict) -> np.ndarray:
 
 
 @pytest.mark.parametrize("direction", SIDES)
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("query_expansion", "train_pairs")])
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m not in ("query_expansion", "train_pairs")]
+)
 def test_a_method_gives_what_a_slow_loop_gives(method, direction):
     here = problem(3)
     q, g, bank, claims = parts(here, direction)
