@@ -3,7 +3,9 @@
 A query and its candidates are each a row of similarities to the query's nearest items, its
 *pillars*; layers of attention, half of it the neighbour-affinity graph, refine the rows; a
 candidate's new score is the cosine of its row with the query's. All it knows are similarities.
-Where this differs from the paper: `residual` adds the refinement to the scores that come in.
+That is the paper's, and preset `paper`. With `residual`, the default, ours differs: refinements
+are added to the scores that come in, rows keep their level (the paper's layer norm takes it away,
+and with it what tells a hub), and a candidate's own row counts beside its cosine with the query's.
 
 Legend of the shape suffixes: B queries of a batch, N gallery, P pool, K candidates, L pillars of a
 kind, V = 1 + K nodes (the query first), C neighbours in a list, H hidden width.
@@ -20,7 +22,7 @@ from pipeline.reranking.graph import affinity
 from pipeline.reranking.problem import SIDES, View
 from schemas.settings import LeaPRRSettings
 
-START = 0.01  # of a refinement's share: an untrained model leaves the order nearly as it was
+START = 0.03  # of the cosine's share: an untrained model leaves the order nearly as it was
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,23 @@ def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> 
     """Affinity of the query and its candidates; the query is a pool item among the others."""
     c = shape.neighbours
     own_NC = torch.arange(len(view.gallery_N), device=rows_B.device)[:, None]
-    near_NC = torch.cat([own_NC, gallery_neighbours(view, c - 1)[1]], 1)
-    of_ranked = torch.cat([best_BK[:, None, :c], near_NC[place_BK]], 1)
+    near_NC = _filled(torch.cat([own_NC, gallery_neighbours(view, c - 1)[1]], 1), c)
+    of_ranked = torch.cat([_filled(best_BK, c)[:, None], near_NC[place_BK]], 1)
     claim_NC, claimant_NC = view.claims(c)
-    claimants_BKC = claimant_NC[place_BK]
+    claimants_BKC = _filled(claimant_NC, c)[place_BK]
     if view.inductive:  # not in the pool: it takes the last claimant's place where it claims more
-        claims = score_BK > claim_NC[place_BK][:, :, -1]
-        claimants_BKC[:, :, -1] = torch.where(claims, rows_B[:, None], claimants_BKC[:, :, -1])
-    mine_B1C = torch.cat([rows_B[:, None], near_BL[:, : c - 1]], 1)[:, None]
-    of_asking = torch.cat([mine_B1C, claimants_BKC], 1)
+        claims_BK = score_BK > claim_NC[:, -1][place_BK]
+        last_BK = torch.where(claims_BK, rows_B[:, None], claimants_BKC[:, :, -1])
+        claimants_BKC = torch.cat([claimants_BKC[:, :, :-1], last_BK[:, :, None]], 2)
+    mine_BC = _filled(torch.cat([rows_B[:, None], near_BL[:, : c - 1]], 1), c)
+    of_asking = torch.cat([mine_BC[:, None], claimants_BKC], 1)
     return affinity(of_asking, of_ranked, threshold=shape.threshold / (1 + place_BK.shape[1]))
+
+
+def _filled(rows_XL, length: int) -> torch.Tensor:
+    """The first row numbers (X, length) of each list, nobody where a collection has no more."""
+    rows_XL = rows_XL[:, :length]
+    return F.pad(rows_XL, (0, length - rows_XL.shape[1]), value=-1)
 
 
 class LeaPRR(nn.Module):
@@ -108,7 +117,8 @@ class SubModel(nn.Module):
         super().__init__()
         pillars, hidden = settings.pillars, settings.hidden
         self.pillars, self.residual = pillars, settings.residual
-        self.before = nn.ModuleList([nn.LayerNorm(pillars) for _ in range(2)])
+        if not settings.residual:
+            self.before = nn.ModuleList([nn.LayerNorm(pillars) for _ in range(2)])
         self.project = nn.Linear(2 * pillars, hidden)
         self.layers = nn.ModuleList(
             [Reasoning(hidden, settings.heads) for _ in range(settings.layers)]
@@ -119,7 +129,7 @@ class SubModel(nn.Module):
             for layer in self.layers:
                 for last in (layer.out, layer.mlp[-1]):
                     nn.init.zeros_(last.weight)
-            self.head = nn.Linear(hidden, 1)
+            self.head = nn.Linear(hidden, 1, bias=False)
             nn.init.zeros_(self.head.weight)
             self.scale = nn.Parameter(torch.tensor([1.0, START]))  # of scores, of cosines
 

@@ -59,9 +59,9 @@ class LeaPRRSettings(Section):
         "default", description="what the settings not given are taken from"
     )
     lists: str = Field(
-        "train",
-        description="what it learns to re-rank: train, or val (which the towers have not learned), "
-        "or a run folder whose towers have not learned its evaluated split (URI)",
+        "val",
+        description="what it learns to re-rank: val, train (which the towers know by heart), or a "
+        "run folder whose towers have not learned its evaluated split (URI)",
     )
     gallery: int = Field(
         1000, ge=2, description="images of a training gallery; the others are its bank (count)"
@@ -73,8 +73,8 @@ class LeaPRRSettings(Section):
     threshold: float = Field(
         0.8, ge=0, description="affinity is cut below this over the number of nodes (ratio)"
     )
-    hidden: int = Field(64, ge=1, description="width of the model (dimensions)")
-    layers: int = Field(2, ge=1, description="reasoning layers (count)")
+    hidden: int = Field(32, ge=1, description="width of the model (dimensions)")
+    layers: int = Field(1, ge=1, description="reasoning layers (count)")
     heads: int = Field(4, ge=1, description="attention heads, which divide `hidden` (count)")
     residual: bool = Field(True, description="refinements are added to the scores that come in")
     temperature: float = Field(0.05, gt=0, description="contrastive loss (score)")
@@ -85,10 +85,10 @@ class LeaPRRSettings(Section):
         0.0, ge=0, description="weight of staying above a query's lowest incoming score"
     )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="torch.optim's")
-    lr: float = Field(1e-3, gt=0, description="learning rate, half a cosine to 0 (per step)")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled (per step)")
+    lr: float = Field(2e-3, gt=0, description="learning rate, half a cosine to 0 (per step)")
+    weight_decay: float = Field(0.01, ge=0, description="of all weights (per step)")
     batch_size: int = Field(128, ge=2, description="pairs of an image and a caption (count)")
-    epochs: int = Field(6, ge=1, description="passes over the images of the lists (epochs)")
+    epochs: int = Field(4, ge=1, description="passes over the images of the lists (epochs)")
     seed: int = Field(0, ge=0, description="seed of weights, galleries and order")
 
     @model_validator(mode="before")
