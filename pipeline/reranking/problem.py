@@ -20,7 +20,7 @@ from pipeline.reranking.similarities import Similarities, Towers
 
 Pool = Literal["inductive", "transductive"]
 SIDES = {"i2t": ("image", "text"), "t2i": ("text", "image")}
-BLOCK = 256  # rows scored at a time
+CELLS = 2**22  # scores held at a time
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,10 @@ class View:
             self.known[key] = make()
         return self.known[key]
 
+    def parts(self, rows_Q: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The rows in parts whose scores against the gallery are held at a time."""
+        return rows_Q.split(max(1, CELLS // max(1, len(self.gallery_N))))
+
     def positives(self, rows_Q: torch.Tensor) -> torch.Tensor:
         """True (Q, N) where query and candidate belong to one image."""
         owner = self.problem.owner
@@ -128,7 +132,7 @@ class View:
 
         def make():
             best, rows = None, None
-            for part_P in self.pool_P.split(BLOCK * 4):
+            for part_P in self.parts(self.pool_P):
                 scores_NP = self.scores(part_P).T
                 part = part_P.expand(len(scores_NP), -1)
                 if best is not None:

@@ -11,7 +11,10 @@ from typing import Protocol
 
 import torch
 
+from pipeline import _neighbours
 from pipeline._errors import InputError
+
+BLOCK = 256  # rows compared at a time
 
 
 class Similarities(Protocol):
@@ -30,6 +33,9 @@ class Similarities(Protocol):
 
     def mixed(self, side: str, rows_XK, weights_XK, other: str, rows_Y) -> torch.Tensor:
         """Weighted sums over K rows: Σ_k weights[x, k] × between[rows[x, k], y] (X, Y)."""
+
+    def nearest(self, side: str, rows_X, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Similarities, falling, and places in `rows_X` (X, K) of each row's nearest others."""
 
 
 class Towers:
@@ -63,6 +69,12 @@ class Towers:
         rows_XKD = self._of(side, other)[rows_XK]
         mixture_XD = (weights_XK.unsqueeze(1) @ rows_XKD).squeeze(1)
         return (mixture_XD.double() @ self._of(other, side)[rows_Y].double().T).float()
+
+    def nearest(self, side, rows_X, k):
+        vectors, own = self._of(side, side)[rows_X], torch.arange(len(rows_X))
+        k = min(k, len(rows_X) - 1)
+        values, places = _neighbours.top_k(vectors, None, k, query_owner=own, candidate_owner=own)
+        return values, places.long()
 
 
 class Matrices:
@@ -117,3 +129,12 @@ class Matrices:
         weights = weights_XK.new_zeros(len(rows_XK), len(rows))
         weights.scatter_add_(1, place, weights_XK)
         return weights @ self.between(side, rows, other, rows_Y)
+
+    def nearest(self, side, rows_X, k):
+        found = []
+        for start, part in enumerate(rows_X.split(BLOCK)):
+            near = self.between(side, part, side, rows_X)
+            own = torch.arange(len(part), device=near.device)
+            near[own, own + start * BLOCK] = -torch.inf
+            found.append(torch.topk(near, min(k, len(rows_X) - 1), dim=1))
+        return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
