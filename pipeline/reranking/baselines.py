@@ -119,15 +119,20 @@ def train_pairs(view: View, rows_Q, *, k: int, temperature: float, weight: float
     model itself: with a sentence encoder (`rerank.texts`) the pairs bring in what that one knows.
     """
     bank_P, partner_PR, share_PR = view.once("partners", lambda: _partners(view))
-    near_QP = view.sims.between(view.asking, rows_Q, view.asking, bank_P)
-    best = torch.topk(near_QP, min(k, len(bank_P)), dim=1)
-    weights_QK = weight * torch.softmax(best.values / temperature, dim=1)
-    weights_QKR = weights_QK[:, :, None] * share_PR[best.indices]
-    rows_QKR = partner_PR[best.indices]
-    mixed = view.sims.mixed
-    return view.scores(rows_Q) + mixed(
-        view.ranked, rows_QKR.flatten(1), weights_QKR.flatten(1), view.ranked, view.gallery_N
-    )
+
+    def near() -> tuple[torch.Tensor, torch.Tensor]:
+        near_QP = view.sims.between(view.asking, rows_Q, view.asking, bank_P)
+        return torch.topk(near_QP, min(k, len(bank_P)), dim=1)
+
+    def partners() -> torch.Tensor:
+        best_QK, place_QK = view.lately(rows_Q, ("near", k), near)
+        weights_QK = torch.softmax(best_QK / temperature, dim=1)
+        rows_QR = partner_PR[place_QK].flatten(1)
+        weights_QR = (weights_QK[:, :, None] * share_PR[place_QK]).flatten(1)
+        return view.sims.mixed(view.ranked, rows_QR, weights_QR, view.ranked, view.gallery_N)
+
+    mixed_QN = view.lately(rows_Q, ("partners", k, temperature), partners)
+    return view.scores(rows_Q) + weight * mixed_QN
 
 
 def _partners(view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,5 +1,8 @@
 """Choosing the settings of a chain of methods on val, and its scores for any queries."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from pipeline.formulas.metrics import recall_at
@@ -24,13 +27,22 @@ def views(problem: Problem, direction: str, steps: list[dict], model=None) -> li
 
 def recalls(found: list[View]) -> float:
     """R@1 + R@5 + R@10 in percent (0-300) over the views' queries."""
-    total, count = 0.0, 0
+    return tried(found, [lambda view: view])[0]
+
+
+def tried(found: list[View], ways: list[Callable[[View], View]]) -> list[float]:
+    """The recalls (0-300) of several ways to go on from the same views, part by part together."""
+    totals, count = [0.0] * len(ways), 0
     for view in found:
+        after = [way(view) for way in ways]
         for rows_Q in view.parts(view.queries_Q):
-            scores_QN, positive_QN = view.scores(rows_Q), view.positives(rows_Q)
-            total += sum(float(recall_at(scores_QN, positive_QN, k).nansum()) for k in DEPTHS)
+            positive_QN = view.positives(rows_Q)
+            for number, way in enumerate(after):
+                scores_QN = way.scores(rows_Q)
+                hits = sum(float(recall_at(scores_QN, positive_QN, k).nansum()) for k in DEPTHS)
+                totals[number] += hits
             count += len(rows_Q)
-    return 100 * total / max(1, count)
+    return [100 * total / max(1, count) for total in totals]
 
 
 def choose(method: str, problem: Problem | None, before: list[dict], betas) -> tuple[dict, list]:
@@ -44,11 +56,8 @@ def choose(method: str, problem: Problem | None, before: list[dict], betas) -> t
         if problem is None:
             step[direction] = grid[len(grid) // 2]
             continue
-        after = views(problem, direction, before)
-        found = [
-            recalls([view.after(baselines.METHODS[method], **setting) for view in after])
-            for setting in grid
-        ]
+        ways = [partial(View.after, method=baselines.METHODS[method], **s) for s in grid]
+        found = tried(views(problem, direction, before), ways)
         step[direction] = grid[max(range(len(grid)), key=found.__getitem__)]
         trials += [
             {"direction": direction, "method": method, "setting": setting, "val": value}

@@ -20,7 +20,7 @@ from pipeline.reranking.similarities import Similarities, Towers
 
 Pool = Literal["inductive", "transductive"]
 SIDES = {"i2t": ("image", "text"), "t2i": ("text", "image")}
-CELLS = 2**22  # scores held at a time
+CELLS, ROWS = 2**22, 512  # scores, and queries, held at a time
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class View:
     pool_P: torch.Tensor
     scored: Callable[["View", torch.Tensor], torch.Tensor] | None = None
     known: dict[Any, Any] = field(default_factory=dict, repr=False)
+    recent: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def sims(self) -> Similarities:
@@ -96,13 +97,19 @@ class View:
 
     def scores(self, rows_Q: torch.Tensor) -> torch.Tensor:
         """Scores (Q, N) of queries or pool items against the gallery, by the methods so far."""
-        if self.scored is None:
-            return self.sims.between(self.asking, rows_Q, self.ranked, self.gallery_N)
-        return self.scored(self, rows_Q)
+        if self.scored is not None:
+            return self.lately(rows_Q, "scores", lambda: self.scored(self, rows_Q))
+        return self.lately(
+            rows_Q,
+            "scores",
+            lambda: self.sims.between(self.asking, rows_Q, self.ranked, self.gallery_N),
+        )
 
     def after(self, method: Callable[..., torch.Tensor], **setting) -> "View":
         """The view whose scores are the method's, made of this one's."""
-        return replace(self, scored=lambda _, rows_Q: method(self, rows_Q, **setting), known={})
+        return replace(
+            self, scored=lambda _, rows_Q: method(self, rows_Q, **setting), known={}, recent={}
+        )
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns, made the first time it is asked for under this key."""
@@ -110,9 +117,18 @@ class View:
             self.known[key] = make()
         return self.known[key]
 
+    def lately(self, rows_Q: torch.Tensor, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returns, kept until other rows are asked about."""
+        if self.recent.get("rows") is not rows_Q:
+            self.recent.clear()
+            self.recent["rows"] = rows_Q
+        if key not in self.recent:
+            self.recent[key] = make()
+        return self.recent[key]
+
     def parts(self, rows_Q: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The rows in parts whose scores against the gallery are held at a time."""
-        return rows_Q.split(max(1, CELLS // max(1, len(self.gallery_N))))
+        return rows_Q.split(max(1, min(ROWS, CELLS // max(1, len(self.gallery_N)))))
 
     def positives(self, rows_Q: torch.Tensor) -> torch.Tensor:
         """True (Q, N) where query and candidate belong to one image."""

@@ -66,8 +66,9 @@ class Towers:
         return self._of(side, other)[rows_BX] @ self._of(other, side)[rows_BY].transpose(1, 2)
 
     def mixed(self, side, rows_XK, weights_XK, other, rows_Y):
-        rows_XKD = self._of(side, other)[rows_XK]
-        mixture_XD = (weights_XK.unsqueeze(1) @ rows_XKD).squeeze(1)
+        vectors, mixture_XD = self._of(side, other), 0
+        for rows, weights in zip(rows_XK.split(64, 1), weights_XK.split(64, 1), strict=True):
+            mixture_XD = mixture_XD + (weights.unsqueeze(1) @ vectors[rows]).squeeze(1)
         return (mixture_XD.double() @ self._of(other, side)[rows_Y].double().T).float()
 
     def nearest(self, side, rows_X, k):
