@@ -33,6 +33,7 @@ COMMANDS = {
     "preview": ("shards → a page of pictures and captions", ()),
     "audit": ("shards → duplicates, and a list to exclude them by", ("audit",)),
     "recipes": ("the recipes there are", ()),
+    "doctor": ("every node of the cluster → what would stop a run there", ()),
 }
 MODULES = {"run": "end_to_end"}
 DEFAULT = "drawn"  # the recipe that needs nothing
@@ -45,6 +46,7 @@ ALIASES = {
     "train.precision": "--precision",
     "train.workers": "--workers",
     "train.seed": "--seed",
+    "train.resume": "--resume",
     "embed.encoder": "--encoder",
     "audit.distance": "--distance",
     "calibrate.judgements": "--judgements",
@@ -100,6 +102,8 @@ def _dispatch(command: str, argv: list[str]) -> None:
     options, overrides = _parse(command, argv, getattr(module, "arguments", lambda parser: None))
     if command == "recipes":
         return module.run(options)
+    if command == "doctor":  # a root that cannot be read is a finding
+        return module.run(_root(options.root, DEFAULT), options)
     from jobs._run import Run
     from jobs._show import Show
     from pipeline.train import best_val
@@ -107,6 +111,8 @@ def _dispatch(command: str, argv: list[str]) -> None:
     root, models = _models(options, overrides)
     if command in ("info", "lint", "compare", "score"):
         return module.run(root, options)
+    if command == "rerank" and module.others.named(options):
+        return module.others.run(models[0][1], options)
     show = Show()
     show.heading(f"halftone {command}", f"recipe {models[0][1].name}, run folder {root}")
     runs = [Run(recipe, root, name, show, options.dry_run) for name, recipe in models]
@@ -131,12 +137,13 @@ def _dispatch(command: str, argv: list[str]) -> None:
 
 def _models(options: argparse.Namespace, overrides: dict) -> tuple[str, list]:
     """The run folder and its models: of the recipe named, or those whose settings lie there."""
-    if options.recipe is None and options.root is not None:
+    if options.recipe is None and options.root is not None and options.seeds is None:
         root = _root(options.root, "")
         if models := _recipes.saved(root, overrides, options.name):
             return root, models
     models = _recipes.resolve(options.recipe or DEFAULT, overrides, options.name)
-    return _root(options.root, models[0][1].name), models
+    root = _root(options.root, models[0][1].name)
+    return root, models if options.seeds is None else _recipes.seeded(models, options.seeds)
 
 
 def _root(root: str | None, recipe: str) -> str:
@@ -169,6 +176,9 @@ def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace
     )
     parser.add_argument("--root", default=None, help="run folder, URI (default runs/RECIPE)")
     parser.add_argument("--name", default=None, help="the model: a variant's name, or a new one")
+    parser.add_argument(
+        "--seeds", default=None, help="each model once for each of these training seeds: 0,1,2"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", default=False, help="say what would be done, do nothing"
     )

@@ -37,6 +37,18 @@ def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, R
     return out
 
 
+def seeded(models: list[tuple[str, Recipe]], seeds: str) -> list[tuple[str, Recipe]]:
+    """Every model once for each training seed of a list such as `0,1,2`, as NAME.seed0, …"""
+    if not re.fullmatch(r"\d+(,\d+)*", seeds) or len(set(numbers := seeds.split(","))) < 2:
+        raise InputError(f"--seeds {seeds!r} is not a list of two or more seeds; give 0,1,2")
+    return [
+        (f"{name}.seed{int(seed)}", recipe.model_copy(update={"train": trained}))
+        for name, recipe in models
+        for seed in numbers
+        for trained in [recipe.train.model_copy(update={"seed": int(seed)})]
+    ]
+
+
 def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
     """(name, settings) of the models in a run folder, from the settings that were kept there."""
     files = sorted(f for f in _store.list_files(root) if re.fullmatch(r"settings-.+\.yaml", f))
@@ -149,13 +161,16 @@ def _absolute(recipe: Recipe) -> Recipe:
         for name in ("path", "images")
         if getattr(source, name) is not None
     }
-    embed = recipe.embed
+    embed, train = recipe.embed, recipe.train
     encoders = {
         "encoder": _absolute_folder(embed.encoder),
         "members": {_absolute_folder(name): weight for name, weight in embed.members.items()},
     }
+    if train.resume not in (None, "latest"):
+        train = train.model_copy(update={"resume": _store.absolute(train.resume)})
     return recipe.model_copy(
         update={
+            "train": train,
             "source": source.model_copy(update=changes),
             "embed": embed.model_copy(update=encoders),
             "shard": _absolute_list(recipe.shard),

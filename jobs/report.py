@@ -13,6 +13,7 @@ def run(run: Run) -> None:
 def closing(runs: list[Run]) -> None:
     write(runs)
     table(runs)
+    spread(runs)
     runs[-1].where_to_look()
 
 
@@ -39,6 +40,13 @@ def table(runs: list[Run]) -> None:
     columns, rows = report.short_table(root, [run.name for run in runs])
     protocol = report.results(root, [runs[-1].name])[-1][2]
     show.table("", columns, rows, report.protocol_line(protocol))
+
+
+def spread(runs: list[Run]) -> None:
+    """Means over the training seeds, of models that were trained with several."""
+    columns, rows = report.seeds_table(runs[-1].root, [run.name for run in runs])
+    if rows:
+        runs[-1].show.table("over training seeds: mean ± standard deviation", columns, rows, "")
 
 
 if __name__ == "__main__":

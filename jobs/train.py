@@ -3,11 +3,20 @@
 from jobs import _cli
 from jobs._run import Run
 from pipeline import _store, train
+from pipeline._plan import Plan
+from pipeline._probe import probe
 
 
 def run(run: Run) -> None:
     with run.stage("train") as stage:
         plan = train.plan(run.recipe, run.root, run.name)
+        if run.dry and plan.pending:
+            forecast(run, plan)
+        elif plan.index and plan.pending and not run.recipe.train.resume:
+            run.show.line(
+                "  the model there is of other data or settings and is trained anew; "
+                "--resume latest goes on from it, --name NEW keeps it"
+            )
         entry = stage.train(plan, train.fit, train.summary)["pieces"][0]
         stage.note(model=run.name, parameters=entry["parameters"], epoch=entry["epoch"])
         if "val/rsum" in entry["metrics"]:
@@ -19,6 +28,20 @@ def run(run: Run) -> None:
         if stage.made:
             run.track.records("train", _store.read_json(plan.pieces[0].output)["records"])
             run.track.model("train", plan.folder, entry["metrics"].get("val/rsum", -1.0))
+
+
+def forecast(run: Run, plan: Plan) -> None:
+    """What the training will be like, by a few steps of it."""
+    found, settings = probe(plan.pieces[0]), run.recipe.train
+    epoch = found["steps_per_epoch"] * found["seconds_per_step"]
+    run.show.line(
+        f"  {found['steps']:,} steps in {settings.epochs} epochs of {found['steps_per_epoch']:,}, "
+        f"{found['parameters']:,} parameters\n"
+        f"  {1000 * found['seconds_per_step']:.0f} ms a step with one process here "
+        f"({found['device']}), {found['data_wait']:.0%} of it waiting for data: about "
+        f"{epoch / 60:.1f} min an epoch, {epoch * settings.epochs / 60:.0f} min in all"
+    )
+    run.results["forecast"] = found
 
 
 if __name__ == "__main__":

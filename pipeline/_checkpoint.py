@@ -34,15 +34,15 @@ def name_of(step: float) -> str:
     return f"step-{int(step):08d}"
 
 
-def latest(folder: str, fingerprint: str) -> tuple[tuple | None, list[str]]:
-    """The newest whole checkpoint of this training as `read` gives it, None to start afresh.
+def latest(folder: str) -> tuple[tuple | None, list[str]]:
+    """The newest whole checkpoint as `read` gives it, or None.
 
-    With the names of torn ones that were passed over.
+    With the names of torn ones that were passed over. Its fingerprint says whose it is.
     """
     torn = []
     for name in reversed(_store.list_folders(folder)):
         if found := read(_store.join(folder, name)):
-            return (found if found[0].fingerprint == fingerprint else None), torn
+            return found, torn
         torn.append(name)
     return None, torn
 

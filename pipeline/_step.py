@@ -197,13 +197,16 @@ class Learner:
         set_model_state_dict(self.model, files["model"], options=WHOLE)
         if self.averages:
             self.averages = [p.detach().clone() for p in self.parameters]
-            set_model_state_dict(self.model, files["raw"], options=WHOLE)
+            set_model_state_dict(self.model, files.get("raw", files["model"]), options=WHOLE)
         state: dict[str, dict[str, torch.Tensor]] = {}
         for key, value in files["optimizer"].items():
             name, _, slot = key.rpartition("/")
             state.setdefault(name, {})[slot] = value
         whole = {"state": state, "param_groups": rest["param_groups"]}
+        mine = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         set_optimizer_state_dict(self.model, self.optimizer, whole, options=WHOLE)
+        for group, settings in zip(self.optimizer.param_groups, mine, strict=True):
+            group.update(settings)  # rates and decay are the recipe's, not the checkpoint's
         self.scaler.load_state_dict(rest["scaler"])
 
 

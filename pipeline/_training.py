@@ -192,18 +192,45 @@ class Training:
         self.reported = len(self.records)
 
     def _resume(self) -> None:
-        found, self.torn = _checkpoint.latest(self.checkpoints, self.piece.fingerprint)
-        if found is None:
+        """Go on from this training's newest checkpoint, else from the one of `train.resume`."""
+        found, self.torn = _checkpoint.latest(self.checkpoints)
+        mine = found is not None and found[0].fingerprint == self.piece.fingerprint
+        given = self.settings.resume
+        if not mine and given not in (None, "latest"):
+            if (found := _checkpoint.read(given)) is None:
+                raise InputError(f"train.resume {given} is no whole checkpoint; give its folder")
+        if found is None or not (mine or given):
             if self.world.rank == 0:  # what lies here belongs to other settings
                 _store.remove(self.checkpoints)
             self.world.barrier()
             return
         checkpoint, files = found
-        self.learner.restore(files, checkpoint.optimizer)
+        try:
+            self.learner.restore(files, checkpoint.optimizer)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"the checkpoint of step {checkpoint.step} does not fit: other towers, words or "
+                f"optimizer ({str(error).splitlines()[0]}); train without --resume"
+            ) from error
         self.epoch, self.step, self.best = checkpoint.epoch, checkpoint.step, checkpoint.best
-        records = _store.read_json(_store.join(self.checkpoints, "records.json"))
-        self.records = [record for record in records if record["step"] <= self.step]
-        self.reported = len(self.records)
+        if mine or self._same_order(checkpoint):
+            folder = self.checkpoints if mine or given == "latest" else given.rsplit("/", 1)[0]
+            records = _store.read_json(_store.join(folder, "records.json"))
+            self.records = [record for record in records if record["step"] <= self.step]
+            self.reported = len(self.records)
+        else:  # the epoch that was begun is begun again, with the batches there are now
+            self.step = self.epoch * self.order.steps
+        if not mine and given != "latest":  # the best one so far lies elsewhere
+            self.best = {"step": 0, "epoch": 0, "val/rsum": -1.0}
+            if self.over:
+                raise InputError(f"{given} ends epoch {self.epoch} already; give more --epochs")
+
+    def _same_order(self, checkpoint) -> bool:
+        """Whether the checkpoint's training saw the same batches."""
+        then = checkpoint.settings["train"]
+        names = ("batch_size", "lanes", "pairs", "neighbours", "seed")
+        same = all(then[name] == getattr(self.settings, name) for name in names)
+        return same and checkpoint.data_version == self.piece.inputs["data"]
 
     def _check_storage(self) -> None:
         """Every worker must read in the run folder what another one wrote there."""

@@ -1,7 +1,10 @@
 """The report: one self-contained page about all the models of a run folder."""
 
 import json
+import re
 from typing import NamedTuple
+
+import numpy as np
 
 from pipeline import _figures, _pages, _plan, _store
 from pipeline._showcase import Showcase
@@ -25,6 +28,7 @@ COLUMNS = {
     "t2i_ndcg_label": "t2i",
 }
 LOWER_IS_BETTER = {"i2t_MedR", "t2i_MedR"}
+SEEDED = re.compile(r"(?P<model>.+)\.seed\d+(?P<rest>, re-ranked)?")  # `halftone run --seeds`
 LAYOUT = 2  # counts up when the page changes, so that it is made again
 
 
@@ -114,6 +118,32 @@ def short_table(root: str, names: list[str]) -> tuple[list[str], list[list[str]]
         ndcg = [f"{m[f'{direction}_ndcg_{graded}']:.3f}" for direction in ("i2t", "t2i")]
         rows.append([label, *recalls, f"{m['rsum']:.1f}", *ndcg])
     return columns, rows
+
+
+def seeds_table(root: str, names: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Mean ± standard deviation over the training seeds of models named NAME.seedN."""
+    groups: dict[str, list[Result]] = {}
+    for result in results(root, names):
+        if found := SEEDED.fullmatch(result.label):
+            groups.setdefault(found["model"] + (found["rest"] or ""), []).append(result)
+    groups = {label: found for label, found in groups.items() if len(found) > 1}
+    measures = [("rSum", "rsum", 1)]
+    for graded, title in (("label", "label NDCG"), ("truth", "true NDCG")):
+        measures += [(f"{title} {d}", f"{d}_ndcg_{graded}", 3) for d in ("i2t", "t2i")]
+    measures = [
+        (title, key, digits)
+        for title, key, digits in measures
+        if groups and all(key in r.metrics for found in groups.values() for r in found)
+    ]
+    rows = []
+    for label, found in groups.items():
+        cells = [np.array([r.metrics[key] for r in found]) for _, key, _ in measures]
+        told = [
+            f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+            for values, (*_, digits) in zip(cells, measures, strict=True)
+        ]
+        rows.append([label, str(len(found)), *told])
+    return ["", "seeds", *(title for title, *_ in measures)], rows
 
 
 def build(recipe: Recipe, root: str, names: list[str]) -> str:

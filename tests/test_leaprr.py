@@ -215,7 +215,7 @@ def test_two_workers_train_what_one_trains(tmp_path):
     settings = PLANTED.model_copy(update={"epochs": 1, "alignment": 0.5, "batch_size": 29})
     alone = trained(tmp_path / "one", planted(1), planted(2), settings)
     multiprocessing.spawn(many, (2, str(tmp_path)), nprocs=2)
-    found, _ = _checkpoint.latest(str(tmp_path / "checkpoints"), "print")
+    found, _ = _checkpoint.latest(str(tmp_path / "checkpoints"))
     weights = found[1]["model"]
     for name, value in alone.model.state_dict().items():
         assert torch.allclose(weights[name], value, atol=2e-4), name

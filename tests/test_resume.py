@@ -144,6 +144,51 @@ def test_collapsed_towers_are_counted(data, tiny_encoder, monkeypatch):  # noqa:
     assert fit(recipe, root, "collapsed")["pieces"][0]["collapsed"] == [1, 2]
 
 
+def test_more_epochs_go_on_from_the_newest_checkpoint(data, tiny_encoder, monkeypatch):  # noqa: F811
+    _, root = data
+    constant = ("--train.lr_schedule", "constant")
+    fit(recipe_with(tiny_encoder, "--train.epochs", "4", *constant), root, "four")
+    fit(recipe_with(tiny_encoder, *constant), root, "longer")
+    seen = listen(monkeypatch)
+    longer = recipe_with(tiny_encoder, "--train.epochs", "4", "--resume", "latest", *constant)
+    fit(longer, root, "longer")
+    assert [step for step, _ in seen] == list(range(60, 120))
+    assert losses(root, "longer") == losses(root, "four")
+    one, two = weights(root, "longer"), weights(root, "four")
+    assert all(torch.equal(one[key], two[key]) for key in two)
+    seen.clear()
+    fit(longer, root, "longer")
+    assert not seen
+
+
+def test_other_batches_begin_the_epoch_again(data, tiny_encoder, monkeypatch):  # noqa: F811
+    _, root = data
+    fit(recipe_with(tiny_encoder), root, "rebatched")
+    seen = listen(monkeypatch)
+    flags = ("--train.epochs", "3", "--batch-size", "32", "--resume", "latest")
+    fit(recipe_with(tiny_encoder, *flags), root, "rebatched")
+    assert [step for step, _ in seen] == list(range(30, 45))
+
+
+def test_another_model_goes_on_from_a_named_checkpoint(data, tiny_encoder, monkeypatch):  # noqa: F811
+    recipe, root = data
+    fit(recipe, root, "named")
+    uri = f"{root}/5-model/named/checkpoints/step-00000030"
+    seen = listen(monkeypatch)
+    entry = fit(recipe_with(tiny_encoder, "--resume", uri, "--lr", "1e-4"), root, "heir")
+    assert [step for step, _ in seen] == list(range(30, 60))
+    assert entry["pieces"][0]["epoch"] == 2
+    for given, sentence in [
+        ("nowhere", "is no whole checkpoint"),
+        (f"{root}/5-model/named/checkpoints/step-00000060", "ends epoch 2 already"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            fit(recipe_with(tiny_encoder, "--resume", given, "--lr", "1e-4"), root, "orphan")
+    wider = recipe_with(tiny_encoder, "--model.dim", "8", "--resume", uri)
+    with pytest.raises(InputError, match="does not fit: other towers"):
+        fit(wider, root, "orphan")
+
+
 def many(rank: int, size: int, folder: str, piece, stop: int) -> None:
     torch.set_num_threads(1)
     if size > 1:

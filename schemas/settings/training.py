@@ -117,6 +117,11 @@ class TrainSettings(Section):
     patience: int = Field(
         0, ge=0, description="stop after so many epochs without a better val rSum; 0: never"
     )
+    resume: str | None = Field(
+        None,
+        description="other settings go on from a checkpoint: `latest` of this model, or a "
+        "checkpoint's folder (URI); the same settings go on by themselves",
+    )
     checkpoint_every: int = Field(
         0, ge=0, description="checkpoints inside an epoch too, every so many steps; 0: none (steps)"
     )
