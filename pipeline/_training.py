@@ -25,9 +25,17 @@ SPARE = 4  # neighbours known for each place of a group: some are taken when its
 COLLAPSED = 0.99  # mean cosine of a batch's images or texts above which they are all one
 
 
+CHOSEN_BY = {"best": "val/rsum", "best_ndcg": "val/ndcg_label"}  # the higher the better
+
+
 def needs_embeddings(settings: TrainSettings) -> bool:
-    """Whether the train captions' vectors are used: by a graded loss, or to find neighbours."""
-    return needs_relevance(settings) or settings.neighbours > 1
+    """Whether captions' vectors are used: by a graded loss or choice, or to find neighbours."""
+    return needs_labels(settings) or settings.neighbours > 1
+
+
+def needs_labels(settings: TrainSettings) -> bool:
+    """Whether relevance is used: by a graded loss, or to choose the best checkpoint."""
+    return needs_relevance(settings) or settings.select == "best_ndcg"
 
 
 @dataclass
@@ -40,7 +48,7 @@ class Training:
     leaving: Callable[[], bool]  # whether this node is about to be taken away
     epoch: int = 0  # finished epochs
     step: int = 0  # finished optimizer steps
-    best: dict = field(default_factory=lambda: {"step": 0, "epoch": 0, "val/rsum": -1.0})
+    best: dict = field(default_factory=lambda: {"step": 0, "epoch": 0})
     records: list[dict] = field(default_factory=list)  # by step, all of them
     reported: int = 0  # records that were handed on
     torn: list[str] = field(default_factory=list)  # checkpoints that could not be read
@@ -52,9 +60,13 @@ class Training:
         self._check_storage()
         torch.manual_seed(self.settings.seed)
         size = recipe.model.image_size
-        self.train_split = Split(self.root, "train", image_size=size)
-        self.val_split = _split_if_any(self.root, "val", size)
-        captions, self.label_version = _embeddings(recipe, self.root)
+        read = {"image_size": size, "copies_gb": self.settings.cache_gb}
+        self.train_split = Split(self.root, "train", **read)
+        self.val_split = _split_if_any(self.root, "val", **read)
+        captions, self.label_version = _embeddings(recipe, self.root, "train")
+        self.val_captions = None
+        if self.settings.select == "best_ndcg" and self.val_split is not None:
+            self.val_captions, _ = _embeddings(recipe, self.root, "val")
         known = captions if needs_relevance(self.settings) else None
         objective = Objective(self.settings, recipe.label, self.train_split, known, self.world)
         try:
@@ -96,7 +108,7 @@ class Training:
 
     @property
     def over(self) -> bool:
-        """All epochs are done, or val rSum has not risen for `patience` of them."""
+        """All epochs are done, or val has not become better for `patience` of them."""
         stale = self.settings.patience and self.epoch - self.best["epoch"] >= self.settings.patience
         return self.epoch >= self.settings.epochs or bool(stale and self.val_split is not None)
 
@@ -124,9 +136,10 @@ class Training:
             **self._validate(),
         }
         self.records.append(summary)
-        rsum = summary.get("val/rsum", 0.0)
-        if rsum > self.best["val/rsum"] or self.settings.select == "last":
-            self.best = {"step": self.step, "epoch": self.epoch, "val/rsum": rsum}
+        name = CHOSEN_BY.get(self.settings.select, "val/rsum")
+        score = summary.get(name, 0.0)
+        if score > self.best.get(name, -1.0) or self.settings.select == "last":
+            self.best = {"step": self.step, "epoch": self.epoch, name: score}
         self._write_checkpoint(summary)
 
     def _step(self, batch: Batch) -> Callable[[], dict]:
@@ -158,13 +171,17 @@ class Training:
         if self.val_split is None:
             return {}
         with self.learner.as_evaluated():
-            return _validation.recalls(
+            images, texts, owners = _validation.encode_split(
                 self.learner.model,
                 self.vocabulary,
                 self.val_split,
                 self.world,
                 max_words=self.recipe.model.max_words,
             )
+        metrics = _validation.recalls(images, texts, owners)
+        if self.val_captions is not None:
+            metrics |= _validation.graded(images, texts, self.val_captions, self.recipe.label)
+        return metrics
 
     def _write_checkpoint(self, metrics: dict) -> None:
         """Write where training is, then report; a report that is lost is made up for by the end."""
@@ -196,9 +213,9 @@ class Training:
         found, self.torn = _checkpoint.latest(self.checkpoints)
         mine = found is not None and found[0].fingerprint == self.piece.fingerprint
         given = self.settings.resume
-        if not mine and given not in (None, "latest"):
-            if (found := _checkpoint.read(given)) is None:
-                raise InputError(f"train.resume {given} is no whole checkpoint; give its folder")
+        elsewhere = not mine and given not in (None, "latest")
+        if elsewhere and (found := _checkpoint.read(given)) is None:
+            raise InputError(f"train.resume {given} is no whole checkpoint; give its folder")
         if found is None or not (mine or given):
             if self.world.rank == 0:  # what lies here belongs to other settings
                 _store.remove(self.checkpoints)
@@ -214,14 +231,14 @@ class Training:
             ) from error
         self.epoch, self.step, self.best = checkpoint.epoch, checkpoint.step, checkpoint.best
         if mine or self._same_order(checkpoint):
-            folder = self.checkpoints if mine or given == "latest" else given.rsplit("/", 1)[0]
+            folder = given.rsplit("/", 1)[0] if elsewhere else self.checkpoints
             records = _store.read_json(_store.join(folder, "records.json"))
             self.records = [record for record in records if record["step"] <= self.step]
             self.reported = len(self.records)
         else:  # the epoch that was begun is begun again, with the batches there are now
             self.step = self.epoch * self.order.steps
-        if not mine and given != "latest":  # the best one so far lies elsewhere
-            self.best = {"step": 0, "epoch": 0, "val/rsum": -1.0}
+        if elsewhere:  # the best one so far lies elsewhere
+            self.best = {"step": 0, "epoch": 0}
             if self.over:
                 raise InputError(f"{given} ends epoch {self.epoch} already; give more --epochs")
 
@@ -292,18 +309,18 @@ class Training:
         self.world.barrier()
 
 
-def _split_if_any(root: str, split: str, image_size: int) -> Split | None:
+def _split_if_any(root: str, split: str, **read) -> Split | None:
     index = _plan.need_index(_plan.folder(root, "shard"), "shard")
     some = any(entry["samples"] for entry in _plan.of_split(index, split))
-    return Split(root, split, image_size=image_size) if some else None
+    return Split(root, split, **read) if some else None
 
 
-def _embeddings(recipe: Recipe, root: str) -> tuple[Captions | None, str | None]:
-    """The train captions' vectors and their version, if they are needed."""
+def _embeddings(recipe: Recipe, root: str, split: str) -> tuple[Captions | None, str | None]:
+    """The vectors of a split's captions and their version, if they are needed."""
     if not needs_embeddings(recipe.train):
         return None, None
     folder = embed.folder_of(recipe, root)
-    entries = _plan.of_split(_plan.need_index(folder, "embed"), "train")
+    entries = _plan.of_split(_plan.need_index(folder, "embed"), split)
     entries = [entry for entry in entries if entry["captions"]]
     version = _plan.version(entries)
     uris = tuple(_store.join(folder, f"{entry['name']}.parquet") for entry in entries)

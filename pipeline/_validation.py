@@ -1,19 +1,22 @@
-"""Recalls on val while training goes on, the work shared out among its workers."""
+"""Recalls and NDCG on val while training goes on, the work shared out among its workers."""
 
 import numpy as np
 import torch
 
 from pipeline._batches import Split
 from pipeline._world import World
-from pipeline.formulas.metrics import recall_at
+from pipeline.formulas.metrics import ndcg, recall_at
+from pipeline.label import Captions
 from pipeline.models import TwoTower, Vocabulary
+from schemas.settings import LabelSettings
 
 DEPTHS = (1, 5, 10)
+NDCG_AT = 10
+CELLS = 2**24  # relevances held at a time
 
 
-def recalls(model: TwoTower, vocabulary: Vocabulary, split: Split, world: World, **settings):
+def recalls(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> dict[str, float]:
     """R@K of both directions in percent and their sum, by the name of the metric."""
-    images, texts, owners = encode_split(model, vocabulary, split, world, **settings)
     positive_MN = torch.arange(len(images))[:, None] == owners[None, :]
     scores_MN = (images @ texts.T).cpu()
     metrics = {}
@@ -25,6 +28,33 @@ def recalls(model: TwoTower, vocabulary: Vocabulary, split: Split, world: World,
             name = f"val/{direction}_R_at_{k}"
             metrics[name] = 100 * float(recall_at(scores, positive, k).mean())
     return {**metrics, "val/rsum": sum(metrics.values())}
+
+
+def graded(
+    images: torch.Tensor, texts: torch.Tensor, captions: Captions, settings: LabelSettings
+) -> dict[str, float]:
+    """NDCG@10 of both directions against the labels, and their mean, by the name of the metric."""
+    images, texts = images.cpu(), texts.cpu()
+
+    def i2t(rows: list[int]) -> torch.Tensor:
+        relevance = captions.relevance([captions.image_ids[row] for row in rows], settings)
+        return ndcg(images[rows] @ texts.T, relevance, k=NDCG_AT)
+
+    def t2i(rows: list[int]) -> torch.Tensor:
+        relevance = captions.relevance_of_texts(rows, settings)
+        return ndcg(texts[rows] @ images.T, relevance, k=NDCG_AT)
+
+    metrics = {}
+    for name, of_rows, count, others in (
+        ("i2t", i2t, len(images), len(texts)),
+        ("t2i", t2i, len(texts), len(images)),
+    ):
+        size = max(1, CELLS // others)
+        parts = [
+            of_rows(list(range(start, min(start + size, count)))) for start in range(0, count, size)
+        ]
+        metrics[f"val/{name}_ndcg_label"] = float(torch.cat(parts).nanmean())
+    return {**metrics, "val/ndcg_label": sum(metrics.values()) / 2}
 
 
 @torch.no_grad()

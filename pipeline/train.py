@@ -9,9 +9,9 @@ from collections.abc import Callable
 from safetensors.torch import load
 
 from pipeline import _plan, _store, embed, label, models
-from pipeline._objective import check, needs_relevance
+from pipeline._objective import check
 from pipeline._plan import Piece, Plan
-from pipeline._training import Report, Training, needs_embeddings
+from pipeline._training import Report, Training, needs_embeddings, needs_labels
 from pipeline._world import World
 from pipeline.models import TwoTower, Vocabulary
 from schemas.settings import Recipe
@@ -19,7 +19,7 @@ from schemas.settings import Recipe
 # Settings of how a training is run: with others it is the same training.
 HOW = {
     *("workers", "min_workers", "sharding", "compile", "decode_threads"),
-    *("timeout", "max_failures", "log_every", "checkpoint_every"),
+    *("timeout", "max_failures", "log_every", "checkpoint_every", "cache_gb"),
 }
 
 
@@ -32,8 +32,9 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     settings = {"model": recipe.model.model_dump(), "train": recipe.train.model_dump()}
     if needs_embeddings(recipe.train):
         embeddings = _plan.need_index(embed.folder_of(recipe, root), "embed")
-        used += [entry["files"] for entry in _plan.of_split(embeddings, "train")]
-    if needs_relevance(recipe.train):
+        splits = ("train", "val") if recipe.train.select == "best_ndcg" else ("train",)
+        used += [entry["files"] for s in splits for entry in _plan.of_split(embeddings, s)]
+    if needs_labels(recipe.train):
         settings["label"] = label.depends_on(recipe.label)
     relevant = {**settings, "train": recipe.train.model_dump(exclude=HOW)}
     piece = Piece(

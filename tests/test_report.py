@@ -191,7 +191,11 @@ def test_failures_and_changes_are_the_largest_there_are(large):
     assert all(query["own"].own for query in shown.worst())
     best, last = min(ranks, key=ranks.get), max(ranks, key=ranks.get)
     shown.rankings["re-ranked"] = {
-        c: {**row, "rank": {best: 500.0, last: 2.0}.get(c, row["rank"])}
+        c: {
+            **row,
+            "rank": {best: 500.0, last: 2.0}.get(c, row["rank"]),
+            "candidate_id": row["candidate_id"][1:] + row["candidate_id"][:1],
+        }
         for c, row in shown.rankings["as trained"].items()
     }
     del shown.ranks
@@ -199,6 +203,8 @@ def test_failures_and_changes_are_the_largest_there_are(large):
     assert helped.startswith("Helped (1 of") and hurt.startswith("Hurt (1 of")
     assert gains[0]["rankings"][0]["rank"] == ranks[last]
     assert losses[0]["rankings"][1]["rank"] == 500
+    assert gains[0]["rankings"][0]["before"] == [None] * 5
+    assert gains[0]["rankings"][1]["before"] == [2, 3, 4, 5, 6]
     assert len(shown.drawn()) == 3 and len(shown.drawn()[0]["rankings"][0]["hits"]) == 5
 
 
@@ -208,6 +214,22 @@ def test_the_page_is_made_again_when_what_it_shows_changes(large):
     assert report.version(recipe, root, ["main"]) == before
     fewer = recipe.model_copy(update={"report": recipe.report.model_copy(update={"queries": 5})})
     assert report.version(fewer, root, ["main"]) != before
+
+
+def test_seeds_are_told_by_their_mean_and_deviation(tmp_path):
+    root = str(tmp_path)
+    for stage, factor in (("evaluate", 1), ("reranked", 2)):
+        for name, rsum in (("a.seed0", 100.0), ("a.seed1", 104.0), ("b.seed0", 90.0), ("c", 1.0)):
+            metrics = {"rsum": rsum * factor, "i2t_ndcg_label": 0.5, "t2i_ndcg_label": 0.25}
+            uri = _plan.folder(root, stage, name, "metrics.json")
+            _store.write_json(uri, {"metrics": metrics, "protocol": {}})
+    columns, rows = report.seeds_table(root, ["a.seed0", "a.seed1", "b.seed0", "c"])
+    assert columns == ["", "seeds", "rSum", "label NDCG i2t", "label NDCG t2i"]
+    assert rows == [
+        ["a", "2", "102.0 ± 2.8", "0.500 ± 0.000", "0.250 ± 0.000"],
+        ["a, re-ranked", "2", "204.0 ± 5.7", "0.500 ± 0.000", "0.250 ± 0.000"],
+    ]
+    assert report.seeds_table(root, ["b.seed0", "c"])[1] == []
 
 
 def test_a_finished_run_has_a_report_with_true_relevance(finished_run):

@@ -174,6 +174,19 @@ def test_one_variant_can_be_chosen_and_another_name_is_a_model_without_variants(
     assert list(mine) == ["mine"] and mine["mine"].train.lr == 0.1
 
 
+def test_seeds_make_each_model_once_for_each():
+    models = _recipes.seeded(_recipes.resolve("drawn_tiny", {}, "m"), "0,7")
+    assert {name: recipe.train.seed for name, recipe in models} == {"m.seed0": 0, "m.seed7": 7}
+    first = models[0][1].model_dump(exclude={"train"})
+    assert first == models[1][1].model_dump(exclude={"train"})
+
+
+@pytest.mark.parametrize("seeds", ["", "1", "1,1", "1;2", "0,-1", "a,b"])
+def test_seeds_are_two_or_more_numbers(seeds):
+    with pytest.raises(InputError, match="give 0,1,2"):
+        _recipes.seeded(_recipes.resolve("drawn_tiny", {}, "m"), seeds)
+
+
 def test_a_recipe_without_variants_makes_one_model():
     assert list(resolved("--recipe", "drawn_tiny")) == ["main"]
 

@@ -8,8 +8,10 @@ from safetensors.torch import load
 
 from jobs import _recipes
 from jobs._cli import _parse
-from pipeline import _store, embed, ingest, shard, train
+from pipeline import _store, _validation, embed, ingest, shard, train
 from pipeline._errors import InputError
+from pipeline.formulas.metrics import ndcg
+from pipeline.label import Captions
 
 
 class Killed(BaseException):
@@ -135,6 +137,36 @@ def test_best_and_last_choose_their_checkpoint(data, tiny_encoder):
     rsums = [r["val/rsum"] for r in records if "val/rsum" in r]
     assert entry["epoch"] == 1 + rsums.index(max(rsums))
     assert entry["metrics"]["val/rsum"] == max(rsums)
+
+
+def test_the_checkpoint_of_the_best_graded_order_can_be_chosen(data, tiny_encoder, monkeypatch):
+    _, root = data
+    recipe = recipe_with(tiny_encoder, "--train.select", "best_ndcg", "--train.epochs", "3")
+    values = iter([0.3, 0.5, 0.4])
+    entry = fit(recipe, root, "graded")["pieces"][0]
+    records = _store.read_json(f"{root}/5-model/graded/history.json")["records"]
+    seen = [r["val/ndcg_label"] for r in records if "epoch" in r]
+    assert entry["metrics"]["val/ndcg_label"] == max(seen) and all(0 < v < 1 for v in seen)
+    graded = _validation.graded
+    monkeypatch.setattr(
+        _validation, "graded", lambda *a: {**graded(*a), "val/ndcg_label": next(values)}
+    )
+    assert fit(recipe, root, "planted")["pieces"][0]["epoch"] == 2
+
+
+def test_ndcg_on_val_is_that_of_the_whole_matrix(data):
+    recipe, root = data
+    folder = embed.folder_of(recipe, root)
+    captions = Captions.read((f"{folder}/val-000000.parquet",), "val")
+    torch.manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(len(captions.image_ids), 6), dim=1)
+    texts = torch.nn.functional.normalize(torch.randn(len(captions.caption_ids), 6), dim=1)
+    relevance = captions.relevance(captions.image_ids, recipe.label)
+    scores = images @ texts.T
+    found = _validation.graded(images, texts, captions, recipe.label)
+    for name, s, r in (("i2t", scores, relevance), ("t2i", scores.T, relevance.T)):
+        expected = float(ndcg(s, r, k=10).mean())
+        assert found[f"val/{name}_ndcg_label"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_loaded_model_encodes_as_the_trained_one(data):

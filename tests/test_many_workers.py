@@ -1,0 +1,58 @@
+"""The same global batches on one, two and four workers: every loss has the same course."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from test_train import data, recipe_with  # noqa: F401  (a fixture, and its recipe)
+
+from pipeline import train
+from pipeline._training import Training
+from pipeline._world import World
+from pipeline.formulas.losses import LOSSES
+
+STEPS = 20
+
+
+def course(rank: int, size: int, folder: str, pieces: dict) -> None:
+    """The losses of the first steps with every loss, written by worker 0."""
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo", f"file://{folder}/meet-{size}", rank=rank, world_size=size)
+    out = {}
+    for name, piece in pieces.items():
+        training = Training(piece, World(), lambda records: None, lambda: False)
+        training.learner.parallel.train()
+        batches = zip(range(STEPS), training.loader.epoch(0), strict=False)
+        out[name] = [training.learner.step(batch, k)()["train/loss"] for k, batch in batches]
+    if rank == 0:
+        Path(folder, f"{size}.json").write_text(json.dumps(out))
+    if size > 1:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def courses(data, tiny_encoder, tmp_path_factory) -> dict[int, dict]:  # noqa: F811
+    """By number of workers: the losses of the steps, by the name of the loss."""
+    folder = tmp_path_factory.mktemp("courses")
+    pieces = {}
+    for name in LOSSES:
+        flags = ("--train.losses", f"{{{name}: {{weight: 1}}}}", "--train.negatives_warmup", "0.5")
+        # Adam divides by a gradient's own size, and makes steps of what is rounding alone.
+        recipe = recipe_with(tiny_encoder, *flags, "--train.optimizer", "sgd", "--lr", "0.005")
+        pieces[name] = train.plan(recipe, data[1], f"course-{name}").pieces[0]
+    course(0, 1, str(folder), pieces)
+    for size in (2, 4):
+        multiprocessing.spawn(course, (size, str(folder), pieces), nprocs=size)
+    return {size: json.loads((folder / f"{size}.json").read_text()) for size in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_twenty_steps_have_the_losses_of_one_worker(courses, name):
+    alone = courses[1][name]
+    assert len(alone) == STEPS and len(set(alone)) > STEPS // 2
+    for size in (2, 4):
+        assert courses[size][name] == pytest.approx(alone, rel=1e-6, abs=1e-6)
