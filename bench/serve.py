@@ -76,7 +76,10 @@ def main() -> None:
     pictures = Pictures(root, recipe.evaluate.split)
     texts = list(pictures.captions.values())
     url = _cluster_serve.start(recipe, root, name)
-    print(f"{len(pictures.samples):,} images, {options.concurrent} at once, {options.seconds:g} s")
+    print(
+        f"{len(pictures.samples):,} images, {options.concurrent} at once, {options.seconds:g} s",
+        flush=True,
+    )
     try:
         asyncio.run(load(url, texts, True, 3, options.concurrent))  # the first answers load models
         for shades in (False, True):
@@ -89,7 +92,8 @@ def main() -> None:
                 f"{'with' if shades else 'without'} shades: {requests:,} requests, "
                 f"{len(found['wrong'])} errors {set(found['wrong']) or ''}, "
                 f"{found['per_second']:.0f} a second, p50 {p50:.0f} ms, p99 {p99:.0f} ms; "
-                f"CPU ms a request: " + ", ".join(f"{k} {v:.1f}" for k, v in used.items())
+                f"CPU ms a request: " + ", ".join(f"{k} {v:.1f}" for k, v in used.items()),
+                flush=True,
             )
     finally:
         _cluster_serve.stop()

@@ -149,6 +149,7 @@ def pixels(training: Training, steps: int) -> None:
         if number == steps:
             break
     loader = time.process_time() - started
+    made = len(training.train_split._cache)  # batches made ahead are more than were taken
     split, size = training.train_split, training.recipe.model.image_size
     payloads = [split.payload(row) for row in range(min(len(split), batch * steps))]
     started = time.process_time()
@@ -156,9 +157,9 @@ def pixels(training: Training, steps: int) -> None:
         image = Image.open(io.BytesIO(data))
         image.draft("RGB", (size, size))
         np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-    bare = (time.process_time() - started) / len(payloads) * batch * steps
+    bare = (time.process_time() - started) / len(payloads) * made
     print(f"waited for data {waiting:.1%}")
-    print(f"loader alone {batch * steps / loader:.0f} samples/s, {bare / loader:.2f} × bare decode")
+    print(f"loader alone {made / loader:.0f} samples/s, {bare / loader:.2f} × bare decode")
 
 
 if __name__ == "__main__":

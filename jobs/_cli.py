@@ -33,6 +33,7 @@ COMMANDS = {
     "preview": ("shards → a page of pictures and captions", ()),
     "audit": ("shards → duplicates, and a list to exclude them by", ("audit",)),
     "recipes": ("the recipes there are", ()),
+    "plan": ("a recipe and a cluster → time, memory, storage, cost", ("cluster", "train")),
     "doctor": ("every node of the cluster → what would stop a run there", ()),
 }
 MODULES = {"run": "end_to_end"}
@@ -52,6 +53,7 @@ ALIASES = {
     "calibrate.judgements": "--judgements",
     "calibrate.captions": "--captions",
 }
+OWN = ("audit", "calibrate")  # sections whose short flags are their own command's alone
 
 
 def main(command: str | None = None, argv: list[str] | None = None) -> None:
@@ -111,6 +113,8 @@ def _dispatch(command: str, argv: list[str]) -> None:
     root, models = _models(options, overrides)
     if command in ("info", "lint", "compare", "score"):
         return module.run(root, options)
+    if command == "plan":
+        return module.run(root, models, options)
     if command == "rerank" and module.others.named(options):
         return module.others.run(models[0][1], options)
     show = Show()
@@ -190,7 +194,8 @@ def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace
         shown = section in COMMANDS[command][1]
         group = parser.add_argument_group(f"{section} settings") if shown else parser
         for name, default, about in _recipes.settings_of(section):
-            flags = [f"--{section}.{name}", ALIASES.get(f"{section}.{name}")]
+            alias = ALIASES.get(f"{section}.{name}") if shown or section not in OWN else None
+            flags = [f"--{section}.{name}", alias]
             text = f"{about} (default {_written(default)})".replace("%", "%%")
             group.add_argument(
                 *filter(None, flags),

@@ -3,19 +3,29 @@
 With RAY_ADDRESS the cluster it names, else a small Ray of this machine's own.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+import re
+import socket
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from pipeline import _store
-from pipeline._errors import InputError
+from pipeline._errors import InputError, Unreachable
 from pipeline._plan import Piece
 from schemas.settings import TrainSettings
 
 OBJECT_STORE_BYTES = 300 * 2**20  # results are small: bytes go to storage, not through Ray
 WINDOW_PER_CPU = 4  # tasks handed to Ray ahead of those that run
+TRIES = 4  # of a piece whose worker, node or storage failed
+LOOK_SECONDS = 2  # between looks at which nodes there are
 
 # Ray Train's controller looks at its workers every 2 s unless told, and a report waits for a look.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
@@ -24,8 +34,23 @@ os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks that were 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
+Say = Callable[[str], None]
+_to_stderr = partial(print, file=sys.stderr, flush=True)
+
+
 class WorkFailed(Exception):
     """A task or a training failed; the message names the piece, the cause is kept."""
+
+
+class NodeFailed(Exception):
+    """A node's disk, or its way to the storage, failed a task; another node may do better."""
+
+    def __init__(self, node: str, host: str, reason: str):
+        super().__init__(node, host, reason)
+        self.node, self.host, self.reason = node, host, reason
+
+    def __str__(self) -> str:
+        return f"{self.reason} (on {self.host})"
 
 
 def connect() -> None:
@@ -34,6 +59,7 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
+    _Nodes.alive = {}
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
@@ -56,39 +82,139 @@ def fan_out(
     *,
     gpu: bool = False,
     done: Callable[[Piece, dict], None] = lambda piece, summary: None,
+    say: Say = _to_stderr,
 ) -> dict[str, dict]:
     """Summaries by piece name of `make(piece)` for all pieces, as Ray tasks.
 
-    At most a window of tasks is handed to Ray at a time. Tasks whose worker or node died run
-    again; an error of the task itself ends the whole, with the piece's name.
+    At most a window of tasks is handed to Ray at a time. A piece whose worker, node or storage
+    failed is made again, elsewhere if there is another node, and `say` tells so; any other error
+    ends the whole, with the piece's name.
     """
-    pieces = list(pieces)
-    if not pieces:  # a run with nothing to do starts nothing
+    waiting = deque(pieces)
+    if not waiting:  # a run with nothing to do starts nothing
         return {}
     import ray
 
     connect()
-    resources = ray.cluster_resources()
-    gpus = 1 if gpu and resources.get("GPU") else 0
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(make)
-    window = WINDOW_PER_CPU * max(1, int(resources.get("CPU", 1)))
-    waiting = iter(pieces)
+    nodes, task = _Nodes(waiting, gpu, say), ray.remote(_task)
+    tries: Counter[str] = Counter()
     running: dict[Any, Piece] = {}
     made: dict[str, dict] = {}
-    while True:
-        while len(running) < window and (piece := next(waiting, None)) is not None:
-            running[task.remote(piece)] = piece
-        if not running:
-            return made
+    while waiting or running:
+        while waiting and len(running) < nodes.window():
+            piece = waiting.popleft()
+            pause = 2 ** tries[piece.name] - 1  # seconds: storage that is away may come back
+            running[task.options(**nodes.options(piece)).remote(make, piece, pause)] = piece
         ready, _ = ray.wait(list(running), num_returns=1)
         piece = running.pop(ready[0])
         try:
             made[piece.name] = ray.get(ready[0])
         except ray.exceptions.RayError as error:
-            for other in running:
-                ray.cancel(other)
-            raise _explained(piece.name, error) from error
+            why, tries[piece.name] = nodes.passing(error), tries[piece.name] + 1
+            if not why or tries[piece.name] == TRIES:
+                for other in running:
+                    ray.cancel(other)
+                raise _explained(piece.name, error) from error
+            say(f"  {piece.name}: {why}; it is made again, try {tries[piece.name] + 1} of {TRIES}")
+            waiting.appendleft(piece)
+            continue
         done(piece, made[piece.name])
+    return made
+
+
+def _task(make: Callable[[Piece], dict], piece: Piece, pause: float) -> dict:
+    """What `make(piece)` gives; what fails because of this node says so."""
+    import ray
+
+    time.sleep(pause)
+    try:
+        return make(piece)
+    except (OSError, Unreachable) as error:  # bad images are none of these: they are rejected
+        node = ray.get_runtime_context().get_node_id()
+        raise NodeFailed(node, socket.gethostname(), str(error)) from error
+
+
+class _Nodes:
+    """The cluster's nodes as the tasks of one stage see them: their room, and who failed."""
+
+    alive: dict[str, dict] = {}  # of all stages together: who left between two is told, too
+
+    def __init__(self, pieces: Iterable[Piece], gpu: bool, say: Say):
+        import ray
+
+        self.say, self.failed, self.looked = say, set(), 0.0
+        self.here = ray.get_runtime_context().get_node_id()
+        self.look()
+        self.gpus = 1 if gpu and any("GPU" in n["Resources"] for n in self.alive.values()) else 0
+        self.largest = max((_bytes(piece) for piece in pieces), default=0)
+
+    def look(self) -> None:
+        """Count the nodes anew: they come and go."""
+        import ray
+
+        before, self.looked = self.alive, time.monotonic()
+        _Nodes.alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        for node in before.keys() - self.alive.keys():
+            name, left = before[node]["NodeManagerHostname"], len(self.alive)
+            self.say(f"  node {name} is lost, {left} left")
+        if before and (new := self.alive.keys() - before.keys()):
+            names = ", ".join(self.alive[node]["NodeManagerHostname"] for node in new)
+            self.say(f"  node {names} has joined, {len(self.alive)} now")
+
+    def window(self) -> int:
+        """How many tasks Ray is handed at a time: their inputs fill half a store at most."""
+        if time.monotonic() - self.looked > LOOK_SECONDS:
+            self.look()
+        cpus = sum(node["Resources"].get("CPU", 0) for node in self.alive.values())
+        store = self.alive[self.here]["Resources"]["object_store_memory"]
+        return max(1, int(min(WINDOW_PER_CPU * cpus, store / 2 / max(1, self.largest))))
+
+    def options(self, piece: Piece) -> dict[str, Any]:
+        """Ray's options of a task: what it takes, and on which nodes it may run."""
+        able = [n["Resources"] for n in self.alive.values() if n["Resources"].get("CPU")]
+        mixed = len({"GPU" in resources for resources in able}) > 1
+        largest = max((int(resources.get("memory", 0)) for resources in able), default=0)
+        left_out = self.failed & self.alive.keys()
+        if left_out == self.alive.keys():  # no node is better than another
+            left_out = set()
+        return {
+            "name": piece.name,
+            "num_cpus": 1,
+            "num_gpus": self.gpus,
+            "memory": min(piece.memory, largest) or None,
+            "max_retries": 0,  # `fan_out` sees to it, and says so
+            # Ray's own way keeps work without GPU off the nodes that have one; SPREAD does not.
+            "scheduling_strategy": "DEFAULT" if mixed and not self.gpus else "SPREAD",
+            "label_selector": {"ray.io/node-id": f"!in({','.join(sorted(left_out))})"}
+            if left_out
+            else None,
+        }
+
+    def passing(self, error: Exception) -> str:
+        """Why another try may do better, in words; '' where it would not."""
+        import ray
+
+        self.look()
+        if isinstance(error, ray.exceptions.NodeDiedError):
+            # Ray counts it as alive for half a minute yet, and would put the next try there.
+            gone = re.findall(r"node ID: (\w+)", str(error))
+            self.failed.update(gone)
+            names = [self.alive[node]["NodeManagerHostname"] for node in gone if node in self.alive]
+            return " ".join(["its node", *names, "was lost"])
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            return "its worker took more memory than its node has left"
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            lost = isinstance(error, ray.exceptions.WorkerCrashedError)
+            return "its worker was lost" if lost else f"it was lost ({type(error).__name__})"
+        if not isinstance(cause := error.cause, NodeFailed):
+            return ""
+        self.failed.add(cause.node)
+        return str(cause)
+
+
+def _bytes(piece: Piece) -> int:
+    """What a task's inputs take in the object store, nearly."""
+    return sum(getattr(value, "nbytes", 0) for value in piece.inputs.values())
 
 
 def train(
@@ -97,13 +223,14 @@ def train(
     settings: TrainSettings,
     record: Callable[[list[dict]], None],
     monitor: Callable[[str], AbstractContextManager] = lambda node: nullcontext(),
+    say: Say = _to_stderr,
 ) -> None:
     """Run `fit(piece, report)` on Ray Train's workers; `record` gets every epoch's records.
 
     One worker of each node runs inside `monitor(node)`.
 
     A lost worker restarts all of them, and `fit` goes on from its newest checkpoint; with
-    `train.min_workers` on as many nodes as there are then.
+    `train.min_workers` on as many nodes as there are then. `say` tells so.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -111,6 +238,7 @@ def train(
 
     connect()
     storage = _store.join(piece.output.rsplit("/", 1)[0], "ray")
+    losses = _store.join(storage, "losses")
     fewest = settings.min_workers if settings.min_workers < settings.workers else 0
     job = ray.get_runtime_context().get_job_id()
     trainer = TorchTrainer(
@@ -126,11 +254,12 @@ def train(
             name=f"{piece.fingerprint}-{job}-{os.getpid()}",
             storage_path=storage,
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            callbacks=[_recorder(record)],
+            callbacks=[_recorder(record, losses)],
         ),
     )
     try:
-        result = trainer.fit()
+        with _heard(losses, say):
+            result = trainer.fit()
     except Exception as error:  # Ray Train's errors have no public common base
         raise _explained(piece.name, error) from error
     if problem := (result.metrics or {}).get("input_error"):
@@ -153,19 +282,55 @@ def _worker(config: dict) -> None:
     try:
         with watched:
             config["fit"](config["piece"], report, leaving)
+    except Unreachable:  # Ray Train starts all again
+        raise
     except InputError as error:  # the same again would not help: no restart
         ray.train.report({"input_error": str(error)})
 
 
-def _recorder(record: Callable[[list[dict]], None]):
-    """A Ray Train callback (it lives in the controller) that hands on worker 0's records."""
+def _recorder(record: Callable[[list[dict]], None], losses: str):
+    """A Ray Train callback (it lives in the controller) that hands on worker 0's records.
+
+    What workers are lost is written to the folder `losses`: the driver hears of it there.
+    """
     from ray.train import UserCallback
 
     class Recorder(UserCallback):
         def after_report(self, run_context, metrics, checkpoint) -> None:
             record(metrics[0].get("records", []))
 
+        def after_exception(self, run_context, worker_exceptions) -> None:
+            reasons = {type(error).__name__ for error in worker_exceptions.values()}
+            ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+            words = f"worker {ranks} was lost ({', '.join(sorted(reasons))})"
+            with contextlib.suppress(OSError, InputError):  # words are not worth a training
+                _store.write_bytes(_store.join(losses, f"{time.time():.3f}"), words.encode())
+
     return Recorder()
+
+
+@contextlib.contextmanager
+def _heard(losses: str, say: Say) -> Iterator[None]:
+    """While it is entered, what the training lost is said: nodes, and workers from `losses`."""
+    over, nodes = threading.Event(), _Nodes((), False, say)
+    known = set(_store.list_files(losses))  # of an earlier try that was killed
+
+    def listen() -> None:
+        while not over.wait(LOOK_SECONDS):
+            nodes.look()
+            with contextlib.suppress(OSError, InputError):  # storage that is away is asked again
+                for name in sorted(_store.list_files(losses).keys() - known):
+                    known.add(name)
+                    words = _store.read_text(_store.join(losses, name))
+                    say(f"  train: {words}; all start again from the newest checkpoint")
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        over.set()
+        listener.join()
 
 
 def _explained(name: str, error: Exception) -> Exception:

@@ -174,7 +174,7 @@ def _absolute(recipe: Recipe) -> Recipe:
             "source": source.model_copy(update=changes),
             "embed": embed.model_copy(update=encoders),
             "shard": _absolute_list(recipe.shard),
-            "evaluate": _absolute_list(recipe.evaluate),
+            "evaluate": _absolute_evaluate(recipe.evaluate),
             "label": _absolute_label(recipe.label),
         }
     )
@@ -184,6 +184,14 @@ def _absolute_list(section: ShardSettings | EvaluateSettings) -> ShardSettings |
     """The section, its exclusion list's URI made absolute."""
     uri = section.exclude and _store.absolute(section.exclude)
     return section.model_copy(update={"exclude": uri})
+
+
+def _absolute_evaluate(section: EvaluateSettings) -> EvaluateSettings:
+    """The section, what it names on this disk made absolute."""
+    encoder = section.encoder and _absolute_folder(section.encoder)
+    judgements = section.judgements and _store.absolute(section.judgements)
+    update = {"encoder": encoder, "judgements": judgements}
+    return _absolute_list(section).model_copy(update=update)
 
 
 def _absolute_label(label: LabelSettings) -> LabelSettings:

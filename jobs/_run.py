@@ -119,7 +119,8 @@ class Stage:
         if pending:
             self.start()
         with self.run.show.progress(self.name, len(pending)) as advance:
-            made = _cluster.fan_out(make, pending, gpu=gpu, done=lambda *_: advance())
+            said = {"done": lambda *_: advance(), "say": self.run.show.line}
+            made = _cluster.fan_out(make, pending, gpu=gpu, **said)
         self.made += len(made)
         check(made)
         return plan.finish(made, **extra)
@@ -142,7 +143,7 @@ class Stage:
         with self.run.show.training(self.name, epochs, piece):
             track = self.run.track
             watchers = track.recorder(self.name), track.monitor(self.name)
-            _cluster.train(fit, piece, self.run.recipe.train, *watchers)
+            _cluster.train(fit, piece, self.run.recipe.train, *watchers, self.run.show.line)
         self.made += 1
         return plan.finish({piece.name: summary(piece)})
 

@@ -32,7 +32,7 @@ PENDING = "tracking-pending.json"
 def default_uri(root: str) -> str:
     """MLFLOW_TRACKING_URI, or a SQLite file beside the run folders."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
+        return _store.keyless(uri)
     home = Path(root).parent if _store.is_local(root) else Path.home() / "halftone"
     return f"sqlite:///{home / 'mlflow.db'}"
 

@@ -30,9 +30,10 @@ def run(root: str, options) -> None:
     for other in others:
         changed = compare.changes(base, other)
         title = f"{other.label} against {base.label}"
-        show.table(title, ["what changed", base.label, other.label], [list(c) for c in changed], "")
+        cells = ["what changed", base.label, other.label], [list(c) for c in changed]
+        show.table(title, *cells, compare.same_versions(base, other))
     about = (
-        "[low, high]: the middle 95 % of a bootstrap over images. p: paired permutation test over "
+        "In brackets: the middle 95 % of a bootstrap over images. p: paired permutation test over "
         f"images, {compare.PERMUTATIONS:,} permutations, two-sided, for each figure alone; "
         "–: other queries, other graded protocol, or a median."
     )

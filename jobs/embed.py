@@ -1,21 +1,30 @@
 """halftone embed: captions become unit vectors of a frozen encoder."""
 
 from jobs import _cli
-from jobs._run import Run
-from pipeline import embed
+from jobs._run import Run, Stage
+from pipeline import _graded, embed
 from pipeline.encoders import guards
+from schemas.settings import EmbedSettings
 
 
 def run(run: Run) -> None:
-    settings = run.recipe.embed
+    settings, judge = run.recipe.embed, run.recipe.evaluate.encoder
     with run.stage("embed") as stage:
-        for step in embed.steps(settings, run.root):
-            index = stage.make(step.plan, step.make, gpu=step.gpu, check=step.check)
+        if judge is not None:
+            _make(stage, _graded.settings_of(judge, run.recipe))
+        index = _make(stage, settings)
         stage.note(
             captions=sum(entry["captions"] for entry in index["pieces"]),
             duplicates=round(guards.duplicates(index["pieces"]), 4),
             encoder=embed.encoder_label(settings.encoder),
         )
+
+
+def _make(stage: Stage, settings: EmbedSettings) -> dict:
+    """The index of an encoder's vectors, after what they need was made, and they were."""
+    for step in embed.steps(settings, stage.run.root):
+        index = stage.make(step.plan, step.make, gpu=step.gpu, check=step.check)
+    return index
 
 
 if __name__ == "__main__":

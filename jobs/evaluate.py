@@ -1,8 +1,9 @@
 """halftone evaluate: tower vectors, rankings and metrics of a trained model."""
 
 from jobs import _cli
-from jobs._run import Run
-from pipeline import _store, evaluate
+from jobs._run import Run, Stage
+from pipeline import _store, evaluate, protocols, report
+from pipeline._plan import Plan
 
 
 def run(run: Run) -> None:
@@ -12,10 +13,23 @@ def run(run: Run) -> None:
         plan = evaluate.plan(run.recipe, run.root, run.name)
         stage.make(plan, evaluate.write_rankings)
         if not run.dry:
-            uri = _store.join(plan.folder, "metrics.json")
-            stage.metrics("base", evaluate.metrics(plan))
-            if stage.made or not _store.exists(uri):
-                _store.write_json(uri, evaluate.results(plan, run.recipe))
+            found = _results(stage, plan)
+            stage.metrics("base", found["metrics"])
+            for table in [protocols.Table(**table) for table in found["tables"].values()]:
+                cells = ["", run.name, "95 %"], protocols.rows(table)
+                run.show.table("", *cells, protocols.line(table))
+            run.show.line(f"  {report.protocol_line(found['protocol'])}")
+
+
+def _results(stage: Stage, plan: Plan) -> dict:
+    """metrics.json, made again where it was of something else."""
+    run, uri = stage.run, evaluate.results_uri(plan)
+    found = _store.read_json(uri) if _store.exists(uri) else {}
+    if found.get("version") != evaluate.results_version(plan, run.recipe):
+        stage.start()
+        found = evaluate.all_results(plan, run.recipe, run.root, run.name)
+        _store.write_json(uri, found)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """halftone rerank: re-rankers fitted on train and val, and the rankings they give."""
 
 from jobs import _cli
+from jobs import _rerank_others as others
 from jobs._run import Run, Stage
 from pipeline import _store, evaluate, rerank
 
+arguments = others.arguments
 
-def run(run: Run) -> None:
+
+def run(run: Run, options=None) -> None:
     with run.stage("rerank") as stage:
         recipe, root, name = run.recipe, run.root, run.name
         fitted = stage.make(rerank.plan(recipe, root, name), rerank.write_reranker)

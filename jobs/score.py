@@ -4,9 +4,7 @@ import json
 
 from jobs import _cli, _recipes
 from jobs._show import Show
-from pipeline import _store, evaluate, external, protocols
-
-DEPTH = 100  # candidates of a query in a TREC run that is written
+from pipeline import _people, _store, evaluate, external, protocols
 
 
 def arguments(parser) -> None:
@@ -20,10 +18,11 @@ def arguments(parser) -> None:
         ("run-i2t", "TREC run of images as queries"),
         ("run-t2i", "TREC run of texts as queries"),
         ("positives", "CSV or JSON of the pairs that match"),
+        ("people", "CSV of people's image_id,caption_id,score, to measure agreement with"),
+        ("protocol", ", ".join(protocols.PROTOCOLS)),
         ("write-trec", "folder for TREC runs and qrels"),
     ):
         parser.add_argument(f"--{flag}", default=None, help=about)
-    parser.add_argument("--protocol", default=None, help=", ".join(protocols.PROTOCOLS))
 
 
 def run(root: str, options) -> None:
@@ -31,6 +30,8 @@ def run(root: str, options) -> None:
     given = external.matches(options.positives) if options.positives else None
     names = (options.protocol or ("given" if given else "own")).split(",")
     tables = protocols.measure(system, names, given)
+    if options.people:
+        tables["judgements"] = _people.measure(system, _people.read(options.people))
     show = Show(quiet=options.json)
     if options.json:
         print(json.dumps({name: table._asdict() for name, table in tables.items()}))
@@ -38,7 +39,7 @@ def run(root: str, options) -> None:
         for table in tables.values():
             show.table("", ["", "value", "95 %"], protocols.rows(table), protocols.line(table))
     if options.write_trec:
-        for uri in external.write_trec(_store.absolute(options.write_trec), system, DEPTH):
+        for uri in external.write_trec(_store.absolute(options.write_trec), system):
             show.line(uri)
 
 

@@ -2,7 +2,8 @@
 
 from jobs import _cli
 from jobs._run import Run
-from pipeline import _store, train
+from pipeline import _store, estimate, train
+from pipeline._errors import InputError
 from pipeline._plan import Plan
 from pipeline._probe import probe
 
@@ -32,16 +33,23 @@ def run(run: Run) -> None:
 
 def forecast(run: Run, plan: Plan) -> None:
     """What the training will be like, by a few steps of it."""
-    found, settings = probe(plan.pieces[0]), run.recipe.train
+    try:
+        found, settings = probe(plan.pieces[0]), run.recipe.train
+    except InputError as error:
+        return run.show.line(f"  {error}")
     epoch = found["steps_per_epoch"] * found["seconds_per_step"]
+    size, rows = settings.batch_size, settings.batch_size // settings.workers
+    found["loss_bytes"] = estimate.loss_bytes(list(settings.losses), rows, size)
     run.show.line(
         f"  {found['steps']:,} steps in {settings.epochs} epochs of {found['steps_per_epoch']:,}, "
-        f"{found['parameters']:,} parameters\n"
+        f"{found['parameters']:,} parameters; the loss of a list of {size:,} takes "
+        f"{found['loss_bytes'] / 1e6:,.1f} MB a worker\n"
         f"  {1000 * found['seconds_per_step']:.0f} ms a step with one process here "
         f"({found['device']}), {found['data_wait']:.0%} of it waiting for data: about "
         f"{epoch / 60:.1f} min an epoch, {epoch * settings.epochs / 60:.0f} min in all"
     )
     run.results["forecast"] = found
+    return None
 
 
 if __name__ == "__main__":

@@ -48,11 +48,17 @@ def count_columns(
     column_P = query_P - i
     in_order = pairs == scores_RC.shape[1] and (column_P == np.arange(pairs)).all()
     count_P, gathered_P = np.zeros(pairs, np.float32), np.empty(pairs, np.float32)
+    beside_P = np.zeros(pairs, np.float32)
     for r in range(scores_RC.shape[0]):
         scores_P = scores_RC[r] if in_order else gathered_P
         if not in_order:
             for p in range(pairs):
                 gathered_P[p] = scores_RC[r, column_P[p]]
+        if not len(queries_QD):
+            for p in range(pairs):
+                count_P[p] += float32(scores_P[p] > threshold_P[p])
+                beside_P[p] += float32(scores_P[p] == threshold_P[p])
+            continue
         for start in range(0, pairs, CHUNK):
             end = min(start + CHUNK, pairs)
             near = ZERO
@@ -65,12 +71,12 @@ def count_columns(
             for p in range(start, end):
                 score = scores_P[p]
                 if low_P[p] <= score <= high_P[p]:
-                    if len(queries_QD):
-                        score = _dot(queries_QD[query_P[p]], candidates_ND[j + r])
+                    score = _dot(queries_QD[query_P[p]], candidates_ND[j + r])
                     above_P[p] += score > threshold_P[p]
                     tied_P[p] += score == threshold_P[p]
     for p in range(pairs):
         above_P[p] += int64(count_P[p])
+        tied_P[p] += int64(beside_P[p])
 
 
 @compiled

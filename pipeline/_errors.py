@@ -8,6 +8,10 @@ class InputError(Exception):
     """Bad input; the message says what was found, what was expected and what to do."""
 
 
+class Unreachable(InputError):
+    """Storage did not answer: with the same input another try may do better."""
+
+
 class StageMissing(InputError):
     """An earlier stage has not run yet; the message names it."""
 

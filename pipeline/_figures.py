@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import _pages, _plan, _store, embed, evaluate
-from pipeline._ranking import Graded
+from pipeline._graded import Graded
 from schemas.settings import Recipe
 
 DEPTH = 10  # results of a query that count as found
@@ -128,7 +128,7 @@ def _found(recipe: Recipe, root: str, names: list[str]) -> Figure:
         axes.set_ylabel(f"share found among the first {DEPTH}")
         axes.legend(frameon=False, fontsize=8)
 
-    kind = "true relevance" if graded.facts is not None else f"relevance by {recipe.embed.encoder}"
+    kind = "true relevance" if graded.facts is not None else f"relevance by {graded.encoder}"
     svg = _pages.figure(draw)
     return Figure("recall", svg, f"Recall by relevance: captions as queries, {kind}")
 

@@ -46,14 +46,14 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
     """The pairs in `calibrate.judgements`, with captions from a file or from the run folder."""
     if settings.judgements is None:
         raise InputError(f"no judgements are named; give --judgements FILE, a CSV with {COLUMNS}")
-    pairs = _pairs(settings.judgements)
+    judged = pairs(settings.judgements)
     captions = _captions(settings.captions) if settings.captions else _captions_of_run(root)
     of_image: dict[str, list[str]] = {}
     for caption_id, (image_id, _) in captions.items():
         of_image.setdefault(image_id, []).append(caption_id)
     rows: dict[str, int] = {}  # of texts
     kept, links = [], []
-    for kind, first, second, score in pairs:
+    for kind, first, second, score in judged:
         firsts = of_image.get(first, ()) if kind == "image" else (first,)
         firsts = [f for f in firsts if f in captions and f != second]
         if second not in captions or not firsts:
@@ -64,8 +64,8 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
         kept.append((captions[firsts[0]][0], captions[second][0], score))
     if not kept:
         raise InputError(
-            f"none of the {len(pairs)} judged pairs of {settings.judgements} is of captions known "
-            f"here (the first: {pairs[0][1]}, {pairs[0][2]}); name their file, --captions FILE"
+            f"none of the {len(judged)} judged pairs of {settings.judgements} is of captions known "
+            f"here (the first: {judged[0][1]}, {judged[0][2]}); name their file, --captions FILE"
         )
     link_L3 = np.array(links, np.int64)
     return Judged(
@@ -74,15 +74,15 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
         texts=list(rows),
         pair_L=link_L3[:, 0],
         text_L2=link_L3[:, 1:],
-        left_out=len(pairs) - len(kept),
+        left_out=len(judged) - len(kept),
     )
 
 
 def contents(settings: CalibrateSettings, root: str) -> list:
     """What the judged pairs depend on: hashes of the files, or the version of the shards."""
-    read = [_store.sha256(_bytes(settings.judgements))] if settings.judgements else []
+    read = [_store.sha256(contents_of(settings.judgements))] if settings.judgements else []
     if settings.captions:
-        return [*read, _store.sha256(_bytes(settings.captions))]
+        return [*read, _store.sha256(contents_of(settings.captions))]
     return [*read, _plan.need_index(_plan.folder(root, "shard"), "shard")["version"]]
 
 
@@ -103,7 +103,7 @@ def _scaled(score_P: np.ndarray, settings: CalibrateSettings) -> np.ndarray:
     return (score_P - lowest) / (highest - lowest)
 
 
-def _pairs(uri: str) -> list[tuple[str, str, str, float]]:
+def pairs(uri: str) -> list[tuple[str, str, str, float]]:
     """(kind of the first side, its id, caption id, score) of every line."""
     reader = csv.reader(io.StringIO(_text(uri), newline=""))
     header = next(reader, [])
@@ -154,14 +154,15 @@ def _captions_of_run(root: str) -> dict[str, tuple[str, str]]:
 
 
 def _text(uri: str) -> str:
-    data = _bytes(uri)
+    data = contents_of(uri)
     try:
         return (gzip.decompress(data) if uri.endswith(".gz") else data).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{uri} cannot be read ({error}); save it as UTF-8") from error
 
 
-def _bytes(uri: str) -> bytes:
+def contents_of(uri: str) -> bytes:
+    """A file's bytes, or the sentence that it is not there."""
     try:
         return _store.read_bytes(uri)
     except OSError as error:

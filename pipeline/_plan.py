@@ -38,6 +38,7 @@ class Piece:
     output: str  # URI of the Parquet file that is written last
     fingerprint: str  # of all that the output depends on
     inputs: dict[str, Any]  # what the stage's function needs to make it
+    memory: int = 0  # bytes that making it takes; 0 where that is little, or not known
 
 
 @dataclass(frozen=True)

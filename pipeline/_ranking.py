@@ -1,27 +1,33 @@
-"""Rankings from tower vectors, block by block, with every query's own metrics.
+"""Rankings from tower vectors or other scores, with every query's own metrics.
 
-`evaluate` and `rerank` differ only in where the scores come from.
+`evaluate` and `rerank` differ only in where the scores come from. Of vectors no product is kept:
+places are counted and the first candidates found, both exactly; relevance is graded by blocks.
+
+Legend of the shape suffixes: M images, N texts or candidates, D width, Q queries, K first
+candidates, R of the queries.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline import _neighbours, _store, embed, ingest
+from pipeline import _counting, _neighbours, _store, embed
+from pipeline._counting import Pairs
 from pipeline._exclusions import Leaving
+from pipeline._graded import Graded
 from pipeline._plan import Piece
 from pipeline.formulas import metrics
+from pipeline.formulas.places import per_query
 from pipeline.intervals import DEPTHS, Queries
-from pipeline.label import Captions
-from pipeline.sources import source
 from schemas.ranking import RANKING
-from schemas.settings import Recipe
 
-BLOCK = 256  # queries scored at a time: BLOCK × N floats are held
+BLOCK = 256  # queries graded at a time: BLOCK × N floats are held
+NONE = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
 Scored = Callable[[str, list[str]], torch.Tensor]
 
 
@@ -103,11 +109,61 @@ def scores(queries_QD, candidates_ND) -> torch.Tensor:
     return (queries_QD.double() @ candidates_ND.double().T).float()
 
 
-def positives(queries: list[str], candidates: list[str]) -> torch.Tensor:
-    """True (Q, N) where query and candidate belong to one image, given both sides' image ids."""
-    number = {image_id: i for i, image_id in enumerate(dict.fromkeys(candidates))}
-    q = torch.tensor([number.get(image_id, -1) for image_id in queries])
-    return q[:, None] == torch.tensor([number[image_id] for image_id in candidates])[None, :]
+def own(queries: list[str], candidates: list[str]) -> Pairs:
+    """Rows of queries and of candidates of the same image, given both sides' image ids."""
+    number = {image_id: n for n, image_id in enumerate(dict.fromkeys(candidates))}
+    of_query = np.array([number.get(image_id, -1) for image_id in queries], np.int64)
+    of_candidate = np.array([number[image_id] for image_id in candidates], np.int64)
+    order = np.argsort(of_candidate, kind="stable")
+    start = np.searchsorted(of_candidate[order], of_query)
+    count = np.searchsorted(of_candidate[order], of_query, side="right") - start
+    step = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
+    return Pairs(np.repeat(np.arange(len(queries)), count), order[np.repeat(start, count) + step])
+
+
+class Ranked(NamedTuple):
+    """The first candidates of Q queries and where their positives stand, exactly."""
+
+    score_QK: torch.Tensor  # falling
+    row_QK: torch.Tensor
+    values: dict[str, torch.Tensor]  # R_at_k and rank (Q,)
+
+    @classmethod
+    def of_vectors(cls, queries, candidates, pairs: Pairs, depth: int) -> "Ranked":
+        places, _ = _counting.of_vectors(queries, candidates, pairs, NONE)
+        best = _neighbours.top_k(queries, candidates, depth)
+        return cls(*best, _values(pairs, places, len(queries)))
+
+    @classmethod
+    def of_scores(cls, scores_QN, pairs: Pairs, depth: int) -> "Ranked":
+        places, _ = _counting.of_matrix(scores_QN, pairs, NONE)
+        best = _neighbours.largest(scores_QN, depth)
+        return cls(*best, _values(pairs, places, len(scores_QN)))
+
+    def part(self, rows: slice) -> "Ranked":
+        values = {name: value_Q[rows] for name, value_Q in self.values.items()}
+        return Ranked(self.score_QK[rows], self.row_QK[rows], values)
+
+    def ndcg(self, relevance_QN, k: int, whole: Callable[[torch.Tensor], torch.Tensor]):
+        """NDCG@k (Q,) against the relevance of all candidates.
+
+        The first candidates say it all, but where the last of them ties with place k:
+        `whole(rows)` gives all the scores (R, N) of those queries.
+        """
+        scores_QN = torch.full_like(relevance_QN, -torch.inf)
+        scores_QN.scatter_(1, self.row_QK.long(), self.score_QK)
+        length = self.score_QK.shape[1]
+        if length < scores_QN.shape[1]:
+            open_Q = self.score_QK[:, -1] == self.score_QK[:, min(k, length) - 1]
+            if open_Q.any():
+                scores_QN[open_Q] = whole(torch.nonzero(open_Q)[:, 0])
+        return metrics.ndcg(scores_QN, relevance_QN, k=k)
+
+
+def _values(pairs: Pairs, places: _counting.Places, queries: int) -> dict[str, torch.Tensor]:
+    parts = (torch.from_numpy(part) for part in (pairs.query_P, *places))
+    found = per_query(*parts, queries, ks=DEPTHS)
+    return {name: found[name] for name in ("rank", *(f"R_at_{k}" for k in DEPTHS))}
 
 
 def write_rankings(piece: Piece, scored: Scored | None = None) -> dict:
@@ -123,7 +179,7 @@ def write_rankings(piece: Piece, scored: Scored | None = None) -> dict:
     graded = Graded(inputs)
     rows = []
     for direction in ("i2t", "t2i"):
-        rows += _ranked(direction, mine, everyone, inputs, graded, scored)
+        rows += _rows(direction, mine, everyone, inputs, graded, scored)
     table = pa.Table.from_pylist(rows, schema=RANKING)
     summary = {"split": inputs["split"], "queries": len(rows)}
     return _store.write_table(
@@ -131,65 +187,42 @@ def write_rankings(piece: Piece, scored: Scored | None = None) -> dict:
     )
 
 
-def _ranked(direction: str, mine: Vectors, everyone: Vectors, inputs, graded, scored) -> Iterator:
-    settings = inputs["recipe"].evaluate
+def _rows(direction: str, mine: Vectors, everyone: Vectors, inputs, graded, scored) -> Iterator:
+    """A row a query of the direction."""
+    settings, leaving = inputs["recipe"].evaluate, inputs["leaving"]
     query_ids, query_images, queries = mine.side(direction)
-    leaving = inputs["leaving"]
     candidate_ids, candidate_images, candidates = everyone.without(leaving).side(other(direction))
     stay_N = everyone.staying(leaving)[direction == "i2t"] if leaving.captions else slice(None)
+    depth = max(settings.top_k, settings.ndcg_at + 1)
+    if scored is None:
+        pairs = own(query_images, candidate_images)
+        everybody = Ranked.of_vectors(queries, candidates, pairs, depth)
     for start in range(0, len(query_ids), BLOCK):
         part = slice(start, start + BLOCK)
         if scored is None:
-            scores_QN = scores(queries[part], candidates)
+            ranked, of_part = everybody.part(part), queries[part]
+            whole = functools.partial(_whole, of_part, candidates)
         else:
             scores_QN = scored(direction, query_ids[part])
-        positive_QN = positives(query_images[part], candidate_images)
-        best_QK, rows_QK = _neighbours.largest(scores_QN, settings.top_k)
+            pairs = own(query_images[part], candidate_images)
+            ranked, whole = Ranked.of_scores(scores_QN, pairs, depth), scores_QN.__getitem__
+        best_QK, rows_QK = (x[:, : settings.top_k].tolist() for x in ranked[:2])
         columns = {
             "query_id": query_ids[part],
             "image_id": query_images[part],
             "direction": [direction] * len(query_ids[part]),
-            "candidate_id": [[candidate_ids[i] for i in row] for row in rows_QK.tolist()],
-            "score": best_QK.tolist(),
-            "rank": metrics.expected_rank(scores_QN, positive_QN).tolist(),
-            **{f"R_at_{k}": metrics.recall_at(scores_QN, positive_QN, k).tolist() for k in DEPTHS},
+            "candidate_id": [[candidate_ids[i] for i in row] for row in rows_QK],
+            "score": best_QK,
+            **{name: value_Q.tolist() for name, value_Q in ranked.values.items()},
         }
         for name, r_QN in graded(direction, query_ids[part]).items():
-            columns[name] = metrics.ndcg(scores_QN, r_QN[:, stay_N], k=settings.ndcg_at).tolist()
+            columns[name] = ranked.ndcg(r_QN[:, stay_N], settings.ndcg_at, whole).tolist()
         for row in zip(*columns.values(), strict=True):
             yield dict(zip(columns, row, strict=True))
 
 
-class Graded:
-    """Relevance (Q, N) of queries to all candidates: by the sentence encoder, and true if known."""
-
-    def __init__(self, inputs: dict):
-        self.recipe: Recipe = inputs["recipe"]
-        self.captions = Captions.read(inputs["embeddings"], inputs["embeddings_version"])
-        self.facts = _facts(inputs["truth"], inputs["truth_version"]) if inputs["truth"] else None
-
-    def __call__(self, direction: str, query_ids: list[str]) -> dict[str, torch.Tensor]:
-        captions, settings = self.captions, self.recipe.label
-        if direction == "i2t":
-            images, texts = query_ids, captions.caption_ids
-            graded = {"ndcg_label": captions.relevance(images, settings)}
-        else:
-            row = {caption_id: i for i, caption_id in enumerate(captions.caption_ids)}
-            images, texts = captions.image_ids, query_ids
-            rows = [row[q] for q in query_ids]
-            graded = {"ndcg_label": captions.relevance_of_texts(rows, settings)}
-        if self.facts is not None:
-            truth = source(self.recipe.source.kind).relevance(
-                [self.facts[i] for i in images], [self.facts[t] for t in texts]
-            )
-            truth = torch.from_numpy(np.asarray(truth, np.float32))
-            graded["ndcg_truth"] = truth if direction == "i2t" else truth.T
-        return graded
-
-
-@functools.lru_cache(maxsize=1)
-def _facts(folder: str, version: str) -> dict[str, str]:
-    return ingest.truth(folder)
+def _whole(queries, candidates, rows) -> torch.Tensor:
+    return scores(queries[rows], candidates)
 
 
 def queries(uris: list[str]) -> dict[str, Queries]:

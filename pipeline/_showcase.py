@@ -109,7 +109,8 @@ class Showcase:
     def _query(self, caption_id: str, with_own: bool) -> dict:
         own = self.image_of[caption_id]
         relevance_N = _figures.best_known(self.graded, "t2i", [caption_id])[0].tolist()
-        shown = []
+        shown: list[dict] = []
+        places: dict[str, int] = {}
         for label, rows in self.rankings.items():
             row = rows[caption_id]
             best = zip(row["candidate_id"], row["score"], strict=True)
@@ -117,7 +118,9 @@ class Showcase:
                 self._hit(image_id, score, relevance_N[self.column[image_id]], own)
                 for image_id, score in list(best)[: self.settings.results]
             ]
-            shown.append({"label": label, "rank": row["rank"], "hits": hits})
+            before = [places.get(hit.id) if label == "re-ranked" else None for hit in hits]
+            places = {image_id: n for n, image_id in enumerate(row["candidate_id"], 1)}
+            shown.append({"label": label, "rank": row["rank"], "hits": hits, "before": before})
         query = {"text": self.pictures.captions[caption_id], "rankings": shown, "own": None}
         if with_own:
             query["own"] = self._hit(own, float("nan"), relevance_N[self.column[own]], own)

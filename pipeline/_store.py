@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline._errors import InputError
+from pipeline._errors import InputError, Unreachable
 
 FINGERPRINT = b"halftone.fingerprint"
 SUMMARY = b"halftone.summary"
@@ -30,7 +31,18 @@ WRITING = ".writing-"  # how the names of files begin that are not yet whole
 def absolute(uri: str) -> str:
     """The URI unchanged, or a local path made absolute (workers run in other directories)."""
     uri = uri.removeprefix("file://")
-    return str(Path(uri).expanduser().absolute()) if is_local(uri) else uri
+    return str(Path(uri).expanduser().absolute()) if is_local(uri) else keyless(uri)
+
+
+def keyless(uri: str) -> str:
+    """The URI unchanged; refused with a password in it, as URIs are logged and kept."""
+    if re.search(r"://[^/@:]*:(?!\d+(/|$))[^@]+@", uri):
+        raise InputError(
+            f"a {uri.split('://')[0]}:// URI holds a password, and URIs are kept in logs and in "
+            "MLflow; give it by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+        )
+    return uri
 
 
 def is_local(uri: str) -> bool:
@@ -57,7 +69,7 @@ def opened(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     except (OSError, InputError):
         raise
     except Exception as error:  # the stores' libraries have no common base
-        raise InputError(f"{uri} cannot be reached: {error}") from error
+        raise Unreachable(f"{uri} cannot be reached: {error}") from error
 
 
 def exists(uri: str) -> bool:

@@ -11,7 +11,8 @@ from pipeline.intervals import Queries
 from schemas.settings import Recipe
 
 PERMUTATIONS = 10_000
-GRADED = ("label_encoder", "label_map", "gain", "ndcg_at")  # what an NDCG is comparable under
+# What an NDCG is comparable under: any, and one against the encoder's relevance.
+GRADED = {"ndcg": ("gain", "ndcg_at"), "ndcg_label": ("label_encoder", "label_map")}
 
 
 class Result(NamedTuple):
@@ -34,7 +35,8 @@ def read(run: str, *, reranked: bool = False) -> Result:
     found = _store.read_json(_store.join(folder, "metrics.json"))
     settings = yaml.safe_load(_store.read_text(_store.join(root, f"settings-{name}.yaml")))
     uris = [_store.join(folder, f"{entry['name']}.parquet") for entry in index["pieces"]]
-    about = {**_flat(settings), **_versions(root, name, settings)}
+    recipe = Recipe(**settings)
+    about = {**_flat(recipe.model_dump(mode="json")), **_versions(root, name, recipe)}
     return Result(
         f"{_store.name_of(root)}:{name}",
         about,
@@ -73,9 +75,9 @@ def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _versions(root: str, name: str, settings: dict) -> dict[str, str]:
+def _versions(root: str, name: str, recipe: Recipe) -> dict[str, str]:
     """Of the data, the caption vectors, the labels and the model."""
-    encoder = embed.encoder_label(Recipe(**settings).embed.encoder)
+    encoder = embed.encoder_label(recipe.embed.encoder)
     places = {
         "data version": ("shard",),
         "caption vectors' version": ("embed", encoder),
@@ -96,6 +98,16 @@ def changes(base: Result, other: Result) -> list[tuple[str, str, str]]:
     return [(name, a, b) for name, a, b in pairs if a != b]
 
 
+def same_versions(base: Result, other: Result) -> str:
+    """The versions that do not differ, in words."""
+    alike = [
+        f"{name} {value}"
+        for name, value in base.about.items()
+        if name.endswith("version") and other.about.get(name) == value
+    ]
+    return f"The same: {', '.join(alike)}." if alike else "No version is the same."
+
+
 def p_values(base: Result, other: Result) -> dict[str, float]:
     """Of every figure's difference; none where the two did not answer the same queries."""
     if any(
@@ -105,8 +117,9 @@ def p_values(base: Result, other: Result) -> dict[str, float]:
         return {}
     sides = ({way: _in_order(q) for way, q in r.queries.items()} for r in (base, other))
     found = intervals.permutation(*sides, PERMUTATIONS)
-    if any(base.protocol.get(name) != other.protocol.get(name) for name in GRADED):
-        found = {name: p for name, p in found.items() if "ndcg" not in name}
+    for kind, matters in GRADED.items():
+        if any(base.protocol.get(name) != other.protocol.get(name) for name in matters):
+            found = {name: p for name, p in found.items() if kind not in name}
     return found
 
 
@@ -142,7 +155,8 @@ def _with_interval(result: Result, name: str) -> str:
 
 
 def _figure(name: str, value: float, sign: str = "") -> str:
-    return f"{value:{sign}.{3 if 'ndcg' in name else 1}f}"
+    digits = 3 if "ndcg" in name or "judged" in name else 1
+    return f"{value:{sign}.{digits}f}"
 
 
 def _p(p: float | None) -> str:

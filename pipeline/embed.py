@@ -82,6 +82,25 @@ def folder_of(recipe: Recipe, root: str) -> str:
     return _folder(recipe.embed, root)
 
 
+def others(recipe: Recipe, root: str) -> list[str]:
+    """Sentence models besides the recipe's own whose vectors of the shards are here, by folder."""
+    shards = _plan.read_index(_plan.folder(root, "shard"))
+    own = {encoder_label(name) for name in (recipe.embed.encoder, *recipe.embed.members)}
+    found = []
+    for name in sorted(set(_store.list_folders(_plan.folder(root, "embed"))) - own):
+        index = _plan.read_index(_plan.folder(root, "embed", name))
+        if not shards or not index or "backend" not in index["settings"]:
+            continue  # fitted, or an ensemble
+        matters = index["settings"]
+        made = {entry["name"]: entry["fingerprint"] for entry in index["pieces"]}
+        if all(
+            made.get(e["name"]) == _store.fingerprint("embed", matters, e["files"], [])
+            for e in shards["pieces"]
+        ):
+            found.append(matters["encoder"])
+    return found
+
+
 def write_embeddings(piece: Piece) -> dict:
     """Write the caption vectors of one shard; a summary with their number."""
     if summary := _store.finished(piece.output, piece.fingerprint):

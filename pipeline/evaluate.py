@@ -6,7 +6,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline import _exclusions, _plan, _ranking, _store, embed, intervals, label, train
+from pipeline import (
+    _cache,
+    _exclusions,
+    _graded,
+    _judged,
+    _people,
+    _plan,
+    _ranking,
+    _store,
+    embed,
+    external,
+    intervals,
+    label,
+    protocols,
+    train,
+)
 from pipeline._batches import stream
 from pipeline._errors import InputError
 from pipeline._exclusions import Leaving
@@ -16,6 +31,9 @@ from schemas.ranking import RANKING
 from schemas.settings import Recipe
 
 write_rankings = _ranking.write_rankings
+RESULTS = 1  # counts up when metrics.json changes, so that it is made again
+# Settings that rankings do not depend on, or depend on by contents.
+OF_OTHERS = {"batch_size", "exclude", "resamples", "encoder", "judgements", "protocols"}
 
 
 def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
@@ -35,6 +53,8 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
             fingerprint=_store.fingerprint("vectors", model["version"], entry["files"]),
             inputs={
                 "tar": _plan.folder(root, "shard", f"{entry['name']}.tar"),
+                "file": entry["files"][f"{entry['name']}.tar"],
+                "copies": recipe.train.cache_gb * 1e9,
                 "split": entry["split"],
                 "model": _plan.folder(root, "train", name),
                 "version": model["version"],
@@ -97,7 +117,8 @@ def write_vectors(piece: Piece) -> dict:
     inputs = piece.inputs
     model, vocabulary, recipe = _model(inputs["model"], inputs["version"])
     device = next(model.parameters()).device
-    samples = list(stream(inputs["tar"], image_size=recipe.model.image_size))
+    tar = _cache.kept(inputs["tar"], inputs["file"], inputs["copies"])
+    samples = list(stream(tar, image_size=recipe.model.image_size))
     rows, vectors = [], []
     for start in range(0, len(samples), inputs["batch_size"]):
         batch = samples[start : start + inputs["batch_size"]]
@@ -143,12 +164,14 @@ def plan_rankings(
 ) -> Plan:
     """The pieces of a ranking of the evaluated split; other scores are made from `scorer`."""
     vectors = _plan.need_index(vectors_folder(root, name), "evaluate")
-    embeddings = _plan.need_index(embed.folder_of(recipe, root), "embed")
+    judged_by = _graded.judged_by(recipe, root)
+    label_folder = embed.folder_of(judged_by, root)
+    embeddings = _plan.need_index(label_folder, "embed")
     split = recipe.evaluate.split
     entries, labels = _plan.of_split(vectors, split), _plan.of_split(embeddings, split)
     manifest = _plan.need_index(_plan.folder(root, "ingest"), "ingest")
     knows_truth = any(n.startswith("truth") for e in manifest["pieces"] for n in e["files"])
-    vector_folder, label_folder = vectors_folder(root, name), embed.folder_of(recipe, root)
+    vector_folder = vectors_folder(root, name)
     uris = tuple(_store.join(vector_folder, f"{e['name']}.parquet") for e in entries)
     leaving = _leaving(recipe, uris)
     common = {
@@ -162,16 +185,17 @@ def plan_rankings(
         "scorer": scorer,
         "split": split,
         "recipe": recipe,
-        "protocol": {**_protocol(recipe, entries, leaving), **protocol},
+        "judged_by": judged_by,
+        "protocol": {**_protocol(recipe, judged_by, entries, leaving), **protocol},
     }
     depends = [
         common["version"],
         scorer and scorer.version,
         common["embeddings_version"],
         knows_truth and common["truth_version"],
-        recipe.evaluate.model_dump(exclude={"batch_size", "exclude", "resamples"}),
+        recipe.evaluate.model_dump(exclude=OF_OTHERS),
         RANKING.names,
-        label.depends_on(recipe.label),
+        label.depends_on(judged_by.label),
         *(sorted(ids) for ids in leaving if ids),
     ]
     pieces = [
@@ -206,7 +230,7 @@ def _leaving(recipe: Recipe, uris: tuple[str, ...]) -> Leaving:
     return leaving
 
 
-def _protocol(recipe: Recipe, entries: list[dict], leaving: Leaving) -> dict:
+def _protocol(recipe: Recipe, judged_by: Recipe, entries: list[dict], leaving: Leaving) -> dict:
     images = sum(entry["images"] for entry in entries) - len(leaving.images)
     captions = sum(entry["captions"] for entry in entries) - len(leaving.captions)
     excluded = {"images": len(leaving.images), "captions": len(leaving.captions)}
@@ -219,8 +243,9 @@ def _protocol(recipe: Recipe, entries: list[dict], leaving: Leaving) -> dict:
         "ties": "expected rank",
         "gain": "2^r - 1",
         "ndcg_at": recipe.evaluate.ndcg_at,
-        "label_encoder": recipe.embed.encoder,
-        "label_map": recipe.label.map,
+        "label_encoder": judged_by.embed.encoder,
+        "label_map": judged_by.label.map,
+        "labels_trained_on": judged_by is recipe and train.needs_embeddings(recipe.train),
         **({"excluded": excluded} if leaving.captions else {}),
     }
 
@@ -236,10 +261,38 @@ def queries(plan: Plan) -> dict[str, intervals.Queries]:
 
 
 def results(plan: Plan, recipe: Recipe) -> dict:
-    """What metrics.json holds: figures, their intervals, and the protocol."""
+    """What metrics.json holds of any ranking: figures, their intervals, and the protocol."""
     ranking = queries(plan)
     return {
         "metrics": intervals.figures(ranking),
         "intervals": intervals.bootstrap(ranking, recipe.evaluate.resamples),
         "protocol": plan.settings,
     }
+
+
+def results_uri(plan: Plan) -> str:
+    return _store.join(plan.folder, "metrics.json")
+
+
+def results_version(plan: Plan, recipe: Recipe) -> str:
+    """What metrics.json depends on."""
+    settings = recipe.evaluate.model_dump(include={"resamples", "protocols"})
+    uri = recipe.evaluate.judgements
+    people = uri and _store.sha256(_judged.contents_of(uri))
+    return _store.fingerprint(RESULTS, plan.fingerprint, settings, people)
+
+
+def all_results(plan: Plan, recipe: Recipe, root: str, name: str) -> dict:
+    """`results`, with people's judgements among the figures, and tables under protocols."""
+    found = results(plan, recipe) | {"tables": {}, "version": results_version(plan, recipe)}
+    settings = recipe.evaluate
+    if not settings.judgements and not settings.protocols:
+        return found
+    gallery = external.of_vectors(read_vectors([(name, recipe)], root))
+    tables = protocols.measure(gallery, list(settings.protocols), resamples=settings.resamples)
+    if settings.judgements:
+        people = _people.measure(gallery, _people.read(settings.judgements), settings.resamples)
+        found["metrics"] |= people.metrics
+        found["intervals"] |= people.intervals
+        tables["judgements"] = people
+    return found | {"tables": {name: table._asdict() for name, table in tables.items()}}

@@ -34,6 +34,13 @@ class Gallery:
             return _counting.of_matrix(self.matrix, *pairs)
         return _counting.of_vectors(*self.vectors, *pairs)
 
+    def scores(self, image_P: list[int], text_P: list[int]) -> torch.Tensor:
+        """Scores (P,) of pairs of rows."""
+        rows = torch.tensor(image_P), torch.tensor(text_P)
+        if self.vectors is None:
+            return self.matrix[rows]
+        return _neighbours.products(*self.vectors, *rows)
+
     def rows(self, way: str) -> tuple[dict[str, int], dict[str, int]]:
         """Row of every query and of every candidate, by id."""
         sides = [{id_: n for n, id_ in enumerate(ids)} for ids in (self.image_ids, self.text_ids)]
@@ -130,6 +137,9 @@ class Runs:
         """The queries themselves: a run does not say whose caption one is."""
         return np.array(ids)
 
+    def scores(self, image_P: list[int], text_P: list[int]) -> torch.Tensor:
+        raise InputError("a TREC run does not score every judged pair; give vectors or a matrix")
+
     def own(self) -> Matches:
         raise InputError("a TREC run does not say which pairs match; give --positives")
 
@@ -159,7 +169,7 @@ def of_vectors(found: Vectors) -> Gallery:
 
 def of_arrays(images: str, texts: str, image_ids: str | None, text_ids: str | None) -> Gallery:
     """Vectors in two .npy files, compared by cosine; texts are in the order of their images."""
-    a_MD, b_ND = (torch.from_numpy(_array(uri)).float() for uri in (images, texts))
+    a_MD, b_ND = (torch.from_numpy(array(uri)).float() for uri in (images, texts))
     if a_MD.shape[1] != b_ND.shape[1]:
         raise InputError(f"images are {a_MD.shape[1]} wide, texts {b_ND.shape[1]}; give one space")
     a_MD, b_ND = (torch.nn.functional.normalize(v, dim=1) for v in (a_MD, b_ND))
@@ -168,11 +178,11 @@ def of_arrays(images: str, texts: str, image_ids: str | None, text_ids: str | No
 
 def of_matrix(uri: str, image_ids: str | None, text_ids: str | None) -> Gallery:
     """A similarity matrix in .npy, images down and texts across, in the order of their images."""
-    matrix = torch.from_numpy(_array(uri))
+    matrix = torch.from_numpy(array(uri))
     return replace(_empty(*matrix.shape, image_ids, text_ids), matrix=matrix)
 
 
-def _array(uri: str) -> np.ndarray:
+def array(uri: str) -> np.ndarray:
     try:
         found = np.load(uri)
     except (OSError, ValueError) as error:
@@ -234,8 +244,8 @@ def matches(uri: str) -> Matches:
     return out
 
 
-def write_trec(folder: str, gallery: Gallery, depth: int, tag: str = "halftone") -> list[str]:
-    """Writes run and qrels of both directions; their URIs."""
+def write_trec(folder: str, gallery: Gallery, depth: int = 100, tag: str = "halftone") -> list[str]:
+    """Writes runs, `depth` candidates a query, and qrels of both directions; their URIs."""
     if not isinstance(gallery, Gallery):
         raise InputError("TREC runs are written from vectors or a matrix; this is one already")
     written = []

@@ -26,6 +26,7 @@ BLOCK = 256  # images whose captions are compared with each other at a time
 BINS = 50  # of the relevance histograms
 COUNTED = 10_000_000  # pairs of a piece that its histogram counts, of evenly spaced images
 CELLS = 2**22  # of a block of relevance
+BYTES = 6.5  # of memory for a number of the split's vectors, measured: docs/scale.md
 OF_LISTS = {"lists", "top_k", "cross_encoder", "approximate_above"}
 OF_PAGES = {"suspects"}
 
@@ -46,6 +47,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
         uris = [_plan.folder(root, "embed", encoder, f"{e['name']}.parquet") for e in others]
         sidecars = [_plan.folder(root, "shard", f"{e['name']}.parquet") for e in others]
         version = _plan.version(others)
+        numbers = sum(other["captions"] * other["dim"] for other in others)
         pieces.append(
             Piece(
                 name=entry["name"],
@@ -60,6 +62,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
                     "settings": settings,
                     "embed": recipe.embed,
                 },
+                memory=int(BYTES * numbers),
             )
         )
     return _plan.plan("label", folder, pieces, matters)

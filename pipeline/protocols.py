@@ -91,7 +91,7 @@ def _matches(kind: str, gallery, given: Matches | None) -> Matches:
         matches = _of_coco(kind, gallery)
     inside = {"i2t": set(gallery.image_ids), "t2i": set(gallery.text_ids)}
     kept = {
-        way: {query: found for query, found in of_query.items() if query in inside[way]}
+        way: {q: list(dict.fromkeys(of)) for q, of in of_query.items() if q in inside[way]}
         for way, of_query in matches.items()
     }
     if not any(kept.values()):
@@ -202,19 +202,34 @@ def _about(name: str, gallery, folds: list[dict[str, Queries]]) -> dict:
 
 def rows(table: Table) -> list[list[str]]:
     """A row a figure: its name, value and interval."""
-    ends = {name: "[{:.3f}, {:.3f}]".format(*table.intervals[name]) for name in table.metrics}
-    return [[name, f"{value:.3f}", ends[name]] for name, value in table.metrics.items()]
+    ends = {name: "[{:.3f}, {:.3f}]".format(*of_one) for name, of_one in table.intervals.items()}
+    return [[name, f"{value:.3f}", ends.get(name, "–")] for name, value in table.metrics.items()]
 
 
 def line(table: Table) -> str:
     """The protocol in words: every table carries it."""
     p = table.protocol
+    if p["protocol"] == "judgements":
+        return _of_judgements(p)
     queries = ", ".join(f"{count:,} {way}" for way, count in p["queries"].items())
     dropped = f" ({p['captions_dropped']:,} more dropped)" if p["captions_dropped"] else ""
     return (
         f"{p['protocol']} ({p['about']}): {p['images']:,} images, {p['captions']:,} captions"
         f"{dropped}, captions an image: {p['captions_per_image']}, folds: {p['folds']}, queries: "
         f"{queries}, positives: {p['positives']}. R@K in percent; ties: {p['ties']}; R of mAP@R "
-        "and R-Precision counts positives missing from the gallery. [low, high]: the middle 95 % "
+        "and R-Precision counts positives missing from the gallery. In brackets: the middle 95 % "
         "of a bootstrap over images."
+    )
+
+
+def _of_judgements(p: dict) -> str:
+    queries = ", ".join(f"{count:,} {way}" for way, count in p["queries"].items()) or "none"
+    low, high = p["scale"]
+    return (
+        f"judgements ({p['file']}): {p['pairs']:,} pairs of {p['images']:,} images and "
+        f"{p['captions']:,} captions ({p['pairs_left_out']:,} more are not of this gallery). "
+        "Spearman and Kendall's tau_b over all of them; NDCG of the judged candidates of a query, "
+        f"gain {p['gain']} with scores {low:g} to {high:g} as relevance 0 to 1, over the queries "
+        f"whose judgements differ: {queries}; ties: {p['ties']}. In brackets: the middle 95 % of a "
+        "bootstrap over images."
     )

@@ -29,7 +29,7 @@ COLUMNS = {
 }
 LOWER_IS_BETTER = {"i2t_MedR", "t2i_MedR"}
 SEEDED = re.compile(r"(?P<model>.+)\.seed\d+(?P<rest>, re-ranked)?")  # `halftone run --seeds`
-LAYOUT = 2  # counts up when the page changes, so that it is made again
+LAYOUT = 3  # counts up when the page changes, so that it is made again
 
 
 class Result(NamedTuple):
@@ -68,10 +68,11 @@ def protocol_line(protocol: dict) -> str:
     beside = f", {p['pool']}" if "pool" in p else ""
     if "bank_images" in p:
         beside += f" (bank of {p['bank_images']:,} train images)"
+    used = " (training used it too)" if p.get("labels_trained_on") else ""
     return (
         f"{p['data']} {p['split']}:{excluded} {p['images']:,} images, {p['captions']:,} captions "
         f"({p['captions_per_image']:g} an image). R@K in percent; ties: {p['ties']}. "
-        f"NDCG@{p['ndcg_at']}, gain {p['gain']}; label relevance by {p['label_encoder']}, "
+        f"NDCG@{p['ndcg_at']}, gain {p['gain']}; label relevance by {p['label_encoder']}{used}, "
         f"map {p['label_map']}. Re-ranking: {p.get('rerank', 'none')}{beside}."
     )
 
@@ -170,7 +171,7 @@ def build(recipe: Recipe, root: str, names: list[str]) -> str:
         rows=rows,
         figures=figures(recipe, root, names),
         model=names[-1],
-        shade="true relevance" if truth else f"relevance by {recipe.embed.encoder}",
+        shade="true relevance" if truth else f"relevance by {found[0].protocol['label_encoder']}",
         encoder=recipe.embed.encoder,
         facts=_facts(recipe, root),
         **shown,

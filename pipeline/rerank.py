@@ -66,13 +66,8 @@ def write_reranker(piece: Piece) -> dict:
         return summary
     inputs, settings = piece.inputs, piece.inputs["rerank"]
     val = problem_of(inputs["vectors"], settings, "val")
-    steps, trials = [], []
-    for method in piece.inputs["method"].split("+"):
-        if method == "leaprr":
-            break
-        step, found = fitting.choose(method, val, steps, settings.betas)
-        steps.append(step)
-        trials += [{**trial, "setting": str(trial["setting"])} for trial in found]
+    methods = [method for method in inputs["method"].split("+") if method != "leaprr"]
+    steps, trials = fitting.chain(methods, val, settings.betas)
     summary = {"method": inputs["method"], "steps": steps, "bank_images": bank_size(inputs)}
     if val is not None:
         model = None
@@ -87,7 +82,8 @@ def write_reranker(piece: Piece) -> dict:
 
 
 def _written(piece: Piece, trials: list[dict], summary: dict) -> dict:
-    table = pa.Table.from_pylist(trials, schema=TRIALS)
+    rows = [{**trial, "setting": str(trial["setting"])} for trial in trials]
+    table = pa.Table.from_pylist(rows, schema=TRIALS)
     return _store.write_table(piece.output, table, piece.fingerprint, summary)
 
 

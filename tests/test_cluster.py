@@ -1,5 +1,6 @@
 """Fanning out over Ray: results, errors with names, lost workers; the same run as a job."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 from ray import cloudpickle
 
 from jobs import _cluster
-from pipeline._errors import InputError
+from pipeline._errors import InputError, Unreachable
 from pipeline._plan import Piece
 
 # Ray's workers cannot import a test file: its functions travel whole.
@@ -45,6 +46,29 @@ def die_once(piece: Piece) -> dict:
     return {"value": piece.inputs["i"]}
 
 
+def tries_of(piece: Piece) -> int:
+    """How often this piece was tried, this time with it."""
+    with (Path(piece.inputs["folder"]) / piece.name).open("a") as seen:
+        seen.write("x")
+    return len((Path(piece.inputs["folder"]) / piece.name).read_text())
+
+
+def no_storage_at_first(piece: Piece) -> dict:
+    if tries_of(piece) == 1:
+        raise Unreachable("s3://bucket/it cannot be reached: timed out")
+    return {}
+
+
+def full_disk(piece: Piece) -> dict:
+    tries_of(piece)
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def refuse_and_count(piece: Piece) -> dict:
+    tries_of(piece)
+    raise InputError("the file is empty; give one that is not")
+
+
 def test_every_piece_has_its_summary(ray_here):
     done = []
     made = _cluster.fan_out(square, pieces(40), done=lambda piece, summary: done.append(piece.name))
@@ -75,6 +99,122 @@ def test_a_killed_worker_costs_its_piece_another_try(ray_here, tmp_path):
     made = _cluster.fan_out(die_once, pieces(4, folder=str(tmp_path)))
     assert [made[p.name]["value"] for p in pieces(4)] == [0, 1, 2, 3]
     assert (tmp_path / "piece-001").exists()
+
+
+def test_what_is_lost_and_made_again_is_told_by_name(ray_here, tmp_path):
+    said = []
+    _cluster.fan_out(die_once, pieces(3, folder=str(tmp_path)), say=said.append)
+    (line,) = said
+    assert line == "  piece-001: its worker was lost; it is made again, try 2 of 4"
+
+
+def test_storage_that_does_not_answer_costs_another_try(ray_here, tmp_path):
+    said = []
+    made = _cluster.fan_out(no_storage_at_first, pieces(1, folder=str(tmp_path)), say=said.append)
+    assert list(made) == ["piece-000"] and (tmp_path / "piece-000").read_text() == "xx"
+    assert "piece-000: s3://bucket/it cannot be reached: timed out (on " in said[0]
+
+
+def test_a_disk_that_stays_full_is_given_up_with_its_sentence(ray_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(_cluster, "TRIES", 2)
+    with pytest.raises(_cluster.WorkFailed, match="piece-000 failed: .*No space left on device"):
+        _cluster.fan_out(full_disk, pieces(1, folder=str(tmp_path)), say=lambda line: None)
+    assert (tmp_path / "piece-000").read_text() == "xx"
+
+
+def test_bad_input_is_not_tried_again(ray_here, tmp_path):
+    with pytest.raises(InputError, match="the file is empty"):
+        _cluster.fan_out(refuse_and_count, pieces(1, folder=str(tmp_path)))
+    assert (tmp_path / "piece-000").read_text() == "x"
+
+
+def test_a_piece_larger_than_every_node_runs_alone_on_the_largest(ray_here):
+    large = [Piece(f"piece-{i}", "", str(i), {"i": i}, memory=2**50) for i in range(2)]
+    assert _cluster.fan_out(square, large) == {"piece-0": {"value": 0}, "piece-1": {"value": 1}}
+
+
+@pytest.fixture
+def nodes(ray_here, monkeypatch):
+    """What a stage sees of a cluster of so many nodes, some of them with a GPU."""
+    import ray
+
+    def seen(*resources: dict, gpu: bool = False) -> _cluster._Nodes:
+        here = ray.get_runtime_context().get_node_id()
+        names = [here, *(f"node-{i}" for i in range(1, len(resources)))]
+        alive = [
+            {"NodeID": name, "Alive": True, "NodeManagerHostname": name, "Resources": has}
+            for name, has in zip(names, resources, strict=True)
+        ]
+        monkeypatch.setattr(ray, "nodes", lambda: alive)
+        return _cluster._Nodes(pieces(1), gpu, said.append)
+
+    said: list[str] = []
+    seen.said = said
+    monkeypatch.setattr(_cluster._Nodes, "alive", {})
+    return seen
+
+
+STORE = {"object_store_memory": 1e8, "memory": 2.0**30}
+
+
+def test_work_is_spread_and_kept_off_gpus_where_it_needs_none(nodes):
+    cpus, gpus = {"CPU": 4.0, **STORE}, {"CPU": 4.0, "GPU": 1.0, **STORE}
+    piece = pieces(1)[0]
+    assert nodes(cpus, cpus).options(piece)["scheduling_strategy"] == "SPREAD"
+    assert nodes(gpus, gpus).options(piece)["scheduling_strategy"] == "SPREAD"
+    assert nodes(cpus, gpus).options(piece)["scheduling_strategy"] == "DEFAULT"
+    encode = nodes(cpus, gpus, gpu=True).options(piece)
+    assert (encode["num_gpus"], encode["scheduling_strategy"]) == (1, "SPREAD")
+    assert nodes(cpus, cpus, gpu=True).options(piece)["num_gpus"] == 0
+
+
+def test_a_task_asks_for_the_memory_of_its_piece_or_of_the_largest_node(nodes):
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE, "memory": 2.0**32})
+    for memory, asked in ((0, None), (5000, 5000), (2**40, 2**32)):
+        assert seen.options(Piece("p", "", "f", {}, memory))["memory"] == asked
+
+
+def test_a_node_that_failed_is_left_out_while_there_is_another(nodes):
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    piece = pieces(1)[0]
+    seen.failed = {"node-1", "long gone"}
+    assert seen.options(piece)["label_selector"] == {"ray.io/node-id": "!in(node-1)"}
+    seen.failed |= seen.alive.keys()
+    assert seen.options(piece)["label_selector"] is None
+
+
+def test_inputs_in_flight_fill_half_a_store_at_most(nodes):
+    import numpy as np
+
+    seen = nodes({"CPU": 4.0, **STORE}, {"CPU": 4.0, **STORE})
+    assert seen.window() == 32
+    seen.largest = _cluster._bytes(Piece("p", "", "f", {"rows": np.zeros(10**7, np.int8)}))
+    assert seen.window() == 5
+
+
+def test_a_piece_lost_with_its_node_names_it_and_goes_elsewhere(nodes):
+    import ray
+
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    names = {"node-1": "abc123"}
+    for node in list(seen.alive.values()):
+        node["NodeID"] = names.get(node["NodeID"], node["NodeID"])
+    error = ray.exceptions.NodeDiedError("… is dead. Node IP: 10.0.0.3, node ID: abc123. This …")
+    assert seen.passing(error) == "its node node-1 was lost"
+    assert seen.options(pieces(1)[0])["label_selector"] == {"ray.io/node-id": "!in(abc123)"}
+
+
+def test_nodes_that_come_and_go_are_named(nodes, monkeypatch):
+    import ray
+
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    both = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: both[:1])
+    seen.look()
+    monkeypatch.setattr(ray, "nodes", lambda: both)
+    seen.look()
+    assert nodes.said == ["  node node-1 is lost, 1 left", "  node node-1 has joined, 2 now"]
+    assert seen.window() == 8
 
 
 def test_a_submitted_job_gives_what_the_local_command_gives(finished_run, tiny_encoder, tmp_path):

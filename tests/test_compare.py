@@ -1,6 +1,7 @@
 """Intervals and tests against slow loops, and runs compared from their folders."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -117,6 +118,7 @@ def test_runs_are_compared_by_what_changed_and_by_what_it_did(roots, capsys):
     _cli.main("compare", roots[:2])
     printed = capsys.readouterr().out
     assert "train.seed" in printed and "difference" in printed and "rsum" in printed
+    assert "The same: data version" in " ".join(printed.split())
 
 
 def test_runs_of_other_queries_get_no_p(roots):
@@ -128,7 +130,18 @@ def test_runs_of_other_queries_get_no_p(roots):
 def test_another_graded_protocol_leaves_ndcg_without_p(roots):
     a = compare.read(roots[0])
     b = compare.read(roots[1])._replace(protocol={**a.protocol, "label_map": "other"})
-    assert not any("ndcg" in name for name in compare.p_values(a, b))
+    assert not any("ndcg_label" in name for name in compare.p_values(a, b))
+    c = compare.read(roots[1])._replace(protocol={**a.protocol, "ndcg_at": 3})
+    assert not any("ndcg" in name for name in compare.p_values(a, c))
+
+
+def test_a_setting_that_an_older_run_does_not_know_has_its_default(roots, tmp_path):
+    shutil.copytree(roots[0], tmp_path / "old")
+    uri = tmp_path / "old" / "settings-main.yaml"
+    settings = yaml.safe_load(uri.read_text())
+    del settings["evaluate"]
+    uri.write_text(yaml.safe_dump(settings))
+    assert compare.changes(compare.read(roots[0]), compare.read(str(tmp_path / "old"))) == []
 
 
 def test_what_cannot_be_compared_is_said_in_a_sentence(roots, tmp_path, capsys):

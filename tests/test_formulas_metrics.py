@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from pipeline.formulas import _pairs, _sort, metrics
+from pipeline.formulas import _pairs, _rows, _sort, metrics
 from pipeline.formulas._pairs import inversions
 from pipeline.formulas._sort import largest, order_of_rows, sort_rows_
 from pipeline.formulas.losses import LOSSES, smooth_ndcg
@@ -197,8 +197,8 @@ either_way = pytest.mark.parametrize("numba", [True, False], ids=["numba", "torc
 def passes(numba, monkeypatch):
     """With numba's passes, or as if it were not installed."""
     if not numba:
-        monkeypatch.setattr(_sort, "compiled", lambda: None)
-        monkeypatch.setattr(_pairs, "compiled", lambda: None)
+        for module in (_sort, _pairs, metrics):
+            monkeypatch.setattr(module, "compiled", lambda: None)
 
 
 @either_way
@@ -234,6 +234,27 @@ def test_long_rows_are_ordered_as_by_a_stable_sort(dtype, passes):
         for down in (False, True):
             expected = rows.argsort(dim=1, stable=True, descending=down)
             assert torch.equal(order_of_rows(rows, descending=down), expected)
+
+
+@either_way
+@pytest.mark.parametrize("k", [None, 1, 10, 100, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ndcg_of_long_rows_is_that_of_scikit_learn(k, dtype, passes, monkeypatch):
+    """By blocks of rows, with ties across place k, masked candidates and a NaN."""
+    monkeypatch.setitem(_rows.CACHE, "cpu", 3000)
+    generator = torch.Generator().manual_seed(0)
+    scores, relevance = torch.rand(2, 7, 1500, generator=generator, dtype=dtype)
+    scores[::2] = (20 * scores[::2]).round() / 20
+    mask = torch.rand(7, 1500, generator=generator) < 0.8
+    found = metrics.ndcg(scores, relevance, k=k, mask_QN=mask)
+    expected = [
+        ndcg_score([np.exp2(r[m].double().numpy()) - 1], [s[m].double().numpy()], k=k)
+        for s, r, m in zip(scores, relevance, mask, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    scores[3, 700], relevance[5, 9], relevance[6] = torch.nan, torch.nan, 0
+    found = metrics.ndcg(scores, relevance, k=k)
+    assert found.isnan().tolist() == [False, False, False, True, False, True, True]
 
 
 @pytest.mark.parametrize("n", [5, 64, 100, 1003])

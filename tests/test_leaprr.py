@@ -85,6 +85,23 @@ def test_lists_hold_similarities_to_the_pillars(direction, pool):
                 assert torch.allclose(some.features[1][b, v], x[near[b]] @ node, atol=1e-6)
 
 
+@pytest.mark.parametrize("pool", ["inductive", "transductive"])
+@pytest.mark.parametrize("direction", SIDES)
+def test_lists_hold_the_highest_scores_of_query_and_candidates(direction, pool):
+    """Of the query in the gallery, of a candidate in the pool; 0 where there are no more."""
+    here = problem(pool=pool)
+    shape = replace(LeaPRR(SMALL).shape(direction), pillars=40)
+    for view in here.views(direction):
+        some = lists(view, view.queries_Q, shape)
+        of_query, of_pool = view.scores(view.queries_Q), view.scores(view.pool_P)
+        for b in range(len(view.queries_Q)):
+            nodes = [of_query[b], *of_pool.T[some.place_BK[b]]]
+            for v, node in enumerate(nodes):
+                highest = node.sort(descending=True).values
+                expected = torch.nn.functional.pad(highest, (0, 40 - len(highest)))
+                assert torch.equal(some.claims_BVL[b, v], expected)
+
+
 def test_spliced_scores_keep_their_set_and_take_the_refined_order():
     scores = torch.tensor([[0.9, 0.1, 0.5, 0.7, 0.3]])
     found = spliced(scores, torch.tensor([[0, 3, 2]]), torch.tensor([[0.0, 1.0, 2.0]]))

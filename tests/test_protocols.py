@@ -24,9 +24,8 @@ def theirs():
 def coco(theirs) -> Gallery:
     """COCO's 5,000 test images and 25,000 captions, with vectors that know them a little."""
     generator = torch.Generator().manual_seed(0)
-    image_ids = [int(i) for i in theirs.coco_ids if int(i) in theirs.coco_gts["i2t"]]
-    if len(image_ids) != 5000:
-        image_ids = list(theirs.coco_gts["i2t"])
+    owners = (theirs.coco_gts["t2i"][int(caption)][0] for caption in theirs.coco_ids)
+    image_ids = list(dict.fromkeys(owners))  # in the order that folds are cut in
     texts = [(t, i) for i in image_ids for t in theirs.coco_gts["i2t"][i]]
     images = torch.randn(5000, 24, generator=generator)
     row = {image_id: n for n, image_id in enumerate(image_ids)}
@@ -70,6 +69,41 @@ def test_map_at_r_and_r_precision_are_those_of_eccv_caption(tables, theirs, rank
         found = tables["eccv_caption"].metrics
         assert found[f"{way}_map_at_r"] == pytest.approx(expected["eccv_map_at_r"][way])
         assert found[f"{way}_r_precision"] == pytest.approx(expected["eccv_rprecision"][way])
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_recalls_of_five_folds_are_those_of_eccv_caption(tables, theirs, rankings, k):
+    expected = theirs.coco_1k_recalls(rankings, "all", K=k)
+    for way in ("i2t", "t2i"):
+        assert tables["coco_1k"].metrics[f"{way}_R_at_{k}"] == pytest.approx(100 * expected[way])
+
+
+def test_pmrp_is_r_precision_on_the_pairs_of_its_files(coco, theirs, rankings, tmp_path):
+    """Plausible matches are many and not in the package: a few are made up, some of them twice."""
+    rng = np.random.default_rng(0)
+    files, planted = [], {}
+    for way, of_query in rankings.items():
+        planted[way] = {}
+        for query in list(of_query)[::40]:
+            near, far = of_query[query][:40], of_query[query][40:]
+            count = rng.integers(2, 20, 2)
+            found = [*rng.choice(near, count[0], False), *rng.choice(far, count[1], False)]
+            planted[way][query] = [int(match) for match in [*found, found[0]]]
+        files.append(tmp_path / f"{way}.json")
+        files[-1].write_text(json.dumps(planted[way]))
+    theirs.set_pm_gts(*files)
+    expected = theirs.pmrp(rankings, "all")
+    name = "COCO_val2014_{:012}".format
+    given = {
+        "i2t": {name(q): list(map(str, of)) for q, of in planted["i2t"].items()},
+        "t2i": {str(q): list(map(name, of)) for q, of in planted["t2i"].items()},
+    }
+    (tmp_path / "pm.json").write_text(json.dumps(given))
+    matches = external.matches(str(tmp_path / "pm.json"))
+    found = protocols.measure(coco, ["given"], matches, 20)["given"].metrics
+    for way in ("i2t", "t2i"):
+        assert 0.1 < expected[way] < 0.9
+        assert found[f"{way}_r_precision"] == pytest.approx(expected[way])
 
 
 def test_five_folds_are_the_mean_of_five_galleries(tables, coco):

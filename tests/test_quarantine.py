@@ -361,7 +361,7 @@ def test_odd_image_ids_come_back_from_the_tar(tmp_path):
 def test_the_job_says_where_to_look(tmp_path, capsys, monkeypatch):
     from jobs import _cli, _cluster
 
-    def here(make, pieces, *, done, gpu=False):
+    def here(make, pieces, **how):
         return {made.name: make(made) for made in pieces}
 
     monkeypatch.setattr(_cluster, "fan_out", here)

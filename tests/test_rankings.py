@@ -10,6 +10,7 @@ import torch
 
 from pipeline import _plan, _ranking, _store, evaluate
 from pipeline._ranking import Vectors
+from pipeline.formulas import metrics as dense
 from pipeline.formulas.metrics import recall_at
 from pipeline.sources import drawn
 from schemas.embedding import embedding_schema, tower_schema
@@ -245,6 +246,32 @@ def test_a_collapsed_model_scores_chance(tmp_path, dim, images):
         assert row["rank"] == pytest.approx((others + own + 1) / (own + 1))
 
 
+def one_of_three(rng, dim: int) -> np.ndarray:
+    """Vectors of which many are equal."""
+    return random_unit(np.random.default_rng(rng.integers(3)), dim)
+
+
+@pytest.mark.parametrize("ndcg_at", [1, 4, 10, 99])
+@pytest.mark.parametrize("top_k", [1, 10])
+def test_ties_are_those_of_the_dense_formulas_wherever_the_list_ends(tmp_path, top_k, ndcg_at):
+    vectors = write_run(tmp_path, draw=one_of_three)
+    recipe = recipe_of(evaluate={"top_k": top_k, "ndcg_at": ndcg_at})
+    plan = evaluate.plan(recipe, str(tmp_path), "main")
+    graded = _ranking.Graded(plan.pieces[0].inputs)
+    for row in ranked(tmp_path, recipe)[0]:
+        query = row["query_id"]
+        ids = candidates_of(vectors, query)
+        sides = [torch.tensor(np.array([vectors[i] for i in side])) for side in ([query], ids)]
+        scores = _ranking.scores(*sides)
+        own = torch.tensor([[image_of(i) == image_of(query) for i in ids]])
+        relevance = graded(row["direction"], [query])["ndcg_label"]
+        expected = dense.ndcg(scores, relevance, k=ndcg_at).item()
+        assert row["ndcg_label"] == pytest.approx(expected)
+        assert row["rank"] == dense.expected_rank(scores, own).item()
+        assert row["R_at_5"] == pytest.approx(dense.recall_at(scores, own, 5).item())
+        assert len(row["candidate_id"]) == min(top_k, len(ids))
+
+
 def test_rankings_that_are_finished_are_not_written_again(tmp_path):
     write_run(tmp_path)
     ranked(tmp_path)
@@ -260,8 +287,9 @@ def test_rankings_that_are_finished_are_not_written_again(tmp_path):
 
 def test_a_pair_is_positive_where_both_belong_to_one_image():
     queries, candidates = ["b", "x", "a"], ["a", "b", "a", "c"]
-    found = _ranking.positives(queries, candidates)
-    assert found.tolist() == [[q == c for c in candidates] for q in queries]
+    found = _ranking.own(queries, candidates)
+    expected = [(i, j) for i, q in enumerate(queries) for j, c in enumerate(candidates) if q == c]
+    assert sorted(zip(*(rows.tolist() for rows in found), strict=True)) == expected
 
 
 def vectors_of(root, *names) -> Vectors:
@@ -296,6 +324,6 @@ def test_recall_of_the_metrics_is_what_the_rankings_hold(run_of_random_vectors):
     _, vectors, rows, _ = run_of_random_vectors
     images, texts = ids_of("test", "i2t"), ids_of("test", "t2i")
     scores = torch.tensor(np.array([[vectors[i] @ vectors[t] for t in texts] for i in images]))
-    positive = _ranking.positives(images, [image_of(t) for t in texts])
+    positive = torch.tensor([[image_of(t) == i for t in texts] for i in images])
     found = {row["query_id"]: row["R_at_5"] for row in rows}
     assert recall_at(scores, positive, 5).tolist() == [found[i] for i in images]

@@ -42,7 +42,7 @@ def unit(vector) -> np.ndarray:
 
 
 def write_stage(folder: str, table: pa.Table, images: int, captions: int) -> None:
-    about = {"split": "test", "images": images, "captions": captions}
+    about = {"split": "test", "images": images, "captions": captions, "dim": 16}
     written = _store.write_table(f"{folder}/test-000000.parquet", table, "hand", about)
     pieces = [{**written, "name": "test-000000", "fingerprint": "hand"}]
     _store.write_json(f"{folder}/index.json", {"pieces": pieces, "version": "hand"})

@@ -153,6 +153,32 @@ def _order(key_QN, start, place, order_QN):
             order_QN[q, j] = place[source, j]
 
 
+def dcg(scores_QN, order_QN, gain_QN, before_N):
+    """dcg_Q: gains in an order by score, each tie at the mean discount of its places.
+
+    `before_N` is the sum of the discounts before a place; the order ends where it rises no more.
+    """
+    total_Q = torch.empty(len(scores_QN), dtype=torch.float64)
+    _dcg(*(x.numpy() for x in (scores_QN, order_QN, gain_QN, before_N, total_Q)))
+    return total_Q
+
+
+@compiled
+def _dcg(scores_QN, order_QN, gain_QN, before_N, total_Q):
+    n = scores_QN.shape[1]
+    for q in range(len(total_Q)):
+        total, start = 0.0, 0
+        while start < n and before_N[start] < before_N[n]:
+            first = order_QN[q, start]
+            end, gain = start + 1, gain_QN[q, first]
+            while end < n and scores_QN[q, order_QN[q, end]] == scores_QN[q, first]:
+                gain += gain_QN[q, order_QN[q, end]]
+                end += 1
+            total += gain * (before_N[end] - before_N[start]) / (end - start)
+            start = end
+        total_Q[q] = total
+
+
 def inversions(rank_QN):
     """inversions_Q, as `_pairs.inversions`."""
     runs_2N = torch.empty(2, rank_QN.shape[1], dtype=torch.int32).numpy()

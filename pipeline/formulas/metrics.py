@@ -11,8 +11,8 @@ Legend of the shape suffixes: Q queries, N candidates of a query, M images.
 import torch
 
 from pipeline.formulas._pairs import inversions
-from pipeline.formulas._rows import prepared
-from pipeline.formulas._sort import order_of_rows, sort_rows_
+from pipeline.formulas._rows import block_of, blocks, prepared, rows_in_cache
+from pipeline.formulas._sort import compiled, largest, order_of_rows, sort_rows_
 
 GAINS = {"exp2": lambda relevance: torch.exp2(relevance) - 1, "linear": lambda relevance: relevance}
 
@@ -92,18 +92,17 @@ def ndcg(scores_QN, relevance_QN, *, k=None, gain="exp2", mask_QN=None):
     if gain not in GAINS:
         raise ValueError(f"gain must be one of {', '.join(GAINS)}, got {gain!r}")
     scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
-    gain_QN = GAINS[gain](relevance_QN.double())
+    if mask_QN is not None:
+        scores_QN = scores_QN.masked_fill(~mask_QN, -torch.inf)
     n = scores_QN.shape[1]
-    discount_N = 1 / torch.log2(
-        torch.arange(2, n + 2, dtype=torch.float64, device=scores_QN.device)
-    )
-    discount_N[n if k is None else k :] = 0
-    before_N = torch.cat([discount_N.new_zeros(1), discount_N.cumsum(0)])
-    order_QN, start_QN, end_QN = _ordered(scores_QN, mask_QN)
-    shared_QN = (before_N[end_QN] - before_N[start_QN]) / (end_QN - start_QN)
-    found_Q = (gain_QN.gather(1, order_QN) * shared_QN).sum(-1)
-    ideal_Q = (sort_rows_(gain_QN.clone()).flip(1) * discount_N).sum(-1)
-    return (found_Q / ideal_Q).masked_fill(scores_QN.isnan().any(-1), torch.nan)
+    depth = n if k is None else min(k, n)
+    place_K = torch.arange(2, depth + 2, dtype=torch.float64, device=scores_QN.device)
+    discount_K = 1 / torch.log2(place_K)
+    ndcg_Q = discount_K.new_empty(len(scores_QN))
+    for rows in blocks(len(scores_QN), rows_in_cache(n, scores_QN.device)):
+        part = block_of(scores_QN, rows), block_of(relevance_QN, rows)
+        ndcg_Q[rows] = _ndcg(*part, discount_K, GAINS[gain])
+    return ndcg_Q
 
 
 def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
@@ -214,6 +213,41 @@ def _best_positive(scores_QN, positive_QN, mask_QN):
     tied_QN = scores_QN == best_Q1
     counts = ((scores_QN > best_Q1), tied_QN, tied_QN & positive_QN)
     return *(count.sum(-1).double() for count in counts), valued_Q
+
+
+def _ndcg(scores_RN, relevance_RN, discount_K, gain):
+    """ndcg_R of a block of rows."""
+    depth, n = len(discount_K), scores_RN.shape[1]
+    bad_R = scores_RN.isnan().any(-1)
+    if 0 < 16 * depth <= n:  # those at the top are enough
+        best_RK = largest(relevance_RN, depth)[0]
+        scores_RN, relevance_RN = _first(scores_RN, relevance_RN, depth)
+    else:
+        best_RK = relevance_RN.clone()
+    # A gain rises with relevance, which is shorter to sort.
+    best_RK = sort_rows_(best_RK)[:, best_RK.shape[1] - depth :]
+    ideal_R = gain(best_RK.double()) @ discount_K.flip(0)
+    n = scores_RN.shape[1]
+    before_N = torch.nn.functional.pad(discount_K.cumsum(0), (1, 0))
+    before_N = torch.cat([before_N, before_N[-1:].expand(n - depth)])
+    gain_RN = gain(relevance_RN.double())
+    if n >= 256 and scores_RN.device.type == "cpu" and (fast := compiled()):
+        found_R = fast.dcg(scores_RN, order_of_rows(scores_RN, descending=True), gain_RN, before_N)
+    else:
+        order_RN, start_RN, end_RN = _ordered(scores_RN, None)
+        shared_RN = (before_N[end_RN] - before_N[start_RN]) / (end_RN - start_RN)
+        found_R = (gain_RN.gather(1, order_RN) * shared_RN).sum(-1)
+    return (found_R / ideal_R).masked_fill(bad_R, torch.nan)
+
+
+def _first(scores_RN, relevance_RN, depth):
+    """Scores and relevance (R, M) of each row's first candidates, with all that tie with the last
+    of them, and perhaps a few after those.
+    """
+    least_R1 = largest(scores_RN, depth)[0].amin(1, keepdim=True)
+    count = int((scores_RN >= least_R1).sum(1).amax())
+    scores_RM, rows_RM = largest(scores_RN, max(count, depth))
+    return scores_RM, relevance_RN.gather(1, rows_RM)
 
 
 def _log_choose(n_Q, m_Q):

@@ -66,6 +66,17 @@ def choose(method: str, problem: Problem | None, before: list[dict], betas) -> t
     return step, trials
 
 
+def chain(methods: list[str], problem: Problem | None, betas) -> tuple[list[dict], list[dict]]:
+    """The steps of a chain of methods, each chosen after those before it, and all trials."""
+    steps: list[dict] = []
+    trials: list[dict] = []
+    for method in methods:
+        step, found = choose(method, problem, steps, betas)
+        steps.append(step)
+        trials += found
+    return steps, trials
+
+
 class Reranker:
     """A fitted chain applied to a problem: scores (Q, N) of any queries of its gallery."""
 

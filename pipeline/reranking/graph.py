@@ -8,7 +8,7 @@ Legend of the shape suffixes: B graphs, V nodes of a graph, C neighbours in a li
 
 import torch
 
-BLOCK = 2**24  # cells of a block's membership table
+BLOCK = 2**19  # cells of a block's membership table: more do not stay in the cache
 
 
 def shared(lists_BVC: torch.Tensor) -> torch.Tensor:

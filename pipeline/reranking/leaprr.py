@@ -4,8 +4,9 @@ A query and its candidates are each a row of similarities to the query's nearest
 *pillars*; layers of attention, half of it the neighbour-affinity graph, refine the rows; a
 candidate's new score is the cosine of its row with the query's. All it knows are similarities.
 That is the paper's, and preset `paper`. With `residual`, the default, ours differs: refinements
-are added to the scores that come in, rows keep their level (the paper's layer norm takes it away,
-and with it what tells a hub), and a candidate's own row counts beside its cosine with the query's.
+are added to the scores that come in; rows keep their level (the paper's layer norm takes it away)
+and end with the scores of the node's nearest on the other side, both of which tell a hub; and a
+candidate's own row counts beside its cosine with the query's.
 
 Legend of the shape suffixes: B queries of a batch, N gallery, P pool, K candidates, L pillars of a
 kind, V = 1 + K nodes (the query first), C neighbours in a list, H hidden width.
@@ -34,6 +35,7 @@ class Lists:
     score_BK: torch.Tensor  # by the methods before
     features: tuple[torch.Tensor, torch.Tensor]  # (B, V, L) similarities to the pillars:
     # of the gallery, and of the pool
+    claims_BVL: torch.Tensor  # the highest scores of each node with the other side's items
     affinity_BVV: torch.Tensor
 
 
@@ -46,15 +48,20 @@ class Shape:
     neighbours: int
     threshold: float  # of affinity, in 1 / (1 + K)
 
+    @property
+    def depth(self) -> int:
+        """Neighbours of an item that are looked for."""
+        return max(self.pillars, self.neighbours)
+
 
 def lists(view: View, rows_B, shape: Shape, scores_BN=None, place_BK=None) -> Lists:
     """The lists of queries: candidates by the scores so far (or as given), pillars, affinity."""
     sims, asking, ranked = view.sims, view.asking, view.ranked
     scores_BN = view.scores(rows_B) if scores_BN is None else scores_BN
-    depth = min(max(shape.candidates, shape.pillars, shape.neighbours), scores_BN.shape[1])
-    best_BK = torch.topk(scores_BN, depth, dim=1).indices
+    deepest = min(max(shape.candidates, shape.depth), scores_BN.shape[1])
+    best_BK = torch.topk(scores_BN, deepest, dim=1).indices
     place_BK = best_BK[:, : shape.candidates] if place_BK is None else place_BK
-    _, near_BL = view.nearest_in_pool(rows_B, max(shape.pillars, shape.neighbours))
+    _, near_BL = view.nearest_in_pool(rows_B, shape.depth)
     nodes = ((asking, rows_B[:, None]), (ranked, view.gallery_N[place_BK]))
     pillars = (
         (ranked, view.gallery_N[best_BK[:, : shape.pillars]]),
@@ -64,8 +71,15 @@ def lists(view: View, rows_B, shape: Shape, scores_BN=None, place_BK=None) -> Li
         torch.cat([sims.near(*node, *pillar) for node in nodes], 1) for pillar in pillars
     )
     score_BK = scores_BN.gather(1, place_BK)
+    claims_BVL = _claims(view, scores_BN.gather(1, best_BK), place_BK, shape)
     graph_BVV = _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape)
-    return Lists(rows_B, place_BK, score_BK, features, graph_BVV)
+    return Lists(rows_B, place_BK, score_BK, features, claims_BVL, graph_BVV)
+
+
+def _claims(view, best_BK, place_BK, shape: Shape) -> torch.Tensor:
+    """The query's best scores in the gallery, and each candidate's best in the pool (B, V, L)."""
+    claim_NL = _filled(view.claims(shape.depth)[0], shape.pillars, 0)
+    return torch.cat([_filled(best_BK, shape.pillars, 0)[:, None], claim_NL[place_BK]], 1)
 
 
 def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> torch.Tensor:
@@ -74,7 +88,7 @@ def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> 
     own_NC = torch.arange(len(view.gallery_N), device=rows_B.device)[:, None]
     near_NC = _filled(torch.cat([own_NC, gallery_neighbours(view, c - 1)[1]], 1), c)
     of_ranked = torch.cat([_filled(best_BK, c)[:, None], near_NC[place_BK]], 1)
-    claim_NC, claimant_NC = view.claims(c)
+    claim_NC, claimant_NC = (found[:, :c] for found in view.claims(shape.depth))
     claimants_BKC = _filled(claimant_NC, c)[place_BK]
     if view.inductive:  # not in the pool: it takes the last claimant's place where it claims more
         claims_BK = score_BK > claim_NC[:, -1][place_BK]
@@ -85,10 +99,10 @@ def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> 
     return affinity(of_asking, of_ranked, threshold=shape.threshold / (1 + place_BK.shape[1]))
 
 
-def _filled(rows_XL, length: int) -> torch.Tensor:
-    """The first row numbers (X, length) of each list, nobody where a collection has no more."""
+def _filled(rows_XL, length: int, nobody=-1) -> torch.Tensor:
+    """The first (X, length) of each list, `nobody` where a collection has no more."""
     rows_XL = rows_XL[:, :length]
-    return F.pad(rows_XL, (0, length - rows_XL.shape[1]), value=-1)
+    return F.pad(rows_XL, (0, length - rows_XL.shape[1]), value=nobody)
 
 
 class LeaPRR(nn.Module):
@@ -119,7 +133,7 @@ class SubModel(nn.Module):
         self.pillars, self.residual = pillars, settings.residual
         if not settings.residual:
             self.before = nn.ModuleList([nn.LayerNorm(pillars) for _ in range(2)])
-        self.project = nn.Linear(2 * pillars, hidden)
+        self.project = nn.Linear((3 if settings.residual else 2) * pillars, hidden)
         self.layers = nn.ModuleList(
             [Reasoning(hidden, settings.heads) for _ in range(settings.layers)]
         )
@@ -136,7 +150,7 @@ class SubModel(nn.Module):
     def forward(self, some: Lists) -> torch.Tensor:
         blocks = [self._padded(block) for block in some.features]
         if self.residual:
-            blocks = [_standard(block) for block in blocks]
+            blocks = [_standard(block) for block in (*blocks, some.claims_BVL)]
         else:
             blocks = [norm(block) for norm, block in zip(self.before, blocks, strict=True)]
         x_BVH = self.project(torch.cat(blocks, 2))

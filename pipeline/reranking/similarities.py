@@ -15,6 +15,7 @@ from pipeline import _neighbours
 from pipeline._errors import InputError
 
 BLOCK = 256  # rows compared at a time
+FEW = 32  # lists of rows whose profiles are held at a time
 
 
 class Similarities(Protocol):
@@ -82,10 +83,11 @@ class Matrices:
     """Matrices of any system: image against text (M, N) and, where there are any, M × M and N × N.
 
     Without an intra-modal matrix two images are as near as their rows of scores are correlated,
-    and two texts as their columns are. Arrays may be memory-mapped: what is asked for is read.
+    and two texts as their columns are; `known` holds the texts and the images that those scores are
+    with, by side (all, if not given). Arrays may be memory-mapped: what is asked for is read.
     """
 
-    def __init__(self, i2t_MN, i2i_MM=None, t2t_NN=None):
+    def __init__(self, i2t_MN, i2i_MM=None, t2t_NN=None, known=None):
         i2t_MN = torch.as_tensor(i2t_MN)
         if i2t_MN.ndim != 2:
             raise InputError(
@@ -93,13 +95,14 @@ class Matrices:
             )
         self.matrices = {("image", "text"): i2t_MN, ("text", "image"): i2t_MN.T}
         self.sizes = dict(zip(("image", "text"), i2t_MN.shape, strict=True))
-        given = {"image": i2i_MM, "text": t2t_NN}
-        self.profiles = {}
+        given, self.known, self.profiles = {"image": i2i_MM, "text": t2t_NN}, known, {}
         for side, matrix in given.items():
             size = self.sizes[side]
             if matrix is None:
-                scores = i2t_MN if side == "image" else i2t_MN.T
-                centred = scores.float() - scores.float().mean(1, keepdim=True)
+                scores = (i2t_MN if side == "image" else i2t_MN.T).float()
+                if known is not None:
+                    scores = scores[:, known["text" if side == "image" else "image"]]
+                centred = scores - scores.mean(1, keepdim=True)
                 self.profiles[side] = torch.nn.functional.normalize(centred, dim=1)
             elif tuple(matrix.shape) != (size, size):
                 raise InputError(
@@ -112,7 +115,9 @@ class Matrices:
     def to(self, device):
         own = [self.matrices.get(kind) for kind in (("image", "image"), ("text", "text"))]
         parts = [self.matrices["image", "text"], *own]
-        return Matrices(*(part if part is None else part.to(device) for part in parts))
+        moved = (part if part is None else part.to(device) for part in parts)
+        known = self.known and {side: rows.to(device) for side, rows in self.known.items()}
+        return Matrices(*moved, known=known)
 
     def between(self, side, rows_X, other, rows_Y):
         if (side, other) not in self.matrices:
@@ -121,8 +126,10 @@ class Matrices:
 
     def near(self, side, rows_BX, other, rows_BY):
         if (side, other) not in self.matrices:
-            profiles = self.profiles[side]
-            return profiles[rows_BX] @ profiles[rows_BY].transpose(1, 2)
+            profiles, parts = self.profiles[side], (rows_BX.split(FEW), rows_BY.split(FEW))
+            return torch.cat(
+                [profiles[x] @ profiles[y].transpose(1, 2) for x, y in zip(*parts, strict=True)]
+            )
         return self.matrices[side, other][rows_BX[:, :, None], rows_BY[:, None, :]].float()
 
     def mixed(self, side, rows_XK, weights_XK, other, rows_Y):

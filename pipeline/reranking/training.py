@@ -48,8 +48,10 @@ def galleries(problem: Problem, images: int, seed: int) -> list[Problem]:
         gallery = {"image": part, "text": inside.nonzero()[:, 0]}
         bank = problem.bank
         if not len(bank["image"]):
-            rest = ~torch.isin(problem.owner["image"], part)
-            bank = {"image": rest.nonzero()[:, 0], "text": (~inside).nonzero()[:, 0]}
+            bank = {
+                side: rows[~torch.isin(problem.owner[side][rows], part)]
+                for side, rows in problem.gallery.items()
+            }
         found.append(replace(problem, gallery=gallery, bank=bank))
     return found
 
@@ -227,8 +229,8 @@ class Training:
         self.report([record])
 
     def _resume(self) -> None:
-        found, _ = _checkpoint.latest(self.checkpoints, self.piece.fingerprint)
-        if found is None:
+        found, _ = _checkpoint.latest(self.checkpoints)
+        if found is None or found[0].fingerprint != self.piece.fingerprint:
             if self.world.rank == 0:
                 _store.remove(self.checkpoints)
             self.world.barrier()

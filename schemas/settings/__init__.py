@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from schemas.settings._section import Section
+from schemas.settings.cluster import ClusterSettings
 from schemas.settings.data import AuditSettings, ShardSettings, SourceSettings
 from schemas.settings.labels import CalibrateSettings, EmbedSettings, LabelSettings
 from schemas.settings.reranking import LeaPRRSettings, RerankSettings
@@ -14,6 +15,7 @@ from schemas.settings.training import ModelSettings, TrainSettings
 __all__ = [
     "AuditSettings",
     "CalibrateSettings",
+    "ClusterSettings",
     "EmbedSettings",
     "EvaluateSettings",
     "LabelSettings",
@@ -33,7 +35,7 @@ __all__ = [
 
 SECTIONS = (
     *("source", "shard", "embed", "label", "model", "train", "evaluate", "rerank", "search"),
-    *("report", "serve", "audit", "leaprr", "calibrate"),
+    *("report", "serve", "audit", "leaprr", "calibrate", "cluster"),
 )
 
 
@@ -56,6 +58,7 @@ class Recipe(Section):
     serve: ServeSettings = ServeSettings()
     audit: AuditSettings = AuditSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
+    cluster: ClusterSettings = ClusterSettings()
     variants: dict[str, dict[str, Any]] = Field(
         {}, description="models trained side by side on the same data: {name: {section: {...}}}"
     )

@@ -1,6 +1,6 @@
 """Settings of what is made of a trained model: rankings, pages, a search service."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from schemas.settings._section import Section
 
@@ -18,6 +18,24 @@ class EvaluateSettings(Section):
     resamples: int = Field(
         1000, ge=20, description="draws of the images that intervals come from (count)"
     )
+    encoder: str | None = Field(
+        None,
+        description="encoder of the relevance that NDCG is measured against; empty: the first "
+        "sentence model, other than embed's, whose vectors the run folder holds, or else embed's",
+    )
+    judgements: str | None = Field(
+        None, description="people's image_id,caption_id,score, to measure agreement with (CSV, URI)"
+    )
+    protocols: tuple[str, ...] = Field(
+        (), description="measured beside the split itself: flickr_1k, coco_5k, coco_1k, cxc, …"
+    )
+
+    @field_validator("encoder")
+    @classmethod
+    def _is_one(cls, encoder: str | None) -> str | None:
+        if encoder and encoder.split("-")[0] == "ensemble":
+            raise ValueError("graded evaluation is by one encoder; name one that is no ensemble")
+        return encoder
 
 
 class SearchSettings(Section):

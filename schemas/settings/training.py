@@ -111,11 +111,13 @@ class TrainSettings(Section):
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of averaged weights, which are the model then; 0: none"
     )
-    select: Literal["best", "last"] = Field(
-        "best", description="checkpoint handed on: best val rSum, or the last epoch's"
+    select: Literal["best", "best_ndcg", "last"] = Field(
+        "best",
+        description="checkpoint handed on: best val rSum, best val NDCG@10 by the labels, or the "
+        "last epoch's",
     )
     patience: int = Field(
-        0, ge=0, description="stop after so many epochs without a better val rSum; 0: never"
+        0, ge=0, description="stop after so many epochs without a better val figure; 0: never"
     )
     resume: str | None = Field(
         None,
@@ -127,6 +129,9 @@ class TrainSettings(Section):
     )
     log_every: int = Field(10, ge=1, description="steps between recorded losses (steps)")
     decode_threads: int = Field(1, ge=1, description="threads that prepare batches (count)")
+    cache_gb: float = Field(
+        20.0, ge=0, description="remote shards each node keeps on its disk; 0: none (GB)"
+    )
     timeout: int = Field(300, ge=10, description="a silent worker is given up after (seconds)")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker (count)")
     seed: int = Field(0, ge=0, description="seed of weights, order and caption draws")

@@ -1,0 +1,49 @@
+"""halftone doctor: every node of the cluster, and whether a run can work there."""
+
+import json
+import os
+from pathlib import Path
+
+from jobs import _cli, _cluster_doctor, _track
+from jobs._show import Show
+from pipeline import doctor
+from pipeline.doctor import Line
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def run(root: str, options) -> None:
+    """Prints a line a check; ends the process with 1 where one fails."""
+    driver = {**doctor.facts(), "root": root, "mlflow_uri": _track.default_uri(root)}
+    try:
+        machines = _cluster_doctor.examine(root, driver["mlflow_uri"])
+        lines = doctor.lines(driver, machines)
+    except (OSError, RuntimeError, ValueError) as error:
+        lines = [_no_ray(error)]
+    if Path("jobs", "doctor.py").exists() and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        lines.append(doctor.upload(_cluster_doctor.upload(".")))
+    if options.json:
+        print(json.dumps([line._asdict() for line in lines]))
+    else:
+        _print(lines)
+    if any(line.level == "fail" for line in lines):
+        raise SystemExit(1)
+
+
+def _no_ray(error: Exception) -> Line:
+    address = os.environ.get("RAY_ADDRESS", "this machine")
+    do = "start the head, or correct RAY_ADDRESS, RAY_AUTH_MODE and the token"
+    return Line("fail", "ray", address, " ".join(str(error).split())[:300], do)
+
+
+def _print(lines: list[Line]) -> None:
+    show = Show()
+    for line in lines:
+        colour, do = COLOURS[line.level], f"; {line.do}" if line.do else ""
+        show.out.print(f"[{colour}]{line.level:<5}[/{colour}]", end="")
+        text = f"{line.check:<11}{line.where}: {line.said}{do}"
+        show.out.print(text, soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    _cli.main("doctor")
