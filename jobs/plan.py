@@ -35,7 +35,7 @@ def run(root: str, models: list, options) -> None:
         )
         return
     show = Show()
-    about = f"{data.images} images, {data.captions} captions, {data.known}. Re-ranking not counted."
+    about = f"{data.held()}; {data.known}. Re-ranking not counted."
     title = f"{recipe.name} on {estimate.described(cluster)}"
     show.table(title, COLUMNS, [_row(stage) for stage in found], about)
     show.out.print(f"{hours:,.2f} hours" + (f", price {cost:,.0f}" if cost else ""))

@@ -30,6 +30,13 @@ class Collection:
     image_bytes: float
     known: str  # where that is from
 
+    def held(self) -> str:
+        """Its counts in words."""
+        return "; ".join(
+            f"{split} {images:,} images, {self.captions.get(split, 0):,} captions"
+            for split, images in self.images.items()
+        )
+
 
 @dataclass(frozen=True)
 class Stage:
