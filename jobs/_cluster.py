@@ -104,7 +104,9 @@ def fan_out(
         while waiting and len(running) < nodes.window():
             piece = waiting.popleft()
             pause = 2 ** tries[piece.name] - 1  # seconds: storage that is away may come back
-            running[task.options(**nodes.options(piece)).remote(make, piece, pause)] = piece
+            shown = f"{make.__name__} {piece.name}"  # in Ray's dashboard, in `ps`
+            options = {"name": shown, **nodes.options(piece)}
+            running[task.options(**options).remote(make, piece, pause)] = piece
         ready, _ = ray.wait(list(running), num_returns=1)
         piece = running.pop(ready[0])
         try:
@@ -178,7 +180,6 @@ class _Nodes:
         if left_out == self.alive.keys():  # no node is better than another
             left_out = set()
         return {
-            "name": piece.name,
             "num_cpus": 1,
             "num_gpus": self.gpus,
             "memory": min(piece.memory, largest) or None,
