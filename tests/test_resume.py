@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gloo
 import pytest
 import torch
 import torch.distributed as dist
@@ -190,18 +191,16 @@ def test_another_model_goes_on_from_a_named_checkpoint(data, tiny_encoder, monke
 
 
 def many(rank: int, size: int, folder: str, piece, stop: int) -> None:
-    torch.set_num_threads(1)
-    if size > 1:
-        dist.init_process_group("gloo", f"file://{folder}/meet-{size}", rank=rank, world_size=size)
-    training = Training(piece, World(), lambda records: None, lambda: False)
-    while not training.over and training.epoch < stop:
-        training.run_epoch()
-    if training.over:
-        training.publish()
-    if rank == 0:
-        Path(folder, f"{size}.json").write_text(json.dumps(training.step))
-    if size > 1:
-        dist.destroy_process_group()
+    def work() -> None:
+        training = Training(piece, World(), lambda records: None, lambda: False)
+        while not training.over and training.epoch < stop:
+            training.run_epoch()
+        if training.over:
+            training.publish()
+        if rank == 0:
+            Path(folder, f"{size}.json").write_text(json.dumps(training.step))
+
+    gloo.meet(rank, size, folder, work)
 
 
 def test_one_two_and_four_workers_take_over_from_each_other(data, tiny_encoder, tmp_path):  # noqa: F811

@@ -2,6 +2,7 @@
 
 import copy
 
+import gloo
 import pytest
 import torch
 import torch.distributed as dist
@@ -219,8 +220,10 @@ def test_learning_rate_rises_then_follows_its_schedule():
 
 
 def worker(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
+    gloo.meet(rank, size, folder, lambda: take_steps(rank, size, folder))
+
+
+def take_steps(rank: int, size: int, folder: str) -> None:
     share = PAIRS // size
     batch = batch_of(rank * share, (rank + 1) * share)
     for settings in ({}, {"chunk": 3}, {"sharding": "fsdp"}, {"sharding": "fsdp", "ema": 0.5}):
@@ -242,7 +245,6 @@ def worker(rank: int, size: int, folder: str) -> None:
             other.step(batch, 3)
             for one, two in zip(learner.parameters, other.parameters, strict=True):
                 torch.testing.assert_close(one.full_tensor(), two.full_tensor())
-    dist.destroy_process_group()
 
 
 def test_two_workers_take_the_steps_of_one_whole_or_sharded_or_in_chunks(tmp_path):
