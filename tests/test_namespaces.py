@@ -3,6 +3,7 @@
 import pytest
 from conftest import TINY
 from namespaces import Namespaces, wait_for, why_not
+from s3fs import S3FileSystem
 
 from pipeline import _store
 
@@ -17,9 +18,17 @@ def hashes(root: str, stage: str) -> dict[str, str]:
     return {name: _store.sha256(_store.read_bytes(_store.join(folder, name))) for name in names}
 
 
+@pytest.fixture
+def other_endpoints():
+    """Other S3 servers than the tests' own: a file system keeps the one of its first use."""
+    S3FileSystem.clear_instance_cache()
+    yield
+    S3FileSystem.clear_instance_cache()
+
+
 @pytest.mark.timeout(1500)  # two minutes on a machine with nothing else to do
 def test_a_job_on_two_nodes_of_which_one_dies_gives_what_one_machine_gives(
-    finished_run, tiny_encoder, tmp_path, monkeypatch
+    finished_run, tiny_encoder, tmp_path, monkeypatch, other_endpoints
 ):
     log = tmp_path / "job.txt"
     with Namespaces(2) as cluster:
