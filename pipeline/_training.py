@@ -201,6 +201,7 @@ class Training:
                 "data_version": self.piece.inputs["data"],
                 "label_version": self.label_version,
                 "optimizer": rest,
+                "records": self.records,  # those beside it may be another try's, not yet dead
             }
             _store.write_json(_store.join(self.checkpoints, "records.json"), self.records)
             _checkpoint.write(self.checkpoints, about, tensors, self.vocabulary.state)
@@ -231,9 +232,7 @@ class Training:
             ) from error
         self.epoch, self.step, self.best = checkpoint.epoch, checkpoint.step, checkpoint.best
         if mine or self._same_order(checkpoint):
-            folder = given.rsplit("/", 1)[0] if elsewhere else self.checkpoints
-            records = _store.read_json(_store.join(folder, "records.json"))
-            self.records = [record for record in records if record["step"] <= self.step]
+            self.records = checkpoint.records
             self.reported = len(self.records)
         else:  # the epoch that was begun is begun again, with the batches there are now
             self.step = self.epoch * self.order.steps

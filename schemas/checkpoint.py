@@ -21,4 +21,5 @@ class Checkpoint(BaseModel):
     settings: dict  # the resolved recipe
     data_version: str  # of 2-shards
     label_version: str | None  # of 3-embeddings, where a loss needed relevance
+    records: list[dict] = []  # of the steps so far
     files: dict[str, str]  # name -> sha256
