@@ -9,7 +9,7 @@ from s3fs import S3FileSystem
 
 from pipeline import _store
 
-# After the kill the head's way to S3 sometimes times out, more so on a busy machine: not yet solved.
+# After the kill the head's way to S3 times out at times, more so on a busy machine: not solved.
 ASKED = "HALFTONE_NAMESPACES" in os.environ
 WHY = why_not() if ASKED else "set HALFTONE_NAMESPACES=1: it fails at times, see the comment"
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY or "namespaces are allowed")
