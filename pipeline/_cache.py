@@ -86,8 +86,7 @@ def _fetch(uri: str, path: Path, file: dict, limit: float) -> None:
         if _is_whole(path, file):  # fetched by the process that this one waited for
             return
         with _store.temporary(str(path)) as copy:
-            with _store.opened(uri) as (fs, there):
-                fs.get_file(there, copy)
+            _store.ask(uri, lambda fs, there: fs.get_file(there, copy))
             if not _has(copy, file):
                 raise InputError(
                     f"{uri} has other bytes than when it was written; delete it and run the "

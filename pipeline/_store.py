@@ -1,21 +1,25 @@
 """Files at any URI: absolute names, whole-or-nothing writes, fingerprints.
 
 A local path and s3://, gs://, memory:// … are used alike, through fsspec. Object stores are found
-and opened as their libraries do (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …), and retried by them.
+and opened as their libraries do (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …). Their libraries ask again
+for some seconds where a store does not answer; `ask` goes on for half a minute more.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -26,6 +30,15 @@ from pipeline._errors import InputError, Unreachable
 FINGERPRINT = b"halftone.fingerprint"
 SUMMARY = b"halftone.summary"
 WRITING = ".writing-"  # how the names of files begin that are not yet whole
+WAITS = (1, 2, 4, 8, 16)  # seconds before a store that did not answer is asked again
+# By name, and of any library: a line that fails, an answer that does not come or breaks off.
+NO_ANSWER = {"ConnectionError", "TimeoutError", "HTTPClientError", "Timeout"} | {
+    *("ClientConnectionError", "ClientPayloadError")
+}
+BUSY_STATUS = {429, 500, 502, 503, 504}  # of HTTP
+BUSY_ERRNO = {errno.EBUSY, errno.EREMOTEIO, errno.EHOSTUNREACH, errno.ENETUNREACH}
+LOG = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 def absolute(uri: str) -> str:
@@ -72,9 +85,45 @@ def opened(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
         raise Unreachable(f"{uri} cannot be reached: {error}") from error
 
 
+def ask(uri: str, question: Callable[[fsspec.AbstractFileSystem, str], Answer]) -> Answer:
+    """`question(file system, path)`, asked again with growing waits while a store does not answer.
+
+    What the store did answer (not found, forbidden) is raised at once. A question asked twice must
+    leave what one leaves. Raises `Unreachable` where no answer comes.
+    """
+    waits = iter(WAITS)
+    while True:
+        try:
+            with opened(uri) as (fs, path):
+                return question(fs, path)
+        except (OSError, Unreachable) as error:
+            if is_local(uri) or not _unanswered(error):
+                raise
+            why = error.__cause__ if isinstance(error, Unreachable) else error
+            if (wait := next(waits, None)) is None:
+                raise Unreachable(f"{uri} cannot be reached: {why}") from error
+            LOG.warning("%s does not answer (%s); it is asked again in %d s", uri, why, wait)
+        time.sleep(wait)
+
+
+def _unanswered(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is of the line or of a busy store: both may pass."""
+    while error is not None:
+        answer = getattr(error, "response", None)  # botocore's; others have the number alone
+        about = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
+        status = [getattr(error, "status", 0), getattr(error, "code", 0)]
+        if not BUSY_STATUS.isdisjoint([about.get("HTTPStatusCode"), *status]):
+            return True
+        if getattr(error, "errno", None) in BUSY_ERRNO:
+            return True
+        if NO_ANSWER & {kind.__name__ for kind in type(error).__mro__}:
+            return True
+        error = error.__cause__
+    return False
+
+
 def exists(uri: str) -> bool:
-    with opened(uri) as (fs, path):
-        return fs.exists(path)
+    return ask(uri, lambda fs, path: fs.exists(path))
 
 
 def list_files(folder: str) -> dict[str, int]:
@@ -88,32 +137,36 @@ def list_folders(folder: str) -> list[str]:
 
 
 def _entries(folder: str) -> list[dict]:
-    with opened(folder) as (fs, path):
-        try:
-            if not is_local(folder):
-                found = fs.ls(path, detail=True)
-                return [e for e in found if e["name"].strip("/") != path.strip("/")]
-            with os.scandir(path) as scan:
-                found = list(scan)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        entries = []
-        for entry in found:
-            with contextlib.suppress(FileNotFoundError):  # moved meanwhile: others write here too
-                entries.append(fs.info(entry))
-        return entries
+    try:
+        return ask(folder, _local_entries if is_local(folder) else _remote_entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remote_entries(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
+    found = fs.ls(path, detail=True)
+    return [e for e in found if e["name"].strip("/") != path.strip("/")]
+
+
+def _local_entries(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
+    with os.scandir(path) as scan:
+        found = list(scan)
+    entries = []
+    for entry in found:
+        with contextlib.suppress(FileNotFoundError):  # moved meanwhile: others write here too
+            entries.append(fs.info(entry))
+    return entries
 
 
 def remove(uri: str) -> None:
     """Remove a file or a folder with all it holds; nothing happens where there is none."""
-    with opened(uri) as (fs, path), contextlib.suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+    with contextlib.suppress(FileNotFoundError):
+        ask(uri, lambda fs, path: fs.rm(path, recursive=True))
 
 
 def stamp(uri: str) -> list:
     """[size, what changes with the contents] of a file, to notice that it was changed."""
-    with opened(uri) as (fs, path):
-        info = fs.info(path)
+    info = ask(uri, lambda fs, path: fs.info(path))
     changes = (info[key] for key in ("ETag", "mtime", "LastModified", "created") if key in info)
     return [info.get("size"), str(next(changes, ""))]
 
@@ -126,8 +179,8 @@ def read_bytes(uri: str, offset: int = 0, size: int | None = None) -> bytes:
             return file.read(-1 if size is None else size)
     if size == 0:
         return b""
-    with opened(uri) as (fs, path):
-        return fs.cat_file(path, start=offset or None, end=None if size is None else offset + size)
+    end = None if size is None else offset + size
+    return ask(uri, lambda fs, path: fs.cat_file(path, start=offset or None, end=end))
 
 
 def read_text(uri: str) -> str:
@@ -144,8 +197,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         with temporary(uri) as path:
             Path(path).write_bytes(data)
         return
-    with opened(uri) as (fs, path):
-        fs.pipe_file(path, data)  # object stores show an object only when it is complete
+    # Object stores show an object only when it is complete.
+    ask(uri, lambda fs, path: fs.pipe_file(path, data))
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -207,8 +260,7 @@ def _new_locked_file(folder: str) -> tuple[BinaryIO, str]:
 
 def _publish(path: str, uri: str) -> None:
     if not is_local(uri):
-        with opened(uri) as (fs, there):
-            fs.put_file(path, there)
+        ask(uri, lambda fs, there: fs.put_file(path, there))
         return
     uri = uri.removeprefix("file://")
     os.chmod(path, 0o644)  # mkstemp's 0600 would lock out other users of a shared folder

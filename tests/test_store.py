@@ -1,15 +1,12 @@
 """Files at any URI: absolute names, whole-or-nothing writes, tables that know their fingerprint."""
 
-import http.server
 import io
 import json
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -286,69 +283,6 @@ def test_a_listing_bears_with_files_that_vanish(tmp_path):
 def test_other_users_of_a_shared_folder_may_read_what_was_written(tmp_path):
     _store.write_bytes(str(tmp_path / "file"), b"1")
     assert (tmp_path / "file").stat().st_mode & 0o444 == 0o444
-
-
-# ---- stores that fail ----------------------------------------------------------------------------
-
-
-class Flaky(http.server.BaseHTTPRequestHandler):
-    """An object store that first says it is busy, then hangs up half way, then answers."""
-
-    answers: list[str] = []
-
-    def do_GET(self) -> None:
-        answer = self.answers.pop(0) if self.answers else "whole"
-        self.send_response(503 if answer == "busy" else 200)
-        self.send_header("Content-Length", "10")
-        self.end_headers()
-        self.wfile.write(b"01234" if answer == "half" else b"0123456789")
-        self.close_connection = True
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "10")
-        self.end_headers()
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-@pytest.fixture
-def flaky(monkeypatch):
-    """A store whose next answers the test decides."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()  # these went to another address
-    yield Flaky
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("answers", [["busy"], ["half"], ["busy", "half", "half"]])
-def test_a_store_that_is_busy_or_hangs_up_is_asked_again(flaky, answers):
-    flaky.answers = list(answers)
-    assert _store.read_bytes("s3://bucket/file") == b"0123456789"
-    assert not flaky.answers
-
-
-def test_a_store_that_is_always_busy_is_asked_a_limited_number_of_times(flaky, monkeypatch):
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
-    flaky.answers = ["busy"] * 1000
-    with pytest.raises(OSError):
-        _store.read_bytes("s3://bucket/file")
-    assert 3 <= 1000 - len(flaky.answers) <= 20
-
-
-def test_a_store_that_nobody_answers_for_is_bad_input(flaky, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with pytest.raises(InputError, match="s3://bucket/file cannot be reached: Could not connect"):
-        _store.read_bytes("s3://bucket/file")
 
 
 # ---- tables ------------------------------------------------------------------------------------
