@@ -258,7 +258,9 @@ class Namespaces:
         environment = {**os.environ, **self.environment}
         self.switch = Machine("switch", address, self.folder / "switch", environment)
         self.switch.start(f"{sys.executable} -m moto.server -H 0.0.0.0 -p {PORTS['s3']}")
-        self.switch.ip("link", "add", "bridge", "type", "bridge")
+        # Without an address of its own a bridge takes a cable's, and another one when that cable
+        # is gone: nobody who knew the old one reaches it then, for half a minute and more.
+        self.switch.ip("link", "add", "bridge", "address", "02:00:00:00:00:01", "type", "bridge")
         self.switch.ip("addr", "add", f"{address}/24", "dev", "bridge")
         self.switch.ip("link", "set", "bridge", "up")
         mine = f"halftone-{self.network.split('.')[2]}"
