@@ -97,6 +97,15 @@ class Learner:
 
         return record
 
+    def settle(self, batch: Batch) -> None:
+        """Do what a first step does once; to be followed by `restore`.
+
+        DDP sums gradients by buckets, which it orders anew after its first backward pass, and a sum
+        over workers is rounded by its place: without this, going on would not be bit-equal.
+        """
+        self._backward(batch.to(self.world.device), 0)
+        self.optimizer.zero_grad(set_to_none=True)
+
     def check(self) -> None:
         """Raises if the step before was not finite: looking a step late never holds up a device.
 

@@ -23,8 +23,6 @@ from schemas.settings import Recipe, TrainSettings
 Report = Callable[[list[dict]], None]  # takes new records, from every worker
 SPARE = 4  # neighbours known for each place of a group: some are taken when its turn comes
 COLLAPSED = 0.99  # mean cosine of a batch's images or texts above which they are all one
-
-
 CHOSEN_BY = {"best": "val/rsum", "best_ndcg": "val/ndcg_label"}  # the higher the better
 
 
@@ -223,6 +221,8 @@ class Training:
             self.world.barrier()
             return
         checkpoint, files = found
+        if self.world.together:
+            self.learner.settle(next(self.loader.epoch(0)))
         try:
             self.learner.restore(files, checkpoint.optimizer)
         except (RuntimeError, KeyError, ValueError) as error:

@@ -99,9 +99,16 @@ class Outcome:
         losses = [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
         return cls(load_file(folder / "model.safetensors"), losses)
 
-    def __eq__(self, other) -> bool:
-        same = all(torch.equal(self.weights[k], other.weights[k]) for k in other.weights)
-        return same and self.losses == other.losses
+    def against(self, other: "Outcome") -> str:
+        """How it differs from the other, in words; empty where it does not."""
+        steps = [step for step, _ in self.losses]
+        if steps != [step for step, _ in other.losses]:
+            return f"its losses are those of the steps {steps}"
+        pairs = zip(self.losses, other.losses, strict=True)
+        if parted := [mine for mine, its in pairs if mine != its]:
+            return f"{len(parted)} losses differ, the first at step {parted[0][0]}"
+        weights = [k for k in other.weights if not torch.equal(self.weights[k], other.weights[k])]
+        return f"the weights {', '.join(weights)} differ" if weights else ""
 
 
 class Chaos:
@@ -136,7 +143,8 @@ class Chaos:
         planned = list(zip(steps, kinds, strict=True))
         while self._run(root, number, workers, planned) != 0:
             pass
-        assert Outcome.of(root) == self.expected[workers], f"round {number} differs"
+        if differs := Outcome.of(root).against(self.expected[workers]):
+            raise AssertionError(f"{root}: {differs}")
 
     def _run(self, root: Path, number: int, workers: int, planned: list) -> int:
         driver = start(root, workers)
@@ -219,9 +227,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.drive:
         return drive(options.drive, options.workers)
-    with tempfile.TemporaryDirectory(prefix="halftone-chaos-") as folder:
-        print(run(Path(folder), options.kills, options.seed))
-    return None
+    folder = Path(tempfile.mkdtemp(prefix="halftone-chaos-"))  # left where a round fails, to look at
+    print(run(folder, options.kills, options.seed))
+    return shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
