@@ -227,7 +227,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.drive:
         return drive(options.drive, options.workers)
-    folder = Path(tempfile.mkdtemp(prefix="halftone-chaos-"))  # left where a round fails, to look at
+    folder = Path(tempfile.mkdtemp(prefix="halftone-chaos-"))  # stays where a round fails
     print(run(folder, options.kills, options.seed))
     return shutil.rmtree(folder)
 
