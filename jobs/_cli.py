@@ -5,15 +5,18 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from jobs import _recipes
 from pipeline import _store
 from pipeline._errors import InputError, did_you_mean
+from schemas.settings import SECTIONS
 
 # What each command is, and the sections of settings that its --help shows.
 COMMANDS = {
-    "run": ("all stages, one after the other", _recipes.SECTIONS),
+    "run": ("all stages, one after the other", SECTIONS),
     "ingest": ("annotations → manifest", ("source",)),
     "shard": ("manifest and images → WebDataset tars", ("shard", "source")),
     "embed": ("captions → sentence vectors", ("embed",)),
@@ -100,8 +103,8 @@ def _overview() -> str:
 
 
 def _dispatch(command: str, argv: list[str]) -> None:
-    module = importlib.import_module(f"jobs.{MODULES.get(command, command)}")
-    options, overrides = _parse(command, argv, getattr(module, "arguments", lambda parser: None))
+    module = module_of(command)
+    options, overrides = _parse(command, argv, arguments_of(module))
     if command == "recipes":
         return module.run(options)
     if command == "doctor":  # a root that cannot be read is a finding
@@ -139,6 +142,16 @@ def _dispatch(command: str, argv: list[str]) -> None:
     return None
 
 
+def module_of(command: str) -> ModuleType:
+    """The job of a command."""
+    return importlib.import_module(f"jobs.{MODULES.get(command, command)}")
+
+
+def arguments_of(module: ModuleType) -> Callable[[argparse.ArgumentParser], None]:
+    """What adds a job's own options to a parser."""
+    return getattr(module, "arguments", lambda parser: None)
+
+
 def _models(options: argparse.Namespace, overrides: dict) -> tuple[str, list]:
     """The run folder and its models: of the recipe named, or those whose settings lie there."""
     if options.recipe is None and options.root is not None and options.seeds is None:
@@ -168,6 +181,17 @@ def _root(root: str | None, recipe: str) -> str:
 
 
 def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace, dict]:
+    options, rest = _parser(command, arguments).parse_known_args(argv)
+    overrides: dict = {}
+    for dotted, text in [(k, v) for k, v in vars(options).items() if "." in k] + _deeper(rest):
+        section, key = dotted.split(".", 1)
+        deep = "." in key or _recipes.is_nested(section, key)
+        overrides.setdefault(section, {})[key] = _value(text) if deep else text
+    return options, overrides
+
+
+def _parser(command: str, arguments) -> argparse.ArgumentParser:
+    """Of a command: the options of all, those that `arguments` adds, and every setting."""
     parser = argparse.ArgumentParser(
         f"halftone {command}",
         description=COMMANDS[command][0],
@@ -190,7 +214,7 @@ def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace
         "--json", action="store_true", default=False, help="results as JSON on standard output"
     )
     arguments(parser)
-    for section in _recipes.SECTIONS:
+    for section in SECTIONS:
         shown = section in COMMANDS[command][1]
         group = parser.add_argument_group(f"{section} settings") if shown else parser
         for name, default, about in _recipes.settings_of(section):
@@ -203,13 +227,7 @@ def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace
                 metavar="V",
                 help=text if shown else argparse.SUPPRESS,
             )
-    options, rest = parser.parse_known_args(argv)
-    overrides: dict = {}
-    for dotted, text in [(k, v) for k, v in vars(options).items() if "." in k] + _deeper(rest):
-        section, key = dotted.split(".", 1)
-        deep = "." in key or _recipes.is_nested(section, key)
-        overrides.setdefault(section, {})[key] = _value(text) if deep else text
-    return options, overrides
+    return parser
 
 
 def _deeper(rest: list[str]) -> list[tuple[str, str]]:
@@ -219,7 +237,7 @@ def _deeper(rest: list[str]) -> list[tuple[str, str]]:
     while words:
         flag = words.pop(0)
         section, _, key = flag.removeprefix("--").partition(".")
-        known = [f"--{s}.{n}" for s in _recipes.SECTIONS for n, *_ in _recipes.settings_of(s)]
+        known = [f"--{s}.{n}" for s in SECTIONS for n, *_ in _recipes.settings_of(s)]
         parent = ".".join(flag.split(".")[:2])
         if not flag.startswith("--"):
             raise InputError(f"unexpected {flag!r}; settings are written --section.key value")

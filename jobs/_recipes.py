@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline import _store
 from pipeline._errors import InputError, did_you_mean
-from schemas.settings import SECTIONS, EvaluateSettings, LabelSettings, Recipe, ShardSettings
+from schemas.settings import EvaluateSettings, LabelSettings, Recipe, ShardSettings
 
 ROOM = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -223,6 +223,3 @@ def is_nested(section: str, name: str) -> bool:
     """Whether a setting is written as YAML on the command line (a mapping or a list)."""
     default = Recipe.model_fields[section].annotation.model_fields[name].default
     return isinstance(default, dict | tuple)
-
-
-__all__ = ["SECTIONS", "is_nested", "known", "resolve", "settings_of"]

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from jobs import _recipes
-from jobs._cli import COMMANDS
+from jobs._cli import COMMANDS, MODULES, _parser, arguments_of, module_of
+from schemas.settings import SECTIONS
 
 HOUSE = Path(__file__).parents[1]
 ROOMS = ("schemas", "pipeline", "jobs")
 FILES = sorted(f for room in ROOMS for f in (HOUSE / room).rglob("*.py"))
-DOCUMENTS = sorted([*HOUSE.glob("*.md"), *HOUSE.glob("docs/*.md")])
+DOCUMENTS = sorted([*HOUSE.glob("*.md"), *HOUSE.glob("docs/*.md"), HOUSE / "bench/RESULTS.md"])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
@@ -31,7 +32,7 @@ def test_jobs_are_short():
         assert len(file.read_text().splitlines()) <= 60, file.name
 
 
-def test_modules_and_public_functions_say_what_they_are():
+def test_modules_say_what_they_are():
     for file in FILES:
         tree = ast.parse(file.read_text())
         if file.name != "__init__.py":
@@ -68,9 +69,16 @@ def test_commands_in_documents_exist(document):
         assert re.search(rf"^{target}:", (HOUSE / "Makefile").read_text(), re.M), target
 
 
-def test_the_cluster_file_is_what_ray_expects():
-    import yaml
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load((HOUSE / "ray_cluster.yaml").read_text())
-    validate_config(prepare_config(config))
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda f: f.name)
+def test_options_in_documents_exist(document):
+    text = document.read_text()
+    stages = {stage: command for command, stage in MODULES.items()}
+    for module, given in re.findall(r"(?:halftone |-m jobs\.)(\w+)((?:\\\n|[^`\n|;#&])*)", text):
+        command = stages.get(module, module)
+        options = _parser(command, arguments_of(module_of(command)))._option_string_actions
+        for flag in re.findall(r"(?<!\S)--[a-z][\w.-]*", given):
+            inside = ".".join(flag.split(".")[:2])  # --train.losses.triplet.weight is inside one
+            assert flag in options or (inside in options and inside != flag), (command, flag)
+    for section, name in re.findall(r"`(?:--)?([a-z]+)\.([a-z_0-9]+)[` =]", text):
+        if section in SECTIONS and name not in ("html", "py"):  # a page, a module
+            assert name in {known for known, *_ in _recipes.settings_of(section)}, (section, name)

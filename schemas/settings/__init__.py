@@ -33,11 +33,6 @@ __all__ = [
     "TrainSettings",
 ]
 
-SECTIONS = (
-    *("source", "shard", "embed", "label", "model", "train", "evaluate", "rerank", "search"),
-    *("report", "serve", "audit", "leaprr", "calibrate", "cluster"),
-)
-
 
 class Recipe(Section):
     """The resolved settings of a run: a recipe file with the command line's overrides."""
@@ -62,3 +57,8 @@ class Recipe(Section):
     variants: dict[str, dict[str, Any]] = Field(
         {}, description="models trained side by side on the same data: {name: {section: {...}}}"
     )
+
+
+SECTIONS = tuple(
+    name for name, field in Recipe.model_fields.items() if isinstance(field.default, Section)
+)
