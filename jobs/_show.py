@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline import _store
+from pipeline._errors import Unreachable
 from pipeline._plan import Piece, Plan
 
 NUMBER = {
@@ -92,7 +93,7 @@ class Show:
             while not over.wait(1.0):
                 if _modified(records) == before:
                     continue
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError, ValueError, Unreachable):
                     ends = [r for r in _store.read_json(records) if "epoch" in r]
                     for record in ends[seen:]:
                         self.console.print(f"  epoch {_epoch(record, epochs)}")
@@ -145,7 +146,7 @@ class Show:
 def _modified(uri: str) -> list | None:
     try:
         return _store.stamp(uri)
-    except OSError:
+    except (OSError, Unreachable):  # lines on a screen are not worth a training
         return None
 
 

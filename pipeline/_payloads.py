@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import _store, sources
-from pipeline._errors import InputError
+from pipeline._errors import InputError, Unreachable
 from pipeline._images import Rejected
 from schemas.settings import SourceSettings
 
@@ -44,6 +44,8 @@ def _load(kind: str, uri: str, source: SourceSettings, max_bytes: int) -> bytes:
         data = sources.load(kind, uri, source)
     except FileNotFoundError:
         raise Rejected(f"file missing: {uri}") from None
+    except Unreachable:  # of the store, not of this picture: the shard is made again
+        raise
     except (OSError, InputError, ValueError) as error:
         if str(error).startswith("fetch "):  # already of the form 'kind: detail'
             raise Rejected(str(error)) from error

@@ -82,7 +82,8 @@ def opened(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     except (OSError, InputError):
         raise
     except Exception as error:  # the stores' libraries have no common base
-        raise Unreachable(f"{uri} cannot be reached: {error}") from error
+        kind = Unreachable if _unanswered(error) else InputError
+        raise kind(f"{uri} cannot be reached: {error}") from error
 
 
 def ask(uri: str, question: Callable[[fsspec.AbstractFileSystem, str], Answer]) -> Answer:

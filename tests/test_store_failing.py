@@ -11,8 +11,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import _cache, _store
+from pipeline import _cache, _payloads, _store
 from pipeline._errors import Unreachable
+from pipeline._images import Rejected
+from schemas.settings import SourceSettings
 
 
 class Flaky(http.server.BaseHTTPRequestHandler):
@@ -202,3 +204,19 @@ def write_some(uri: str) -> None:
 
 def whole(data: bytes) -> dict:
     return {"bytes": len(data), "sha256": _store.sha256(data)}
+
+
+def test_a_picture_whose_store_does_not_answer_is_no_bad_picture(breaking):
+    def loaded(name: str) -> bytes:
+        rows = [{"source": "csv", "uri": f"breaking://folder/{name}"}]
+        ((_, load),) = _payloads.in_order(rows, SourceSettings(kind="csv", fetch_threads=1), 100)
+        return load()
+
+    breaking.append(TimeoutError("timed out"))
+    assert loaded("file") == b"0123456789"
+    breaking.extend([TimeoutError("timed out")] * 100)
+    with pytest.raises(Unreachable, match="breaking://folder/file cannot be reached: timed out"):
+        loaded("file")
+    breaking.clear()
+    with pytest.raises(Rejected, match="file missing"):
+        loaded("nowhere")
