@@ -2,33 +2,31 @@
 
 import json
 
-from jobs import _cli, _recipes
+from jobs import _cli, _recipes, _systems
 from jobs._show import Show
 from pipeline import _people, _store, evaluate, external, protocols
+from pipeline._errors import InputError
+
+OPTIONS = (
+    ("run-i2t", "TREC run of images as queries"),
+    ("run-t2i", "TREC run of texts as queries"),
+    ("positives", "CSV or JSON of the pairs that match"),
+    ("people", "CSV of people's image_id,caption_id,score, to measure agreement with"),
+    ("protocol", ", ".join(protocols.PROTOCOLS)),
+    ("write-trec", "folder for TREC runs and qrels"),
+)
 
 
 def arguments(parser) -> None:
-    for flag, about in (
-        ("embeddings", "Parquet file or folder: id, image_id, modality, vector"),
-        ("images", "image vectors (.npy)"),
-        ("texts", "text vectors (.npy), in the order of their images"),
-        ("matrix", "similarities, images × texts (.npy)"),
-        ("image-ids", "the images' ids, one a line"),
-        ("text-ids", "the texts' ids, one a line"),
-        ("run-i2t", "TREC run of images as queries"),
-        ("run-t2i", "TREC run of texts as queries"),
-        ("positives", "CSV or JSON of the pairs that match"),
-        ("people", "CSV of people's image_id,caption_id,score, to measure agreement with"),
-        ("protocol", ", ".join(protocols.PROTOCOLS)),
-        ("write-trec", "folder for TREC runs and qrels"),
-    ):
-        parser.add_argument(f"--{flag}", default=None, help=about)
+    _systems.arguments(parser, *OPTIONS)
 
 
 def run(root: str, options) -> None:
-    system = _system(root, options)
     given = external.matches(options.positives) if options.positives else None
     names = (options.protocol or ("given" if given else "own")).split(",")
+    if given and "given" not in names:
+        raise InputError("--positives are the pairs of the protocol given; name it, or leave them")
+    system = _system(root, options)
     tables = protocols.measure(system, names, given)
     if options.people:
         tables["judgements"] = _people.measure(system, _people.read(options.people))
@@ -43,17 +41,11 @@ def run(root: str, options) -> None:
             show.line(uri)
 
 
-def _system(root: str, o):
+def _system(root: str, options):
     """What is measured: of other people, or the model of a run folder."""
-    if o.embeddings:
-        return external.of_table(_store.absolute(o.embeddings))
-    if o.images and o.texts:
-        return external.of_arrays(o.images, o.texts, o.image_ids, o.text_ids)
-    if o.matrix:
-        return external.of_matrix(o.matrix, o.image_ids, o.text_ids)
-    if o.run_i2t or o.run_t2i:
-        return external.of_trec(o.run_i2t, o.run_t2i)
-    return external.of_vectors(evaluate.read_vectors(_recipes.saved(root, {}, o.name), root))
+    if _systems.kind(options):
+        return _systems.read(options)
+    return external.of_vectors(evaluate.read_vectors(_recipes.saved(root, {}, options.name), root))
 
 
 if __name__ == "__main__":

@@ -3,18 +3,23 @@
 from jobs import _cli
 from jobs._run import Run
 from pipeline import _store, search
+from pipeline._errors import InputError
 
 
 def arguments(parser) -> None:
-    parser.add_argument("query", nargs="?", default=None, help="what to look for")
-    parser.add_argument("--image", default=None, help="a picture (or .npy features) to look for")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("query", nargs="?", default=None, help="what to look for")
+    asked.add_argument("--image", default=None, help="a picture (or .npy features) to look for")
     parser.add_argument("--words", default="", help="only results with a caption of these words")
     parser.add_argument("--without", default="", help="only results without these words")
 
 
 def run(run: Run, options=None) -> None:
-    if options is not None and (options.query is not None or options.image) and not run.dry:
+    asked = options is not None and (options.query is not None or options.image)
+    if asked and not run.dry:
         return answer(run, options)
+    if options is not None and not asked and (options.words or options.without):
+        raise InputError("--words and --without are of a query's results; write what to look for")
     with run.stage("search") as stage:
         uri = _store.join(run.root, f"search-{run.name}.html")
         version = search.version(run.recipe, run.root, run.name)

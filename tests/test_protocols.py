@@ -202,6 +202,10 @@ def test_a_sixth_caption_is_dropped_where_the_protocol_has_five():
         (["--run-i2t", "pairs.csv"], "write query Q0"),
         ([*ARRAYS, "--protocol", "given"], "--positives"),
         (["--run-i2t", "a.run"], "--positives"),
+        (["--images", "images.npy"], "give both"),
+        (["--image-ids", "image.ids"], "--image-ids says more of --images, --matrix"),
+        (["--run-i2t", "a.run", "--matrix", "matrix.npy"], "are two systems"),
+        ([*ARRAYS, "--positives", "pairs.csv", "--protocol", "own"], "--positives are the pairs"),
         ([], "--name"),
     ],
 )

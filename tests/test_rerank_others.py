@@ -192,7 +192,7 @@ def test_train_is_dealt_into_galleries_and_banks_of_its_own():
         (["--splits", "WRONG"], "image_id and split"),
         (["--evaluate.split", "dev"], "none of the 31 images is in dev"),
         (["--rerank.texts", "sentences"], "for a run folder"),
-        (["--rerank.method", "leaprr", "--leaprr.lists", "elsewhere"], "leaprr.lists elsewhere"),
+        (["--rerank.method", "leaprr", "--leaprr.lists", "elsewhere"], "elsewhere: --splits names no such images"),
         (["--rerank.method", "krn"], "krnn"),
     ],
 )
@@ -202,6 +202,25 @@ def test_what_cannot_be_is_refused_in_a_sentence(files, tmp_path, capsys, flags,
     flags = [str(wrong) if flag == "WRONG" else flag for flag in flags]
     with pytest.raises(SystemExit) as ended:
         command(capsys, *files["matrix"], *flags)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--splits", "s.csv"], "--splits says more of --embeddings, --images, --matrix"),
+        (["--write", "out"], "--write says more of"),
+        (["--protocol", "own"], "--protocol says more of"),
+        (["--text-matrix", "t.npy"], "--text-matrix says more of --matrix; give that with it"),
+        (["--images", "i.npy"], "give both"),
+        (["--texts", "t.npy", "--text-matrix", "t.npy"], "--text-matrix says more of --matrix"),
+        (["--matrix", "m.npy", "--images", "i.npy"], "--images and --matrix are two systems"),
+        (["--matrix", "m.npy", "--dry-run"], "--dry-run looks into a run folder"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(capsys, flags, said):
+    with pytest.raises(SystemExit) as ended:
+        _cli.main("rerank", flags)
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 

@@ -1,9 +1,11 @@
 """Search: what is nearest is brute force's, filters hold, shades are those of the labels."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,10 +113,6 @@ def test_bad_queries_are_refused_in_a_sentence(gallery, query, words):
 
 
 def test_a_features_file_is_refused_by_a_model_of_pictures(gallery):
-    import io
-
-    import numpy as np
-
     buffer = io.BytesIO()
     np.save(buffer, np.ones((3, 8), np.float32))
     with pytest.raises(InputError, match="takes images"):
@@ -130,3 +128,16 @@ def test_the_terminal_shows_shades_and_the_page_has_everything_in_it(finished_ru
     assert any(shade in out for shade in search.SHADES)
     page = Path(finished_run, "search.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--words", "red"], "are of a query's results"),
+        (["a dog", "--image", "dog.jpg"], "not allowed with argument"),
+    ],
+)
+def test_words_that_nothing_would_look_at_are_refused(finished_run, capsys, argv, said):
+    with pytest.raises(SystemExit) as ended:
+        main("search", [*argv, "--root", finished_run])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
