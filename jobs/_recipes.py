@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline import _store
 from pipeline._errors import InputError, did_you_mean
-from schemas.settings import EvaluateSettings, LabelSettings, Recipe, ShardSettings
+from schemas.settings import Recipe
 
 ROOM = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -153,63 +153,54 @@ def _fields(path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _absolute(recipe: Recipe) -> Recipe:
-    """Paths made absolute: the workers run in other directories."""
-    source = recipe.source
-    changes = {
-        name: _store.absolute(getattr(source, name))
-        for name in ("path", "images")
-        if getattr(source, name) is not None
-    }
-    embed, train = recipe.embed, recipe.train
-    encoders = {
-        "encoder": _absolute_folder(embed.encoder),
-        "members": {_absolute_folder(name): weight for name, weight in embed.members.items()},
-    }
-    if train.resume not in (None, "latest"):
-        train = train.model_copy(update={"resume": _store.absolute(train.resume)})
-    return recipe.model_copy(
-        update={
-            "train": train,
-            "source": source.model_copy(update=changes),
-            "embed": embed.model_copy(update=encoders),
-            "shard": _absolute_list(recipe.shard),
-            "evaluate": _absolute_evaluate(recipe.evaluate),
-            "label": _absolute_label(recipe.label),
-        }
-    )
-
-
-def _absolute_list(section: ShardSettings | EvaluateSettings) -> ShardSettings | EvaluateSettings:
-    """The section, its exclusion list's URI made absolute."""
-    uri = section.exclude and _store.absolute(section.exclude)
-    return section.model_copy(update={"exclude": uri})
-
-
-def _absolute_evaluate(section: EvaluateSettings) -> EvaluateSettings:
-    """The section, what it names on this disk made absolute."""
-    encoder = section.encoder and _absolute_folder(section.encoder)
-    judgements = section.judgements and _store.absolute(section.judgements)
-    update = {"encoder": encoder, "judgements": judgements}
-    return _absolute_list(section).model_copy(update=update)
-
-
-def _absolute_label(label: LabelSettings) -> LabelSettings:
-    """The section, what it names on this disk made absolute."""
-    files = {
-        name: getattr(label, name) and _store.absolute(getattr(label, name))
-        for name in ("calibration", "overrides")
-    }
-    encoder = label.cross_encoder and _absolute_folder(label.cross_encoder)
-    return label.model_copy(update={**files, "cross_encoder": encoder})
-
-
 def _absolute_folder(name: str) -> str:
     """A folder's absolute path; any other name as it is."""
     with contextlib.suppress(OSError):
         if Path(name).is_dir():
             return str(Path(name).absolute())
     return name
+
+
+def _absolute_unless(*words: str) -> Callable[[str], str]:
+    return lambda value: value if value in words else _store.absolute(value)
+
+
+# The settings that name files or folders, and how each becomes absolute.
+PATHS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "source": {"path": _store.absolute, "images": _store.absolute},
+    "shard": {"exclude": _store.absolute},
+    "embed": {
+        "encoder": _absolute_folder,
+        "members": lambda members: {_absolute_folder(n): weight for n, weight in members.items()},
+    },
+    "label": {
+        **{"calibration": _store.absolute, "overrides": _store.absolute},
+        "cross_encoder": _absolute_folder,
+    },
+    "model": {"pretrained": _absolute_folder},
+    "train": {"resume": _absolute_unless("latest")},
+    "evaluate": {
+        **{"exclude": _store.absolute, "judgements": _store.absolute},
+        "encoder": _absolute_folder,
+    },
+    "rerank": {"weights": _store.absolute},
+    "leaprr": {"lists": _absolute_unless("train", "val")},
+    "calibrate": {
+        **{"judgements": _store.absolute, "captions": _store.absolute},
+        "encoders": lambda names: tuple(map(_absolute_folder, names)),
+    },
+}
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Paths made absolute: the workers run in other directories."""
+    sections = {}
+    for section, names in PATHS.items():
+        given = getattr(recipe, section)
+        known = {name: getattr(given, name) for name in names}
+        update = {name: names[name](value) for name, value in known.items() if value is not None}
+        sections[section] = given.model_copy(update=update)
+    return recipe.model_copy(update=sections)
 
 
 def settings_of(section: str) -> Iterator[tuple[str, Any, str]]:

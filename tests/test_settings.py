@@ -321,11 +321,24 @@ def test_paths_are_made_absolute_because_workers_run_elsewhere(tmp_path, monkeyp
     (tmp_path / "encoder").mkdir()
     recipe = only(
         *("--recipe", "drawn_tiny", "--source.path", "a.json", "--source.images", "s3://b/images"),
-        *("--encoder", "encoder"),
+        *("--encoder", "encoder", "--leaprr.lists", "runs/other", "--train.resume", "latest"),
+        *("--model.pretrained", "encoder", "--calibrate.encoders", "[encoder, tfidf]"),
     )
     assert recipe.source.path == str(tmp_path / "a.json")
     assert recipe.source.images == "s3://b/images"
-    assert recipe.embed.encoder == str(tmp_path / "encoder")
+    assert recipe.embed.encoder == recipe.model.pretrained == str(tmp_path / "encoder")
+    assert recipe.calibrate.encoders == (str(tmp_path / "encoder"), "tfidf")
+    assert recipe.leaprr.lists == str(tmp_path / "runs" / "other")
+    assert recipe.train.resume == "latest" and recipe.rerank.weights is None
+    assert only("--recipe", "drawn_tiny").leaprr.lists == "val"
+
+
+def test_every_setting_that_is_a_path_is_made_absolute():
+    """Those whose description says so: a URI, or a name or folder of a model."""
+    word = re.compile(r"\bURI\b|name,? or a? ?folder|folder, pattern")
+    named = {(section, name) for section, name, _, about in SETTINGS if word.search(about)}
+    known = {(section, name) for section, names in _recipes.PATHS.items() for name in names}
+    assert named <= known
 
 
 # ---- what a person reads -----------------------------------------------------------------------
