@@ -12,6 +12,7 @@ against a bare loop that decodes each picture once.
 """
 
 import io
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -141,25 +142,36 @@ def hardest(scores: torch.Tensor) -> torch.Tensor:
 
 
 def pixels(training: Training, steps: int) -> None:
-    batch = training.settings.batch_size
     _, waiting = ours(training, steps)
-    training = training_of(training.root)  # nothing is decoded yet
+    print(f"waited for data {waiting:.1%}")
+    runs = [loader_alone(training.root, steps) for _ in range(5)]
+    for shares, loop in zip(zip(*runs, strict=True), ("decodes", "reads and decodes"), strict=True):
+        middle, low, high = statistics.median(shares), min(shares), max(shares)
+        print(f"loader, one thread: {middle:.2f} ({low:.2f} to {high:.2f}) × a loop that {loop}")
+
+
+def loader_alone(root: str, steps: int) -> tuple[float, float]:
+    """CPU time of a bare loop over that of the loader: decoding alone, reading and decoding."""
+    training = training_of(root)  # nothing is decoded yet
+    training.loader.threads = 1
     started = time.process_time()
     for number, _ in enumerate(training.loader.epoch(0), 1):
         if number == steps:
             break
     loader = time.process_time() - started
-    made = len(training.train_split._cache)  # batches made ahead are more than were taken
+    time.sleep(0.5)  # batches made ahead are more than were taken
     split, size = training.train_split, training.recipe.model.image_size
-    payloads = [split.payload(row) for row in range(min(len(split), batch * steps))]
+    made = list(split._cache)
+    started = time.process_time()
+    payloads = [split.payload(row) for row in made]
+    reading = time.process_time() - started
     started = time.process_time()
     for data in payloads:
         image = Image.open(io.BytesIO(data))
         image.draft("RGB", (size, size))
         np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-    bare = (time.process_time() - started) / len(payloads) * made
-    print(f"waited for data {waiting:.1%}")
-    print(f"loader alone {made / loader:.0f} samples/s, {bare / loader:.2f} × bare decode")
+    bare = time.process_time() - started
+    return bare / loader, (bare + reading) / loader
 
 
 if __name__ == "__main__":
