@@ -245,6 +245,7 @@ def steps(settings: TrainSettings, data: Collection) -> int:
 def _train(recipe: Recipe, data: Collection, cost: Towers, name: str) -> Stage:
     settings, cluster = recipe.train, recipe.cluster
     together = check_workers(settings, cluster)
+    check_lanes(recipe, data)
     count = settings.epochs * steps(settings, data)
     parts = worker_bytes(settings, recipe.model, cost)
     memory = sum(parts.values()) + (0 if cluster.gpus else _rates.TASK_GB * GB)
@@ -290,6 +291,21 @@ def check_workers(settings: TrainSettings, cluster: ClusterSettings) -> int:
             f"{what}; lower it or take more nodes"
         )
     return math.ceil(settings.workers / cluster.nodes)
+
+
+def check_lanes(recipe: Recipe, data: Collection) -> None:
+    """Refuses fewer train shards than lanes among nodes: several would fetch the same shard."""
+    if recipe.cluster.nodes > 1 and (few := _too_few(recipe, data)):
+        raise InputError(
+            f"{few}, and {recipe.cluster.nodes} nodes would fetch the same shards; lower "
+            "shard.samples or train.lanes"
+        )
+
+
+def _too_few(recipe: Recipe, data: Collection) -> str:
+    """The train shards and the lanes, where there are fewer shards than lanes."""
+    count = shards(recipe, data).get("train", 0)
+    return f"{count} train shards for {recipe.train.lanes} lanes" * (count < recipe.train.lanes)
 
 
 def step_bytes(settings: TrainSettings, model: ModelSettings, cost: Towers) -> float:
@@ -359,11 +375,7 @@ def described(cluster: ClusterSettings) -> str:
 
 def warnings(recipe: Recipe, data: Collection, found: list[Stage]) -> list[str]:
     """What works, but not well."""
-    counts = shards(recipe, data)
     out = [f"{stage.name}: {stage.note}" for stage in found if " busy" in stage.note]
-    if counts.get("train", 0) < recipe.train.lanes:
-        out.append(
-            f"{counts.get('train', 0)} train shards for {recipe.train.lanes} lanes: several lanes "
-            "read one shard; lower shard.samples"
-        )
+    if few := _too_few(recipe, data):
+        out.append(f"{few}: several lanes read one shard; lower shard.samples")
     return out

@@ -241,8 +241,12 @@ def test_what_cannot_work_is_refused_in_a_sentence(argv, sentence, capsys, tmp_p
     assert stop.value.code == 2 and sentence in said and len(said.splitlines()) == 1
 
 
-def test_fewer_shards_than_lanes_work_and_are_told(capsys, tmp_path):
+def test_fewer_shards_than_lanes_are_refused_among_nodes_and_told_on_one(capsys, tmp_path):
     at = ["--root", str(tmp_path / "none")]
+    with pytest.raises(SystemExit):
+        _cli.main("plan", ["--recipe", "drawn_tiny", "--cluster.nodes", "2", *at])
+    said = capsys.readouterr().err
+    assert "4 train shards for 8 lanes, and 2 nodes would fetch the same shards" in said
     assert any("4 train shards for 8 lanes" in w for w in _warned(capsys, "drawn_tiny", at))
     assert not any("lanes" in w for w in _warned(capsys, "drawn", at))
 
