@@ -73,12 +73,6 @@ def _correlation(x_RP: np.ndarray, y_RP: np.ndarray, weight_RP: np.ndarray) -> n
 
 def interval(value_R: np.ndarray) -> tuple[float, float, float]:
     """The sample's own value and the ends of the 95 % interval of its resamples."""
-    low, high = (
-        np.nanpercentile(value_R[1:], [2.5, 97.5])
-        if np.isfinite(value_R[1:]).any()
-        else (
-            np.nan,
-            np.nan,
-        )
-    )
+    known = value_R[1:][np.isfinite(value_R[1:])]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return float(value_R[0]), float(low), float(high)

@@ -69,8 +69,10 @@ class Grid:
         self.cells_4RG, self.mixed_4RG = like_QN.new_empty(2, 4, shape[0], self.length)
 
     def rank(self, scores_RN, mask_RN, out_RN):
-        """Fills out_RN with 1/2 + the sum of the step over every k, itself included: at itself the
-        step is exactly 1/2."""
+        """Fills out_RN with 1/2 + the sum of the step over every k, itself included.
+
+        At itself the step is exactly 1/2.
+        """
         self._take(len(scores_RN))
         one, x, square, cube = self.powers
         torch.sub(scores_RN, scores_RN.amin(-1, keepdim=True), out=x).mul_(self.scale)
@@ -92,8 +94,7 @@ class Grid:
         return torch.addcmul(self._read(0, out_RN), cube, x, out=out_RN).add_(0.5)
 
     def gradient(self, grad_RN, mask_RN, out_RN):
-        """Fills out_RN with d(sum of grad x rank) / d(scores) for the block that `rank` saw
-        last."""
+        """Fills out_RN with d(sum of grad x rank) / d(scores) of the block that `rank` saw last."""
         if mask_RN is not None:
             grad_RN = grad_RN * mask_RN
         _, x, square, cube = self.powers
@@ -145,8 +146,7 @@ class Grid:
         return self.padded[:, self.tile : -self.tile].zero_()
 
     def _convolve(self, band_LL, *, from_top):
-        """The step from all cells to each: the band from its own tile and the two beside it, all or
-        nothing beyond."""
+        """The step from all cells to each: the band from three tiles, all or nothing beyond."""
         rows, tile = len(self.padded), self.tile
         near_RTL = self.convolved.view(rows, -1, tile)
         torch.mm(
@@ -165,8 +165,7 @@ class Grid:
 
 @functools.lru_cache(maxsize=16)
 def _band(cells, dtype, device):
-    """band_LL (3 tiles x 1 tile): the step from the cells of three tiles to those of the middle
-    one.
+    """band_LL (3 tiles x 1 tile): the step from the cells of three tiles to the middle one's.
 
     The difference of neighbouring steps has the spectrum logistic(w) x sinc(w/2) / sinc(w/2)^8,
     shifted by half a cell; it is smooth and vanishes before the grid's highest frequency, so a

@@ -13,8 +13,7 @@ from pipeline.formulas._sort import compiled, order_of_rows, sort_rows_
 
 
 def inversions(rank_QN):
-    """inversions_Q: pairs i < j with rank_i > rank_j; ranks are integers in [0, N), ties do not
-    count.
+    """inversions_Q: pairs i < j with rank_i > rank_j; ranks are integers in [0, N).
 
     >>> inversions(torch.tensor([[2, 0, 1, 1]]))
     tensor([3])
@@ -32,9 +31,8 @@ def inversions(rank_QN):
     half = 1
     while half < size:
         runs = key_QP.view(-1, 2, half)
-        runs.bitwise_and_(-2)[:, 1] += (
-            1  # the last bit says which run; of equal ranks the left run's come first
-        )
+        # The last bit says which run; of equal ranks the left run's come first.
+        runs.bitwise_and_(-2)[:, 1] += 1
         sort_rows_(key_QP.view(-1, 2 * half), runs=True)
         # A right member at place p of the two runs, the j-th of its own, has p - j left ones at or
         # below it.

@@ -26,8 +26,7 @@ def sort_rows_(x_QN, *, runs=False):
 
 
 def order_of_rows(x_QN, *, descending=False):
-    """order_QN: the places of a row's entries from smallest to largest, the left one first if
-    equal.
+    """order_QN: the places of a row's entries from smallest to largest, of equals the left first.
 
     >>> order_of_rows(torch.tensor([[2.0, 3.0, 1.0, 3.0]]), descending=True)
     tensor([[1, 3, 0, 2]])
@@ -85,12 +84,8 @@ def largest(x_QN, count):
 
 
 def _numpy_can(x_QN):
-    if x_QN.device.type != "cpu" or x_QN.dtype not in (
-        torch.float32,
-        torch.float64,
-        torch.int64,
-        torch.int32,
-    ):
+    known = (torch.float32, torch.float64, torch.int64, torch.int32)
+    if x_QN.device.type != "cpu" or x_QN.dtype not in known:
         return False
     try:
         x_QN.numpy()

@@ -153,8 +153,7 @@ def kendall_smooth(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None):
 
 def _sign_correlation(tau, chunk):
     def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
-        """1 - A / sqrt(B C) with A = sum a b, B = sum a^2, C = sum b^2; db/ds is (1 - b^2) / 2 tau
-        both ways."""
+        # 1 - A / sqrt(B C), A = sum a b, B = sum a^2, C = sum b^2; db/ds is (1 - b^2) / 2 tau.
         ab_R = aa_R = bb_R = scores_RN.new_zeros(len(scores_RN))
         of_ab_RN, of_bb_RN = torch.zeros_like(scores_RN), torch.zeros_like(scores_RN)
         for start in range(0, scores_RN.shape[1], chunk):

@@ -13,6 +13,7 @@ import torch
 from pipeline.formulas._pairs import inversions
 from pipeline.formulas._rows import block_of, blocks, prepared, rows_in_cache
 from pipeline.formulas._sort import compiled, largest, order_of_rows, sort_rows_
+from pipeline.formulas._ties import chance_within, expected_place
 
 GAINS = {"exp2": lambda relevance: torch.exp2(relevance) - 1, "linear": lambda relevance: relevance}
 
@@ -30,11 +31,7 @@ def recall_at(scores_QN, positive_QN, k, *, mask_QN=None):
     tensor([0.2500], dtype=torch.float64)
     """
     above_Q, tied_Q, hits_Q, valued_Q = _best_positive(scores_QN, positive_QN, mask_QN)
-    left_Q = (k - above_Q).clamp(min=0).minimum(tied_Q)
-    misses_Q = tied_Q - hits_Q
-    drawn_Q = left_Q.minimum(misses_Q)
-    none_Q = torch.exp(_log_choose(misses_Q, drawn_Q) - _log_choose(tied_Q, drawn_Q))
-    return torch.where(left_Q > misses_Q, 1.0, 1 - none_Q).masked_fill(~valued_Q, torch.nan)
+    return chance_within(k, above_Q, tied_Q, hits_Q).masked_fill(~valued_Q, torch.nan)
 
 
 def expected_rank(scores_QN, positive_QN, *, mask_QN=None):
@@ -49,7 +46,7 @@ def expected_rank(scores_QN, positive_QN, *, mask_QN=None):
     tensor([2.], dtype=torch.float64)
     """
     above_Q, tied_Q, hits_Q, valued_Q = _best_positive(scores_QN, positive_QN, mask_QN)
-    return (1 + above_Q + (tied_Q - hits_Q) / (hits_Q + 1)).masked_fill(~valued_Q, torch.nan)
+    return expected_place(above_Q, tied_Q, hits_Q).masked_fill(~valued_Q, torch.nan)
 
 
 def retrieval(scores_MN, positive_MN, *, ks=(1, 5, 10)):
@@ -78,8 +75,7 @@ def retrieval(scores_MN, positive_MN, *, ks=(1, 5, 10)):
 
 
 def ndcg(scores_QN, relevance_QN, *, k=None, gain="exp2", mask_QN=None):
-    """ndcg_Q in [0, 1]: DCG of the order by score over DCG of the order by relevance, first k
-    places.
+    """ndcg_Q in [0, 1]: DCG of the order by score over that of the order by relevance, to place k.
 
     DCG = sum of gain / log2(1 + place). `gain` is `exp2` (2^r - 1) or `linear` (r): say which with
     every figure. Tied candidates share the mean discount of their places, as in scikit-learn. NaN
@@ -116,9 +112,8 @@ def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
     """
     scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
     n = scores_QN.shape[1]
-    if (
-        mask_QN is not None
-    ):  # outside the list: below all in both orders, so no inversion and one tie, taken off again
+    # Outside the list: below all in both orders, so no inversion and one tie, taken off again.
+    if mask_QN is not None:
         scores_QN = scores_QN.masked_fill(~mask_QN, -torch.inf)
         relevance_QN = relevance_QN.masked_fill(~mask_QN, -torch.inf)
     by_score_QN = order_of_rows(scores_QN)
@@ -141,8 +136,9 @@ def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
 
 
 def spearman(scores_QN, relevance_QN, *, mask_QN=None):
-    """rho_Q in [-1, 1]: correlation of the ranks, tied ones averaged; NaN where a side is all
-    equal.
+    """rho_Q in [-1, 1]: correlation of the ranks, tied ones averaged.
+
+    NaN where a side is all equal.
 
     >>> spearman(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[0.0, 1.0, 0.5]]))
     tensor([0.5000], dtype=torch.float64)
@@ -193,9 +189,8 @@ def r_precision(scores_QN, positive_QN, *, total_Q=None, mask_QN=None):
     >>> r_precision(torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[True, False, True]]))
     tensor([0.5000], dtype=torch.float64)
     """
-    place_N, _, hits_QN, size_QN, _, total_Q, bad_Q = _hits(
-        scores_QN, positive_QN, total_Q, mask_QN
-    )
+    found = _hits(scores_QN, positive_QN, total_Q, mask_QN)
+    place_N, _, hits_QN, size_QN, _, total_Q, bad_Q = found
     found_Q = (hits_QN / size_QN * (place_N <= total_Q[:, None])).sum(-1)
     return (found_Q / total_Q).masked_fill(bad_Q, torch.nan)
 
@@ -241,8 +236,9 @@ def _ndcg(scores_RN, relevance_RN, discount_K, gain):
 
 
 def _first(scores_RN, relevance_RN, depth):
-    """Scores and relevance (R, M) of each row's first candidates, with all that tie with the last
-    of them, and perhaps a few after those.
+    """Scores and relevance (R, M) of each row's first candidates.
+
+    With all that tie with the last of them, and perhaps a few after those.
     """
     least_R1 = largest(scores_RN, depth)[0].amin(1, keepdim=True)
     count = int((scores_RN >= least_R1).sum(1).amax())
@@ -250,14 +246,8 @@ def _first(scores_RN, relevance_RN, depth):
     return scores_RM, relevance_RN.gather(1, rows_RM)
 
 
-def _log_choose(n_Q, m_Q):
-    return torch.lgamma(n_Q + 1) - torch.lgamma(m_Q + 1) - torch.lgamma(n_Q - m_Q + 1)
-
-
 def _ordered(scores_QN, mask_QN):
-    """(order_QN, start_QN, end_QN): candidates from high to low, and the places that each's tie
-    has.
-    """
+    """(order_QN, start_QN, end_QN): candidates from high to low, and the places of each's tie."""
     if mask_QN is not None:
         scores_QN = scores_QN.masked_fill(~mask_QN, -torch.inf)
     order_QN = order_of_rows(scores_QN, descending=True)
@@ -275,9 +265,7 @@ def _ordered(scores_QN, mask_QN):
 
 
 def _hits(scores_QN, positive_QN, total_Q, mask_QN):
-    """(place, hits ahead of its tie, hits in the tie, the tie's size, places into it, R,
-    undefined).
-    """
+    """Place, hits ahead of its tie, hits in it, its size, places into it, R, and undefined ones."""
     scores_QN, positive_QN, mask_QN = prepared(scores_QN, positive_QN, mask_QN)
     order_QN, start_QN, end_QN = _ordered(scores_QN, mask_QN)
     place_N = torch.arange(1, scores_QN.shape[1] + 1, device=scores_QN.device)
@@ -290,8 +278,9 @@ def _hits(scores_QN, positive_QN, total_Q, mask_QN):
 
 
 def _groups(*sorted_QN):
-    """(group_QN, tied_Q) of rows in which equals stand side by side: 0 for the first of them, 1 for
-    the next; and how many pairs are equal in all of the rows given.
+    """(group_QN, tied_Q) of rows in which equals stand side by side.
+
+    Groups are numbered from 0; tied are the pairs that are equal in all of the rows given.
     """
     group_QN = torch.zeros_like(sorted_QN[0], dtype=torch.int64)
     for x_QN in sorted_QN:

@@ -9,6 +9,8 @@ Legend of the shape suffixes: Q queries, P pairs of a query and one of its posit
 
 import torch
 
+from pipeline.formulas._ties import chance_within, expected_place
+
 NOWHERE = 2**40  # above a positive that no list holds
 
 
@@ -46,15 +48,9 @@ def per_query(query_P, above_P, tied_P, queries, *, total_Q=None, ks=(1, 5, 10))
 
 def _of_the_best(above_Q, tied_Q, hits_Q, ks):
     """Recalls and expected ranks, of queries that have a positive."""
-    misses_Q = tied_Q - hits_Q
-    values = {}
-    for k in ks:
-        left_Q = (k - above_Q).clamp(min=0).minimum(tied_Q)
-        drawn_Q = left_Q.minimum(misses_Q)
-        none_Q = torch.exp(_log_choose(misses_Q, drawn_Q) - _log_choose(tied_Q, drawn_Q))
-        values[f"R_at_{k}"] = torch.where(left_Q > misses_Q, 1.0, 1 - none_Q)
-    rank_Q = 1 + above_Q + misses_Q / (hits_Q + 1)
-    return {**values, "rank": rank_Q.masked_fill(above_Q >= NOWHERE, torch.inf)}
+    best = above_Q, tied_Q, hits_Q
+    rank_Q = expected_place(*best).masked_fill(above_Q >= NOWHERE, torch.inf)
+    return {**{f"R_at_{k}": chance_within(k, *best) for k in ks}, "rank": rank_Q}
 
 
 def _of_all(query_P, above_P, tied_P, hits_P, ahead_P, total_Q):
@@ -77,7 +73,3 @@ def _of_all(query_P, above_P, tied_P, hits_P, ahead_P, total_Q):
     precision_Q = zero_Q.index_add(0, query_P, value_P / tied_P) / total_Q
     found_Q = zero_Q.index_add(0, query_P, inside_P / tied_P.double()) / total_Q
     return {"map_at_r": precision_Q, "r_precision": found_Q}
-
-
-def _log_choose(n_Q, m_Q):
-    return torch.lgamma(n_Q + 1) - torch.lgamma(m_Q + 1) - torch.lgamma(n_Q - m_Q + 1)

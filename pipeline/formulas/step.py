@@ -91,8 +91,7 @@ class Exact:
         return out_RN.add_(0.5)
 
     def gradient(self, grad_RN, mask_RN, out_RN):
-        """Fills out_RN with d(sum of grad x rank) / d(scores) for the block that `rank` saw
-        last."""
+        """Fills out_RN with d(sum of grad x rank) / d(scores) of the block that `rank` saw last."""
         if mask_RN is not None:
             grad_RN = grad_RN * mask_RN
         out_RN.zero_()
