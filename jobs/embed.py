@@ -3,7 +3,7 @@
 from jobs import _cli
 from jobs._run import Run, Stage
 from pipeline import _graded, embed
-from pipeline.encoders import guards
+from pipeline.encoders import encoder_label, guards
 from schemas.settings import EmbedSettings
 
 
@@ -16,7 +16,7 @@ def run(run: Run) -> None:
         stage.note(
             captions=sum(entry["captions"] for entry in index["pieces"]),
             duplicates=round(guards.duplicates(index["pieces"]), 4),
-            encoder=embed.encoder_label(settings.encoder),
+            encoder=encoder_label(settings.encoder),
         )
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeline import _judgements, _store
 from pipeline._errors import InputError
-from pipeline.encoders._vectors import vector_matrix
+from pipeline._vectors import vector_matrix
 from pipeline.formulas import relevance
 from schemas.settings import LabelSettings
 

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline import _pages, _plan, _store, embed, evaluate
+from pipeline import _pages, _plan, _store, evaluate
 from pipeline._graded import Graded
+from pipeline.encoders import encoder_label
 from schemas.settings import Recipe
 
 DEPTH = 10  # results of a query that count as found
@@ -80,7 +81,7 @@ def _curves(root: str, names: list[str]) -> Iterator[Figure]:
 
 def _histogram(recipe: Recipe, root: str) -> Figure:
     """How label relevance is spread, over negatives and over held-out positives."""
-    folder = _plan.folder(root, "label", embed.encoder_label(recipe.embed.encoder))
+    folder = _plan.folder(root, "label", encoder_label(recipe.embed.encoder))
     found = _store.read_json(_store.join(folder, "calibration.json"))
     split = found["splits"].get("train") or found["splits"][recipe.evaluate.split]
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from pipeline import embed, ingest
+from pipeline._captions import Captions
 from pipeline.encoders import encoder_label
-from pipeline.label import Captions
 from pipeline.sources import source
 from schemas.settings import EmbedSettings, Recipe
 

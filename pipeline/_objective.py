@@ -5,10 +5,10 @@ import math
 import torch
 
 from pipeline._batches import Batch, Split
+from pipeline._captions import Captions, graded
 from pipeline._errors import InputError, did_you_mean
 from pipeline._world import World
 from pipeline.formulas.losses import GRADED, LOSSES, WeightedSum
-from pipeline.label import Captions, graded
 from schemas.settings import LabelSettings, TrainSettings
 
 

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline import _counting, _neighbours, _store, embed
+from pipeline import _counting, _neighbours, _store
 from pipeline._counting import Pairs
 from pipeline._exclusions import Leaving
 from pipeline._graded import Graded
 from pipeline._plan import Piece
+from pipeline._vectors import vector_matrix
 from pipeline.formulas import metrics
 from pipeline.formulas.places import per_query
 from pipeline.intervals import DEPTHS, Queries
@@ -43,7 +44,7 @@ class Vectors:
 
     @classmethod
     def of(cls, table: pa.Table) -> "Vectors":
-        vectors = embed.vector_matrix(table["vector"])
+        vectors = vector_matrix(table["vector"])
         is_image = np.array([m == "image" for m in table["modality"].to_pylist()], bool)
         ids = np.array(table["id"].to_pylist(), object)
         image_ids = np.array(table["image_id"].to_pylist(), object)

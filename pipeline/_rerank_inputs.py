@@ -10,6 +10,7 @@ from pipeline import _plan, _store, embed, evaluate
 from pipeline._errors import InputError
 from pipeline._exclusions import Leaving
 from pipeline._ranking import Vectors
+from pipeline._vectors import vector_matrix
 from pipeline.reranking.problem import Problem, of_vectors
 from schemas.settings import Recipe, RerankSettings
 
@@ -55,7 +56,7 @@ def _sentences(uris: tuple[str, ...], version: str) -> dict[str, np.ndarray]:
     tables = [_store.read_table(uri, ["caption_id", "vector"]) for uri in uris]
     table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
     ids = table["caption_id"].to_pylist()
-    return dict(zip(ids, embed.vector_matrix(table["vector"]), strict=True))
+    return dict(zip(ids, vector_matrix(table["vector"]), strict=True))
 
 
 def bank_of(vectors: dict, settings: RerankSettings) -> Vectors | None:

@@ -4,8 +4,9 @@ import functools
 import random
 from dataclasses import replace
 
-from pipeline import _figures, _plan, _store, embed
+from pipeline import _figures, _plan, _store
 from pipeline._pictures import Pictures
+from pipeline.encoders import encoder_label
 from pipeline.search import Hit
 from schemas.settings import Recipe
 
@@ -73,7 +74,7 @@ class Showcase:
 
     def suspects(self) -> list[dict]:
         """The annotated negatives with the highest label relevance, one a caption text."""
-        folder = _plan.folder(self.root, "label", embed.encoder_label(self.recipe.embed.encoder))
+        folder = _plan.folder(self.root, "label", encoder_label(self.recipe.embed.encoder))
         found: dict[str, tuple[float, str, int]] = {}
         for entry in _plan.of_split(_plan.need_index(folder, "label"), self.recipe.evaluate.split):
             table = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"))

@@ -12,12 +12,12 @@ from safetensors.torch import save
 from pipeline import _checkpoint, _neighbours, _plan, _store, _validation, embed, models
 from pipeline._augment import Augment
 from pipeline._batches import Batch, Loader, Order, Split
+from pipeline._captions import Captions
 from pipeline._errors import InputError
 from pipeline._objective import Objective, needs_relevance
 from pipeline._plan import Piece
 from pipeline._step import Learner, NotFinite
 from pipeline._world import World
-from pipeline.label import Captions
 from schemas.settings import Recipe, TrainSettings
 
 Report = Callable[[list[dict]], None]  # takes new records, from every worker

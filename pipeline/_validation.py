@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from pipeline._batches import Split
+from pipeline._captions import Captions
 from pipeline._world import World
 from pipeline.formulas.metrics import ndcg, recall_at
-from pipeline.label import Captions
 from pipeline.models import TwoTower, Vocabulary
 from schemas.settings import LabelSettings
 

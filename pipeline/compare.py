@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from pipeline import _plan, _ranking, _store, embed, intervals
+from pipeline import _plan, _ranking, _store, intervals
 from pipeline._errors import InputError, did_you_mean
+from pipeline.encoders import encoder_label
 from pipeline.intervals import Queries
 from schemas.settings import Recipe
 
@@ -77,7 +78,7 @@ def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
 
 def _versions(root: str, name: str, recipe: Recipe) -> dict[str, str]:
     """Of the data, the caption vectors, the labels and the model."""
-    encoder = embed.encoder_label(recipe.embed.encoder)
+    encoder = encoder_label(recipe.embed.encoder)
     places = {
         "data version": ("shard",),
         "caption vectors' version": ("embed", encoder),

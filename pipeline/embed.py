@@ -13,12 +13,10 @@ import pyarrow as pa
 from pipeline import _plan, _store, encoders, shard
 from pipeline._errors import InputError
 from pipeline._plan import Piece, Plan
+from pipeline._vectors import vector_column, vector_matrix
 from pipeline.encoders import encoder_label, fitted, guards, sentences
-from pipeline.encoders._vectors import vector_column, vector_matrix
 from schemas.embedding import embedding_schema
 from schemas.settings import EmbedSettings, Recipe
-
-__all__ = ["encoder_label", "vector_column", "vector_matrix"]  # known elsewhere by these names
 
 
 class Step(NamedTuple):

@@ -26,6 +26,7 @@ from pipeline._batches import stream
 from pipeline._errors import InputError
 from pipeline._exclusions import Leaving
 from pipeline._plan import Piece, Plan
+from pipeline._vectors import vector_column
 from schemas.embedding import tower_schema
 from schemas.ranking import RANKING
 from schemas.settings import Recipe
@@ -139,7 +140,7 @@ def write_vectors(piece: Piece) -> dict:
             "id": ids,
             "image_id": image_ids,
             "modality": modality,
-            "vector": embed.vector_column(matrix),
+            "vector": vector_column(matrix),
         },
         schema=tower_schema(matrix.shape[1]),
     )

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline import _judgements, _pages, _plan, _store, embed
 from pipeline._captions import Captions
 from pipeline._pictures import thumbnail
+from pipeline.encoders import encoder_label
 from pipeline.reading import Shards
 from schemas.settings import Recipe
 
@@ -49,7 +50,7 @@ def version(recipe: Recipe, root: str) -> str:
 
 
 def label_folder(recipe: Recipe, root: str) -> str:
-    return _plan.folder(root, "label", embed.encoder_label(recipe.embed.encoder))
+    return _plan.folder(root, "label", encoder_label(recipe.embed.encoder))
 
 
 def encoder_folders(root: str) -> dict[str, str]:

@@ -12,15 +12,13 @@ import pyarrow as pa
 import torch
 
 from pipeline import _judgements, _plan, _store, embed
-from pipeline._captions import Captions, graded
+from pipeline._captions import Captions
 from pipeline._errors import InputError
 from pipeline._lists import Direction, Lists
 from pipeline._plan import Piece, Plan
-from pipeline.encoders import sentences
+from pipeline.encoders import encoder_label, sentences
 from schemas.relevance import ENCODINGS, RELEVANCE
 from schemas.settings import LabelSettings, Recipe
-
-__all__ = ["Captions", "graded"]  # known elsewhere by these names
 
 BLOCK = 256  # images whose captions are compared with each other at a time
 BINS = 50  # of the relevance histograms
@@ -34,7 +32,7 @@ OF_PAGES = {"suspects"}
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: its images and captions against all of their split."""
     embeddings = _plan.need_index(embed.folder_of(recipe, root), "embed")
-    encoder = embed.encoder_label(recipe.embed.encoder)
+    encoder = encoder_label(recipe.embed.encoder)
     folder = _plan.folder(root, "label", encoder)
     settings = recipe.label
     _check_calibration(recipe)
@@ -73,7 +71,7 @@ def _check_calibration(recipe: Recipe) -> None:
     uri, embed_ = recipe.label.calibration, recipe.embed
     fitted_to = uri and _judgements.calibration(uri).encoder
     mine = "ensemble" if embed_.members else embed_.encoder
-    if fitted_to and embed.encoder_label(fitted_to) != embed.encoder_label(mine):
+    if fitted_to and encoder_label(fitted_to) != encoder_label(mine):
         raise InputError(
             f"label.calibration {uri} was fitted to {fitted_to}, embed.encoder is "
             f"{embed_.encoder}; give the map of that encoder, or choose the encoder of that map"

@@ -9,6 +9,7 @@ import torch
 from labelling import COUNTS, cosine, embeddings, labelled, run
 
 from pipeline import _judgements, _plan, _store, label
+from pipeline._captions import Captions, graded
 from pipeline._errors import InputError
 from pipeline._objective import Objective
 from pipeline._world import World
@@ -55,9 +56,7 @@ def test_a_calibrated_map_is_the_fitted_one(tmp_path):
 def test_a_calibration_that_is_none_is_refused(tmp_path, text, message):
     uri = written(tmp_path, "map.json", text)
     with pytest.raises(InputError, match=message):
-        label.graded(
-            torch.eye(2)[None], torch.eye(2), LabelSettings(map="isotonic", calibration=uri)
-        )
+        graded(torch.eye(2)[None], torch.eye(2), LabelSettings(map="isotonic", calibration=uri))
 
 
 def test_settings_that_do_not_fit_a_calibration_are_refused(tmp_path):
@@ -117,7 +116,7 @@ def test_what_people_decided_stands_in_the_lists(tmp_path, top_k):
 def test_what_people_decided_stands_in_training_and_evaluation(tmp_path):
     embeddings(str(tmp_path), COUNTS)
     uris = tuple(_plan.folder(str(tmp_path), "embed", "hand", f"{name}.parquet") for name in COUNTS)
-    captions = label.Captions.read(uris, str(tmp_path))
+    captions = Captions.read(uris, str(tmp_path))
     uri = written(
         tmp_path,
         "decided.csv",

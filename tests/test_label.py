@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from labelling import COUNTS, cosine, embeddings, labelled, run
 
 from pipeline import _lists, _plan, _store, embed, ingest, label, shard
+from pipeline._captions import Captions
 from pipeline._lists import Direction, Lists
+from pipeline._vectors import vector_column
 from pipeline.encoders import sentences
 from schemas.relevance import ENCODINGS
 from schemas.settings import LabelSettings, Recipe
@@ -126,7 +128,7 @@ def test_every_pair_is_counted_in_a_histogram(tmp_path_factory, counts, seed, ma
 def test_held_out_positives_are_those_of_a_slow_loop(tmp_path):
     captions = embeddings(str(tmp_path), COUNTS)
     uris = tuple(_plan.folder(str(tmp_path), "embed", "hand", f"{name}.parquet") for name in COUNTS)
-    everyone = label.Captions.read(uris, str(tmp_path))
+    everyone = Captions.read(uris, str(tmp_path))
     for how in (LabelSettings(), LabelSettings(map="half", reduce="mean")):
         found = everyone.held_out(everyone.image_ids, how).tolist()
         expected = []
@@ -145,10 +147,10 @@ def test_relevance_stays_between_0_and_1_for_captions_that_are_the_same_or_oppos
         {
             "caption_id": [str(n) for n in range(400)],
             "image_id": [str(n) for n in range(400)],
-            "vector": embed.vector_column(torch.cat([vectors, -vectors]).half().numpy()),
+            "vector": vector_column(torch.cat([vectors, -vectors]).half().numpy()),
         }
     )
-    captions = label.Captions(table)
+    captions = Captions(table)
     for map in ("half", "clip"):
         found = captions.relevance_of_texts([*range(400)], LabelSettings(map=map))
         assert found.min() >= 0 and found.max() <= 1
@@ -206,7 +208,7 @@ def test_a_pair_takes_no_more_than_four_bytes(tmp_path):
     rng = np.random.default_rng(0)
     captions = embeddings(str(tmp_path), {"train-000000": [1] * queries})
     uri = _plan.folder(str(tmp_path), "embed", "hand", "train-000000.parquet")
-    mine = label.Captions.read((uri,), "random ids")
+    mine = Captions.read((uri,), "random ids")
     lists = Lists(
         torch.from_numpy(rng.normal(0.4, 0.1, (queries, k)).clip(0, 1)).float(),
         torch.from_numpy(rng.integers(0, gallery, (queries, k), np.int32)),

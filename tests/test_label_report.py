@@ -15,7 +15,7 @@ from scipy import stats
 
 from jobs._cli import main
 from pipeline import _plan, _store, embed, false_negatives, ingest, label, label_report, shard
-from pipeline.label import Captions
+from pipeline._captions import Captions
 from pipeline.reading import Shards
 from schemas.settings import Recipe
 

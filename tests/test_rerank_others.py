@@ -192,7 +192,10 @@ def test_train_is_dealt_into_galleries_and_banks_of_its_own():
         (["--splits", "WRONG"], "image_id and split"),
         (["--evaluate.split", "dev"], "none of the 31 images is in dev"),
         (["--rerank.texts", "sentences"], "for a run folder"),
-        (["--rerank.method", "leaprr", "--leaprr.lists", "elsewhere"], "elsewhere: --splits names no such images"),
+        (
+            ["--rerank.method", "leaprr", "--leaprr.lists", "elsewhere"],
+            "--splits names no such images",
+        ),
         (["--rerank.method", "krn"], "krnn"),
     ],
 )

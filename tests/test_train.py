@@ -9,9 +9,9 @@ from safetensors.torch import load
 from jobs import _recipes
 from jobs._cli import _parse
 from pipeline import _store, _validation, embed, ingest, shard, train
+from pipeline._captions import Captions
 from pipeline._errors import InputError
 from pipeline.formulas.metrics import ndcg
-from pipeline.label import Captions
 
 
 class Killed(BaseException):

@@ -31,7 +31,7 @@ CASES = {name: {name: SETTINGS.get(name, {})} for name in LOSSES} | {
 
 
 class Known:
-    """Captions of images 0 … PAIRS-1, as `pipeline.label.Captions` holds them."""
+    """Captions of images 0 … PAIRS-1, as `pipeline._captions.Captions` holds them."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(1)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline._errors import InputError
-from pipeline.encoders._vectors import vector_column, vector_matrix
+from pipeline._vectors import vector_column, vector_matrix
 from schemas.embedding import terms_schema
 
 WORDS = {"analyzer": "word"}
