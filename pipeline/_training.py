@@ -221,7 +221,7 @@ class Training:
             self.world.barrier()
             return
         checkpoint, files = found
-        if self.world.together:
+        if self.world.together and self.settings.sharding == "ddp":
             self.learner.settle(next(self.loader.epoch(0)))
         try:
             self.learner.restore(files, checkpoint.optimizer)
