@@ -110,10 +110,7 @@ class Stage:
         pending = plan.pending
         self.kept += len(plan.pieces) - len(pending)
         if self.run.dry:
-            self.run.show.would(self.name, plan, pending)
-            if plan.index:
-                return plan.index
-            raise NotYet
+            return self._would(plan, pending)
         if plan.complete:
             return plan.index
         if pending:
@@ -129,13 +126,11 @@ class Stage:
         self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict], epochs: int = 0
     ) -> dict:
         """The plan's index, after its one piece was trained on Ray Train's workers."""
-        self.kept += len(plan.pieces) - len(plan.pending)
+        pending = plan.pending
+        self.kept += len(plan.pieces) - len(pending)
         if self.run.dry:
-            self.run.show.would(self.name, plan, plan.pending)
-            if plan.index:
-                return plan.index
-            raise NotYet
-        if not plan.pending:
+            return self._would(plan, pending)
+        if not pending:
             return plan.index if plan.complete else plan.finish({})
         self.start()
         piece = plan.pieces[0]
@@ -146,6 +141,13 @@ class Stage:
             _cluster.train(fit, piece, self.run.recipe.train, *watchers, self.run.show.line)
         self.made += 1
         return plan.finish({piece.name: summary(piece)})
+
+    def _would(self, plan: Plan, pending: list[Piece]) -> dict:
+        """A dry run's line; the index of the last time, if there was one."""
+        self.run.show.would(self.name, plan, pending)
+        if not plan.index:
+            raise NotYet
+        return plan.index
 
     def page(self, uri: str, version: str) -> bool:
         """Whether a page is to be made: it is not there, or was made from something else."""

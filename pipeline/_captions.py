@@ -15,6 +15,7 @@ from pipeline import _judgements, _store
 from pipeline._errors import InputError
 from pipeline._vectors import vector_matrix
 from pipeline.formulas import relevance
+from schemas.relevance import Calibration
 from schemas.settings import LabelSettings
 
 
@@ -142,7 +143,7 @@ def graded(
 
 def cosine_map(settings: LabelSettings) -> Callable[[torch.Tensor], torch.Tensor]:
     """The map from cosine to relevance that the settings, or their calibration, ask for."""
-    function, fitted = relevance.MAPS[settings.map], settings
+    fitted = settings
     if settings.calibration is not None:
         fitted = _judgements.calibration(settings.calibration)
         if fitted.map != settings.map:
@@ -150,8 +151,16 @@ def cosine_map(settings: LabelSettings) -> Callable[[torch.Tensor], torch.Tensor
                 f"label.calibration {settings.calibration} holds the map {fitted.map}, label.map "
                 f"is {settings.map}; make them the same"
             )
-    if settings.map == "logistic":
+    return map_of(settings.map, fitted)
+
+
+def map_of(
+    name: str, fitted: LabelSettings | Calibration
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A map by its name, with the numbers it was fitted or set to."""
+    function = relevance.MAPS[name]
+    if name == "logistic":
         return functools.partial(function, centre=fitted.centre, width=fitted.width)
-    if settings.map == "isotonic":
+    if name == "isotonic":
         return functools.partial(function, knots_K=fitted.knots, values_K=fitted.values)
     return function

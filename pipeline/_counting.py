@@ -159,7 +159,7 @@ class _Side:
 
 
 def _compiled(device: torch.device) -> bool:
-    return device.type == "cpu" and _neighbours._has_numba()
+    return device.type == "cpu" and _neighbours.has_numba()
 
 
 def _view(buffer, shape) -> torch.Tensor:

@@ -8,7 +8,7 @@ Legend of the shape suffixes: R × C a block, D width, P pairs of a query and a 
 import numpy as np
 from numba import float32, int64
 
-from pipeline._neighbours_fast import _dot, compiled
+from pipeline._neighbours_fast import compiled, dot
 
 CHUNK = 64  # pairs tested at once
 ZERO = np.float32(0)  # counts in a block are floats: as integers they would widen to 64 bits
@@ -34,7 +34,7 @@ def count_rows(
             continue
         for c in range(columns):
             if low <= scores_C[c] <= high:
-                score = _dot(queries_QD[query_P[p]], candidates_ND[j + c])
+                score = dot(queries_QD[query_P[p]], candidates_ND[j + c])
                 above_P[p] += score > threshold_P[p]
                 tied_P[p] += score == threshold_P[p]
 
@@ -71,7 +71,7 @@ def count_columns(
             for p in range(start, end):
                 score = scores_P[p]
                 if low_P[p] <= score <= high_P[p]:
-                    score = _dot(queries_QD[query_P[p]], candidates_ND[j + r])
+                    score = dot(queries_QD[query_P[p]], candidates_ND[j + r])
                     above_P[p] += score > threshold_P[p]
                     tied_P[p] += score == threshold_P[p]
     for p in range(pairs):
@@ -84,5 +84,5 @@ def products(queries_QD, candidates_ND, query_P, candidate_P):
     """float32 scores (P,) of pairs of rows, summed in float64."""
     scores_P = np.empty(len(query_P), np.float32)
     for p in range(len(query_P)):
-        scores_P[p] = _dot(queries_QD[query_P[p]], candidates_ND[candidate_P[p]])
+        scores_P[p] = dot(queries_QD[query_P[p]], candidates_ND[candidate_P[p]])
     return scores_P

@@ -29,6 +29,7 @@ class Figure:
 
 
 def figures(recipe: Recipe, root: str, names: list[str]) -> list[Figure]:
+    """Training curves of all models, the spread of relevance, and recall by it."""
     return [*_curves(root, names), _histogram(recipe, root), _found(recipe, root, names)]
 
 

@@ -61,7 +61,7 @@ def top_k(
     candidates_ND = queries_QD if symmetric else candidates_ND.float().contiguous()
     if fast is None:
         enough = len(queries_QD) * len(candidates_ND) >= BLOCK**2  # compiling takes seconds
-        fast = enough and _has_numba() and queries_QD.device.type == "cpu"
+        fast = enough and has_numba() and queries_QD.device.type == "cpu"
     if scan == "auto":
         # Codes are made of all candidates, which few queries do not pay back.
         scan = "int8" if fast and len(queries_QD) >= 256 and _has_int8() else "fp32"
@@ -301,7 +301,8 @@ def _once(keys_GW) -> torch.Tensor:
 
 
 @functools.lru_cache
-def _has_numba() -> bool:
+def has_numba() -> bool:
+    """Whether passes can be compiled."""
     return importlib.util.find_spec("numba") is not None
 
 

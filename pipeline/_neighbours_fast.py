@@ -45,7 +45,7 @@ def absorb(scan_RC, i, j, queries, candidates, keys_GK, both, grouped):
                 if not (bound >= floor or bound >= floor_C[c]):
                     continue
                 a, b = i + r, j + c
-                score = _dot(vectors_Q[a], vectors_N[b])
+                score = dot(vectors_Q[a], vectors_N[b])
                 if score >= floor and (owner_Q[a] != owner_N[b] or owner_Q[a] < 0):
                     _insert(keys_K, _key(score, group_N[b]), grouped)
                     floor = _score(keys_K[last])
@@ -65,7 +65,8 @@ def _any_near(scan_C, scale_C, error_C, floor_C, scale, error, floor):
 
 
 @compiled
-def _dot(a_D, b_D):
+def dot(a_D, b_D):
+    """The product of two rows, summed in float64 and rounded to float32."""
     total = float64(0)
     for d in range(a_D.shape[0]):
         total += float64(a_D[d]) * float64(b_D[d])

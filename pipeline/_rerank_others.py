@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pipeline import _counting, _plan, _store, external, protocols, rerank
+from pipeline import _counting, _plan, _store, _tables, external, protocols, rerank
 from pipeline._counting import Pairs
 from pipeline._errors import InputError
 from pipeline._plan import Piece
@@ -216,14 +216,11 @@ def table(found: dict, costs: dict, best: str, recipe: Recipe) -> tuple[list, li
     """Column titles, a row a method, and the protocol in words, of tables by method."""
     rows = []
     for method, (values, intervals, _) in found.items():
-        recalls = [
-            " ".join(f"{values[f'{direction}_R_at_{k}']:4.1f}" for k in (1, 5, 10))
-            for direction in SIDES
-        ]
+        recalls = _tables.recalls(values)
         interval = "[{:.1f}, {:.1f}]".format(*intervals["rsum"])
         cost = [f"{costs[method][k]:.2f}" if method in costs else "-" for k in rerank.COSTS]
         star = " *" if method == best else ""
         rows.append([method + star, *recalls, f"{values['rsum']:.1f}", interval, *cost])
-    columns = [f"{recipe.rerank.pool}; * best on val", "i2t R@1   5    10", "t2i R@1   5    10"]
+    columns = [f"{recipe.rerank.pool}; * best on val", *_tables.RECALLS]
     columns += ["rSum", "95 %", *rerank.COSTS.values()]
     return columns, rows, protocols.line(found["none"])

@@ -6,13 +6,13 @@ suffixes: P judged pairs, L links of pairs, E encoders, R resamples.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from pipeline import _agreement, _judged, _plan, _store, embed, encoders
+from pipeline._captions import map_of
 from pipeline._errors import InputError
 from pipeline._judged import Judged
 from pipeline._plan import Piece, Plan
@@ -96,15 +96,9 @@ FITS: dict[str, Callable] = {"logistic": fit_logistic, "isotonic": fit_isotonic}
 
 def mapped(cosine_P: np.ndarray, name: str, fitted: Calibration | None = None) -> np.ndarray:
     """Relevance (P,) by a map; what is fitted to nothing is 0."""
-    function = relevance.MAPS[name]
-    if name in FITS:
-        if fitted is None:
-            return np.zeros_like(cosine_P)
-        if name == "logistic":
-            function = partial(function, centre=fitted.centre, width=fitted.width)
-        else:
-            function = partial(function, knots_K=fitted.knots, values_K=fitted.values)
-    return function(torch.from_numpy(cosine_P.astype(np.float32))).double().numpy()
+    if name in FITS and fitted is None:
+        return np.zeros_like(cosine_P)
+    return map_of(name, fitted)(torch.from_numpy(cosine_P.astype(np.float32))).double().numpy()
 
 
 def fit_weights(cosine_PE: np.ndarray, judgement_P: np.ndarray) -> np.ndarray:

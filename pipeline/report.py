@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import _figures, _pages, _plan, _store
+from pipeline import _figures, _pages, _plan, _store, _tables
 from pipeline._showcase import Showcase
 from schemas.settings import Recipe
 
@@ -109,13 +109,10 @@ def short_table(root: str, names: list[str]) -> tuple[list[str], list[list[str]]
     truth = any("i2t_ndcg_truth" in result.metrics for result in found)
     graded = "truth" if truth else "label"
     title = f"{'true' if truth else 'label'} NDCG@{found[0].protocol['ndcg_at']}"
-    columns = ["", "i2t R@1   5    10", "t2i R@1   5    10", "rSum", f"{title} i2t", "t2i"]
+    columns = ["", *_tables.RECALLS, "rSum", f"{title} i2t", "t2i"]
     rows = []
     for label, m, *_ in found:
-        recalls = [
-            " ".join(f"{m[f'{direction}_R_at_{k}']:4.1f}" for k in (1, 5, 10))
-            for direction in ("i2t", "t2i")
-        ]
+        recalls = _tables.recalls(m)
         ndcg = [f"{m[f'{direction}_ndcg_{graded}']:.3f}" for direction in ("i2t", "t2i")]
         rows.append([label, *recalls, f"{m['rsum']:.1f}", *ndcg])
     return columns, rows

@@ -1,4 +1,4 @@
-"""Stage 7: re-rankers fitted on train and val, and stage 8: the rankings they give.
+"""Stage 7: re-rankers fitted on train and val (7-reranker/), and their rankings (8-reranked/).
 
 A method is a name of `reranking.baselines.METHODS`, `leaprr`, or a chain of them joined by "+".
 Settings are chosen on val; LeaPRR, which has weights, is trained like the towers.
@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load
 
-from pipeline import _plan, _ranking, _store, evaluate
+from pipeline import _plan, _ranking, _store, _tables, evaluate, train
 from pipeline._errors import InputError, did_you_mean
 from pipeline._exclusions import Leaving
 from pipeline._plan import Piece, Plan
@@ -26,6 +26,9 @@ from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.training import Training
 from schemas.rerank import TRIALS
 from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
+
+summary = train.summary  # LeaPRR's training leaves what that of the towers does
+COSTS = {"ms_per_query": "ms a query", "peak_mb": "MB"}
 
 
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
@@ -152,14 +155,6 @@ def _training_problems(inputs: dict) -> tuple[Problem, Problem | None]:
     return learned, val if lists == "train" else None
 
 
-def summary(piece: Piece) -> dict:
-    """What a finished training left in its folder."""
-    history = _store.read_json(piece.output)
-    data = _store.read_bytes(piece.output)
-    own = {"history.json": {"bytes": len(data), "sha256": _store.sha256(data)}}
-    return {**history["summary"], "files": {**history["summary"]["files"], **own}}
-
-
 def load_leaprr(folder: str) -> LeaPRR:
     """The trained model of a folder of stage 7, in evaluation mode."""
     index = _plan.need_index(folder, "rerank")
@@ -172,7 +167,7 @@ def _weights_version(folder: str | None) -> str:
     return _plan.need_index(folder, "rerank")["version"] if folder else ""
 
 
-# ---- stage 8 -----------------------------------------------------------------------------------
+# ---- rankings ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -299,17 +294,12 @@ def table(recipe: Recipe, root: str, name: str, found: dict[str, dict]) -> tuple
     base = _store.read_json(_plan.folder(root, "evaluate", name, "metrics.json"))["metrics"]
     chosen, rows = best(recipe, root, name), []
     for method, values in {"none": base, **found}.items():
-        recalls = [
-            " ".join(f"{values[f'{direction}_R_at_{k}']:4.1f}" for k in (1, 5, 10))
-            for direction in SIDES
-        ]
         ndcg = [f"{values[f'{direction}_ndcg_label']:.3f}" for direction in SIDES]
         costs = [f"{values[key]:.1f}" if key in values else "-" for key in COSTS]
         star = " *" if method == chosen else ""
-        rows.append([method + star, *recalls, f"{values['rsum']:.1f}", *ndcg, *costs])
+        rows.append(
+            [method + star, *_tables.recalls(values), f"{values['rsum']:.1f}", *ndcg, *costs]
+        )
     columns = [f"{recipe.rerank.pool}; * best on val"]
-    columns += ["i2t R@1   5    10", "t2i R@1   5    10", "rSum", "label NDCG i2t", "t2i"]
+    columns += [*_tables.RECALLS, "rSum", "label NDCG i2t", "t2i"]
     return [*columns, *COSTS.values()], rows
-
-
-COSTS = {"ms_per_query": "ms a query", "peak_mb": "MB"}

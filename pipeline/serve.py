@@ -195,8 +195,6 @@ class Service:
             examples=self.examples,
             asked=asked,
             top=self.settings.top,
-            shades=self.shades,
-            megabytes=self.settings.max_upload / 1e6,
             shown=shown,
             error=error,
         )

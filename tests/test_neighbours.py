@@ -169,7 +169,7 @@ def test_an_unknown_scan_is_refused():
 
 def test_without_numba_neighbours_are_found_all_the_same(monkeypatch):
     v = vectors(1100, 4, 0)
-    monkeypatch.setattr(_neighbours, "_has_numba", lambda: False)
+    monkeypatch.setattr(_neighbours, "has_numba", lambda: False)
     monkeypatch.setitem(sys.modules, "pipeline._neighbours_fast", None)
     assert_same(top_k(v, None, 3), brute_force(v, v, 3))
 
