@@ -1,6 +1,7 @@
 """The command line: `halftone STAGE …` and `python -m jobs.STAGE …` are the same."""
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -111,7 +112,6 @@ def _dispatch(command: str, argv: list[str]) -> None:
         return module.run(_root(options.root, DEFAULT), options)
     from jobs._run import Run
     from jobs._show import Show
-    from pipeline.train import best_val
 
     root, models = _models(options, overrides)
     if command in ("info", "lint", "compare", "score"):
@@ -120,9 +120,22 @@ def _dispatch(command: str, argv: list[str]) -> None:
         return module.run(root, models, options)
     if command == "rerank" and module.others.named(options):
         return module.others.run(models[0][1], options)
-    show = Show()
-    show.heading(f"halftone {command}", f"recipe {models[0][1].name}, run folder {root}")
-    runs = [Run(recipe, root, name, show, options.dry_run) for name, recipe in models]
+    # Where JSON is asked for it has standard output to itself: Ray prints what befalls nodes there.
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        show = Show()
+        runs = [Run(recipe, root, name, show, options.dry_run) for name, recipe in models]
+        runs = _run(command, module, runs, options)
+    if options.json:
+        print(json.dumps({"root": root, "models": {run.name: run.results for run in runs}}))
+    return None
+
+
+def _run(command: str, module: ModuleType, runs: list, options: argparse.Namespace) -> list:
+    """The runs of those models that the command is about, after it went through them."""
+    from pipeline.train import best_val
+
+    root, show = runs[0].root, runs[0].show
+    show.heading(f"halftone {command}", f"recipe {runs[0].recipe.name}, run folder {root}")
     if command in ("ingest", "shard", "embed", "label", "repair", "preview", "audit", "calibrate"):
         runs = runs[:1]  # these do not differ between models
     elif command in ("search", "serve") and len(runs) > 1:
@@ -137,9 +150,7 @@ def _dispatch(command: str, argv: list[str]) -> None:
         show.line("Everything was there already; nothing was computed.")
     if hasattr(module, "closing") and not options.dry_run:
         module.closing(runs)
-    if options.json:
-        print(json.dumps({"root": root, "models": {run.name: run.results for run in runs}}))
-    return None
+    return runs
 
 
 def module_of(command: str) -> ModuleType:

@@ -156,8 +156,8 @@ class _Nodes:
 
         before, self.looked = self.alive, time.monotonic()
         _Nodes.alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        for node in before.keys() - self.alive.keys():
-            name, left = before[node]["NodeManagerHostname"], len(self.alive)
+        for gone, node in enumerate(sorted(before.keys() - self.alive.keys()), 1):
+            name, left = before[node]["NodeManagerHostname"], len(before) - gone
             self.say(f"  node {name} is lost, {left} left")
         if before and (new := self.alive.keys() - before.keys()):
             names = ", ".join(self.alive[node]["NodeManagerHostname"] for node in new)

@@ -217,6 +217,34 @@ def test_nodes_that_come_and_go_are_named(nodes, monkeypatch):
     assert seen.window() == 8
 
 
+def test_nodes_that_go_together_are_counted_one_by_one(nodes, monkeypatch):
+    import ray
+
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    all_three = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: all_three[:1])
+    seen.look()
+    assert nodes.said == ["  node node-1 is lost, 2 left", "  node node-2 is lost, 1 left"]
+
+
+def test_with_json_standard_output_is_json_alone(finished_run, tiny_encoder, capsys, monkeypatch):
+    from conftest import TINY
+    from ray._private.worker import print_to_stdstream
+
+    from jobs import _cli, evaluate
+
+    def beside_a_dying_node(run, evaluated=evaluate.run):
+        print_to_stdstream({"lines": ["marked dead"], "pid": "raylet", "is_err": False}, False)
+        evaluated(run)
+
+    monkeypatch.setattr(evaluate, "run", beside_a_dying_node)
+    command = [*TINY, "--root", finished_run, "--encoder", tiny_encoder, "--json"]
+    _cli.main("evaluate", command)
+    said = capsys.readouterr()
+    assert "base" in json.loads(said.out)["models"]["main"]["metrics"]
+    assert "marked dead" in said.err
+
+
 def test_a_submitted_job_gives_what_the_local_command_gives(finished_run, tiny_encoder, tmp_path):
     """`ray start --head`, then `ray job submit … python -m jobs.end_to_end`, on this machine."""
     from conftest import TINY
