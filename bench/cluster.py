@@ -1,27 +1,30 @@
 """What Ray costs the data stages, and what a second worker gives, as ratios within one run.
 
-    python -m bench.cluster                  # two cores to itself; about three minutes
+    python -m bench.cluster                  # two cores to itself; about five minutes
     python -m bench.cluster --images 2000 --rounds 3
 
-Drawn scenes are sharded, and their captions embedded by tfidf and labelled, by 2 workers: through
-Ray (`jobs._cluster.fan_out`) and through a `multiprocessing` pool with the same functions, in turn;
-both are started and warm. Then through Ray with 1 worker. Wall time, the best of a few rounds.
+Drawn scenes are sharded, and their captions embedded by tfidf and labelled, by 2 workers and by 1:
+through Ray (`jobs._cluster.fan_out`) and through a `multiprocessing` pool with the same functions,
+all started and warm. Every round goes through all four, and every ratio is of one round: what else
+the machine does falls on both. Wall time; medians over the rounds, and the quartiles of ratios.
 """
 
 import argparse
 import contextlib
 import multiprocessing
+import os
 import shutil
-import subprocess
-import sys
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import _cluster
-from pipeline import embed, ingest, label, shard
-from schemas.settings import Recipe
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would lose to whatever else runs
+
+from jobs import _cluster  # noqa: E402
+from pipeline import embed, ingest, label, shard  # noqa: E402
+from schemas.settings import Recipe  # noqa: E402
 
 STAGES = ("shard", "embed", "label")
 
@@ -33,7 +36,7 @@ def recipe_of(images: int) -> Recipe:
 
 
 def stages(recipe: Recipe, root: str, fan_out: Callable) -> dict[str, float]:
-    """Seconds of every stage."""
+    """Seconds of every stage, and of all."""
     seconds = dict.fromkeys(STAGES, 0.0)
     for name in STAGES:
         for plan, make in _steps(name, recipe, root):
@@ -41,7 +44,7 @@ def stages(recipe: Recipe, root: str, fan_out: Callable) -> dict[str, float]:
             made = fan_out(make, list(plan.pieces))
             seconds[name] += time.perf_counter() - started
             plan.finish(made)
-    return seconds
+    return {**seconds, "all": sum(seconds.values())}
 
 
 def _steps(name: str, recipe: Recipe, root: str):
@@ -66,26 +69,13 @@ def _made(work: tuple) -> tuple[str, dict]:
     return piece.name, make(piece)
 
 
-def best(ways: dict[str, Callable], recipe: Recipe, manifest: Path, rounds: int) -> dict:
-    """The fewest seconds of every stage by way, after a round that warms up."""
-    out = {way: dict.fromkeys(STAGES, float("inf")) for way in ways}
-    for turn in range(rounds + 1):
-        for way, fan_out in ways.items():
-            with tempfile.TemporaryDirectory() as root:
-                shutil.copytree(manifest, Path(root) / manifest.name)
-                took = stages(recipe, root, fan_out)
-            if turn:
-                out[way] = {name: min(out[way][name], took[name]) for name in STAGES}
-    return out
-
-
 @contextlib.contextmanager
-def ray_with(workers: int):
+def ray_with_two():
     import ray
 
     ray.init(
         address="local",
-        num_cpus=workers,
+        num_cpus=2,
         _node_ip_address="127.0.0.1",
         object_store_memory=_cluster.OBJECT_STORE_BYTES,
         include_dashboard=False,
@@ -95,35 +85,67 @@ def ray_with(workers: int):
     ray.shutdown()
 
 
+@contextlib.contextmanager
+def one_taken():
+    """One of Ray's two CPUs is reserved, for nothing."""
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    reserved = placement_group([{"CPU": 1}])
+    ray.get(reserved.ready())
+    yield
+    remove_placement_group(reserved)
+
+
+def measure(recipe: Recipe, manifest: Path, rounds: int) -> dict[tuple, list[dict]]:
+    """Seconds of every stage by (way, workers), a round each, after one that warms up."""
+    start = multiprocessing.get_context("spawn").Pool
+    with ray_with_two(), start(2) as two, start(1) as one:
+        ways = {
+            ("pool", 2): (through_pool(two), contextlib.nullcontext),
+            ("Ray", 2): (_cluster.fan_out, contextlib.nullcontext),
+            ("pool", 1): (through_pool(one), contextlib.nullcontext),
+            ("Ray", 1): (_cluster.fan_out, one_taken),
+        }
+        took: dict[tuple, list[dict]] = {way: [] for way in ways}
+        for turn in range(rounds + 1):
+            order = list(ways) if turn % 2 else list(reversed(ways))
+            for way in order:
+                fan_out, beside = ways[way]
+                with tempfile.TemporaryDirectory() as root, beside():
+                    shutil.copytree(manifest, Path(root) / manifest.name)
+                    took[way].append(stages(recipe, root, fan_out))
+    return {way: times[1:] for way, times in took.items()}
+
+
+def ratio(above: list[dict], below: list[dict], name: str, share: float = 1.0) -> str:
+    """Median and quartiles of the rounds' ratios of a stage."""
+    of = [share * a[name] / b[name] for a, b in zip(above, below, strict=True)]
+    low, middle, high = statistics.quantiles(of, n=4) if len(of) > 1 else 3 * of
+    return f"{middle:4.2f} ({low:.2f} to {high:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=6000, help="drawn scenes (count)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (count)")
-    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--manifest", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=9, help="timed rounds (count)")
     options = parser.parse_args()
     recipe = recipe_of(options.images)
-    if options.workers:
-        return measure(options.workers, recipe, options.manifest, options.rounds)
     with tempfile.TemporaryDirectory() as root:
         plan = ingest.plan(recipe, root)
         plan.finish({piece.name: ingest.write_part(piece) for piece in plan.pieces})
-        for workers in (2, 1):  # a process each: Ray starts once in one
-            command = [sys.executable, "-m", "bench.cluster", "--manifest", plan.folder]
-            command += ["--images", str(options.images), "--rounds", str(options.rounds)]
-            subprocess.run([*command, "--workers", str(workers)], check=True)
-    return None
-
-
-def measure(workers: int, recipe: Recipe, manifest: Path, rounds: int) -> None:
-    pool = multiprocessing.get_context("spawn").Pool(workers)
-    with ray_with(workers), pool:
-        ways = {"pool": through_pool(pool), "Ray": _cluster.fan_out}
-        took = best(ways, recipe, manifest, rounds)
+        took = measure(recipe, Path(plan.folder), options.rounds)
+    print(f"{options.images} images, {options.rounds} rounds, load {os.getloadavg()[0]:.1f}")
     for name in (*STAGES, "all"):
-        of = {w: sum(t.values()) if name == "all" else t[name] for w, t in took.items()}
-        each = f"Ray {of['Ray']:6.2f} s   pool {of['pool']:6.2f} s"
-        print(f"{workers} workers  {name:<6} {each}   Ray {of['pool'] / of['Ray']:5.2f} × the pool")
+        middle = {way: statistics.median(t[name] for t in times) for way, times in took.items()}
+        print(
+            f"{name:<6} s: {'  '.join(f'{w} {n}: {s:.2f}' for (w, n), s in middle.items())}",
+            f"Ray 2 × the pool: {ratio(took['pool', 2], took['Ray', 2], name)}",
+            f"Ray 1 × the pool: {ratio(took['pool', 1], took['Ray', 1], name)}",
+            f"1 → 2, Ray: {ratio(took['Ray', 1], took['Ray', 2], name, 0.5)}",
+            f"1 → 2, pool: {ratio(took['pool', 1], took['pool', 2], name, 0.5)}",
+            sep="\n       ",
+        )
 
 
 if __name__ == "__main__":
