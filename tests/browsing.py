@@ -12,7 +12,11 @@ SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}  # width and height, pix
 
 @contextlib.contextmanager
 def chromium() -> Iterator:
-    """The browser, as Playwright drives it; where none is installed the test is skipped."""
+    """The browser, as Playwright drives it.
+
+    Where none is installed the test is skipped: Chromium comes from the system, not from pip, so
+    an environment made by `pip install` alone has none.
+    """
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip("no Chromium is installed here, and this is a test of a page in one")

@@ -148,7 +148,7 @@ def test_auto_takes_bf16_only_where_it_is_native_and_close(transformer, monkeypa
     assert sentences.precision(auto) == "fp32"
 
 
-def test_the_packaged_encoder_in_bf16_stays_close(transformer):
+def test_the_packaged_encoder_in_bf16_stays_close():
     assert sentences._bf16_cosine(sentences.PACKAGED, None, "cpu") > sentences.CLOSE
 
 

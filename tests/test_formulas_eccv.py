@@ -31,7 +31,7 @@ class Gallery:
         for matches in (
             self.truth.coco_gts,
             self.truth.cxc_gts,
-        ):  # of their queries a tenth will do
+        ):  # a tenth of their queries will do
             for way, of_query in matches.items():
                 matches[way] = dict(list(of_query.items())[::10])
 

@@ -273,8 +273,8 @@ def test_weights_trained_on_one_run_re_rank_another(tmp_path):
     base, _ = ranked(there)
     moved = [a["candidate_id"] != b["candidate_id"] for a, b in zip(base, rows, strict=True)]
     assert any(moved)
-    back, own = stage(here, recipe_of(rerank={**settings, "weights": weights}))[1], None
-    own = stage(here, recipe)[1]
+    _, back = stage(here, recipe_of(rerank={**settings, "weights": weights}))
+    _, own = stage(here, recipe)
     assert [row["candidate_id"] for row in back] == [row["candidate_id"] for row in own]
 
 

@@ -277,6 +277,7 @@ def test_precomp_load_names_what_it_cannot_read(tmp_path):
 
 @pytest.fixture
 def flickr8k():
+    # Other people's data is no part of the repository: it lies beside a checkout, or nowhere.
     if not FLICKR8K.is_dir():
         pytest.skip(f"Flickr8k's annotations are not at {FLICKR8K}")
     return FLICKR8K

@@ -87,6 +87,7 @@ def test_coco_says_what_is_wrong_and_where(change, sentence, tmp_path):
 
 def test_all_captions_of_coco_val2017(tmp_path):
     """The 25,014 real ones, put back into the form they were published in."""
+    # Other people's data is no part of the repository: it lies beside a checkout, or nowhere.
     if not COCO5K.is_dir():
         pytest.skip(f"COCO's captions are not at {COCO5K}")
     with gzip.open(COCO5K / "val2017_captions.jsonl.gz", "rt") as file:

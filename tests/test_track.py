@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from jobs import _track
 from jobs._track import Tracker
@@ -125,8 +126,22 @@ def test_any_models_name_makes_an_alias(name, alias):
     assert _track._alias(name) == alias
 
 
-def test_the_load_of_the_node_is_logged(tmp_path):
+def test_the_load_of_the_node_is_logged(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    publish, published = SystemMetricsMonitor.publish_metrics, threading.Event()
+
+    def noted(monitor, metrics):
+        publish(monitor, metrics)
+        published.set()
+
+    monkeypatch.setattr(SystemMetricsMonitor, "publish_metrics", noted)
     tracker = Tracker("experiment", str(tmp_path / "run"), "main")
     with tracker.monitor("train")("node-0"):
-        time.sleep(0.1)
+        assert published.wait(60)
     tracker.finish()
+    client = MlflowClient(tracker.uri)
+    (train,) = client.search_runs(
+        [client.get_experiment_by_name("experiment").experiment_id],
+        "tags.`halftone.stage` = 'train'",
+    )
+    assert "system/node-0/cpu_utilization_percentage" in train.data.metrics
