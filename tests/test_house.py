@@ -2,6 +2,9 @@
 
 import ast
 import re
+import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,17 @@ HOUSE = Path(__file__).parents[1]
 ROOMS = ("schemas", "pipeline", "jobs")
 FILES = sorted(f for room in ROOMS for f in (HOUSE / room).rglob("*.py"))
 DOCUMENTS = sorted([*HOUSE.glob("*.md"), *HOUSE.glob("docs/*.md"), HOUSE / "bench/RESULTS.md"])
+
+
+def imported(file: Path) -> set[str]:
+    """The packages that a file imports anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
@@ -43,13 +57,20 @@ def test_formulas_import_torch_alone():
     allowed = {"torch", "math", "functools", "inspect", "numba", "pipeline", "collections"}
     allowed |= {"contextlib", "itertools", "dataclasses", "typing", "triton", "importlib"}
     for file in (HOUSE / "pipeline/formulas").glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [a.name for a in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module]
-            assert {n.split(".")[0] for n in names} <= allowed, (file.name, names)
+        assert imported(file) <= allowed, file.name
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
+    extras = [v for name, v in project["optional-dependencies"].items() if name != "dev"]
+    lines = sum(extras, project["dependencies"])
+    declared = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
+    declared |= {"datasets", "eccv-caption"}  # whoever needs them is asked to install them
+    known = metadata.packages_distributions()
+    for file in FILES:
+        for package in imported(file) - sys.stdlib_module_names - {*ROOMS, "recipes"}:
+            names = {name.lower().replace("_", "-") for name in known[package]}
+            assert names & declared, (file.name, package)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda f: f.name)
