@@ -25,6 +25,7 @@ from schemas.settings import TrainSettings
 OBJECT_STORE_BYTES = 300 * 2**20  # results are small: bytes go to storage, not through Ray
 WINDOW_PER_CPU = 4  # tasks handed to Ray ahead of those that run
 TRIES = 4  # of a piece whose worker, node or storage failed
+PATIENCE = 120  # seconds until a node that does not start a task is given up
 LOOK_SECONDS = 2  # between looks at which nodes there are
 
 # Ray Train's controller looks at its workers every 2 s unless told, and a report waits for a look.
@@ -136,6 +137,10 @@ def _task(make: Callable[[Piece], dict], piece: Piece, pause: float) -> dict:
         raise NodeFailed(node, socket.gethostname(), str(error)) from error
 
 
+def _nothing() -> None:
+    return None
+
+
 class _Nodes:
     """The cluster's nodes as the tasks of one stage see them: their room, and who failed."""
 
@@ -176,9 +181,6 @@ class _Nodes:
         able = [n["Resources"] for n in self.alive.values() if n["Resources"].get("CPU")]
         mixed = len({"GPU" in resources for resources in able}) > 1
         largest = max((int(resources.get("memory", 0)) for resources in able), default=0)
-        left_out = self.failed & self.alive.keys()
-        if left_out == self.alive.keys():  # no node is better than another
-            left_out = set()
         return {
             "num_cpus": 1,
             "num_gpus": self.gpus,
@@ -186,9 +188,7 @@ class _Nodes:
             "max_retries": 0,  # `fan_out` sees to it, and says so
             # Ray's own way keeps work without GPU off the nodes that have one; SPREAD does not.
             "scheduling_strategy": "DEFAULT" if mixed and not self.gpus else "SPREAD",
-            "label_selector": {"ray.io/node-id": f"!in({','.join(sorted(left_out))})"}
-            if left_out
-            else None,
+            "label_selector": self.left_out(),
         }
 
     def passing(self, error: Exception) -> str:
@@ -202,6 +202,8 @@ class _Nodes:
             self.failed.update(gone)
             names = [self.alive[node]["NodeManagerHostname"] for node in gone if node in self.alive]
             return " ".join(["its node", *names, "was lost"])
+        if isinstance(error, ray.exceptions.RuntimeEnvSetupError):
+            return self._not_ready(str(error))
         if isinstance(error, ray.exceptions.OutOfMemoryError):
             return "its worker took more memory than its node has left"
         if not isinstance(error, ray.exceptions.RayTaskError):
@@ -211,6 +213,39 @@ class _Nodes:
             return ""
         self.failed.add(cause.node)
         return str(cause)
+
+    def _not_ready(self, said: str) -> str:
+        """What kept a node from taking a task, in words; the node is left out from now on."""
+        address = "".join(re.findall(r"\[Node ([^\]]+)\]", said)[:1])
+        there = [n for n in self.alive.values() if n["NodeManagerAddress"] == address]
+        self.failed.update(node["NodeID"] for node in there)
+        names = ", ".join(node["NodeManagerHostname"] for node in there) or "its node"
+        reasons = re.findall(r"^[\w.]*Error: (.+)$", said, re.MULTILINE)
+        return f"{names} could not be made ready: {reasons[-1] if reasons else said[-200:]}"
+
+    def left_out(self) -> dict[str, str] | None:
+        """Ray's selector of the nodes that have not failed; None where no node is better."""
+        failed = self.failed & self.alive.keys()
+        if not failed or failed == self.alive.keys():
+            return None
+        return {"ray.io/node-id": f"!in({','.join(sorted(failed))})"}
+
+    def try_all(self) -> None:
+        """Find the nodes that take no task at all, by one that does nothing on each."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        task, tried = ray.remote(_nothing), {}
+        for node in self.alive if len(self.alive) > 1 else ():
+            here = NodeAffinitySchedulingStrategy(node, soft=False)
+            options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
+            tried[node] = task.options(**options).remote()
+        for node, answer in tried.items():
+            try:
+                ray.get(answer, timeout=PATIENCE)
+            except ray.exceptions.RayError as error:
+                self.failed.add(node)
+                self.say(f"  {self.passing(error) or error}; the training leaves that node out")
 
 
 def _bytes(piece: Piece) -> int:
@@ -242,6 +277,8 @@ def train(
     losses = _store.join(storage, "losses")
     fewest = settings.min_workers if settings.min_workers < settings.workers else 0
     job = ray.get_runtime_context().get_job_id()
+    nodes = _Nodes((), False, say)
+    nodes.try_all()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"fit": fit, "piece": piece, "monitor": monitor},
@@ -249,6 +286,7 @@ def train(
         scaling_config=ScalingConfig(
             num_workers=(fewest, settings.workers) if fewest else settings.workers,
             use_gpu=bool(ray.cluster_resources().get("GPU")),
+            label_selector=nodes.left_out(),
         ),
         run_config=RunConfig(
             # A new name every time: Ray would take a known one for a finished run and do nothing.

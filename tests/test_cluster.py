@@ -204,6 +204,21 @@ def test_a_piece_lost_with_its_node_names_it_and_goes_elsewhere(nodes):
     assert seen.options(pieces(1)[0])["label_selector"] == {"ray.io/node-id": "!in(abc123)"}
 
 
+def test_a_node_that_cannot_be_made_ready_is_named_with_its_reason_and_left_out(nodes):
+    import ray
+
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    for number, node in enumerate(seen.alive.values()):
+        node["NodeManagerAddress"] = f"10.0.0.{number}"
+    error = ray.exceptions.RuntimeEnvSetupError(
+        "[Node 10.0.0.1] Traceback (most recent call last):\n  File …\n"
+        "OSError: [Errno 28] No space left on device: '/mnt/ray'\n"
+    )
+    reason = "[Errno 28] No space left on device: '/mnt/ray'"
+    assert seen.passing(error) == f"node-1 could not be made ready: {reason}"
+    assert seen.left_out() == {"ray.io/node-id": "!in(node-1)"}
+
+
 def test_nodes_that_come_and_go_are_named(nodes, monkeypatch):
     import ray
 
