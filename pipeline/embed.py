@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline import _plan, _store, encoders, shard
+from pipeline import _plan, _store, _task_memory, encoders, shard
 from pipeline._errors import InputError
 from pipeline._plan import Piece, Plan
 from pipeline._vectors import vector_column, vector_matrix
@@ -50,6 +50,8 @@ def plan_of(settings: EmbedSettings, root: str) -> Plan:
     shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
     matters = depends_on(settings, root)
     members = _members(settings, root)
+    reads = settings.members or fitted.is_fitted(settings.encoder)
+    memory = 0 if reads else _task_memory.of_encoding(sentences.path(settings.encoder))
     pieces = []
     for entry in shards["pieces"]:
         name = entry["name"]
@@ -70,6 +72,7 @@ def plan_of(settings: EmbedSettings, root: str) -> Plan:
                         for folder, _, weight in members
                     ],
                 },
+                memory=memory,
             )
         )
     return _plan.plan("embed", _folder(settings, root), pieces, matters)

@@ -15,6 +15,7 @@ from pipeline import (
     _plan,
     _ranking,
     _store,
+    _task_memory,
     embed,
     external,
     intervals,
@@ -61,6 +62,7 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
                 "version": model["version"],
                 "batch_size": recipe.evaluate.batch_size,
             },
+            memory=_task_memory.of_vectors(entry, recipe, model),
         )
         for entry in {entry["name"]: entry for entry in entries if entry["samples"]}.values()
     ]
@@ -205,6 +207,7 @@ def plan_rankings(
             output=_store.join(folder, f"{entry['name']}.parquet"),
             fingerprint=_store.fingerprint(stage, entry["name"], depends),
             inputs={**common, "shard": uri},
+            memory=_task_memory.of_rankings(entries, labels, recipe, scorer is not None),
         )
         for entry, uri in zip(entries, common["vectors"], strict=True)
     ]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load
 
-from pipeline import _plan, _ranking, _store, _tables, evaluate, train
+from pipeline import _plan, _ranking, _store, _tables, _task_memory, evaluate, train
 from pipeline._errors import InputError, did_you_mean
 from pipeline._exclusions import Leaving
 from pipeline._plan import Piece, Plan
@@ -37,6 +37,9 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     inputs, versions = inputs_of(recipe, root, name)
     folder = _plan.folder(root, "rerank", name)
     matters = recipe.rerank.model_dump(mode="json", exclude={"method", "weights"})
+    vectors = _plan.need_index(evaluate.vectors_folder(root, name), "evaluate")
+    chosen_on = _plan.of_split(vectors, "val")
+    memory = _task_memory.of_rankings(chosen_on, [], recipe, scored=True)
     pieces = []
     for method in recipe.rerank.method:
         weights = _weights_version(recipe.rerank.weights) if "leaprr" in method else ""
@@ -46,6 +49,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
                 output=_store.join(folder, f"{method}.parquet"),
                 fingerprint=_store.fingerprint("rerank", method, matters, versions, weights),
                 inputs={**inputs, "method": method},
+                memory=memory,
             )
         )
     return _plan.plan("rerank", folder, pieces, matters)

@@ -1,0 +1,47 @@
+"""What a task takes of its node's memory beyond Python and its libraries (bytes), by its stage.
+
+Ray places tasks by it. What was measured stands in docs/scale.md; where a formula is above, it is
+on the safe side.
+"""
+
+from pathlib import Path
+
+from schemas.settings import Recipe
+
+TOWER = 5.0  # of a number of the tower vectors that are ranked
+SCORED = 12.0  # the same, and of the bank's, where other scores are made
+JUDGED = 19.0  # of a number of the sentence vectors that rankings are judged by
+PLACES = 12.0  # of a query and candidate of a block: scores, relevance, ranks
+MADE = 52.0  # the same where other scores are made
+BLOCK = 256  # queries at a time
+
+
+def of_encoding(folder: Path | None) -> int:
+    """Of embedding a shard: the sentence model's files; 0 where a hub will send them."""
+    if folder is None:
+        return 0
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def of_vectors(entry: dict, recipe: Recipe, model: dict) -> int:
+    """Of a shard's tower vectors: its samples decoded, and the model, twice while it is read."""
+    pixels = 3 * recipe.model.image_size**2 * entry["samples"]
+    held = entry["files"][f"{entry['name']}.tar"]["bytes"]
+    weights = sum(f["bytes"] for p in model["pieces"] for f in p["files"].values())
+    return (held if recipe.model.image == "regions" else pixels) + 2 * weights
+
+
+def of_rankings(entries: list[dict], labels: list[dict], recipe: Recipe, scored: bool) -> int:
+    """Of a shard's rankings: all vectors of the split, those that judge, and a block of scores.
+
+    `entries` and `labels` are those of the split's tower and sentence vectors; where other scores
+    are made, the bank's vectors count too.
+    """
+    images, texts = (sum(entry[of] for entry in entries) for of in ("images", "captions"))
+    towers = (images + texts) * recipe.model.dim
+    judging = sum(entry["captions"] * entry["dim"] for entry in labels)
+    bank = recipe.rerank.bank_images * (1 + texts / max(1, images)) * recipe.model.dim
+    block = BLOCK * max(images, texts)
+    if scored:
+        return int(SCORED * (towers + bank) + JUDGED * judging + MADE * block)
+    return int(TOWER * towers + JUDGED * judging + PLACES * block)
