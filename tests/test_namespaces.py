@@ -1,7 +1,5 @@
 """The whole run as a job on several nodes with an object store alone, one of them killed."""
 
-import os
-
 import pytest
 from conftest import TINY
 from namespaces import Namespaces, wait_for, why_not
@@ -9,9 +7,7 @@ from s3fs import S3FileSystem
 
 from pipeline import _store
 
-# After the kill the head's way to S3 times out at times, more so on a busy machine: not solved.
-ASKED = "HALFTONE_NAMESPACES" in os.environ
-WHY = why_not() if ASKED else "set HALFTONE_NAMESPACES=1: it fails at times, see the comment"
+WHY = why_not()
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY or "namespaces are allowed")
 SAME_BYTES = ("1-manifest", "2-shards", "3-embeddings/tiny")
 
