@@ -144,7 +144,8 @@ def _run(command: str, module: ModuleType, runs: list, options: argparse.Namespa
         if len(runs) > 1:
             show.heading(f"\nmodel {run.name}")
         module.run(run, options) if hasattr(module, "arguments") else module.run(run)
-        run.track.finish()
+        if not run.dry:
+            run.track.finish()
     stages = [result for run in runs for result in run.results.values() if "made" in result]
     if stages and not any(result["made"] for result in stages) and not options.dry_run:
         show.line("Everything was there already; nothing was computed.")

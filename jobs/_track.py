@@ -64,7 +64,7 @@ class Tracker:
     def recorder(self, stage: str) -> Callable[[list[dict]], None]:
         """A function for the training's controller that logs records as they come."""
         run_id = self._attempt(lambda: self._run_id(stage))
-        return partial(_record, self.uri, run_id) if run_id else _ignore
+        return _Recorder(self.uri, run_id) if run_id else _ignore
 
     def monitor(self, stage: str) -> Callable[[str], contextlib.AbstractContextManager]:
         """For the training's workers: while it is entered, their node's load is logged."""
@@ -82,6 +82,7 @@ class Tracker:
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the runs that were written to; keep what could not be written for the next time."""
+        self._attempt(self._replay)  # where this run had nothing of its own to write
         for stage in sorted(self.touched, reverse=True):
             self._attempt(
                 lambda stage=stage: self._client().set_terminated(self._ids[stage], status)
@@ -250,6 +251,25 @@ def _current(uri: str) -> Iterator[None]:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
+class _Recorder:
+    """Logs a training's records as they come, until MLflow does not answer once.
+
+    It lives in the training's controller, where an error would end the training. The driver writes
+    all records when the training is over.
+    """
+
+    def __init__(self, uri: str, run_id: str):
+        self.uri, self.run_id, self.away = uri, run_id, False
+
+    def __call__(self, records: list[dict]) -> None:
+        if self.away:  # every try would hold the training up
+            return
+        try:
+            _record(self.uri, self.run_id, records)
+        except Exception:  # tracking must never end the work it tracks
+            self.away = True
+
+
 def _ignore(records: list[dict]) -> None:
     pass
 
@@ -271,10 +291,13 @@ def _monitor(uri: str, run_id: str | None, node: str) -> Iterator[None]:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    monitor = SystemMetricsMonitor(
-        run_id, sampling_interval=10, node_id=node, resume_logging=True, tracking_uri=uri
-    )
-    monitor.start()
+    about = {"node_id": node, "resume_logging": True, "tracking_uri": uri}
+    try:
+        monitor = SystemMetricsMonitor(run_id, sampling_interval=10, **about)
+        monitor.start()
+    except Exception:  # a server that is away, as above
+        yield
+        return
     try:
         yield
     finally:
