@@ -137,16 +137,18 @@ def cut(round: Round) -> None:
 
 
 def mlflow(round: Round) -> None:
-    """The MLflow server dies in training and is back half a minute later; nothing is missing."""
+    """The MLflow server dies in training and again after it, each time for half a minute."""
     server = round.cluster.start_mlflow()
     round.start(round.cluster.mlflow)
-    round.until("epoch 1/")
-    for process in [*server.children(recursive=True), server]:
-        process.kill()
-    time.sleep(30)
-    round.cluster.start_mlflow()
+    for moment in ("epoch 1/", "5 train"):
+        round.until(moment)
+        for process in [*server.children(recursive=True), server]:
+            process.kill()
+        print(f"  {moment}: MLflow killed", flush=True)
+        time.sleep(30)
+        server = round.cluster.start_mlflow()
     round.end()
-    round.says("MLflow")
+    round.says("what it lacks waits in")
     round.start(round.cluster.mlflow)
     round.end()
     pending = _store.join(round.root, "tracking-pending.json")
