@@ -291,13 +291,10 @@ def _monitor(uri: str, run_id: str | None, node: str) -> Iterator[None]:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    about = {"node_id": node, "resume_logging": True, "tracking_uri": uri}
-    try:
-        monitor = SystemMetricsMonitor(run_id, sampling_interval=10, **about)
-        monitor.start()
-    except Exception:  # a server that is away, as above
-        yield
-        return
+    monitor = SystemMetricsMonitor(
+        run_id, sampling_interval=10, node_id=node, resume_logging=True, tracking_uri=uri
+    )
+    monitor.start()
     try:
         yield
     finally:
