@@ -5,8 +5,9 @@
 
 Drawn scenes are sharded, and their captions embedded by tfidf and labelled, by 2 workers and by 1:
 through Ray (`jobs._cluster.fan_out`) and through a `multiprocessing` pool with the same functions,
-all started and warm. Every round goes through all four, and every ratio is of one round: what else
-the machine does falls on both. Wall time; medians over the rounds, and the quartiles of ratios.
+all started and warm, a thread a worker. Every round goes through all four, and every ratio is of
+one round: what else the machine does falls on both. Wall time; medians over the rounds, and the
+quartiles of ratios.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would lose to whatever else runs
+# Ray's workers would be at niceness 15, and lose to whatever else runs.
+os.environ.update({"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"})
 
 from jobs import _cluster  # noqa: E402
 from pipeline import embed, ingest, label, shard  # noqa: E402
