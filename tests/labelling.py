@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+from stages import finish
 
 from pipeline import _plan, _store, label
 from schemas.embedding import embedding_schema
@@ -9,10 +10,6 @@ from schemas.settings import Recipe
 
 # Captions of each image of three shards: ragged, and more images than a shard's.
 COUNTS = {"train-000000": [1, 3, 2], "train-000001": [5, 1], "train-000002": [2]}
-
-
-def run(plan, write) -> dict:
-    return plan.finish({piece.name: write(piece) for piece in plan.pending})
 
 
 def cosine(a, b) -> float:
@@ -48,5 +45,5 @@ def labelled(root: str, **how) -> list[dict]:
     """The relevance lists of all shards in order."""
     recipe = Recipe(name="t", embed={"encoder": "hand"}, label=how)
     plan = label.plan(recipe, root)
-    run(plan, label.write_relevance)
+    finish(plan, label.write_relevance)
     return [row for piece in plan.pieces for row in _store.read_table(piece.output).to_pylist()]

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from stages import ingested
 
-from pipeline import _plan, _store, ingest, shard
+from pipeline import _plan, _store, shard
 from schemas.manifest import MANIFEST
 from schemas.settings import Recipe, ShardSettings, SourceSettings
 
@@ -35,22 +36,6 @@ def with_source(recipe: Recipe, **changes) -> Recipe:
 
 def with_shard(recipe: Recipe, **changes) -> Recipe:
     return recipe.model_copy(update={"shard": recipe.shard.model_copy(update=changes)})
-
-
-def run(plan, write, *, backwards=False) -> dict:
-    """The index, after the pending pieces were made."""
-    pieces = plan.pending[::-1] if backwards else plan.pending
-    return plan.finish({piece.name: write(piece) for piece in pieces})
-
-
-def ingested(recipe: Recipe, root) -> str:
-    run(ingest.plan(recipe, str(root)), ingest.write_part)
-    return str(root)
-
-
-def sharded(recipe: Recipe, root, **how) -> dict:
-    ingested(recipe, root)
-    return run(shard.plan(recipe, str(root)), shard.write_shard, **how)
 
 
 def checked(recipe: Recipe, root) -> list[dict]:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from stages import finish, sharded
 
 from jobs._cli import main
-from pipeline import _hashes, audit, ingest, shard
+from pipeline import _hashes, audit
 from schemas.settings import Recipe
 
 # ---- hashes ------------------------------------------------------------------------------------
@@ -189,10 +190,6 @@ EXACT = {("train1copy", "train1"), ("train4", "val4")}
 NEAR = {("train3", "test3"), ("train4", "test4"), ("val4", "test4")}
 
 
-def made(plan, write) -> dict:
-    return plan.finish({piece.name: write(piece) for piece in plan.pending})
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
@@ -215,10 +212,9 @@ def recipe_of(data: Path, **sections) -> Recipe:
 
 def audited(recipe: Recipe, root) -> tuple[list[dict], list[dict], dict]:
     """The rows of both tables, and the shards' index."""
-    made(ingest.plan(recipe, str(root)), ingest.write_part)
-    index = made(shard.plan(recipe, str(root)), shard.write_shard)
+    index = sharded(recipe, root)
     plan = audit.plan(recipe, str(root))
-    made(plan, audit.write_hashes)
+    finish(plan, audit.write_hashes)
     audit.write(plan, recipe, str(root))
     files = ("duplicates.csv", "exclusions.csv")
     return *(list(csv.DictReader(open(Path(root) / "audit" / f))) for f in files), index

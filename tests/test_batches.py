@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from stages import sharded
 
-from pipeline import _batches, _store, ingest, shard
+from pipeline import _batches, _store
 from pipeline._batches import Loader, Order, Split
 from pipeline._errors import InputError
 from pipeline.models import Vocabulary
@@ -24,15 +25,10 @@ from schemas.settings import Recipe
 SIZE = 24  # pixels: less than the scenes' side, more than half of it
 
 
-def run(plan, write) -> dict:
-    return plan.finish({piece.name: write(piece) for piece in plan.pending})
-
-
 def shards(root, **shard_settings) -> str:
     source = {"kind": "drawn", "train_images": 21, "val_images": 3, "test_images": 0}
     recipe = Recipe(name="t", source={**source, "image_size": 32}, shard=shard_settings)
-    run(ingest.plan(recipe, str(root)), ingest.write_part)
-    run(shard.plan(recipe, str(root)), shard.write_shard)
+    sharded(recipe, root)
     return str(root)
 
 
@@ -231,8 +227,7 @@ def test_shards_of_features_give_the_arrays_that_were_put_in(tmp_path):
     np.save(tmp_path / "train_ims.npy", features)
     (tmp_path / "train_caps.txt").write_text("".join(f"caption {n}\n" for n in range(6)))
     recipe = Recipe(name="t", source={"kind": "precomp", "path": str(tmp_path)})
-    run(ingest.plan(recipe, str(tmp_path)), ingest.write_part)
-    run(shard.plan(recipe, str(tmp_path)), shard.write_shard)
+    sharded(recipe, tmp_path)
     split = Split(str(tmp_path), "train", image_size=SIZE)
     assert split.features == 5
     for row, image_id in enumerate(split.table["image_id"].to_pylist()):

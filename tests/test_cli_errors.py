@@ -8,26 +8,22 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 from PIL import Image
+from stages import SCENES, finish, make_here, sharded
 
 from jobs import _cli
-from pipeline import _store, embed, ingest, label, rerank, shard, train
+from pipeline import _store, embed, label, rerank, train
 from pipeline._errors import InputError
 from schemas.settings import Recipe
 
 STAGES = ("ingest", "shard", "embed", "label", "train", "evaluate", "rerank", "search")
-SOURCE = {"kind": "drawn", "train_images": 12, "val_images": 3, "test_images": 4, "image_size": 32}
-SMALL = [word for key, value in SOURCE.items() for word in (f"--source.{key}", str(value))]
+SMALL = [word for key, value in SCENES.items() for word in (f"--source.{key}", str(value))]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     """An empty folder to work in, on its own machine: pieces are made here, nothing is tracked."""
-
-    def make_here(make, pieces, **how):
-        return {piece.name: make(piece) for piece in pieces}
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("jobs._cluster.fan_out", make_here)
+    make_here(monkeypatch)
     monkeypatch.setattr("jobs._run.Tracker", lambda *names: MagicMock())
     return tmp_path
 
@@ -53,21 +49,16 @@ def files(folder) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in Path(folder).rglob("*") if file.is_file()}
 
 
-def finish(plan, write) -> dict:
-    return plan.finish({piece.name: write(piece) for piece in plan.pending})
-
-
 @pytest.fixture(scope="module")
 def recipe(tiny_encoder) -> Recipe:
-    return Recipe(name="t", source=SOURCE, shard={"samples": 8}, embed={"encoder": tiny_encoder})
+    return Recipe(name="t", source=SCENES, shard={"samples": 8}, embed={"encoder": tiny_encoder})
 
 
 @pytest.fixture(scope="module")
 def four_stages(recipe, tmp_path_factory) -> str:
     """A run folder that has gone through four stages."""
     root = str(tmp_path_factory.mktemp("four"))
-    finish(ingest.plan(recipe, root), ingest.write_part)
-    finish(shard.plan(recipe, root), shard.write_shard)
+    sharded(recipe, root)
     finish(embed.plan(recipe, root), embed.write_embeddings)
     finish(label.plan(recipe, root), label.write_relevance)
     return root
@@ -170,8 +161,7 @@ def test_half_way_a_stage_names_the_one_that_is_missing(refused, half_way, stage
 
 def test_a_graded_loss_names_the_embeddings_it_needs_and_another_loss_needs_none(here, recipe):
     root = str(here / "run")
-    finish(ingest.plan(recipe, root), ingest.write_part)
-    finish(shard.plan(recipe, root), shard.write_shard)
+    sharded(recipe, root)
     graded = {"train": recipe.train.model_copy(update={"losses": {"smooth_ndcg": {}}})}
     with pytest.raises(InputError, match="run `halftone embed` first"):
         train.plan(recipe.model_copy(update=graded), root, "main")
@@ -253,8 +243,7 @@ def test_pixel_towers_on_shards_of_features_are_refused(here):
     (here / "train_caps.txt").write_text("a caption\n" * 8)
     source = {"kind": "precomp", "path": str(here)}
     recipe = Recipe(name="t", source=source, train={"batch_size": 8})
-    finish(ingest.plan(recipe, str(here)), ingest.write_part)
-    finish(shard.plan(recipe, str(here)), shard.write_shard)
+    sharded(recipe, here)
     plan = train.plan(recipe, str(here), "main")
     with pytest.raises(InputError, match="needs image shards, these hold features; use 'regions'"):
         train.fit(plan.pieces[0], lambda records: None)

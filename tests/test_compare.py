@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from test_rankings import recipe_of, run, write_run
+from stages import finish
+from test_rankings import recipe_of, write_run
 
 from jobs import _cli
 from pipeline import _plan, _store, compare, evaluate, intervals
@@ -96,7 +97,7 @@ def roots(tmp_path_factory) -> list[str]:
             _store.write_json(_plan.folder(root, stage, *where, "index.json"), index)
         recipe = recipe_of(train={"seed": seed})
         plan = evaluate.plan(recipe, root, "main")
-        run(plan, evaluate.write_rankings)
+        finish(plan, evaluate.write_rankings)
         _store.write_json(_store.join(plan.folder, "metrics.json"), evaluate.results(plan, recipe))
         settings = yaml.safe_dump(recipe.model_dump(mode="json")).encode()
         _store.write_bytes(_store.join(root, "settings-main.yaml"), settings)

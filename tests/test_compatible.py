@@ -7,8 +7,8 @@ import tarfile
 import pytest
 import webdataset
 from PIL import Image
+from stages import sharded
 
-from pipeline import ingest, shard
 from pipeline.reading import Sample, Shards
 from schemas.settings import Recipe
 
@@ -18,9 +18,7 @@ def shards(tmp_path_factory) -> Shards:
     root = str(tmp_path_factory.mktemp("compatible"))
     source = {"kind": "drawn", "train_images": 20, "val_images": 5, "test_images": 0}
     recipe = Recipe(name="t", source={**source, "image_size": 32}, shard={"samples": 8})
-    for plan_of, make in ((ingest.plan, ingest.write_part), (shard.plan, shard.write_shard)):
-        plan = plan_of(recipe, root)
-        plan.finish({piece.name: make(piece) for piece in plan.pending})
+    sharded(recipe, root)
     return Shards(root)
 
 

@@ -11,18 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from stages import SCENES, finish, sharded, without_the_second_shard
 
 from jobs._cli import main
-from pipeline import _plan, _store, embed, ingest, shard
+from pipeline import _plan, _store, embed
 from pipeline._errors import InputError, StageMissing
 from pipeline.encoders import sentences
 from schemas.settings import EmbedSettings, Recipe
-
-SOURCE = {"kind": "drawn", "train_images": 12, "val_images": 3, "test_images": 4, "image_size": 32}
-
-
-def run(plan, write) -> dict:
-    return plan.finish({piece.name: write(piece) for piece in plan.pending})
 
 
 def run_all(settings: EmbedSettings, root: str) -> list[int]:
@@ -38,16 +33,15 @@ def run_all(settings: EmbedSettings, root: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def recipe(tiny_encoder) -> Recipe:
-    return Recipe(name="t", source=SOURCE, shard={"samples": 5}, embed={"encoder": tiny_encoder})
+    return Recipe(name="t", source=SCENES, shard={"samples": 5}, embed={"encoder": tiny_encoder})
 
 
 @pytest.fixture(scope="module")
 def embedded(recipe, tmp_path_factory) -> str:
     """A run folder with embeddings; those of other encoders are added beside them."""
     root = str(tmp_path_factory.mktemp("embedded"))
-    run(ingest.plan(recipe, root), ingest.write_part)
-    run(shard.plan(recipe, root), shard.write_shard)
-    run(embed.plan(recipe, root), embed.write_embeddings)
+    sharded(recipe, root)
+    finish(embed.plan(recipe, root), embed.write_embeddings)
     return root
 
 
@@ -154,11 +148,7 @@ def test_settings_that_change_the_vectors_make_them_again(embedded, recipe, how,
 
 def test_a_shard_of_which_nothing_was_accepted_has_no_embeddings(recipe, tmp_path):
     root = str(tmp_path)
-    run(ingest.plan(recipe, root), ingest.write_part)
-    plan = shard.plan(recipe, root)
-    settings = recipe.shard.model_copy(update={"max_pixels": 1, "failures_in_a_row": 99})
-    plan.pieces[1].inputs["settings"] = settings  # rejects all of train-000001
-    run(plan, shard.write_shard)
+    without_the_second_shard(recipe, root)
     tiny = recipe.embed.encoder
     ensemble = EmbedSettings(encoder="ensemble", members={tiny: 1, "lsa-8": 1, "trigrams-9": 1})
     run_all(ensemble, root)

@@ -5,7 +5,8 @@ import contextlib
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_rankings import ALL, random_unit, recipe_of, run, write_run, write_stage
+from stages import finish
+from test_rankings import ALL, random_unit, recipe_of, write_run, write_stage
 
 from jobs import embed, ingest, shard
 from pipeline import _graded, _plan, _store, evaluate
@@ -25,7 +26,7 @@ def write_encoder(root, name: str, backend: str | None = "torch", files="hand") 
             for n, count in enumerate(of_images)
             for k in range(count)
         ]
-        about = {"split": piece.split("-")[0]}
+        about = {"split": piece.split("-")[0], "captions": len(rows), "dim": 8}
         made.append((piece, pa.Table.from_pylist(rows, schema=embedding_schema(8)), about))
         shards.append({"name": piece, "files": "hand", "split": about["split"]})
     folder = _plan.folder(str(root), "embed", name)
@@ -72,7 +73,7 @@ def test_rankings_follow_their_judge_and_name_it(tmp_path):
         recipe = recipe_of(evaluate={"encoder": encoder}, train={"losses": losses})
         plan = evaluate.plan(recipe, str(tmp_path), "main")
         assert len(plan.pending) == 2
-        run(plan, evaluate.write_rankings)
+        finish(plan, evaluate.write_rankings)
         plan = evaluate.plan(recipe, str(tmp_path), "main")
         assert plan.settings["label_encoder"] == encoder and not plan.pending
         assert plan.settings["labels_trained_on"] == (encoder == "hand")

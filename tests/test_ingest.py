@@ -5,7 +5,8 @@ import os
 
 import pyarrow as pa
 import pytest
-from sharding import FIVE, drawn, files, ingested, run, table_of, with_source
+from sharding import FIVE, drawn, files, table_of, with_source
+from stages import finish, ingested
 
 from pipeline import _plan, _store, ingest
 from pipeline._errors import InputError
@@ -23,13 +24,13 @@ def test_an_image_id_that_is_there_twice_is_refused(tmp_path):
     table_of(tmp_path, FIVE, "1.csv")
     recipe = with_source(table_of(tmp_path, FIVE[2:3], "2.csv"), path=str(tmp_path / "*.csv"))
     plan = ingest.plan(recipe, str(tmp_path))
-    run(plan, ingest.write_part)
+    finish(plan, ingest.write_part)
     with pytest.raises(InputError, match="1 image ids appear more than once, the first is 'c'"):
         ingest.check(plan)
 
 
 def test_the_images_of_every_split_are_counted(tmp_path):
-    index = run(ingest.plan(drawn(), str(tmp_path)), ingest.write_part)
+    index = finish(ingest.plan(drawn(), str(tmp_path)), ingest.write_part)
     assert ingest.totals(index) == {"train": 20, "val": 5, "test": 7}
 
 

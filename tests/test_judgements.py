@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelling import COUNTS, cosine, embeddings, labelled, run
+from labelling import COUNTS, cosine, embeddings, labelled
+from stages import finish
 
 from pipeline import _judgements, _plan, _store, label
 from pipeline._captions import Captions, graded
@@ -174,7 +175,7 @@ def test_files_count_by_their_contents(tmp_path):
     head = "image_id,caption_id,relevance\n"
     uri = written(tmp_path, "decided.csv", head + "train-000000/0,train-000001/0#2,0.25\n")
     recipe = Recipe(name="t", embed={"encoder": "hand"}, label={"overrides": uri})
-    run(label.plan(recipe, root), label.write_relevance)
+    finish(label.plan(recipe, root), label.write_relevance)
     moved = written(tmp_path, "moved.csv", Path(uri).read_text())
     other = Recipe(name="t", embed={"encoder": "hand"}, label={"overrides": moved})
     assert label.plan(other, root).complete
@@ -182,6 +183,6 @@ def test_files_count_by_their_contents(tmp_path):
     written(tmp_path, "decided.csv", head + "train-000000/0,train-000001/0#2,0.5\n")
     assert len(label.plan(recipe, root).pending) == len(COUNTS)
     assert label.depends_on(recipe.label) != before
-    run(label.plan(recipe, root), label.write_relevance)
+    finish(label.plan(recipe, root), label.write_relevance)
     lists = _store.read_table(label.plan(recipe, root).pieces[0].output).to_pylist()
     assert np.float16(0.5) in lists[0]["relevance"]

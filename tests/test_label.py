@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from labelling import COUNTS, cosine, embeddings, labelled, run
+from labelling import COUNTS, cosine, embeddings, labelled
+from stages import SCENES, finish, sharded, without_the_second_shard
 
-from pipeline import _lists, _plan, _store, embed, ingest, label, shard
+from pipeline import _lists, _plan, _store, embed, label, shard
 from pipeline._captions import Captions
 from pipeline._lists import Direction, Lists
 from pipeline._vectors import vector_column
@@ -19,25 +20,19 @@ from pipeline.encoders import sentences
 from schemas.relevance import ENCODINGS
 from schemas.settings import LabelSettings, Recipe
 
-SOURCE = {"kind": "drawn", "train_images": 12, "val_images": 3, "test_images": 4, "image_size": 32}
-
 
 @pytest.fixture(scope="module")
 def recipe(tiny_encoder) -> Recipe:
-    return Recipe(name="t", source=SOURCE, shard={"samples": 5}, embed={"encoder": tiny_encoder})
+    return Recipe(name="t", source=SCENES, shard={"samples": 5}, embed={"encoder": tiny_encoder})
 
 
 def test_a_shard_of_which_nothing_was_accepted_has_no_embeddings_and_no_labels(recipe, tmp_path):
     root = str(tmp_path)
-    run(ingest.plan(recipe, root), ingest.write_part)
-    plan = shard.plan(recipe, root)
-    settings = recipe.shard.model_copy(update={"max_pixels": 1, "failures_in_a_row": 99})
-    plan.pieces[1].inputs["settings"] = settings  # rejects all of train-000001
-    run(plan, shard.write_shard)
+    without_the_second_shard(recipe, root)
     assert [e["samples"] for e in _plan.read_index(f"{root}/2-shards")["pieces"]] == [5, 0, 2, 3, 4]
-    index = run(embed.plan(recipe, root), embed.write_embeddings)
+    index = finish(embed.plan(recipe, root), embed.write_embeddings)
     assert [entry["captions"] > 0 for entry in index["pieces"]] == [True, False, True, True, True]
-    index = run(label.plan(recipe, root), label.write_relevance)
+    index = finish(label.plan(recipe, root), label.write_relevance)
     assert [entry["queries"] > 0 for entry in index["pieces"]] == [True, False, True, True, True]
 
 
@@ -114,7 +109,7 @@ def test_every_pair_is_counted_in_a_histogram(tmp_path_factory, counts, seed, ma
     root = str(tmp_path_factory.mktemp("r"))
     embeddings(root, {"train-000000": counts, "train-000001": [2]}, seed=seed)
     recipe = Recipe(name="t", embed={"encoder": "hand"}, label={"map": map, "reduce": reduce})
-    entries = run(label.plan(recipe, root), label.write_relevance)["pieces"]
+    entries = finish(label.plan(recipe, root), label.write_relevance)["pieces"]
     found = label.calibration(entries)
     counts = [*counts, 2]
     pairs = sum(sum(counts) - count for count in counts)
@@ -170,7 +165,7 @@ def test_a_changed_caption_elsewhere_in_the_split_makes_all_its_lists_anew(tmp_p
     root = str(tmp_path)
     recipe = Recipe(name="t", embed={"encoder": "hand"})
     embeddings(root, {"val-000000": [2], **COUNTS})
-    run(label.plan(recipe, root), label.write_relevance)
+    finish(label.plan(recipe, root), label.write_relevance)
     assert label.plan(recipe, root).complete
     embeddings(root, {"val-000000": [2], **COUNTS, "train-000002": [3]})
     assert [piece.name for piece in label.plan(recipe, root).pending] == list(COUNTS)
@@ -250,7 +245,7 @@ def test_a_large_split_is_searched_approximately_and_the_recall_is_kept(tmp_path
             value <= known.get(n, 1)
             for n, value in zip(b["candidate"], b["relevance"], strict=True)
         )
-    assert all(entry["recall"] == {} for entry in run(label.plan(
+    assert all(entry["recall"] == {} for entry in finish(label.plan(
         Recipe(name="t", embed={"encoder": "hand"}), root), label.write_relevance)["pieces"]
     )  # fmt: skip
 
@@ -266,13 +261,12 @@ def test_a_cross_encoder_scores_the_lists_again(recipe, tmp_path, monkeypatch, r
     weights.mkdir()
     (weights / "weights").write_text("some")
     root = str(tmp_path / "run")
-    run(ingest.plan(recipe, root), ingest.write_part)
-    run(shard.plan(recipe, root), shard.write_shard)
-    run(embed.plan(recipe, root), embed.write_embeddings)
+    sharded(recipe, root)
+    finish(embed.plan(recipe, root), embed.write_embeddings)
     how = {"cross_encoder": str(weights), "reduce": reduce, "top_k": 4}
     other = recipe.model_copy(update={"label": LabelSettings(**how)})
     plan = label.plan(other, root)
-    run(plan, label.write_relevance)
+    finish(plan, label.write_relevance)
     samples = [
         sample
         for name in ("test-000000",)

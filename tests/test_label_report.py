@@ -12,18 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
+from stages import finish, sharded
 
 from jobs._cli import main
-from pipeline import _plan, _store, embed, false_negatives, ingest, label, label_report, shard
+from pipeline import _plan, _store, embed, false_negatives, label, label_report
 from pipeline._captions import Captions
 from pipeline.reading import Shards
 from schemas.settings import Recipe
 
 HOSTILE = '<script>alert("x")</script> a dog'
-
-
-def made(plan, write) -> dict:
-    return plan.finish({piece.name: write(piece) for piece in plan.pending})
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +41,12 @@ def run(tmp_path_factory):
     source = {"kind": "csv", "path": str(root / "all.csv"), "images": str(root)}
     how = {"name": "t", "source": source, "shard": {"samples": 6}, "label": {"suspects": 5}}
     recipe = Recipe(**how, embed={"encoder": "tfidf", "max_duplicates": 1.0})
-    made(ingest.plan(recipe, str(root)), ingest.write_part)
-    made(shard.plan(recipe, str(root)), shard.write_shard)
+    sharded(recipe, root)
     for encoder in ("trigrams-64", "tfidf"):
         chosen = recipe.embed.model_copy(update={"encoder": encoder})
         for step in embed.steps(chosen, str(root)):
-            made(step.plan, step.make)
-    made(label.plan(recipe, str(root)), label.write_relevance)
+            finish(step.plan, step.make)
+    finish(label.plan(recipe, str(root)), label.write_relevance)
     return str(root), recipe
 
 

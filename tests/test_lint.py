@@ -9,27 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stages import SCENES, finish, sharded
 
 from jobs._cli import main
 from pipeline import _plan, _store, ingest, lint, repair, shard
 from pipeline._errors import InputError
 from schemas.settings import Recipe
 
-SOURCE = {"kind": "drawn", "train_images": 12, "val_images": 3, "test_images": 4, "image_size": 32}
-RECIPE = Recipe(name="t", source=SOURCE, shard={"samples": 6})
-SETTINGS = [f"--source.{name}={value}" for name, value in SOURCE.items()]
+RECIPE = Recipe(name="t", source=SCENES, shard={"samples": 6})
+SETTINGS = [f"--source.{name}={value}" for name, value in SCENES.items()]
 COMMAND = ["--recipe", "drawn_tiny", *SETTINGS, "--shard.samples", "6"]
-
-
-def made(plan, write) -> None:
-    plan.finish({piece.name: write(piece) for piece in plan.pending})
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("sound")
-    made(ingest.plan(RECIPE, str(root)), ingest.write_part)
-    made(shard.plan(RECIPE, str(root)), shard.write_shard)
+    sharded(RECIPE, root)
     return root
 
 
@@ -332,7 +327,7 @@ def test_repair_brings_back_the_same_bytes_and_touches_nothing_else(sound, root,
     for stage, names in repair.broken(str(root), linted(root)).items():
         if names:
             recorded = repair.clear(RECIPE, str(root), stage, names)
-            made(repair.PLANS[stage](RECIPE, str(root)), WRITE[stage])
+            finish(repair.PLANS[stage](RECIPE, str(root)), WRITE[stage])
             verdicts = repair.verdicts(str(root), stage, recorded)
             assert set(verdicts.values()) <= {"as before"} and verdicts.keys() == recorded.keys()
     assert sums(root) == sums(sound)
@@ -367,6 +362,6 @@ def test_the_command_repairs_what_it_can_and_says_what_it_cannot(sound, root, ra
 
 def test_a_source_that_changed_is_told(root):
     recorded = repair.clear(RECIPE, str(root), "shard", {"train-000000"})
-    made(shard.plan(RECIPE, str(root)), shard.write_shard)
+    finish(shard.plan(RECIPE, str(root)), shard.write_shard)
     recorded["train-000000"]["train-000000.tar"]["sha256"] = "0" * 64
     assert repair.verdicts(str(root), "shard", recorded) == {"train-000000": "other bytes"}

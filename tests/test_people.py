@@ -8,7 +8,8 @@ import pytest
 import scipy.stats
 import torch
 from sklearn.metrics import ndcg_score
-from test_rankings import recipe_of, run, write_run
+from stages import finish
+from test_rankings import recipe_of, write_run
 
 from jobs import _cli
 from pipeline import _people, evaluate, external, protocols
@@ -91,7 +92,7 @@ def test_people_are_among_the_results_of_evaluate_and_their_file_is_followed(jud
     settings = {"judgements": uri, "protocols": ("own",), "resamples": 20}
     recipe = recipe_of(evaluate=settings)
     plan = evaluate.plan(recipe, root, "main")
-    run(plan, evaluate.write_rankings)
+    finish(plan, evaluate.write_rankings)
     plan = evaluate.plan(recipe, root, "main")
     found = json.loads(json.dumps(evaluate.all_results(plan, recipe, root, "main")))
     assert set(found["tables"]) == {"own", "judgements"}

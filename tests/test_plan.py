@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from stages import sharded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from jobs import _cli, _recipes
-from pipeline import _plan, _rates, _store, _tower_cost, estimate, ingest, shard
+from pipeline import _plan, _rates, _store, _tower_cost, estimate, ingest
 from pipeline._batches import Order, Split
 from pipeline._errors import InputError
 from pipeline.formulas.losses import LOSSES, WeightedSum
@@ -120,20 +121,18 @@ def test_clip_costs_what_is_published():
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory) -> tuple[Recipe, str]:
+def run(tmp_path_factory) -> tuple[Recipe, str]:
     root = str(tmp_path_factory.mktemp("plan") / "run")
     source = {"kind": "drawn", "train_images": 60, "val_images": 10, "test_images": 20}
     recipe = Recipe(
         name="t", source=source, shard={"samples": 16}, train={"batch_size": 8, "epochs": 3}
     )
-    for stage, make in ((ingest.plan, ingest.write_part), (shard.plan, shard.write_shard)):
-        plan = stage(recipe, root)
-        plan.finish({piece.name: make(piece) for piece in plan.pieces})
+    sharded(recipe, root)
     return recipe, root
 
 
-def test_a_run_folder_is_counted_and_planned_as_it_is(sharded):
-    recipe, root = sharded
+def test_a_run_folder_is_counted_and_planned_as_it_is(run):
+    recipe, root = run
     data = estimate.collection(recipe, root, None, 5, 1e5)
     assert data.images == {"train": 60, "val": 10, "test": 20} and "2-shards" in data.known
     found = {stage.name: stage for stage in estimate.stages(recipe, data, {"main": recipe})}
@@ -148,8 +147,8 @@ def test_a_run_folder_is_counted_and_planned_as_it_is(sharded):
     assert f"{3 * order.steps:,} steps" in found["train main"].note
 
 
-def test_the_manifest_alone_is_counted_too(sharded, tmp_path):
-    recipe, _ = sharded
+def test_the_manifest_alone_is_counted_too(run, tmp_path):
+    recipe, _ = run
     plan = ingest.plan(recipe, str(tmp_path))
     plan.finish({piece.name: ingest.write_part(piece) for piece in plan.pieces})
     data = estimate.collection(recipe, str(tmp_path), None, 5, 1e5)
@@ -186,8 +185,8 @@ def test_variants_are_trained_each_and_the_data_is_made_once(capsys, tmp_path):
     ]
 
 
-def test_more_nodes_help_until_the_pieces_are_used_up(sharded):
-    recipe, _ = sharded
+def test_more_nodes_help_until_the_pieces_are_used_up(run):
+    recipe, _ = run
     data = estimate.Collection({"train": 64_000}, {"train": 320_000}, 1e5, "")
     times = []
     for nodes in (1, 2, 4, 8, 1000):

@@ -8,17 +8,14 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from stages import sharded
 
 from jobs._cli import main
-from pipeline import ingest, preview, shard
+from pipeline import preview
 from pipeline._errors import InputError
 from schemas.settings import Recipe
 
 HOSTILE = '<script>alert("x")</script> & מזל'
-
-
-def made(plan, write) -> dict:
-    return plan.finish({piece.name: write(piece) for piece in plan.pending})
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +34,7 @@ def run(tmp_path_factory):
             table.writerow([name, HOSTILE if n == 0 else f"caption {n}", split])
     source = {"kind": "csv", "path": str(root / "all.csv"), "images": str(root)}
     recipe = Recipe(name="t", source=source, shard={"samples": 4})
-    made(ingest.plan(recipe, str(root)), ingest.write_part)
-    made(shard.plan(recipe, str(root)), shard.write_shard)
+    sharded(recipe, root)
     return str(root), recipe
 
 
@@ -79,8 +75,7 @@ def test_features_are_told_by_their_shape(tmp_path):
     (tmp_path / "train_caps.txt").write_text("".join(f"caption {n}\n" for n in range(15)))
     recipe = Recipe(name="t", source={"kind": "precomp", "path": str(tmp_path)})
     root = str(tmp_path / "run")
-    made(ingest.plan(recipe, root), ingest.write_part)
-    made(shard.plan(recipe, root), shard.write_shard)
+    sharded(recipe, root)
     page = preview.page(root, "train", 5)
     assert page.count("features 4 × 8") == 3 and "<img" not in page
 

@@ -18,16 +18,15 @@ from sharding import (
     drawn,
     files,
     from_files,
-    ingested,
     member,
     picture,
     piece,
     samples,
-    sharded,
     table_of,
     with_shard,
     written,
 )
+from stages import ingested, make_here, sharded
 
 from pipeline import _payloads, _plan, _store, shard, sources
 from pipeline._errors import InputError
@@ -359,12 +358,9 @@ def test_odd_image_ids_come_back_from_the_tar(tmp_path):
 
 
 def test_the_job_says_where_to_look(tmp_path, capsys, monkeypatch):
-    from jobs import _cli, _cluster
+    from jobs import _cli
 
-    def here(make, pieces, **how):
-        return {made.name: make(made) for made in pieces}
-
-    monkeypatch.setattr(_cluster, "fan_out", here)
+    make_here(monkeypatch)
     monkeypatch.setattr("jobs._run.Tracker", MagicMock())
     picture(tmp_path / "a.jpg")
     recipe = table_of(tmp_path, [("a.jpg", "a", "train"), ("gone.jpg", "b", "train")])

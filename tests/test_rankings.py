@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from stages import finish
 
 from pipeline import _plan, _ranking, _store, evaluate
 from pipeline._ranking import Vectors
@@ -49,7 +50,8 @@ def write_run(root, counts=ALL, draw=random_unit, dim=16, seed=0) -> dict[str, n
         ]
         about = {"split": name.split("-")[0], "images": len(images), "captions": len(texts)}
         towers.append((name, pa.Table.from_pylist(rows, schema=tower_schema(dim)), about))
-        labels.append((name, pa.Table.from_pylist(encoded, schema=embedding_schema(8)), about))
+        encoded = pa.Table.from_pylist(encoded, schema=embedding_schema(8))
+        labels.append((name, encoded, about | {"dim": 8}))
     write_stage(evaluate.vectors_folder(root, "main"), towers)
     write_stage(_plan.folder(root, "embed", "hand"), labels)
     write_stage(_plan.folder(root, "ingest"), [])
@@ -69,14 +71,10 @@ def recipe_of(**sections) -> Recipe:
     return Recipe(name="t", embed={"encoder": "hand"}, **sections)
 
 
-def run(plan, write) -> dict:
-    return plan.finish({piece.name: write(piece) for piece in plan.pending})
-
-
 def ranked(root, recipe=None) -> tuple[list[dict], dict[str, float]]:
     """Every query's ranking and the averages."""
     plan = evaluate.plan(recipe or recipe_of(), str(root), "main")
-    run(plan, evaluate.write_rankings)
+    finish(plan, evaluate.write_rankings)
     rows = [row for piece in plan.pieces for row in _store.read_table(piece.output).to_pylist()]
     return rows, evaluate.metrics(plan)
 

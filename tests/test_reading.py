@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from stages import sharded
 
-from pipeline import _store, ingest, shard
+from pipeline import _store
 from pipeline._errors import InputError, StageMissing
 from pipeline.reading import Shards
 from schemas.settings import Recipe
@@ -17,17 +18,15 @@ from schemas.settings import Recipe
 DRAWN = {"kind": "drawn", "train_images": 20, "val_images": 5, "test_images": 3, "image_size": 32}
 
 
-def sharded(root: str, **source) -> str:
+def drawn(root: str, **source) -> str:
     recipe = Recipe(name="t", source=source or DRAWN, shard={"samples": 8})
-    for plan_of, make in ((ingest.plan, ingest.write_part), (shard.plan, shard.write_shard)):
-        plan = plan_of(recipe, root)
-        plan.finish({piece.name: make(piece) for piece in plan.pending})
+    sharded(recipe, root)
     return root
 
 
 @pytest.fixture
 def shards(folder) -> Shards:
-    return Shards(sharded(folder))
+    return Shards(drawn(folder))
 
 
 def members(tar: str) -> dict[str, bytes]:
@@ -78,7 +77,7 @@ def test_a_range_of_an_object_is_asked_of_the_store_as_a_range(bucket, tmp_path)
     """Counted by the client that talks to the S3 server."""
     import fsspec
 
-    sample = Shards(sharded(f"{bucket}/{tmp_path.name}")).sample("val-000003")
+    sample = Shards(drawn(f"{bucket}/{tmp_path.name}")).sample("val-000003")
     received = []
     s3 = fsspec.filesystem("s3", use_listings_cache=False).s3
     s3.meta.events.register(
@@ -117,7 +116,7 @@ def test_features_come_back_as_the_arrays_that_were_put_in(tmp_path):
     features = np.random.default_rng(0).normal(size=(6, 3, 5)).astype(np.float32)
     np.save(tmp_path / "train_ims.npy", features)
     (tmp_path / "train_caps.txt").write_text("".join(f"caption {n}\n" for n in range(6)))
-    shards = Shards(sharded(str(tmp_path / "run"), kind="precomp", path=str(tmp_path)))
+    shards = Shards(drawn(str(tmp_path / "run"), kind="precomp", path=str(tmp_path)))
     for sample in shards.samples("train"):
         row = int(sample.image_id.split("-")[1])
         assert np.array_equal(sample.load(), features[row])

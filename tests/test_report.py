@@ -11,19 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from stages import finish, sharded
 
 from jobs import _recipes
-from pipeline import _figures, _plan, _store, evaluate, ingest, label, report, shard
+from pipeline import _figures, _plan, _store, evaluate, label, report
 from pipeline._showcase import Showcase
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.settings import Recipe
 
 HOSTILE = '<script>alert("x")</script> & מזל'
 IMAGES = 1000
-
-
-def made(plan, write) -> dict:
-    return plan.finish({piece.name: write(piece) for piece in plan.pending})
 
 
 def photograph(rng) -> bytes:
@@ -87,16 +84,15 @@ def large(tmp_path_factory) -> tuple[str, Recipe]:
         evaluate={"top_k": 10},
         report={"queries": IMAGES},
     )
-    made(ingest.plan(recipe, str(root)), ingest.write_part)
-    made(shard.plan(recipe, str(root)), shard.write_shard)
+    sharded(recipe, root)
     sidecar = _store.read_table(f"{root}/2-shards/test-000000.parquet").to_pylist()
     write_vectors(str(root), {r["image_id"]: r["captions"][0]["caption_id"] for r in sidecar})
     labels = label.plan(recipe, str(root))
-    index = made(labels, label.write_relevance)
+    index = finish(labels, label.write_relevance)
     found = label.calibration(index["pieces"])
     _store.write_json(_store.join(labels.folder, "calibration.json"), found)
     plan = evaluate.plan(recipe, str(root), "main")
-    made(plan, evaluate.write_rankings)
+    finish(plan, evaluate.write_rankings)
     shutil.copytree(root / "6-rankings/main", root / "8-reranked/main")
     metrics = evaluate.metrics(plan)
     for stage, protocol in (("6-rankings", {}), ("8-reranked", {"rerank": "hand"})):

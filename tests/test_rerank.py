@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from stages import finish
 from test_rankings import (
     ALL,
     candidates_of,
@@ -16,7 +17,6 @@ from test_rankings import (
     image_of,
     ranked,
     recipe_of,
-    run,
     unit,
     write_run,
     write_stage,
@@ -80,10 +80,10 @@ def reranked(root, recipe) -> tuple[dict, list[dict], list[dict]]:
     """The settings chosen by direction, what was tried, and every query's new ranking."""
     root = str(root)
     plan = rerank.plan(recipe, root, "main")
-    index = run(plan, rerank.write_reranker)
+    index = finish(plan, rerank.write_reranker)
     trials = _store.read_table(plan.pieces[0].output).to_pylist()
     plan = rerank.plan_reranked(recipe, root, "main")
-    run(plan, rerank.write_rankings)
+    finish(plan, rerank.write_rankings)
     rows = [row for piece in plan.pieces for row in _store.read_table(piece.output).to_pylist()]
     return index["pieces"][0]["steps"][0], trials, rows
 
@@ -214,14 +214,14 @@ LEAPRR = {
 def stage(root, recipe) -> tuple[list, list[dict]]:
     """The whole stage without Ray: plans of the trainings, and the rows of the best ranking."""
     root = str(root)
-    fitted = run(rerank.plan(recipe, root, "main"), rerank.write_reranker)
+    fitted = finish(rerank.plan(recipe, root, "main"), rerank.write_reranker)
     trainings = rerank.plan_training(recipe, root, "main", fitted)
     for plan in trainings:
         for piece in plan.pending:
             rerank.fit(piece, lambda records: None)
             plan.finish({piece.name: rerank.summary(piece)})
     plan = rerank.plan_reranked(recipe, root, "main")
-    run(plan, rerank.write_rankings)
+    finish(plan, rerank.write_rankings)
     return trainings, [r for p in plan.pieces for r in _store.read_table(p.output).to_pylist()]
 
 
@@ -251,7 +251,7 @@ def test_a_finished_training_is_not_done_again_and_other_settings_are_another(tm
     recipe = recipe_of(rerank=settings, leaprr=LEAPRR)
     (plan,), rows = stage(tmp_path, recipe)
     root = str(tmp_path)
-    fitted = run(rerank.plan(recipe, root, "main"), rerank.write_reranker)
+    fitted = finish(rerank.plan(recipe, root, "main"), rerank.write_reranker)
     (again,) = rerank.plan_training(recipe, root, "main", fitted)
     assert again.complete and rerank.plan_reranked(recipe, root, "main").complete
     other = recipe_of(rerank=settings, leaprr={**LEAPRR, "seed": 1})
@@ -296,7 +296,7 @@ def test_of_several_methods_the_best_on_val_is_the_stage_s_ranking(tmp_path):
     methods = ("inverted_softmax", "krnn", "query_expansion", "database_augmentation")
     recipe = recipe_of(rerank={"method": methods, "bank_images": 8})
     root = str(tmp_path)
-    index = run(rerank.plan(recipe, root, "main"), rerank.write_reranker)
+    index = finish(rerank.plan(recipe, root, "main"), rerank.write_reranker)
     values = {entry["name"]: entry["val/rsum"] for entry in index["pieces"]}
     best = rerank.best(recipe, root, "main")
     assert values[best] == max(values.values())

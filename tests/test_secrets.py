@@ -1,6 +1,7 @@
 """Secrets come by the environment alone, and are found in nothing that a run leaves behind."""
 
 import pytest
+from stages import make_here
 
 from jobs import _cli, _track
 from pipeline import _store
@@ -46,11 +47,7 @@ def test_the_command_line_refuses_it_too(flag, capsys, tmp_path, monkeypatch):
 
 def test_keys_of_the_environment_are_in_nothing_that_is_left_behind(tmp_path, monkeypatch, capfd):
     """Run folder, MLflow's database and artifacts, and what was printed."""
-
-    def make_here(make, pieces, **how):
-        return {piece.name: make(piece) for piece in pieces}
-
-    monkeypatch.setattr("jobs._cluster.fan_out", make_here)
+    make_here(monkeypatch)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLEKEY")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):

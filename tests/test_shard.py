@@ -12,14 +12,12 @@ from sharding import (
     FIVE,
     drawn,
     files,
-    ingested,
     picture,
-    run,
     samples,
-    sharded,
     table_of,
     with_shard,
 )
+from stages import finish, ingested, sharded
 
 from pipeline import _plan, _store, _tar_writer, ingest, shard
 
@@ -108,7 +106,7 @@ def test_a_lost_or_torn_file_is_made_again_with_the_same_bytes(tmp_path, harm, e
         victim.write_bytes(victim.read_bytes()[:-1000])
     plan = shard.plan(recipe, str(tmp_path))
     assert [piece.name for piece in plan.pending] == ["train-000001"]
-    run(plan, shard.write_shard)
+    finish(plan, shard.write_shard)
     assert files(tmp_path) == before
 
 
