@@ -6,8 +6,8 @@
 Drawn scenes are sharded, and their captions embedded by tfidf and labelled, by 2 workers and by 1:
 through Ray (`jobs._cluster.fan_out`) and through a `multiprocessing` pool with the same functions,
 all started and warm, a thread a worker. Every round goes through all four, and every ratio is of
-one round: what else the machine does falls on both. Wall time; medians over the rounds, and the
-quartiles of ratios.
+one round: what else the machine does falls on both. Wall time, and CPU time of all processes with
+Ray's own, which other work changes less; medians over the rounds, and quartiles of ratios.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 # Ray's workers would be at niceness 15, and lose to whatever else runs.
 os.environ.update({"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"})
 
@@ -29,6 +31,12 @@ from pipeline import embed, ingest, label, shard  # noqa: E402
 from schemas.settings import Recipe  # noqa: E402
 
 STAGES = ("shard", "embed", "label")
+RATIOS = (
+    ("Ray × the pool, 2 workers", ("pool", 2), ("Ray", 2)),
+    ("Ray × the pool, 1 worker", ("pool", 1), ("Ray", 1)),
+    ("1 → 2 workers, Ray", ("Ray", 1), ("Ray", 2)),
+    ("1 → 2 workers, pool", ("pool", 1), ("pool", 2)),
+)
 
 
 def recipe_of(images: int) -> Recipe:
@@ -37,16 +45,29 @@ def recipe_of(images: int) -> Recipe:
     return Recipe(name="bench", source=source, shard=shards, embed={"encoder": "tfidf"})
 
 
-def stages(recipe: Recipe, root: str, fan_out: Callable) -> dict[str, float]:
-    """Seconds of every stage, and of all."""
-    seconds = dict.fromkeys(STAGES, 0.0)
+def stages(recipe: Recipe, root: str, fan_out: Callable) -> dict[str, tuple[float, float]]:
+    """(wall, CPU) seconds of every stage, and of all."""
+    took = {}
     for name in STAGES:
+        wall = cpu = 0.0
         for plan, make in _steps(name, recipe, root):
-            started = time.perf_counter()
-            made = fan_out(make, list(plan.pieces))
-            seconds[name] += time.perf_counter() - started
+            pieces, before, started = list(plan.pieces), cpu_seconds(), time.perf_counter()
+            made = fan_out(make, pieces)
+            wall += time.perf_counter() - started
+            cpu += cpu_seconds() - before
             plan.finish(made)
-    return {**seconds, "all": sum(seconds.values())}
+        took[name] = wall, cpu
+    return {**took, "all": tuple(sum(both) for both in zip(*took.values(), strict=True))}
+
+
+def cpu_seconds() -> float:
+    """Of this process and all below it, Ray's among them, so far."""
+    me = psutil.Process()
+    total = 0.0
+    for process in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:2])
+    return total
 
 
 def _steps(name: str, recipe: Recipe, root: str):
@@ -120,10 +141,11 @@ def measure(recipe: Recipe, manifest: Path, rounds: int) -> dict[tuple, list[dic
     return {way: times[1:] for way, times in took.items()}
 
 
-def ratio(above: list[dict], below: list[dict], name: str, share: float = 1.0) -> str:
-    """Median and quartiles of the rounds' ratios of a stage."""
-    of = [share * a[name] / b[name] for a, b in zip(above, below, strict=True)]
-    low, middle, high = statistics.quantiles(of, n=4) if len(of) > 1 else 3 * of
+def ratio(above: list[dict], below: list[dict], name: str, of: int, share: float = 1.0) -> str:
+    """Median and quartiles of the rounds' ratios of a stage, of wall (0) or CPU (1) time."""
+    rounds = zip(above, below, strict=True)
+    found = [share * a[name][of] / b[name][of] for a, b in rounds]
+    low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else 3 * found
     return f"{middle:4.2f} ({low:.2f} to {high:.2f})"
 
 
@@ -139,15 +161,15 @@ def main() -> None:
         took = measure(recipe, Path(plan.folder), options.rounds)
     print(f"{options.images} images, {options.rounds} rounds, load {os.getloadavg()[0]:.1f}")
     for name in (*STAGES, "all"):
-        middle = {way: statistics.median(t[name] for t in times) for way, times in took.items()}
-        print(
-            f"{name:<6} s: {'  '.join(f'{w} {n}: {s:.2f}' for (w, n), s in middle.items())}",
-            f"Ray 2 × the pool: {ratio(took['pool', 2], took['Ray', 2], name)}",
-            f"Ray 1 × the pool: {ratio(took['pool', 1], took['Ray', 1], name)}",
-            f"1 → 2, Ray: {ratio(took['Ray', 1], took['Ray', 2], name, 0.5)}",
-            f"1 → 2, pool: {ratio(took['pool', 1], took['pool', 2], name, 0.5)}",
-            sep="\n       ",
-        )
+        for of, time_ in enumerate(("wall", "CPU")):
+            medians = (
+                f"{way} {workers}: {statistics.median(times[name][of] for times in rounds):.2f}"
+                for (way, workers), rounds in took.items()
+            )
+            print(name, time_, "s:", "  ".join(medians))
+            for what, above, below in RATIOS:
+                share = 0.5 if of == 0 and above[1] != below[1] else 1.0
+                print(f"    {what}: {ratio(took[above], took[below], name, of, share)}")
 
 
 if __name__ == "__main__":
