@@ -7,12 +7,12 @@ scikit-learn. CPU time on one thread, ratios within this run.
 
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.metrics import ndcg_score
 
+from bench import memory
 from pipeline import _counting
 from pipeline._counting import Pairs
 from pipeline.formulas.metrics import ndcg
@@ -95,22 +95,15 @@ def graded(scores: torch.Tensor) -> None:
     print(f"{theirs / ours:.1f} times as long ({exact / ours:.1f} where it ignores ties)")
 
 
-def memory(images, texts) -> None:
+def above_the_vectors(images, texts) -> None:
     """Peak above the vectors, measured in a process of its own."""
     if child := os.fork():
         os.waitpid(child, 0)
         return
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    start = status("VmRSS")
+    start = memory.from_here()
     _counting.of_vectors(images, texts, *PAIRS)
-    print(f"memory above the vectors: {status('VmHWM') - start:.0f} MB", flush=True)
+    print(f"memory above the vectors: {memory.peak() - start:.0f} MB", flush=True)
     os._exit(0)
-
-
-def status(key: str) -> float:
-    """MB of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def main() -> None:
@@ -119,7 +112,7 @@ def main() -> None:
     _counting.of_vectors(
         images[:50], texts[:250], *(Pairs(p[0][:50], p[1][:50] % 50) for p in PAIRS)
     )
-    memory(images, texts)
+    above_the_vectors(images, texts)
     from_vectors(images, texts)
     scores = images @ texts.T
     from_matrix(scores)

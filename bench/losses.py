@@ -11,8 +11,6 @@ Legend of the shape suffixes: B batch, N candidates, D embedding width.
 """
 
 import contextlib
-import ctypes
-import gc
 import importlib.util
 import itertools
 import os
@@ -22,6 +20,7 @@ import time
 
 import torch
 
+from bench import memory
 from pipeline.formulas import _pairs, _sort
 from pipeline.formulas.losses import both_directions, kendall_rank, smooth_ndcg, triplet
 from pipeline.formulas.metrics import kendall_tau
@@ -72,13 +71,9 @@ def alone(work_of):
     child = os.fork()
     if child == 0:
         work = work_of()
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # or freed memory would be used again unseen
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak starts from here
-        start = status("VmRSS")
+        start = memory.from_here()
         result = work()
-        peak = status("VmHWM") - start
+        peak = memory.peak() - start
         value = result if isinstance(result, float) else 0.0
         os.write(writer, f"{value} {peak}".encode())
         os._exit(0)
@@ -89,12 +84,7 @@ def alone(work_of):
     if not text:
         return float("nan"), float("nan")
     value, peak = text.split()
-    return float(value), float(peak) / 1024
-
-
-def status(field):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
+    return float(value), float(peak)
 
 
 @contextlib.contextmanager

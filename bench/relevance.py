@@ -11,7 +11,6 @@ output.
 Legend of the shape suffixes: N vectors, D width.
 """
 
-import ctypes
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ import faiss
 import numpy as np
 import torch
 
+from bench import memory
 from bench.encode import captions_of
 from pipeline import embed
 from pipeline._neighbours import BLOCK, top_k
@@ -99,18 +99,16 @@ def recall(v_ND, rows_NK) -> float:
     return float((exact.gather(1, rows) >= least).float().mean())
 
 
-def memory(make, name: str) -> None:
+def beyond(make, name: str) -> None:
     """Peak above vectors and output, measured in a process of its own."""
     child = os.fork()
     if child == 0:
         v_ND = make()
         top_k(v_ND[:300], None, K, scan="int8", fast=True)  # compiles
-        ctypes.CDLL(None).malloc_trim(0)  # or freed memory would be used again unseen
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-        start = status("VmRSS")
+        start = memory.from_here()
         taken, found = seconds(lambda: top_k(v_ND, None, K))
         output = sum(part.numel() * part.element_size() for part in found) / 2**20
-        extra, block = status("VmHWM") - start - output, 4 * BLOCK**2 / 2**20
+        extra, block = memory.peak() - start - output, 4 * BLOCK**2 / 2**20
         codes = len(v_ND) * v_ND.shape[1] / 2**20
         print(
             f"{name}, N = {len(v_ND):,}: {taken:.1f} CPU s; vectors {4 * codes:.0f} MB, output "
@@ -124,22 +122,16 @@ def memory(make, name: str) -> None:
         raise SystemExit(f"the process that measures {name} failed")
 
 
-def status(key: str) -> float:
-    """MB of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-
 def main() -> None:
     if len(sys.argv) < 3:
         raise SystemExit(__doc__)
     if sys.argv[1] == "random":
         for count in map(int, sys.argv[2:]):
-            memory(lambda count=count: random_vectors(count), "random vectors")
+            beyond(lambda count=count: random_vectors(count), "random vectors")
         return
     v_ND = vectors_of(Path(sys.argv[1]), Path(sys.argv[2]))
     speed(v_ND)
-    memory(lambda: v_ND, "captions")
+    beyond(lambda: v_ND, "captions")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import pyarrow as pa
 import webdataset
 from PIL import Image
 
+from bench import memory
 from pipeline import _plan, _store, shard
 from schemas.manifest import MANIFEST
 from schemas.settings import ShardSettings, SourceSettings
@@ -114,7 +115,8 @@ def scale(files: list[str], count: int) -> None:
         before, start = new_peak(), time.process_time()
         ours(rows, folder)
         each = (time.process_time() - start) / count * 1e6
-    print(f"{count:>9,} samples {each:8.0f} µs a sample   {peak() - before:6.0f} MB more at peak")
+        more = memory.peak() - before
+    print(f"{count:>9,} samples {each:8.0f} µs a sample   {more:6.0f} MB more at peak")
 
 
 def plan(files: list[str], count: int) -> None:
@@ -135,20 +137,14 @@ def plan(files: list[str], count: int) -> None:
         seconds = time.process_time() - start
     print(
         f"{count:>9,} rows ({size:,.0f} MB): {len(pieces):,} shards planned in {seconds:.1f} s, "
-        f"{seconds / count * 1e6:.1f} µs a row; {peak() - before:,.0f} MB more at peak"
+        f"{seconds / count * 1e6:.1f} µs a row; {memory.peak() - before:,.0f} MB more at peak"
     )
 
 
 def new_peak() -> float:
     """MB this process holds now; its peak is counted from here."""
     pa.default_memory_pool().release_unused()
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak()
-
-
-def peak() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return memory.from_here()
 
 
 def main() -> None:
