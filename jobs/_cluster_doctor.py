@@ -18,6 +18,9 @@ LOG = logging.getLogger(__name__)
 class Examiner:
     """What one node says of itself."""
 
+    def __init__(self):
+        _store.WAITS = ()  # storage that does not answer is a finding, in this process of its own
+
     def facts(self) -> dict:
         return doctor.facts()
 

@@ -11,6 +11,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from jobs._cluster_doctor import Examiner
 from pipeline import _cache, _payloads, _store
 from pipeline._errors import Unreachable
 from pipeline._images import Rejected
@@ -220,3 +221,9 @@ def test_a_picture_whose_store_does_not_answer_is_no_bad_picture(breaking):
     breaking.clear()
     with pytest.raises(Rejected, match="file missing"):
         loaded("nowhere")
+
+
+def test_the_doctor_asks_storage_once(breaking):
+    breaking.extend([TimeoutError("timed out")] * 2)
+    assert "timed out" in Examiner().write("breaking://folder", "node")
+    assert len(breaking) == 1
