@@ -1,6 +1,7 @@
 """Any model's scores, as a gallery that protocols can measure: vectors, a matrix, or TREC runs."""
 
 import csv
+import io
 import json
 from dataclasses import dataclass, replace
 from typing import Any
@@ -183,8 +184,9 @@ def of_matrix(uri: str, image_ids: str | None, text_ids: str | None) -> Gallery:
 
 
 def array(uri: str) -> np.ndarray:
+    here = _store.is_local(uri)
     try:
-        found = np.load(uri)
+        found = np.load(uri.removeprefix("file://") if here else io.BytesIO(_store.read_bytes(uri)))
     except (OSError, ValueError) as error:
         raise InputError(f"{uri} is no array ({error}); give a .npy file of two axes") from error
     if found.ndim != 2 or found.dtype.kind not in "fiu":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jobs import _cli
-from pipeline import external, protocols
+from pipeline import _store, external, protocols
 from pipeline._errors import InputError
 from pipeline.external import Gallery
 
@@ -182,6 +182,16 @@ def test_constant_scores_give_chance(files, capsys):
     table = score(capsys, "--matrix", "matrix.npy")["metrics"]
     assert table["t2i_R_at_1"] == pytest.approx(100 / 8)
     assert table["i2t_R_at_1"] == pytest.approx(100 * 2 / 16)
+
+
+def test_arrays_are_read_wherever_they_lie(tmp_path):
+    np.save(tmp_path / "matrix.npy", np.eye(3))
+    elsewhere = f"memory://{tmp_path.name}/matrix.npy"
+    _store.write_bytes(elsewhere, (tmp_path / "matrix.npy").read_bytes())
+    for uri in (f"{tmp_path}/matrix.npy", f"file://{tmp_path}/matrix.npy", elsewhere):
+        assert (external.array(uri) == np.eye(3)).all()
+    with pytest.raises(InputError, match="memory://.*is no array"):
+        external.array("memory://nowhere.npy")
 
 
 def test_a_sixth_caption_is_dropped_where_the_protocol_has_five():
