@@ -60,7 +60,7 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    _Nodes.alive = {}
+    _Nodes.alive, _Nodes.not_ready = {}, set()
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
@@ -145,6 +145,7 @@ class _Nodes:
     """The cluster's nodes as the tasks of one stage see them: their room, and who failed."""
 
     alive: dict[str, dict] = {}  # of all stages together: who left between two is told, too
+    not_ready: set[str] = set()  # of all stages together: who takes no task at all
 
     def __init__(self, pieces: Iterable[Piece], gpu: bool, say: Say):
         import ray
@@ -218,14 +219,14 @@ class _Nodes:
         """What kept a node from taking a task, in words; the node is left out from now on."""
         address = "".join(re.findall(r"\[Node ([^\]]+)\]", said)[:1])
         there = [n for n in self.alive.values() if n["NodeManagerAddress"] == address]
-        self.failed.update(node["NodeID"] for node in there)
+        self.not_ready.update(node["NodeID"] for node in there)
         names = ", ".join(node["NodeManagerHostname"] for node in there) or "its node"
         reasons = re.findall(r"^[\w.]*Error: (.+)$", said, re.MULTILINE)
         return f"{names} could not be made ready: {reasons[-1] if reasons else said[-200:]}"
 
     def left_out(self) -> dict[str, str] | None:
         """Ray's selector of the nodes that have not failed; None where no node is better."""
-        failed = self.failed & self.alive.keys()
+        failed = (self.failed | self.not_ready) & self.alive.keys()
         if not failed or failed == self.alive.keys():
             return None
         return {"ray.io/node-id": f"!in({','.join(sorted(failed))})"}
@@ -236,7 +237,7 @@ class _Nodes:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         task, tried = ray.remote(_nothing), {}
-        for node in self.alive if len(self.alive) > 1 else ():
+        for node in self.alive.keys() - self.not_ready if len(self.alive) > 1 else ():
             here = NodeAffinitySchedulingStrategy(node, soft=False)
             options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
             tried[node] = task.options(**options).remote()

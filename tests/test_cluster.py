@@ -151,6 +151,7 @@ def nodes(ray_here, monkeypatch):
     said: list[str] = []
     seen.said = said
     monkeypatch.setattr(_cluster._Nodes, "alive", {})
+    monkeypatch.setattr(_cluster._Nodes, "not_ready", set())
     return seen
 
 
@@ -216,7 +217,8 @@ def test_a_node_that_cannot_be_made_ready_is_named_with_its_reason_and_left_out(
     )
     reason = "[Errno 28] No space left on device: '/mnt/ray'"
     assert seen.passing(error) == f"node-1 could not be made ready: {reason}"
-    assert seen.left_out() == {"ray.io/node-id": "!in(node-1)"}
+    in_the_next_stage = _cluster._Nodes(pieces(1), False, print)
+    assert in_the_next_stage.left_out() == {"ray.io/node-id": "!in(node-1)"}
 
 
 def test_nodes_that_come_and_go_are_named(nodes, monkeypatch):
