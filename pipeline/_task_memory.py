@@ -8,11 +8,11 @@ from pathlib import Path
 
 from schemas.settings import Recipe
 
-TOWER = 5.0  # of a number of the tower vectors that are ranked
-SCORED = 12.0  # the same, and of the bank's, where other scores are made
-JUDGED = 19.0  # of a number of the sentence vectors that rankings are judged by
-PLACES = 12.0  # of a query and candidate of a block: scores, relevance, ranks
-MADE = 52.0  # the same where other scores are made
+TOWER = 7.0  # of a number of the tower vectors that are ranked
+SCORED = 8.0  # the same, and of the bank's, where other scores are made
+JUDGED = 16.0  # of a number of the sentence vectors that rankings are judged by
+PLACES = 12.0  # of a query and candidate of a block: scores, relevance, ranks; not measured apart
+MADE = 85.0  # the same where other scores are made
 BLOCK = 256  # queries at a time
 
 

@@ -1,0 +1,139 @@
+"""Peak memory of one shard's ranking task, by images, width and sentence width of the split.
+
+    python -m bench.task_memory      # about three minutes
+
+Made-up unit vectors, five captions an image, shards of 500 images, a bank of 2,000 images; plain
+rankings, and those of inverted softmax. `pipeline/_task_memory.py` holds the figures a number and a
+pair of a block that follow from the differences between rows.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import _store, _vectors, evaluate, rerank
+from pipeline._exclusions import Leaving
+from pipeline._plan import Piece
+from schemas.embedding import embedding_schema, tower_schema
+from schemas.settings import Recipe
+
+ROWS = ((1000, 256, 384), (5000, 256, 384), (5000, 1024, 384), (5000, 256, 1024))
+BANK = 2000
+
+
+def unit(count: int, dim: int):
+    """A column of unit vectors."""
+    vectors = np.random.default_rng(0).standard_normal((count, dim), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def write_vectors(uri: str, split: str, images: int, dim: int) -> None:
+    ids = [f"{split}-{i}" for i in range(images)]
+    texts = [f"{i}#{k}" for i in ids for k in range(5)]
+    columns = {
+        "id": ids + texts,
+        "image_id": ids + [text.split("#")[0] for text in texts],
+        "modality": ["image"] * images + ["text"] * len(texts),
+        "vector": _vectors.vector_column(unit(6 * images, dim)),
+    }
+    _store.write_table(uri, pa.table(columns, schema=tower_schema(dim)), "", {})
+
+
+def write_sentences(uri: str, split: str, images: int, dim: int) -> None:
+    ids = [f"{split}-{i}" for i in range(images) for _ in range(5)]
+    columns = {
+        "caption_id": [f"{id_}#{number % 5}" for number, id_ in enumerate(ids)],
+        "image_id": ids,
+        "vector": _vectors.vector_column(unit(5 * images, dim).astype(np.float16)),
+    }
+    _store.write_table(uri, pa.table(columns, schema=embedding_schema(dim)), "", {})
+
+
+def task(folder: str, scored: bool) -> Piece:
+    recipe = Recipe(name="bench", source={"kind": "drawn"}, rerank={"bank_images": BANK})
+    test, train = ((f"{folder}/{name}.parquet",) for name in ("test", "train"))
+    step = {"method": "inverted_softmax", "i2t": {"beta": 20.0}, "t2i": {"beta": 20.0}}
+    scorer = rerank.Scorer(
+        vectors=(("test", (test, "1", ())), ("train", (train, "1", ()))),
+        split="test",
+        settings=recipe.rerank,
+        steps=json.dumps([step]),
+        weights=None,
+        version="1",
+    )
+    inputs = {
+        **{"vectors": test, "version": "1", "shard": f"{folder}/shard.parquet"},
+        **{"embeddings": (f"{folder}/sentences.parquet",), "embeddings_version": "1"},
+        **{"truth": "", "truth_version": "", "split": "test", "protocol": {}},
+        **{"leaving": Leaving(), "scorer": scorer if scored else None},
+        **{"recipe": recipe, "judged_by": recipe},
+    }
+    return Piece("shard", f"{folder}/rankings.parquet", "1", inputs)
+
+
+def anonymous() -> float:
+    """MB that this process holds, but for what is mapped from files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
+
+
+@contextlib.contextmanager
+def watched(seen: list[float]) -> Iterator[None]:
+    """While it is entered, `seen` gets the memory held, every few milliseconds."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.003):
+            seen.append(anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def measure(folder: str, scored: bool) -> None:
+    seen = [anonymous()]
+    with watched(seen):
+        (rerank if scored else evaluate).write_rankings(task(folder, scored))
+    way = "inverted softmax" if scored else "plain"
+    print(f"  {way:<16} {max(seen) - seen[0]:6.0f} MB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--scored", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.folder:
+        return measure(options.folder, options.scored)
+    for images, dim, sentence_dim in ROWS:
+        print(f"{images} images, D {dim}, sentences {sentence_dim}; above Python and torch:")
+        with tempfile.TemporaryDirectory() as folder:
+            write_vectors(f"{folder}/test.parquet", "test", images, dim)
+            write_vectors(f"{folder}/shard.parquet", "test", 500, dim)
+            write_vectors(f"{folder}/train.parquet", "train", BANK, dim)
+            write_sentences(f"{folder}/sentences.parquet", "test", images, sentence_dim)
+            for scored in ((), ("--scored",)):
+                command = [sys.executable, "-m", "bench.task_memory", "--folder", folder, *scored]
+                subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                os.remove(f"{folder}/rankings.parquet")
+    return None
+
+
+if __name__ == "__main__":
+    main()
