@@ -60,14 +60,16 @@ def stages(recipe: Recipe, root: str, fan_out: Callable) -> dict[str, tuple[floa
     return {**took, "all": tuple(sum(both) for both in zip(*took.values(), strict=True))}
 
 
+_known: dict[psutil.Process, float] = {}  # CPU seconds of processes, also of those that ended
+
+
 def cpu_seconds() -> float:
     """Of this process and all below it, Ray's among them, so far."""
     me = psutil.Process()
-    total = 0.0
     for process in [me, *me.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:2])
-    return total
+            _known[process] = sum(process.cpu_times()[:2])
+    return sum(_known.values())
 
 
 def _steps(name: str, recipe: Recipe, root: str):
@@ -103,6 +105,8 @@ def ray_with_two():
         object_store_memory=_cluster.OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
+        # While one CPU is taken Ray ends the worker that is idle: the next round's would be cold.
+        _system_config={"idle_worker_killing_time_threshold_ms": 10**9},
     )
     yield
     ray.shutdown()
@@ -111,11 +115,10 @@ def ray_with_two():
 @contextlib.contextmanager
 def one_taken():
     """One of Ray's two CPUs is reserved, for nothing."""
-    import ray
     from ray.util import placement_group, remove_placement_group
 
     reserved = placement_group([{"CPU": 1}])
-    ray.get(reserved.ready())
+    assert reserved.wait(60)
     yield
     remove_placement_group(reserved)
 
