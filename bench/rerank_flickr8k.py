@@ -1,12 +1,13 @@
 """Re-ranking over training seeds: every method, both pools, LeaPRR, and LeaPRR's transfer.
 
-    halftone evaluate --recipe flickr8k_regions --source.path FOLDER --encoder all-MiniLM-L6-v2 \\
-        --name info_nce --train.select best --train.seed 0 --root RUN0      # after train; 1, 2 too
-    python -m bench.rerank_flickr8k RUN0:info_nce RUN1:info_nce RUN2:info_nce [--lists RUN:NAME]
+    halftone run --recipe flickr8k_regions --source.path FOLDER --source.holdout 500 \\
+        --train.select best --name info_nce --seeds 0,1,2 --root RUN
+    python -m bench.rerank_flickr8k RUN:info_nce.seed{0,1,2} [--lists RUN:NAME] [--to RUN:NAME]
 
 LeaPRR learns from val, or from the evaluated split of `--lists`, a model that has not learned it:
 in docs/reranking.md one trained on half of train and evaluated on the other half. Captions are
-compared by the sentence encoder. A line a model and method, then the table; twenty minutes.
+compared by the sentence encoder. A line a model and method, then the table, and what LeaPRR does
+on towers it was not trained on: another seed's, and those of `--to`; twenty minutes.
 """
 
 import argparse
@@ -113,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="+")
     parser.add_argument("--lists", default=None)
+    parser.add_argument("--to", default=None)
     parser.add_argument("--chains", default=",".join(CHAINS))
     parser.add_argument("--pools", default="inductive,transductive")
     options = parser.parse_args()
@@ -138,6 +140,10 @@ def main() -> None:
     if kept:
         moved = [rsum(models[n].problem("inductive"), *kept[n - 1]) for n in range(len(kept))]
         print(f"LeaPRR of one seed's towers on another's: {told(moved)}")
+    if kept and options.to:
+        there = Model(options.to).problem("inductive")
+        moved = [rsum(there, *fitted) for fitted in kept]
+        print(f"on {options.to}: {rsum(there, []):.1f} without, {told(moved)} with theirs")
 
 
 if __name__ == "__main__":
