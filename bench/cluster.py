@@ -98,16 +98,8 @@ def _made(work: tuple) -> tuple[str, dict]:
 def ray_with_two():
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=_cluster.OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        # While one CPU is taken Ray ends the worker that is idle: the next round's would be cold.
-        _system_config={"idle_worker_killing_time_threshold_ms": 10**9},
-    )
+    # While one CPU is taken Ray ends the worker that is idle: the next round's would be cold.
+    _cluster.start_here(2, _system_config={"idle_worker_killing_time_threshold_ms": 10**9})
     yield
     ray.shutdown()
 

@@ -12,7 +12,6 @@ as a whole and goes on from its newest checkpoint. How long a piece takes comes 
 import heapq
 import itertools
 import math
-import os
 import random
 import sys
 import tempfile
@@ -176,19 +175,14 @@ def table() -> None:
 
 def measure() -> None:
     """Shards of drawn scenes, made by Ray's tasks here, and the same simulated."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # this Ray listens on loopback only
     import ray
+
+    from jobs import _cluster
 
     print("| stage | workers | pieces | s a piece | spread | measured, s | simulated, s | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for workers in (1, 2):
-        ray.init(
-            address="local",
-            _node_ip_address="127.0.0.1",
-            num_cpus=workers,
-            include_dashboard=False,
-            log_to_driver=False,
-        )
+        _cluster.start_here(workers)
         for scenes in (300, 900):
             for name, took, wall in _run(scenes):
                 mean = sum(took) / len(took)

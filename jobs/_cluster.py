@@ -66,14 +66,23 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         return
+    start_here()
+
+
+def start_here(cpus: int | None = None, **options) -> None:
+    """Start Ray on this machine: on all its processors, or as if it had so many."""
+    import ray
+
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # this Ray listens on loopback only
     ray.init(
         address="local",
+        num_cpus=cpus,
         _node_ip_address="127.0.0.1",
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
+        **options,
     )
 
 

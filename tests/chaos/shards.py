@@ -47,18 +47,9 @@ DEADLINE = 600  # seconds for one run, on a machine with much else to do
 
 def drive(root: str, workers: int, seed: int) -> None:
     """`halftone shard`, with so many workers and the pieces in an order of this seed."""
-    import ray
-
     from jobs import _cluster
 
-    ray.init(
-        address="local",
-        num_cpus=workers,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=_cluster.OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
+    _cluster.start_here(workers)
     plan = shard.plan(RECIPE, root)
     pieces = plan.pending
     random.Random(seed).shuffle(pieces)

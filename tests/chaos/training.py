@@ -50,18 +50,9 @@ def recipe_of(workers: int) -> Recipe:
 
 def drive(root: str, workers: int) -> None:
     """`halftone train` on a Ray with room for so many workers."""
-    import ray
-
     from jobs import _cluster
 
-    ray.init(
-        address="local",
-        num_cpus=workers + 1,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=_cluster.OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
+    _cluster.start_here(workers + 1)
     recipe = recipe_of(workers)
     plan = train.plan(recipe, root, "main")
     _cluster.train(train.fit, plan.pieces[0], recipe.train, lambda records: None)
