@@ -53,13 +53,13 @@ def _compare(others: Others, recipe: Recipe, options, folder: str) -> None:
         tables[method] = protocols.measure(made, [under])[under]
         if best is None or fitted.val > best[0]:
             best = fitted.val, method, made
-    _, chosen, made = best
+    val, chosen, made = best
     show = Show(quiet=options.json)
     if options.json:
         found = {m: {**t._asdict(), **costs.get(m, {})} for m, t in tables.items()}
         print(json.dumps({m: {**values, "best": m == chosen} for m, values in found.items()}))
     else:
-        *cells, protocol = _rerank_others.table(tables, costs, chosen, recipe)
+        *cells, protocol = _rerank_others.table(tables, costs, (chosen, val), recipe)
         show.table("", *cells, escape(protocol))
     if options.write:
         for uri in _rerank_others.write(folder, made):

@@ -14,7 +14,7 @@ def run(run: Run, options=None) -> None:
         fitted = stage.make(rerank.plan(recipe, root, name), rerank.write_reranker)
         for plan in rerank.plan_training(recipe, root, name, fitted):
             stage.train(plan, rerank.fit, rerank.summary, epochs=recipe.leaprr.epochs)
-        chosen = rerank.best(recipe, root, name)
+        chosen, _ = rerank.best(recipe, root, name)
         rows = {method: _ranked(stage, method, method == chosen) for method in recipe.rerank.method}
         if len(rows) > 1 and not run.dry:
             run.show.table("", *rerank.table(recipe, root, name, rows), "")

@@ -212,15 +212,18 @@ def _array(uri: str, scores: torch.Tensor) -> str:
     return uri
 
 
-def table(found: dict, costs: dict, best: str, recipe: Recipe) -> tuple[list, list, str]:
-    """Column titles, a row a method, and the protocol in words, of tables by method."""
+def table(found: dict, costs: dict, best: tuple, recipe: Recipe) -> tuple[list, list, str]:
+    """Column titles, a row a method, and the protocol in words, of tables by method.
+
+    `best` is the method that is taken, and its rSum on val (-1: none).
+    """
     rows = []
     for method, (values, intervals, _) in found.items():
         recalls = _tables.recalls(values)
         interval = "[{:.1f}, {:.1f}]".format(*intervals["rsum"])
         cost = [f"{costs[method][k]:.2f}" if method in costs else "-" for k in rerank.COSTS]
-        star = " *" if method == best else ""
+        star = " *" if method == best[0] else ""
         rows.append([method + star, *recalls, f"{values['rsum']:.1f}", interval, *cost])
-    columns = [f"{recipe.rerank.pool}; * best on val", *_tables.RECALLS]
+    columns = [rerank.heading(recipe.rerank.pool, best[1]), *_tables.RECALLS]
     columns += ["rSum", "95 %", *rerank.COSTS.values()]
     return columns, rows, protocols.line(found["none"])

@@ -186,8 +186,11 @@ class Scorer:
     version: str
 
 
-def best(recipe: Recipe, root: str, name: str) -> str:
-    """The method with the highest rSum on val; without val, the first that is named."""
+def best(recipe: Recipe, root: str, name: str) -> tuple[str, float]:
+    """The method with the highest rSum on val, and that; else the first that is named, and -1.
+
+    LeaPRR that learned the lists of val has none: what it gives there is no measure of it.
+    """
     index = _plan.need_index(_plan.folder(root, "rerank", name), "rerank")
     found = {}
     for entry in index["pieces"]:
@@ -196,7 +199,8 @@ def best(recipe: Recipe, root: str, name: str) -> str:
         if "leaprr" in entry["name"] and recipe.rerank.weights is None and trained:
             value = trained["pieces"][0]["metrics"].get("val/rsum", -1.0)
         found[entry["name"]] = value
-    return max(recipe.rerank.method, key=lambda method: found[method])
+    method = max(recipe.rerank.method, key=lambda method: found[method])
+    return method, found[method]
 
 
 def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = None) -> Plan:
@@ -205,7 +209,7 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
     The best method's rankings are the stage's own; those of others lie in folders of their names.
     """
     index = _plan.need_index(_plan.folder(root, "rerank", name), "rerank")
-    first = best(recipe, root, name)
+    first, _ = best(recipe, root, name)
     method = first if method is None else method
     entry = next(entry for entry in index["pieces"] if entry["name"] == method)
     steps, weights, versions = entry["steps"], None, [_plan.version([entry])]
@@ -293,10 +297,15 @@ def cost(index: dict) -> dict[str, float]:
     }
 
 
+def heading(pool: str, val: float) -> str:
+    """The pool, and what a star says of the method with so much (rSum) on val."""
+    return f"{pool}; * {'best on val' if val >= 0 else 'the first: none has a figure on val'}"
+
+
 def table(recipe: Recipe, root: str, name: str, found: dict[str, dict]) -> tuple[list, list]:
     """Column titles and rows of the methods compared, the base model first."""
     base = _store.read_json(_plan.folder(root, "evaluate", name, "metrics.json"))["metrics"]
-    chosen, rows = best(recipe, root, name), []
+    (chosen, val), rows = best(recipe, root, name), []
     for method, values in {"none": base, **found}.items():
         ndcg = [f"{values[f'{direction}_ndcg_label']:.3f}" for direction in SIDES]
         costs = [f"{values[key]:.1f}" if key in values else "-" for key in COSTS]
@@ -304,6 +313,5 @@ def table(recipe: Recipe, root: str, name: str, found: dict[str, dict]) -> tuple
         rows.append(
             [method + star, *_tables.recalls(values), f"{values['rsum']:.1f}", *ndcg, *costs]
         )
-    columns = [f"{recipe.rerank.pool}; * best on val"]
-    columns += [*_tables.RECALLS, "rSum", "label NDCG i2t", "t2i"]
+    columns = [heading(recipe.rerank.pool, val), *_tables.RECALLS, "rSum", "label NDCG i2t", "t2i"]
     return [*columns, *COSTS.values()], rows

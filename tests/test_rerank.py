@@ -298,11 +298,16 @@ def test_of_several_methods_the_best_on_val_is_the_stage_s_ranking(tmp_path):
     root = str(tmp_path)
     index = finish(rerank.plan(recipe, root, "main"), rerank.write_reranker)
     values = {entry["name"]: entry["val/rsum"] for entry in index["pieces"]}
-    best = rerank.best(recipe, root, "main")
-    assert values[best] == max(values.values())
+    best, on_val = rerank.best(recipe, root, "main")
+    assert values[best] == on_val == max(values.values())
     folders = {m: rerank.plan_reranked(recipe, root, "main", m).folder for m in methods}
     assert folders.pop(best) == _plan.folder(root, "reranked", "main")
     assert all(folder.endswith(method) for method, folder in folders.items())
+
+
+def test_the_table_says_by_what_a_method_was_taken():
+    assert rerank.heading("inductive", 200.5) == "inductive; * best on val"
+    assert rerank.heading("inductive", -1.0) == "inductive; * the first: none has a figure on val"
 
 
 def test_sentence_vectors_compare_captions_where_they_are_asked_for(tmp_path):
