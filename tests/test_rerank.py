@@ -243,6 +243,8 @@ def test_leaprr_ends_a_chain_and_moves_the_first_candidates_alone(tmp_path, pool
         assert a["candidate_id"][k:] == b["candidate_id"][k:]
     protocol = _plan.read_index(_plan.folder(str(tmp_path), "reranked", "main"))["settings"]
     assert protocol["rerank"] == "inverted softmax, then leaprr" and protocol["pool"] == pool
+    _, on_val = rerank.best(recipe, str(tmp_path), "main")
+    assert on_val == -1 if lists == "val" else on_val > 0  # what it learned from is no measure
 
 
 def test_a_finished_training_is_not_done_again_and_other_settings_are_another(tmp_path):

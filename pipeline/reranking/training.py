@@ -151,7 +151,7 @@ class Training:
                 f"LeaPRR's loss is not finite after epoch {self.epoch}; lower --leaprr.lr"
             )
         self.records.append(record)
-        value = record.get("val/rsum", 0.0)
+        value = record.get("val/rsum", -1.0)
         if value > self.best["val/rsum"] or self.val is None:
             self.best = {"step": self.step, "epoch": self.epoch, "val/rsum": value}
         self._write_checkpoint(record)
