@@ -1,6 +1,6 @@
 """halftone report: one page about all the models of a run folder."""
 
-from jobs import _cli
+from jobs import _cli, _recipes
 from jobs._run import Run
 from pipeline import _pages, _store, report
 from pipeline._errors import InputError
@@ -18,10 +18,11 @@ def closing(runs: list[Run]) -> None:
 
 
 def write(runs: list[Run]) -> None:
-    """The page, unless it is there already; to every model's MLflow run too."""
+    """The page of these and the folder's other models, unless it is there; to MLflow too."""
     last, names = runs[-1], [run.name for run in runs]
     if not report.results(last.root, names):
         raise InputError(f"no metrics in {last.root}; run `halftone evaluate` first")
+    names = report.beside(last.root, _recipes.saved(last.root, {}, None), names) + names
     uri = _store.join(last.root, "report.html")
     if _pages.is_current(uri, report.version(last.recipe, last.root, names)):
         return

@@ -1,12 +1,14 @@
 """The report: one self-contained page about all the models of a run folder."""
 
+import contextlib
 import json
 import re
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import _figures, _pages, _plan, _store, _tables
+from pipeline import _figures, _pages, _plan, _store, _tables, evaluate
+from pipeline._errors import StageMissing
 from pipeline._showcase import Showcase
 from schemas.settings import Recipe
 
@@ -54,6 +56,27 @@ def results(root: str, names: list[str]) -> list[Result]:
     return out
 
 
+def beside(root: str, models: list[tuple[str, Recipe]], names: list[str]) -> list[str]:
+    """Of a run folder's models (name, settings), those that stand in one table with `names`.
+
+    They were measured by the same protocol, and nothing they depend on has changed since.
+    """
+    protocol, found = _protocol(root, names[-1]), []
+    for name, recipe in models:
+        if name not in names and _protocol(root, name) == protocol:
+            with contextlib.suppress(StageMissing):
+                if evaluate.plan(recipe, root, name).complete:
+                    found.append(name)
+    return found
+
+
+def _protocol(root: str, name: str) -> dict:
+    """By what a model was measured, without what is the model's own."""
+    uri = _plan.folder(root, "evaluate", name, "metrics.json")
+    protocol = _store.read_json(uri)["protocol"] if _store.exists(uri) else {}
+    return {key: value for key, value in protocol.items() if key != "labels_trained_on"}
+
+
 def version(recipe: Recipe, root: str, names: list[str]) -> str:
     """What the page depends on."""
     settings = recipe.report.model_dump(mode="json")
@@ -84,7 +107,7 @@ def table(root: str, names: list[str]) -> tuple[list[str], list[list[dict]]]:
     rows = []
     for result in found:
         rivals = [r.metrics for r in found if r.protocol["rerank"] == result.protocol["rerank"]]
-        row = [{"text": result.label, "interval": "", "best": False}]
+        row = [{"text": _label(result, found), "interval": "", "best": False}]
         for key in shown:
             pick = min if key in LOWER_IS_BETTER else max
             values = [metrics[key] for metrics in rivals if key in metrics]
@@ -92,6 +115,13 @@ def table(root: str, names: list[str]) -> tuple[list[str], list[list[dict]]]:
             row.append({**_cell(result, key), "best": best})
         rows.append(row)
     return [""] + [COLUMNS[key] for key in shown], rows
+
+
+def _label(result: Result, found: list[Result]) -> str:
+    """A row's label, with the re-ranking's method where there are several in the table."""
+    method = result.protocol["rerank"]
+    several = len({r.protocol["rerank"] for r in found} - {"none"}) > 1
+    return f"{result.label}: {method}" if several and method != "none" else result.label
 
 
 def _cell(result: Result, key: str) -> dict:
@@ -111,7 +141,8 @@ def short_table(root: str, names: list[str]) -> tuple[list[str], list[list[str]]
     title = f"{'true' if truth else 'label'} NDCG@{found[0].protocol['ndcg_at']}"
     columns = ["", *_tables.RECALLS, "rSum", f"{title} i2t", "t2i"]
     rows = []
-    for label, m, *_ in found:
+    for result in found:
+        label, m = _label(result, found), result.metrics
         recalls = _tables.recalls(m)
         ndcg = [f"{m[f'{direction}_ndcg_{graded}']:.3f}" for direction in ("i2t", "t2i")]
         rows.append([label, *recalls, f"{m['rsum']:.1f}", *ndcg])

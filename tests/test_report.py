@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import browsing
 import numpy as np
@@ -266,3 +267,33 @@ def luminance(colour: str) -> float:
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_models_measured_alike_stand_in_one_table(tmp_path, monkeypatch):
+    root, protocol = str(tmp_path), {"split": "test", "images": 3, "rerank": "none"}
+    models = {
+        "other": ({**protocol, "labels_trained_on": True}, True),
+        "val": ({**protocol, "split": "val"}, True),
+        "outdated": (protocol, False),
+        "mine": (protocol, True),
+    }
+    for name, (under, _) in models.items():
+        uri = _plan.folder(root, "evaluate", name, "metrics.json")
+        _store.write_json(uri, {"metrics": {}, "protocol": under})
+
+    def plan(recipe, root, name):
+        return SimpleNamespace(complete=models[name][1])
+
+    monkeypatch.setattr(evaluate, "plan", plan)
+    known = [(name, None) for name in (*models, "never evaluated")]
+    assert report.beside(root, known, ["mine"]) == ["other"]
+
+
+def test_rows_name_the_method_where_several_re_rank():
+    def row(label, method):
+        return report.Result(label, {}, {"rerank": method})
+
+    one, two = row("a, re-ranked", "inverted softmax"), row("b, re-ranked", "krnn")
+    assert report._label(one, [row("a", "none"), one]) == "a, re-ranked"
+    assert report._label(one, [one, two]) == "a, re-ranked: inverted softmax"
+    assert report._label(row("a", "none"), [row("a", "none"), one, two]) == "a"
