@@ -229,8 +229,8 @@ def test_the_command_writes_maps_that_label_reads(data, tmp_path, tiny_encoder, 
     results = []
     for _ in range(2):
         main("calibrate", argv)
-        out = capsys.readouterr().out
-        results.append(json.loads(out.splitlines()[-1])["models"]["main"]["calibrate"])
+        out, said = capsys.readouterr()
+        results.append(json.loads(out)["models"]["main"]["calibrate"])
     first, again = results
     assert (first["made"], again["made"]) == (1, 0) and first["agreement"] == again["agreement"]
     measures = first["agreement"][tiny_encoder]
@@ -243,7 +243,7 @@ def test_the_command_writes_maps_that_label_reads(data, tmp_path, tiny_encoder, 
     how = LabelSettings(map=kept["map"], calibration=uri)
     r = cosine_map(how)(torch.tensor([0.0, 0.5, 1.0]))
     assert r[0] < r[1] < r[2]
-    assert "halftone label" in out and uri in out
+    assert "halftone label" in said and uri in said
     other = {"name": "t", "embed": {"encoder": "hand"}, "label": how}
     embeddings(root, COUNTS)
     with pytest.raises(InputError, match="was fitted to .*tiny, embed.encoder is hand"):
@@ -254,5 +254,5 @@ def test_the_command_writes_maps_that_label_reads(data, tmp_path, tiny_encoder, 
     with open(tmp_path / "noise.csv", "w", newline="") as file:
         csv.writer(file).writerows([rows[0], *([a, b, rng.random()] for a, b, *_ in rows[1:])])
     main("calibrate", [*argv, "--judgements", str(tmp_path / "noise.csv")])
-    assert "is refused" in capsys.readouterr().out
+    assert "is refused" in capsys.readouterr().err
     assert not Path(uri).exists()

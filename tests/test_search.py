@@ -122,10 +122,10 @@ def test_a_features_file_is_refused_by_a_model_of_pictures(gallery):
 def test_the_terminal_shows_shades_and_the_page_has_everything_in_it(finished_run, capsys):
     hostile = '<script>alert("a")</script> red'
     main("search", [hostile, "--root", finished_run, "--json", "--without", "blue"])
-    out = capsys.readouterr().out
-    hits = json.loads(out.splitlines()[-1])["models"]["main"]["hits"]
+    out, said = capsys.readouterr()
+    hits = json.loads(out)["models"]["main"]["hits"]
     assert 0 < len(hits) <= 8 and all(0 <= hit["relevance"] <= 1 for hit in hits)
-    assert any(shade in out for shade in search.SHADES)
+    assert any(shade in said for shade in search.SHADES)
     page = Path(finished_run, "search.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
 
