@@ -8,14 +8,11 @@ pair of a block that follow from the differences between rows.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ import pyarrow as pa
 
 from pipeline import _store, _vectors, evaluate, rerank
 from pipeline._exclusions import Leaving
+from pipeline._meanwhile import meanwhile
 from pipeline._plan import Piece
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.settings import Recipe
@@ -88,27 +86,9 @@ def anonymous() -> float:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
-@contextlib.contextmanager
-def watched(seen: list[float]) -> Iterator[None]:
-    """While it is entered, `seen` gets the memory held, every few milliseconds."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.003):
-            seen.append(anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-
-
 def measure(folder: str, scored: bool) -> None:
     seen = [anonymous()]
-    with watched(seen):
+    with meanwhile(lambda: seen.append(anonymous()), 0.003):
         (rerank if scored else evaluate).write_rankings(task(folder, scored))
     way = "inverted softmax" if scored else "plain"
     print(f"  {way:<16} {max(seen) - seen[0]:6.0f} MB", flush=True)

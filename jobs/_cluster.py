@@ -9,16 +9,16 @@ import os
 import re
 import socket
 import sys
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 from pipeline import _store
 from pipeline._errors import InputError, Unreachable
+from pipeline._meanwhile import meanwhile
 from pipeline._plan import Piece
 from schemas.settings import TrainSettings
 
@@ -358,28 +358,20 @@ def _recorder(record: Callable[[list[dict]], None], losses: str):
     return Recorder()
 
 
-@contextlib.contextmanager
-def _heard(losses: str, say: Say) -> Iterator[None]:
+def _heard(losses: str, say: Say) -> AbstractContextManager:
     """While it is entered, what the training lost is said: nodes, and workers from `losses`."""
-    over, nodes = threading.Event(), _Nodes((), False, say)
+    nodes = _Nodes((), False, say)
     known = set(_store.list_files(losses))  # of an earlier try that was killed
 
     def listen() -> None:
-        while not over.wait(LOOK_SECONDS):
-            nodes.look()
-            with contextlib.suppress(OSError, InputError):  # storage that is away is asked again
-                for name in sorted(_store.list_files(losses).keys() - known):
-                    known.add(name)
-                    words = _store.read_text(_store.join(losses, name))
-                    say(f"  train: {words}; all start again from the newest checkpoint")
+        nodes.look()
+        with contextlib.suppress(OSError, InputError):  # storage that is away is asked again
+            for name in sorted(_store.list_files(losses).keys() - known):
+                known.add(name)
+                words = _store.read_text(_store.join(losses, name))
+                say(f"  train: {words}; all start again from the newest checkpoint")
 
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        over.set()
-        listener.join()
+    return meanwhile(listen, LOOK_SECONDS)
 
 
 def _explained(name: str, error: Exception) -> Exception:

@@ -135,7 +135,7 @@ class Stage:
         self.start()
         piece = plan.pieces[0]
         epochs = epochs or self.run.recipe.train.epochs
-        with self.run.show.training(self.name, epochs, piece):
+        with self.run.show.training(epochs, piece):
             track = self.run.track
             watchers = track.recorder(self.name), track.monitor(self.name)
             _cluster.train(fit, piece, self.run.recipe.train, *watchers, self.run.show.line)

@@ -1,8 +1,8 @@
 """What a person sees: a line a stage; a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import rich.box
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pipeline import _store
 from pipeline._errors import Unreachable
+from pipeline._meanwhile import meanwhile
 from pipeline._plan import Piece, Plan
 
 NUMBER = {
@@ -81,31 +82,22 @@ class Show:
 
             yield advance
 
-    @contextlib.contextmanager
-    def training(self, name: str, epochs: int, piece: Piece) -> Iterator[None]:
+    def training(self, epochs: int, piece: Piece) -> AbstractContextManager:
         """A line an epoch, read from the checkpoints' records while the training runs elsewhere."""
-        over = threading.Event()
         records = _store.join(piece.output.rsplit("/", 1)[0], "checkpoints", "records.json")
-        before = _modified(records)
+        before, seen = _modified(records), 0
 
         def watch() -> None:
-            seen = 0
-            while not over.wait(1.0):
-                if _modified(records) == before:
-                    continue
-                with contextlib.suppress(OSError, ValueError, Unreachable):
-                    ends = [r for r in _store.read_json(records) if "epoch" in r]
-                    for record in ends[seen:]:
-                        self.console.print(f"  epoch {_epoch(record, epochs)}")
-                    seen = max(seen, len(ends))
+            nonlocal seen
+            if _modified(records) == before:
+                return
+            with contextlib.suppress(OSError, ValueError, Unreachable):
+                ends = [r for r in _store.read_json(records) if "epoch" in r]
+                for record in ends[seen:]:
+                    self.console.print(f"  epoch {_epoch(record, epochs)}")
+                seen = max(seen, len(ends))
 
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
+        return meanwhile(watch, 1.0)
 
     def _bar(self) -> Progress:
         return Progress(
