@@ -245,8 +245,8 @@ class _Nodes:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        task, tried = ray.remote(_nothing), {}
-        for node in self.alive.keys() - self.not_ready if len(self.alive) > 1 else ():
+        task, tried, alive = ray.remote(_nothing), {}, self.alive
+        for node in alive.keys() - self.not_ready if len(alive) > 1 else ():
             here = NodeAffinitySchedulingStrategy(node, soft=False)
             options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
             tried[node] = task.options(**options).remote()
@@ -255,7 +255,10 @@ class _Nodes:
                 ray.get(answer, timeout=PATIENCE)
             except ray.exceptions.RayError as error:
                 self.failed.add(node)
-                self.say(f"  {self.passing(error) or error}; the training leaves that node out")
+                dead = isinstance(error, ray.exceptions.TaskUnschedulableError)  # not told as lost
+                name = alive[node]["NodeManagerHostname"]
+                why = f"{name} takes no task any more" if dead else self.passing(error) or error
+                self.say(f"  {why}; the training leaves that node out")
 
 
 def _bytes(piece: Piece) -> int:
