@@ -8,12 +8,12 @@ told above what it was before the step.
 """
 
 import multiprocessing
-import resource
 import time
 
 import torch
 from torch import nn
 
+from bench import memory
 from pipeline._batches import Batch
 from pipeline._objective import Objective
 from pipeline._step import Learner
@@ -69,14 +69,14 @@ def step(size: int, chunk: int, out: multiprocessing.Queue) -> None:
     objective = Objective(settings, LabelSettings(), None, None, world)
     learner = Learner(model, objective, settings, world, 100)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    batch, base = batch_of(size), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    batch, base = batch_of(size), memory.from_here()
     started = time.process_time()
     learner.step(batch, 0)
     learner.check()
     seconds = time.process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = memory.peak()
     change = {name: (p.detach() - before[name]).numpy() for name, p in model.named_parameters()}
-    out.put(((peak - base) / 1024, seconds, change))
+    out.put((peak - base, seconds, change))
 
 
 def main() -> None:
