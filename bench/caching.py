@@ -13,12 +13,12 @@ import time
 import torch
 from torch import nn
 
-from bench import memory
-from pipeline._batches import Batch
-from pipeline._objective import Objective
-from pipeline._step import Learner
-from pipeline._world import World
+from bench import peak_memory as memory
 from pipeline.models import TwoTower
+from pipeline.training.data import Batch
+from pipeline.training.distributed import World
+from pipeline.training.learner import Learner
+from pipeline.training.objective import Objective
 from schemas.settings import LabelSettings, TrainSettings
 
 WIDTH, LAYERS, PATCHES, WORDS, VOCABULARY, DIM = 256, 8, 49, 32, 5000, 256

@@ -4,10 +4,11 @@
     python -m bench.cluster --images 2000 --rounds 3
 
 Drawn scenes are sharded, and their captions embedded by tfidf and labelled, by 2 workers and by 1:
-through Ray (`jobs._cluster.fan_out`) and through a `multiprocessing` pool with the same functions,
-all started and warm, a thread a worker. Every round goes through all four, and every ratio is of
-one round: what else the machine does falls on both. Wall time, and CPU time of all processes with
-Ray's own, which other work changes less; medians over the rounds, and quartiles of ratios.
+through Ray (`jobs.cluster.tasks.fan_out`) and through a `multiprocessing` pool with the same
+functions, all started and warm, a thread a worker. Every round goes through all four, and every
+ratio is of one round: what else the machine does falls on both. Wall time, and CPU time of all
+processes with Ray's own, which other work changes less; medians over the rounds, and quartiles of
+ratios.
 """
 
 import argparse
@@ -26,8 +27,12 @@ import psutil
 # Ray's workers would be at niceness 15, and lose to whatever else runs.
 os.environ.update({"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"})
 
-from jobs import _cluster  # noqa: E402
-from pipeline import embed, ingest, label, shard  # noqa: E402
+from jobs.cluster import tasks as _cluster  # noqa: E402
+from pipeline.labels import embed, label
+from pipeline.sharding import (
+    ingest,
+    shard,  # noqa: E402
+)
 from schemas.settings import Recipe  # noqa: E402
 
 STAGES = ("shard", "embed", "label")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.encoders import fitted, sentences
+from pipeline.labels.encoders import fitted, sentences
 from schemas.settings import EmbedSettings
 
 ROUNDS = 3

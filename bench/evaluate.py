@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from sklearn.metrics import ndcg_score
 
-from bench import memory
-from pipeline import _counting
-from pipeline._counting import Pairs
+from bench import peak_memory as memory
 from pipeline.formulas.metrics import ndcg
+from pipeline.retrieval import ranks as _counting
+from pipeline.retrieval.ranks import Pairs
 
 IMAGES, TEXTS, WIDTH = 5000, 25000, 1024
 ROUNDS = 3

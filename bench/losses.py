@@ -20,11 +20,12 @@ import time
 
 import torch
 
-from bench import memory
-from pipeline.formulas import _pairs, _sort
+from bench import peak_memory as memory
+from pipeline.formulas.kernels import pairs as _pairs
+from pipeline.formulas.kernels import sort as _sort
+from pipeline.formulas.kernels.smooth_rank import smooth_rank
 from pipeline.formulas.losses import both_directions, kendall_rank, smooth_ndcg, triplet
 from pipeline.formulas.metrics import kendall_tau
-from pipeline.formulas.step import smooth_rank
 from pipeline.formulas.streaming import both_directions_streamed
 
 torch.set_num_threads(1)

@@ -20,10 +20,10 @@ import faiss
 import numpy as np
 import torch
 
-from bench import memory
+from bench import peak_memory as memory
 from bench.encode import captions_of
-from pipeline import embed
-from pipeline._neighbours import BLOCK, top_k
+from pipeline.labels import embed
+from pipeline.retrieval.nearest import BLOCK, top_k
 from schemas.settings import EmbedSettings
 
 K, ROUNDS, SAMPLE, WIDTH = 100, 2, 500, 384

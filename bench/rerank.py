@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.reranking import fitting, losses
-from pipeline.reranking.graph import affinity
-from pipeline.reranking.leaprr import LeaPRR, Lists, lists
+from pipeline.reranking import fitting
+from pipeline.reranking.leaprr import losses
+from pipeline.reranking.leaprr.graph import affinity
+from pipeline.reranking.leaprr.model import LeaPRR, Lists, lists
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Towers
 from schemas.settings import LeaPRRSettings

@@ -19,14 +19,14 @@ import time
 
 import torch
 
-from jobs import _recipes
-from pipeline import _store
-from pipeline._plan import Piece
-from pipeline._rerank_inputs import problem_of, vectors_of
+from jobs.cli import recipes as _recipes
 from pipeline.reranking import fitting
-from pipeline.reranking.leaprr import LeaPRR
+from pipeline.reranking.inputs import problem_of, vectors_of
+from pipeline.reranking.leaprr.model import LeaPRR
+from pipeline.reranking.leaprr.training import Training
 from pipeline.reranking.problem import SIDES, Problem
-from pipeline.reranking.training import Training
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Piece
 from schemas.settings import LeaPRRSettings, RerankSettings
 
 CHAINS = [

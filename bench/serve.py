@@ -16,9 +16,10 @@ import aiohttp
 import numpy as np
 import psutil
 
-from jobs import _cluster_serve, _recipes
-from pipeline import _store
-from pipeline._pictures import Pictures
+from jobs.cli import recipes as _recipes
+from jobs.cluster import serving as _cluster_serve
+from pipeline.reports.pictures import Pictures
+from pipeline.storage import store as _store
 
 
 async def load(url: str, texts: list[str], shades: bool, seconds: float, concurrent: int) -> dict:

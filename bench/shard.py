@@ -23,8 +23,10 @@ import pyarrow as pa
 import webdataset
 from PIL import Image
 
-from bench import memory
-from pipeline import _plan, _store, shard
+from bench import peak_memory as memory
+from pipeline.sharding import shard
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
 from schemas.manifest import MANIFEST
 from schemas.settings import ShardSettings, SourceSettings
 

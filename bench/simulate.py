@@ -19,7 +19,7 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from pipeline._rates import of as rate
+from jobs.cluster.rates import of as rate
 
 
 class Machines(NamedTuple):
@@ -177,7 +177,7 @@ def measure() -> None:
     """Shards of drawn scenes, made by Ray's tasks here, and the same simulated."""
     import ray
 
-    from jobs import _cluster
+    from jobs.cluster import tasks as _cluster
 
     print("| stage | workers | pieces | s a piece | spread | measured, s | simulated, s | ratio |")
     print("|---|---|---|---|---|---|---|---|")
@@ -196,8 +196,9 @@ def measure() -> None:
 
 def _run(scenes: int):
     """(stage, seconds of every piece, seconds of all) of sharding and embedding drawn scenes."""
-    from jobs import _cluster
-    from pipeline import embed, ingest, shard
+    from jobs.cluster import tasks as _cluster
+    from pipeline.labels import embed
+    from pipeline.sharding import ingest, shard
     from schemas.settings import Recipe
 
     source = {"kind": "drawn", "train_images": scenes, "val_images": 0, "test_images": 0}

@@ -18,10 +18,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import _store, _vectors, evaluate, rerank
-from pipeline._exclusions import Leaving
-from pipeline._meanwhile import meanwhile
-from pipeline._plan import Piece
+from jobs.cluster.polling import meanwhile
+from pipeline.evaluation import evaluate
+from pipeline.reranking import rerank
+from pipeline.sharding.exclusions import Leaving
+from pipeline.storage import store as _store
+from pipeline.storage import vector_columns as _vectors
+from pipeline.storage.plan import Piece
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.settings import Recipe
 

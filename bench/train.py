@@ -23,11 +23,11 @@ import yaml
 from PIL import Image
 
 from bench.losses import public_ndcg
-from pipeline import train
-from pipeline._batches import Split
-from pipeline._training import Training
-from pipeline._world import World
 from pipeline.models.vocabulary import pad
+from pipeline.training import train
+from pipeline.training.data import Split
+from pipeline.training.distributed import World
+from pipeline.training.trainer import Training
 from schemas.settings import Recipe
 
 torch.set_num_threads(1)

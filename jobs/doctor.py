@@ -4,10 +4,12 @@ import json
 import os
 from pathlib import Path
 
-from jobs import _cli, _cluster_doctor, _track
-from jobs._show import Show
-from pipeline import doctor
-from pipeline.doctor import Line
+from jobs.cli import main as _cli
+from jobs.cli.show import Show
+from jobs.cluster import examine as _cluster_doctor
+from jobs.cluster import health as doctor
+from jobs.cluster.health import Line
+from jobs.tracking import tracker as _track
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 

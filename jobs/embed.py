@@ -1,9 +1,10 @@
 """halftone embed: captions become unit vectors of a frozen encoder."""
 
-from jobs import _cli
-from jobs._run import Run, Stage
-from pipeline import _graded, embed
-from pipeline.encoders import encoder_label, guards
+from jobs.cli import main as _cli
+from jobs.cli.run import Run, Stage
+from pipeline.evaluation import graded_relevance as _graded
+from pipeline.labels import embed
+from pipeline.labels.encoders import encoder_label, guards
 from schemas.settings import EmbedSettings
 
 

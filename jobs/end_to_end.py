@@ -1,7 +1,9 @@
 """halftone run: all eight stages for every model of the recipe, and a table of them all."""
 
-from jobs import _cli, embed, evaluate, ingest, label, report, rerank, search, shard, train
-from jobs._run import Run
+from jobs import embed, evaluate, ingest, label, rerank, search, shard, train
+from jobs.cli import main as _cli
+from jobs.cli.commands import report
+from jobs.cli.run import Run
 
 STAGES = (ingest, shard, embed, label, train, evaluate, rerank, search)
 

@@ -1,9 +1,11 @@
 """halftone evaluate: tower vectors, rankings and metrics of a trained model."""
 
-from jobs import _cli
-from jobs._run import Run, Stage
-from pipeline import _store, evaluate, protocols, report
-from pipeline._plan import Plan
+from jobs.cli import main as _cli
+from jobs.cli.run import Run, Stage
+from pipeline.evaluation import evaluate, protocols
+from pipeline.reports import report
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Plan
 
 
 def run(run: Run) -> None:

@@ -1,8 +1,8 @@
 """halftone ingest: annotations of any known kind become a manifest, one row an image."""
 
-from jobs import _cli
-from jobs._run import Run
-from pipeline import ingest
+from jobs.cli import main as _cli
+from jobs.cli.run import Run
+from pipeline.sharding import ingest
 
 
 def run(run: Run) -> None:

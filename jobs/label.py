@@ -1,8 +1,10 @@
 """halftone label: caption similarity becomes relevance, the top candidates of every query."""
 
-from jobs import _cli, _label_pages
-from jobs._run import Run
-from pipeline import _store, label
+from jobs.cli import label_pages as _label_pages
+from jobs.cli import main as _cli
+from jobs.cli.run import Run
+from pipeline.labels import label
+from pipeline.storage import store as _store
 
 
 def run(run: Run) -> None:

@@ -1,9 +1,11 @@
 """halftone rerank: re-rankers fitted on train and val, and the rankings they give."""
 
-from jobs import _cli
-from jobs import _rerank_others as others
-from jobs._run import Run, Stage
-from pipeline import _store, evaluate, rerank
+from jobs.cli import main as _cli
+from jobs.cli import rerank_external as others
+from jobs.cli.run import Run, Stage
+from pipeline.evaluation import evaluate
+from pipeline.reranking import rerank
+from pipeline.storage import store as _store
 
 arguments = others.arguments
 

@@ -1,9 +1,10 @@
 """halftone search: a text finds images, --image FILE finds captions; without either, a page."""
 
-from jobs import _cli
-from jobs._run import Run
-from pipeline import _store, search
-from pipeline._errors import InputError
+from jobs.cli import main as _cli
+from jobs.cli.run import Run
+from pipeline.errors import InputError
+from pipeline.search import index as search
+from pipeline.storage import store as _store
 
 
 def arguments(parser) -> None:

@@ -2,9 +2,10 @@
 
 from functools import partial
 
-from jobs import _cli
-from jobs._run import Run
-from pipeline import _store, shard
+from jobs.cli import main as _cli
+from jobs.cli.run import Run
+from pipeline.sharding import shard
+from pipeline.storage import store as _store
 
 
 def run(run: Run) -> None:

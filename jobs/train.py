@@ -1,11 +1,13 @@
 """halftone train: a two-tower model is trained under Ray Train."""
 
-from jobs import _cli
-from jobs._run import Run
-from pipeline import _store, estimate, train
-from pipeline._errors import InputError
-from pipeline._plan import Plan
-from pipeline._probe import probe
+from jobs.cli import main as _cli
+from jobs.cli.run import Run
+from jobs.cluster import estimate
+from pipeline.errors import InputError
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Plan
+from pipeline.training import train
+from pipeline.training.probe import probe
 
 
 def run(run: Run) -> None:

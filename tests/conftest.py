@@ -22,14 +22,6 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-# The settings of every small run: seconds, not minutes.
-TINY = [
-    *("--recipe", "drawn_tiny"),
-    *("--source.train_images", "96", "--source.val_images", "16", "--source.test_images", "32"),
-    *("--shard.samples", "32", "--rerank.bank_images", "64"),
-    *("--train.batch_size", "16", "--train.workers", "1"),
-]
-
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory) -> str:
@@ -61,7 +53,7 @@ def ray_here():
     """Ray on this machine, started once."""
     import ray
 
-    from jobs import _cluster
+    from jobs.cluster import tasks as _cluster
 
     _cluster.connect()
     yield
@@ -71,7 +63,8 @@ def ray_here():
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, tiny_encoder, ray_here) -> str:
     """The folder of a run that went through all stages; tests copy it before they change it."""
-    from jobs._cli import main
+    from jobs.cli.main import main
+    from tests.helpers.stages import TINY
 
     root = tmp_path_factory.mktemp("runs") / "tiny"
     main("run", [*TINY, "--root", str(root), "--encoder", tiny_encoder])

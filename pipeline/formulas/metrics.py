@@ -10,10 +10,10 @@ Legend of the shape suffixes: Q queries, N candidates of a query, M images.
 
 import torch
 
-from pipeline.formulas._pairs import inversions
-from pipeline.formulas._rows import block_of, blocks, prepared, rows_in_cache
-from pipeline.formulas._sort import compiled, largest, order_of_rows, sort_rows_
-from pipeline.formulas._ties import chance_within, expected_place
+from pipeline.formulas.kernels.pairs import inversions
+from pipeline.formulas.kernels.rows import block_of, blocks, prepared, rows_in_cache
+from pipeline.formulas.kernels.sort import compiled, largest, order_of_rows, sort_rows_
+from pipeline.formulas.kernels.ties import chance_within, expected_place
 
 GAINS = {"exp2": lambda relevance: torch.exp2(relevance) - 1, "linear": lambda relevance: relevance}
 

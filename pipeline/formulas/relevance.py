@@ -9,7 +9,7 @@ import collections
 import torch
 from torch.nn import functional as F
 
-from pipeline.formulas._rows import in_full_precision
+from pipeline.formulas.kernels.rows import in_full_precision
 
 
 def half(cosine):

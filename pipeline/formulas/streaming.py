@@ -12,7 +12,7 @@ block.
 import torch
 from torch.autograd.function import once_differentiable
 
-from pipeline.formulas._rows import blocks, in_full_precision, summed
+from pipeline.formulas.kernels.rows import blocks, in_full_precision, summed
 from pipeline.formulas.losses import LOSSES
 
 BLOCK = 2**22  # scores in a block: enough for matrix products at full speed, and 16 MB

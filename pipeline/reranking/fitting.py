@@ -7,7 +7,7 @@ import torch
 
 from pipeline.formulas.metrics import recall_at
 from pipeline.reranking import baselines
-from pipeline.reranking.leaprr import LeaPRR, leaprr
+from pipeline.reranking.leaprr.model import LeaPRR, leaprr
 from pipeline.reranking.problem import SIDES, Problem, View
 
 DEPTHS = (1, 5, 10)

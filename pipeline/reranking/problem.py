@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline._errors import InputError
-from pipeline._ranking import Vectors
+from pipeline.errors import InputError
+from pipeline.evaluation.ranking import Vectors
 from pipeline.reranking.similarities import Similarities, Towers
 
 Pool = Literal["inductive", "transductive"]

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 
-from pipeline import _neighbours
-from pipeline._errors import InputError
+from pipeline.errors import InputError
+from pipeline.retrieval import nearest as _neighbours
 
 BLOCK = 256  # rows compared at a time
 FEW = 32  # lists of rows whose profiles are held at a time

@@ -12,10 +12,8 @@ A source is a module with
 
 from types import ModuleType
 
-from pipeline import _store
-from pipeline._errors import InputError, did_you_mean
+from pipeline.errors import InputError, did_you_mean
 from pipeline.sources import (
-    _fetch,
     coco,
     csv,
     drawn,
@@ -26,6 +24,8 @@ from pipeline.sources import (
     precomp,
     webdataset,
 )
+from pipeline.sources.readers import fetch as _fetch
+from pipeline.storage import store as _store
 from schemas.settings import SourceSettings
 
 SOURCES: dict[str, ModuleType] = {

@@ -10,9 +10,9 @@ their `coco_url`. A caption's id is its annotation's, as in the files that refer
 
 from collections.abc import Iterator
 
-from pipeline import _store
-from pipeline._errors import InputError
-from pipeline.sources import _annotations
+from pipeline.errors import InputError
+from pipeline.sources.readers import annotations as _annotations
+from pipeline.storage import store as _store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a COCO caption file (captions_val2017.json), or a pattern (captions_*.json)"

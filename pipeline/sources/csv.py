@@ -12,9 +12,11 @@ import json
 import sys
 from collections.abc import Iterator
 
-from pipeline import _store
-from pipeline._errors import InputError
-from pipeline.sources import _annotations, _parquet, _tables
+from pipeline.errors import InputError
+from pipeline.sources.readers import annotations as _annotations
+from pipeline.sources.readers import parquet as _parquet
+from pipeline.sources.readers import tables as _tables
+from pipeline.storage import store as _store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a .csv, .tsv or .parquet file, or a pattern of such files (data/*.csv)"

@@ -7,9 +7,9 @@ beside the token file; an image on none of them is left out. Without any list, a
 import re
 from collections.abc import Iterator
 
-from pipeline import _store
-from pipeline._errors import InputError
-from pipeline.sources import _annotations
+from pipeline.errors import InputError
+from pipeline.sources.readers import annotations as _annotations
+from pipeline.storage import store as _store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a Flickr token file (Flickr8k.token.txt)"

@@ -8,9 +8,9 @@ that is called train, val or test is a split, unless `source.split` says otherwi
 import os
 from collections.abc import Iterator
 
-from pipeline import _store
-from pipeline._errors import InputError
-from pipeline.sources import _annotations
+from pipeline.errors import InputError
+from pipeline.sources.readers import annotations as _annotations
+from pipeline.storage import store as _store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a folder of images with their captions in .txt files beside them"

@@ -12,9 +12,10 @@ import re
 import threading
 from collections.abc import Iterator
 
-from pipeline import _store
-from pipeline._errors import InputError
-from pipeline.sources import _annotations, _tables
+from pipeline.errors import InputError
+from pipeline.sources.readers import annotations as _annotations
+from pipeline.sources.readers import tables as _tables
+from pipeline.storage import store as _store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a folder that Dataset.save_to_disk wrote, or hf://OWNER/NAME"

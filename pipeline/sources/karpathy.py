@@ -8,8 +8,8 @@ COCO's "restval" is train.
 
 from collections.abc import Iterator
 
-from pipeline import _store
-from pipeline.sources import _annotations
+from pipeline.sources.readers import annotations as _annotations
+from pipeline.storage import store as _store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a Karpathy JSON file (dataset_flickr8k.json)"

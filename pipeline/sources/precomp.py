@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline import _store
-from pipeline._errors import InputError
-from pipeline.sources import _annotations
+from pipeline.errors import InputError
+from pipeline.sources.readers import annotations as _annotations
+from pipeline.storage import store as _store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a folder with train_ims.npy and train_caps.txt, or that folder and a name's beginning"

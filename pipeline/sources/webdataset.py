@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from pipeline import _store
-from pipeline._errors import InputError
-from pipeline.sources import _annotations, _fetch
+from pipeline.errors import InputError
+from pipeline.sources.readers import annotations as _annotations
+from pipeline.sources.readers import fetch as _fetch
+from pipeline.storage import store as _store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"

@@ -23,8 +23,8 @@ from pathlib import Path
 import psutil
 from s3fs import S3FileSystem
 
-from pipeline import _store
-from tests.namespaces import HOME, ROOT, Machine, Namespaces, wait_for, why_not
+from pipeline.storage import store as _store
+from tests.helpers.namespaces import HOME, ROOT, Machine, Namespaces, wait_for, why_not
 
 RUN = (
     *("jobs.end_to_end", "--recipe", "drawn_tiny", "--encoder", "tfidf"),

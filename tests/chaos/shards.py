@@ -29,8 +29,9 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import _store, ingest, shard
-from pipeline.reading import Shards
+from pipeline.sharding import ingest, shard
+from pipeline.sharding.reading import Shards
+from pipeline.storage import store as _store
 from schemas.settings import Recipe
 
 KINDS = ("task", "worker", "raylet", "driver", "everything")
@@ -47,7 +48,7 @@ DEADLINE = 600  # seconds for one run, on a machine with much else to do
 
 def drive(root: str, workers: int, seed: int) -> None:
     """`halftone shard`, with so many workers and the pieces in an order of this seed."""
-    from jobs import _cluster
+    from jobs.cluster import tasks as _cluster
 
     _cluster.start_here(workers)
     plan = shard.plan(RECIPE, root)

@@ -25,7 +25,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from pipeline import _store, ingest, shard, train
+from pipeline.sharding import ingest, shard
+from pipeline.storage import store as _store
+from pipeline.training import train
 from schemas.settings import Recipe
 
 KINDS = ("worker", "driver", "everything")
@@ -50,7 +52,7 @@ def recipe_of(workers: int) -> Recipe:
 
 def drive(root: str, workers: int) -> None:
     """`halftone train` on a Ray with room for so many workers."""
-    from jobs import _cluster
+    from jobs.cluster import tasks as _cluster
 
     _cluster.start_here(workers + 1)
     recipe = recipe_of(workers)

@@ -1,0 +1,1 @@
+"""The command line: `main.py` parses and runs a command; `run.py` is what a command gets."""

@@ -1,0 +1,28 @@
+"""halftone audit: duplicates within and across splits, and a list to leave them out by."""
+
+from jobs.cli import main as _cli
+from jobs.cli.run import Run
+from pipeline.sharding.checks import audit
+from pipeline.storage import store as _store
+
+
+def run(run: Run) -> None:
+    with run.stage("audit") as stage:
+        plan = audit.plan(run.recipe, run.root)
+        stage.make(plan, audit.write_hashes)
+        if run.dry:
+            return
+        found = audit.write(plan, run.recipe, run.root)
+        stage.note(**{f"{kind}_pairs": len(d.pairs) for kind, d in found.items()})
+    columns, rows = audit.summary(found)
+    if rows:
+        run.show.table("", columns, rows, "kept: test before val before train, then the first")
+    else:
+        run.show.out.print("no duplicates")
+    names = {"pairs": "duplicates.csv", "list": "exclusions.csv"}
+    places = {word: _store.join(plan.folder, file) for word, file in names.items()}
+    run.show.where(places | {"then": f"halftone shard --shard.exclude {places['list']}"})
+
+
+if __name__ == "__main__":
+    _cli.main("audit")

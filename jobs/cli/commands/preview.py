@@ -1,0 +1,27 @@
+"""halftone preview: a page of a split's pictures and captions, and of what was rejected."""
+
+from jobs.cli import main as _cli
+from jobs.cli.run import Run
+from pipeline.errors import InputError
+from pipeline.reports import preview
+from pipeline.storage import store as _store
+
+
+def arguments(parser) -> None:
+    parser.add_argument("--split", default="train", help="the split to show (default train)")
+    parser.add_argument("--images", default="60", help="pictures on the page (count, default 60)")
+
+
+def run(run: Run, options) -> None:
+    if not options.images.isdigit() or not (images := int(options.images)):
+        raise InputError(f"--images {options.images} is no count; give a number from 1")
+    page = preview.uri(run.root, options.split)
+    with run.stage("preview") as stage:
+        if stage.page(page, preview.version(run.root, options.split, images)):
+            _store.write_bytes(page, preview.page(run.root, options.split, images).encode())
+    if not run.dry:
+        run.show.where({"preview": page})
+
+
+if __name__ == "__main__":
+    _cli.main("preview")

@@ -1,0 +1,56 @@
+"""halftone score: any model's vectors, scores or TREC runs, under the field's protocols."""
+
+import json
+
+from jobs.cli import external_options as _systems
+from jobs.cli import main as _cli
+from jobs.cli import recipes as _recipes
+from jobs.cli.show import Show
+from pipeline.errors import InputError
+from pipeline.evaluation import evaluate, external, protocols
+from pipeline.evaluation import human_agreement as _people
+from pipeline.storage import store as _store
+
+OPTIONS = (
+    ("run-i2t", "TREC run of images as queries"),
+    ("run-t2i", "TREC run of texts as queries"),
+    ("positives", "CSV or JSON of the pairs that match"),
+    ("people", "CSV of people's image_id,caption_id,score, to measure agreement with"),
+    ("protocol", ", ".join(protocols.PROTOCOLS)),
+    ("write-trec", "folder for TREC runs and qrels"),
+)
+
+
+def arguments(parser) -> None:
+    _systems.arguments(parser, *OPTIONS)
+
+
+def run(root: str, options) -> None:
+    given = external.matches(options.positives) if options.positives else None
+    names = (options.protocol or ("given" if given else "own")).split(",")
+    if given and "given" not in names:
+        raise InputError("--positives are the pairs of the protocol given; name it, or leave them")
+    system = _system(root, options)
+    tables = protocols.measure(system, names, given)
+    if options.people:
+        tables["judgements"] = _people.measure(system, _people.read(options.people))
+    show = Show(quiet=options.json)
+    if options.json:
+        print(json.dumps({name: table._asdict() for name, table in tables.items()}))
+    else:
+        for table in tables.values():
+            show.table("", ["", "value", "95 %"], protocols.rows(table), protocols.line(table))
+    if options.write_trec:
+        for uri in external.write_trec(_store.absolute(options.write_trec), system):
+            show.line(uri)
+
+
+def _system(root: str, options):
+    """What is measured: of other people, or the model of a run folder."""
+    if _systems.kind(options):
+        return _systems.read(options)
+    return external.of_vectors(evaluate.read_vectors(_recipes.saved(root, {}, options.name), root))
+
+
+if __name__ == "__main__":
+    _cli.main("score")

@@ -1,0 +1,216 @@
+"""Recipes: a YAML file, or the name of one that comes with Halftone, and overrides on top."""
+
+import contextlib
+import copy
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import InputError, did_you_mean
+from pipeline.storage import store as _store
+from schemas.settings import Recipe
+
+ROOM = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def known() -> dict[str, str]:
+    """The recipes that come with Halftone: name to the line about it."""
+    return {file.stem: _load(file).get("about", "") for file in sorted(ROOM.glob("*.yaml"))}
+
+
+def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
+    """(name, settings) of a recipe's models; `only` picks a variant, or names the one model."""
+    base = _read(recipe)
+    variants = base.get("variants") or {}
+    if variants and (only is None or only in variants):
+        names = [only] if only else list(variants)
+    else:
+        names, variants = [only or "main"], {}
+    out = []
+    for name in names:
+        values = _merged(_merged(base, variants.get(name) or {}), overrides)
+        out.append((name, _absolute(_checked(values, recipe))))
+    return out
+
+
+def seeded(models: list[tuple[str, Recipe]], seeds: str) -> list[tuple[str, Recipe]]:
+    """Every model once for each training seed of a list such as `0,1,2`, as NAME.seed0, …"""
+    if not re.fullmatch(r"\d+(,\d+)*", seeds) or len(set(numbers := seeds.split(","))) < 2:
+        raise InputError(f"--seeds {seeds!r} is not a list of two or more seeds; give 0,1,2")
+    return [
+        (f"{name}.seed{int(seed)}", recipe.model_copy(update={"train": trained}))
+        for name, recipe in models
+        for seed in numbers
+        for trained in [recipe.train.model_copy(update={"seed": int(seed)})]
+    ]
+
+
+def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
+    """(name, settings) of the models in a run folder, from the settings that were kept there."""
+    files = sorted(f for f in _store.list_files(root) if re.fullmatch(r"settings-.+\.yaml", f))
+    names = [file.removeprefix("settings-").removesuffix(".yaml") for file in files]
+    out = []
+    for name in [name for name in names if only in (None, name)]:
+        uri = _store.join(root, f"settings-{name}.yaml")
+        values = _merged(yaml.safe_load(_store.read_text(uri)), overrides)
+        out.append((name, _absolute(_checked(values, uri))))
+    if only and not out and names:
+        raise InputError(f"no model {only!r} in {root}{did_you_mean(only, names)}")
+    return out
+
+
+def _read(recipe: str) -> dict:
+    if recipe.endswith((".yaml", ".yml")):
+        if not Path(recipe).is_file():
+            raise InputError(f"no recipe file {recipe}; `halftone recipes` lists those there are")
+        return {"name": Path(recipe).stem, **_load(Path(recipe))}
+    if recipe not in known():
+        raise InputError(f"unknown recipe {recipe!r}{did_you_mean(recipe, known())}")
+    return {"name": recipe, **_load(ROOM / f"{recipe}.yaml")}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 5e-4 is a number and a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse(text: str, where: str) -> Any:
+    """The value of a YAML text; `where` names it in an error."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _load(path: Path) -> dict:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8; save the file as UTF-8") from error
+    values = parse(text, str(path))
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"{path} holds no settings; see `halftone recipes`")
+    variants = values.get("variants") or {}
+    if not isinstance(variants, dict) or not all(
+        isinstance(over, dict | None) for over in variants.values()
+    ):
+        raise InputError(f"{path}: variants must be {{name: {{section: {{…}}}}}}")
+    return values
+
+
+def _merged(base: dict, over: dict) -> dict:
+    """`over`'s keys put into the sections of `base`; a dotted key goes deeper (losses.x.weight)."""
+    out = copy.deepcopy(base)
+    for section, values in over.items():
+        if not isinstance(values, dict):
+            out[section] = values
+            continue
+        for key, value in values.items():
+            *path, last = f"{section}.{key}".split(".")
+            place = out
+            for depth, step in enumerate(path, 1):
+                place = place.setdefault(step, {})
+                if not isinstance(place, dict):
+                    raise InputError(f"{'.'.join(path[:depth])} holds {place!r}, not settings")
+            place[last] = value
+    return out
+
+
+def _checked(values: dict, recipe: str) -> Recipe:
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        path = [str(step) for step in problem["loc"]]
+        name = ".".join(path) or "recipe"
+        if problem["type"] == "extra_forbidden":
+            fields = _fields(path[:-1])
+            raise InputError(f"unknown setting {name!r}{did_you_mean(path[-1], fields)}") from error
+        found = f" (found {problem['input']!r})" if len(path) > 1 else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{recipe}: {name}: {message}{found}") from error
+
+
+def _fields(path: list[str]) -> list[str]:
+    model: Any = Recipe
+    for step in path:
+        model = model.model_fields[step].annotation
+    return list(model.model_fields)
+
+
+def _absolute_folder(name: str) -> str:
+    """A folder's absolute path; any other name as it is."""
+    with contextlib.suppress(OSError):
+        if Path(name).is_dir():
+            return str(Path(name).absolute())
+    return name
+
+
+def _absolute_unless(*words: str) -> Callable[[str], str]:
+    return lambda value: value if value in words else _store.absolute(value)
+
+
+# The settings that name files or folders, and how each becomes absolute.
+PATHS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "source": {"path": _store.absolute, "images": _store.absolute},
+    "shard": {"exclude": _store.absolute},
+    "embed": {
+        "encoder": _absolute_folder,
+        "members": lambda members: {_absolute_folder(n): weight for n, weight in members.items()},
+    },
+    "label": {
+        **{"calibration": _store.absolute, "overrides": _store.absolute},
+        "cross_encoder": _absolute_folder,
+    },
+    "model": {"pretrained": _absolute_folder},
+    "train": {"resume": _absolute_unless("latest")},
+    "evaluate": {
+        **{"exclude": _store.absolute, "judgements": _store.absolute},
+        "encoder": _absolute_folder,
+    },
+    "rerank": {"weights": _store.absolute},
+    "leaprr": {"lists": _absolute_unless("train", "val")},
+    "calibrate": {
+        **{"judgements": _store.absolute, "captions": _store.absolute},
+        "encoders": lambda names: tuple(map(_absolute_folder, names)),
+    },
+}
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Paths made absolute: the workers run in other directories."""
+    sections = {}
+    for section, names in PATHS.items():
+        given = getattr(recipe, section)
+        known = {name: getattr(given, name) for name in names}
+        update = {name: names[name](value) for name, value in known.items() if value is not None}
+        sections[section] = given.model_copy(update=update)
+    return recipe.model_copy(update=sections)
+
+
+def settings_of(section: str) -> Iterator[tuple[str, Any, str]]:
+    """(name, default, description) of every setting of a section."""
+    model: type[BaseModel] = Recipe.model_fields[section].annotation  # type: ignore[assignment]
+    for name, info in model.model_fields.items():
+        yield name, info.default, info.description or ""
+
+
+def is_nested(section: str, name: str) -> bool:
+    """Whether a setting is written as YAML on the command line (a mapping or a list)."""
+    default = Recipe.model_fields[section].annotation.model_fields[name].default
+    return isinstance(default, dict | tuple)

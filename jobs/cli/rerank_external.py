@@ -1,0 +1,69 @@
+"""halftone rerank on another system: a table of methods, and the best one's scores if asked for."""
+
+import json
+import tempfile
+
+from rich.markup import escape
+
+from jobs.cli import external_options as _systems
+from jobs.cli.show import Show
+from pipeline.errors import InputError
+from pipeline.evaluation import protocols
+from pipeline.reranking import external as _rerank_others
+from pipeline.reranking import rerank
+from pipeline.reranking.external import Others
+from pipeline.storage import store as _store
+from schemas.settings import Recipe
+
+OPTIONS = (
+    ("image-matrix", "with --matrix: similarities of its images to each other (.npy)"),
+    ("text-matrix", "with --matrix: similarities of its texts to each other (.npy)"),
+    ("splits", "CSV (image_id, split): which images are train (the bank), val and test"),
+    ("protocol", f"{', '.join(p for p in protocols.PROTOCOLS if p != 'given')} (default own)"),
+    ("write", "folder for the new scores (.npy) and LeaPRR's weights"),
+)
+
+
+def arguments(parser) -> None:
+    _systems.arguments(parser, *OPTIONS)
+
+
+def named(options) -> bool:
+    """Whether the options name another system."""
+    return _systems.kind(options, "splits", "protocol", "write") is not None
+
+
+def run(recipe: Recipe, options) -> None:
+    if options.dry_run:
+        raise InputError("--dry-run looks into a run folder, which is not used here; leave it out")
+    rerank.check(recipe.rerank.method)
+    matrices = options.image_matrix, options.text_matrix
+    splits = _rerank_others.read_splits(options.splits) if options.splits else None
+    others = _rerank_others.read(_systems.read(options), splits, recipe, matrices)
+    with tempfile.TemporaryDirectory() as own:
+        folder = _store.absolute(options.write) if options.write else own
+        _compare(others, recipe, options, folder)
+
+
+def _compare(others: Others, recipe: Recipe, options, folder: str) -> None:
+    """Fit and measure every method, print the table, write the best one's scores."""
+    under, split = options.protocol or "own", recipe.evaluate.split
+    tables = {"none": protocols.measure(others.gallery, [under])[under]}
+    costs, best = {}, None
+    for method in recipe.rerank.method:
+        fitted = _rerank_others.fit(method, others, recipe, folder)
+        made, costs[method] = _rerank_others.apply(fitted, others, split)
+        tables[method] = protocols.measure(made, [under])[under]
+        if best is None or fitted.val > best[0]:
+            best = fitted.val, method, made
+    val, chosen, made = best
+    show = Show(quiet=options.json)
+    if options.json:
+        found = {m: {**t._asdict(), **costs.get(m, {})} for m, t in tables.items()}
+        print(json.dumps({m: {**values, "best": m == chosen} for m, values in found.items()}))
+    else:
+        *cells, protocol = _rerank_others.table(tables, costs, (chosen, val), recipe)
+        show.table("", *cells, escape(protocol))
+    if options.write:
+        for uri in _rerank_others.write(folder, made):
+            show.line(uri)

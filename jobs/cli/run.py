@@ -1,0 +1,208 @@
+"""A run as the jobs see it: one model of one run folder, its stages shown, made and tracked."""
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.cli.show import Show
+from jobs.cluster import tasks as _cluster
+from jobs.tracking.tracker import Tracker
+from pipeline.errors import StageMissing
+from pipeline.reports import render as _pages
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Piece, Plan
+from schemas.settings import Recipe
+
+
+class NotYet(Exception):
+    """A dry run comes to work whose plan depends on what is still to be made."""
+
+
+@dataclass
+class Run:
+    """What every job's `run` gets."""
+
+    recipe: Recipe
+    root: str
+    name: str
+    show: Show
+    dry: bool = False
+    track: Tracker = field(init=False)
+    results: dict[str, Any] = field(default_factory=dict)  # for --json and the final table
+    begun: bool = False
+
+    def __post_init__(self):
+        self.track = Tracker(self.recipe.name, self.root, self.name)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator["Stage"]:
+        """The stage's line on the screen, its MLflow run and its clock."""
+        stage = Stage(self, name, time.perf_counter())
+        try:
+            yield stage
+        except NotYet:
+            return
+        except StageMissing as missing:
+            if not self.dry:
+                self.show.failed(name)
+                raise
+            self.show.line(f"  {name}: waits, {missing}")
+            return
+        except BaseException as error:
+            self.show.failed(name)
+            if stage.worked:
+                self.track.log(name, tags={"halftone.error": f"{type(error).__name__}: {error}"})
+                self.track.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        stage.end()
+
+    def where_to_look(self) -> None:
+        """The pages, the next question to ask, and MLflow."""
+        places = {
+            "report": _store.join(self.root, "report.html"),
+            "search": _store.join(self.root, f"search-{self.name}.html"),
+            "ask": f'{command("halftone")} search "…" --root {self.root}',
+            "MLflow": self.track.url(),
+        }
+        if opens := self.track.ui_command():
+            places |= {"MLflow": f"{command('mlflow')} {opens}", "then": self.track.url()}
+        self.show.where(places)
+
+    def begin(self) -> None:
+        """There is work to do: the resolved settings go to the run folder and to MLflow."""
+        if not self.begun:
+            self.begun = True
+            text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False).encode()
+            _store.write_bytes(_store.join(self.root, f"settings-{self.name}.yaml"), text)
+            self.track.log("", params=_flat(self.recipe))
+            self.track.artifact("", "settings.yaml", text)
+
+
+@dataclass
+class Stage:
+    """One stage of a run, while it runs."""
+
+    run: Run
+    name: str
+    started: float
+    made: int = 0
+    kept: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+    worked: bool = False
+
+    def make(
+        self,
+        plan: Plan,
+        make: Callable[[Piece], dict],
+        *,
+        gpu: bool = False,
+        check: Callable[[dict[str, dict]], Any] = lambda made: None,
+        **extra,
+    ) -> dict:
+        """The plan's index, after its pending pieces were made; `check` sees them before it is."""
+        pending = plan.pending
+        self.kept += len(plan.pieces) - len(pending)
+        if self.run.dry:
+            return self._would(plan, pending)
+        if plan.complete:
+            return plan.index
+        if pending:
+            self.start()
+        with self.run.show.progress(self.name, len(pending)) as advance:
+            said = {"done": lambda *_: advance(), "say": self.run.show.line}
+            made = _cluster.fan_out(make, pending, gpu=gpu, **said)
+        self.made += len(made)
+        check(made)
+        return plan.finish(made, **extra)
+
+    def train(
+        self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict], epochs: int = 0
+    ) -> dict:
+        """The plan's index, after its one piece was trained on Ray Train's workers."""
+        pending = plan.pending
+        self.kept += len(plan.pieces) - len(pending)
+        if self.run.dry:
+            return self._would(plan, pending)
+        if not pending:
+            return plan.index if plan.complete else plan.finish({})
+        self.start()
+        piece = plan.pieces[0]
+        epochs = epochs or self.run.recipe.train.epochs
+        with self.run.show.training(epochs, piece):
+            track = self.run.track
+            watchers = track.recorder(self.name), track.monitor(self.name)
+            _cluster.train(fit, piece, self.run.recipe.train, *watchers, self.run.show.line)
+        self.made += 1
+        return plan.finish({piece.name: summary(piece)})
+
+    def _would(self, plan: Plan, pending: list[Piece]) -> dict:
+        """A dry run's line; the index of the last time, if there was one."""
+        self.run.show.would(self.name, plan, pending)
+        if not plan.index:
+            raise NotYet
+        return plan.index
+
+    def page(self, uri: str, version: str) -> bool:
+        """Whether a page is to be made: it is not there, or was made from something else."""
+        current = _pages.is_current(uri, version)
+        self.made, self.kept = self.made + (not current), self.kept + current
+        if self.run.dry:
+            self.run.show.line(f"  {_store.name_of(uri)}: {'done' if current else 'to make'}")
+            raise NotYet
+        if not current:
+            self.start()
+        return not current
+
+    def start(self) -> None:
+        """The stage has work to do: its MLflow run begins, its settings the parameters."""
+        if not self.worked:
+            self.worked = True
+            section = self.run.recipe.model_dump(mode="json").get(self.name, {})
+            params = {f"{self.name}.{key}": value for key, value in section.items()}
+            self.run.begin()
+            self.run.track.log(self.name, params=params)
+
+    def note(self, **notes) -> None:
+        """Figures for the stage's line, and numbers for its MLflow run."""
+        self.notes |= notes
+
+    def metrics(self, prefix: str, metrics: dict[str, float]) -> None:
+        """Results: to the model's MLflow run if they are new, and the main ones to the line."""
+        self.run.results.setdefault("metrics", {})[prefix] = metrics
+        shown = ("rsum", "i2t_R_at_1", "t2i_R_at_1", "i2t_ndcg_truth", "t2i_ndcg_truth")
+        self.note(**{name: metrics[name] for name in shown if name in metrics})
+        if self.worked:
+            self.run.track.log("", metrics={f"{prefix}/{k}": v for k, v in metrics.items()})
+            self.run.track.log(self.name, metrics=metrics)
+
+    def end(self) -> None:
+        seconds = time.perf_counter() - self.started
+        self.run.results[self.name] = {"made": self.made, "kept": self.kept, **self.notes}
+        if self.run.dry:
+            return
+        self.run.show.stage(self.name, self.made, self.kept, self.notes, seconds)
+        if self.worked:
+            numbers = {k: v for k, v in self.notes.items() if isinstance(v, int | float)}
+            self.run.track.log(self.name, metrics={**numbers, "seconds": seconds})
+
+
+def command(name: str) -> str:
+    """A command as this person has to type it: it may lie in an environment not on the PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    out = {"recipe": recipe.name}
+    for section, values in recipe.model_dump(mode="json").items():
+        if isinstance(values, dict) and section != "variants":
+            out |= {f"{section}.{key}": value for key, value in values.items()}
+    return out

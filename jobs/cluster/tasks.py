@@ -1,0 +1,388 @@
+"""Where the work runs: the one place that knows Ray.
+
+With RAY_ADDRESS the cluster it names, else a small Ray of this machine's own.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+from jobs.cluster.polling import meanwhile
+from pipeline.errors import InputError, Unreachable
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Piece
+from schemas.settings import TrainSettings
+
+OBJECT_STORE_BYTES = 300 * 2**20  # results are small: bytes go to storage, not through Ray
+WINDOW_PER_CPU = 4  # tasks handed to Ray ahead of those that run
+TRIES = 4  # of a piece whose worker, node or storage failed
+PATIENCE = 120  # seconds until a node that does not start a task is given up
+LOOK_SECONDS = 2  # between looks at which nodes there are
+
+# Ray Train's controller looks at its workers every 2 s unless told, and a report waits for a look.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks that were given up
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+Say = Callable[[str], None]
+_to_stderr = partial(print, file=sys.stderr, flush=True)
+
+
+class WorkFailed(Exception):
+    """A task or a training failed; the message names the piece, the cause is kept."""
+
+
+class NodeFailed(Exception):
+    """A node's disk, or its way to the storage, failed a task; another node may do better."""
+
+    def __init__(self, node: str, host: str, reason: str):
+        super().__init__(node, host, reason)
+        self.node, self.host, self.reason = node, host, reason
+
+    def __str__(self) -> str:
+        return f"{self.reason} (on {self.host})"
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; once per process."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    _Nodes.alive, _Nodes.not_ready = {}, set()
+    for name in ("ray.train", "ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        return
+    start_here()
+
+
+def start_here(cpus: int | None = None, **options) -> None:
+    """Start Ray on this machine: on all its processors, or as if it had so many."""
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # this Ray listens on loopback only
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        **options,
+    )
+
+
+def fan_out(
+    make: Callable[[Piece], dict],
+    pieces: Iterable[Piece],
+    *,
+    gpu: bool = False,
+    done: Callable[[Piece, dict], None] = lambda piece, summary: None,
+    say: Say = _to_stderr,
+) -> dict[str, dict]:
+    """Summaries by piece name of `make(piece)` for all pieces, as Ray tasks.
+
+    At most a window of tasks is handed to Ray at a time. A piece whose worker, node or storage
+    failed is made again, elsewhere if there is another node, and `say` tells so; any other error
+    ends the whole, with the piece's name.
+    """
+    waiting = deque(pieces)
+    if not waiting:  # a run with nothing to do starts nothing
+        return {}
+    import ray
+
+    connect()
+    nodes, task = _Nodes(waiting, gpu, say), ray.remote(_task)
+    tries: Counter[str] = Counter()
+    running: dict[Any, Piece] = {}
+    made: dict[str, dict] = {}
+    while waiting or running:
+        while waiting and len(running) < nodes.window():
+            piece = waiting.popleft()
+            pause = 2 ** tries[piece.name] - 1  # seconds: storage that is away may come back
+            shown = f"{make.__name__} {piece.name}"  # in Ray's dashboard, in `ps`
+            options = {"name": shown, **nodes.options(piece)}
+            running[task.options(**options).remote(make, piece, pause)] = piece
+        ready, _ = ray.wait(list(running), num_returns=1)
+        piece = running.pop(ready[0])
+        try:
+            made[piece.name] = ray.get(ready[0])
+        except ray.exceptions.RayError as error:
+            why, tries[piece.name] = nodes.passing(error), tries[piece.name] + 1
+            if not why or tries[piece.name] == TRIES:
+                for other in running:
+                    ray.cancel(other)
+                raise _explained(piece.name, error) from error
+            say(f"  {piece.name}: {why}; it is made again, try {tries[piece.name] + 1} of {TRIES}")
+            waiting.appendleft(piece)
+            continue
+        done(piece, made[piece.name])
+    return made
+
+
+def _task(make: Callable[[Piece], dict], piece: Piece, pause: float) -> dict:
+    """What `make(piece)` gives; what fails because of this node says so."""
+    import ray
+
+    time.sleep(pause)
+    try:
+        return make(piece)
+    except (OSError, Unreachable) as error:  # bad images are none of these: they are rejected
+        node = ray.get_runtime_context().get_node_id()
+        raise NodeFailed(node, socket.gethostname(), str(error)) from error
+
+
+def _nothing() -> None:
+    return None
+
+
+class _Nodes:
+    """The cluster's nodes as the tasks of one stage see them: their room, and who failed."""
+
+    alive: dict[str, dict] = {}  # of all stages together: who left between two is told, too
+    not_ready: set[str] = set()  # of all stages together: who takes no task at all
+
+    def __init__(self, pieces: Iterable[Piece], gpu: bool, say: Say):
+        import ray
+
+        self.say, self.failed, self.looked = say, set(), 0.0
+        self.here = ray.get_runtime_context().get_node_id()
+        self.look()
+        self.gpus = 1 if gpu and any("GPU" in n["Resources"] for n in self.alive.values()) else 0
+        self.largest = max((_bytes(piece) for piece in pieces), default=0)
+
+    def look(self) -> None:
+        """Count the nodes anew: they come and go."""
+        import ray
+
+        before, self.looked = self.alive, time.monotonic()
+        _Nodes.alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        for gone, node in enumerate(sorted(before.keys() - self.alive.keys()), 1):
+            name, left = before[node]["NodeManagerHostname"], len(before) - gone
+            self.say(f"  node {name} is lost, {left} left")
+        if before and (new := self.alive.keys() - before.keys()):
+            names = ", ".join(self.alive[node]["NodeManagerHostname"] for node in new)
+            self.say(f"  node {names} has joined, {len(self.alive)} now")
+
+    def window(self) -> int:
+        """How many tasks Ray is handed at a time: their inputs fill half a store at most."""
+        if time.monotonic() - self.looked > LOOK_SECONDS:
+            self.look()
+        cpus = sum(node["Resources"].get("CPU", 0) for node in self.alive.values())
+        store = self.alive[self.here]["Resources"]["object_store_memory"]
+        return max(1, int(min(WINDOW_PER_CPU * cpus, store / 2 / max(1, self.largest))))
+
+    def options(self, piece: Piece) -> dict[str, Any]:
+        """Ray's options of a task: what it takes, and on which nodes it may run."""
+        able = [n["Resources"] for n in self.alive.values() if n["Resources"].get("CPU")]
+        mixed = len({"GPU" in resources for resources in able}) > 1
+        largest = max((int(resources.get("memory", 0)) for resources in able), default=0)
+        return {
+            "num_cpus": 1,
+            "num_gpus": self.gpus,
+            "memory": min(piece.memory, largest) or None,
+            "max_retries": 0,  # `fan_out` sees to it, and says so
+            # Ray's own way keeps work without GPU off the nodes that have one; SPREAD does not.
+            "scheduling_strategy": "DEFAULT" if mixed and not self.gpus else "SPREAD",
+            "label_selector": self.left_out(),
+        }
+
+    def passing(self, error: Exception) -> str:
+        """Why another try may do better, in words; '' where it would not."""
+        import ray
+
+        self.look()
+        if isinstance(error, ray.exceptions.NodeDiedError):
+            # Ray counts it as alive for half a minute yet, and would put the next try there.
+            gone = re.findall(r"node ID: (\w+)", str(error))
+            self.failed.update(gone)
+            names = [self.alive[node]["NodeManagerHostname"] for node in gone if node in self.alive]
+            return " ".join(["its node", *names, "was lost"])
+        if isinstance(error, ray.exceptions.RuntimeEnvSetupError):
+            return self._not_ready(str(error))
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            return "its worker took more memory than its node has left"
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            lost = isinstance(error, ray.exceptions.WorkerCrashedError)
+            return "its worker was lost" if lost else f"it was lost ({type(error).__name__})"
+        if not isinstance(cause := error.cause, NodeFailed):
+            return ""
+        self.failed.add(cause.node)
+        return str(cause)
+
+    def _not_ready(self, said: str) -> str:
+        """What kept a node from taking a task, in words; the node is left out from now on."""
+        address = "".join(re.findall(r"\[Node ([^\]]+)\]", said)[:1])
+        there = [n for n in self.alive.values() if n["NodeManagerAddress"] == address]
+        self.not_ready.update(node["NodeID"] for node in there)
+        names = ", ".join(node["NodeManagerHostname"] for node in there) or "its node"
+        reasons = re.findall(r"^[\w.]*Error: (.+)$", said, re.MULTILINE)
+        return f"{names} could not be made ready: {reasons[-1] if reasons else said[-200:]}"
+
+    def left_out(self) -> dict[str, str] | None:
+        """Ray's selector of the nodes that have not failed; None where no node is better."""
+        failed = (self.failed | self.not_ready) & self.alive.keys()
+        if not failed or failed == self.alive.keys():
+            return None
+        return {"ray.io/node-id": f"!in({','.join(sorted(failed))})"}
+
+    def try_all(self) -> None:
+        """Find the nodes that take no task at all, by one that does nothing on each."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        task, tried, alive = ray.remote(_nothing), {}, self.alive
+        for node in alive.keys() - self.not_ready if len(alive) > 1 else ():
+            here = NodeAffinitySchedulingStrategy(node, soft=False)
+            options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
+            tried[node] = task.options(**options).remote()
+        for node, answer in tried.items():
+            try:
+                ray.get(answer, timeout=PATIENCE)
+            except ray.exceptions.RayError as error:
+                self.failed.add(node)
+                dead = isinstance(error, ray.exceptions.TaskUnschedulableError)  # not told as lost
+                name = alive[node]["NodeManagerHostname"]
+                why = f"{name} takes no task any more" if dead else self.passing(error) or error
+                self.say(f"  {why}; the training leaves that node out")
+
+
+def _bytes(piece: Piece) -> int:
+    """What a task's inputs take in the object store, nearly."""
+    return sum(getattr(value, "nbytes", 0) for value in piece.inputs.values())
+
+
+def train(
+    fit: Callable[[Piece, Callable], None],
+    piece: Piece,
+    settings: TrainSettings,
+    record: Callable[[list[dict]], None],
+    monitor: Callable[[str], AbstractContextManager] = lambda node: nullcontext(),
+    say: Say = _to_stderr,
+) -> None:
+    """Run `fit(piece, report)` on Ray Train's workers; `record` gets every epoch's records.
+
+    One worker of each node runs inside `monitor(node)`.
+
+    A lost worker restarts all of them, and `fit` goes on from its newest checkpoint; with
+    `train.min_workers` on as many nodes as there are then. `say` tells so.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    connect()
+    storage = _store.join(piece.output.rsplit("/", 1)[0], "ray")
+    losses = _store.join(storage, "losses")
+    fewest = settings.min_workers if settings.min_workers < settings.workers else 0
+    job = ray.get_runtime_context().get_job_id()
+    nodes = _Nodes((), False, say)
+    nodes.try_all()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"fit": fit, "piece": piece, "monitor": monitor},
+        torch_config=TorchConfig(timeout_s=settings.timeout),
+        scaling_config=ScalingConfig(
+            num_workers=(fewest, settings.workers) if fewest else settings.workers,
+            use_gpu=bool(ray.cluster_resources().get("GPU")),
+            label_selector=nodes.left_out(),
+        ),
+        run_config=RunConfig(
+            # A new name every time: Ray would take a known one for a finished run and do nothing.
+            name=f"{piece.fingerprint}-{job}-{os.getpid()}",
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            callbacks=[_recorder(record, losses)],
+        ),
+    )
+    try:
+        with _heard(losses, say):
+            result = trainer.fit()
+    except Exception as error:  # Ray Train's errors have no public common base
+        raise _explained(piece.name, error) from error
+    if problem := (result.metrics or {}).get("input_error"):
+        raise InputError(problem)
+    _store.remove(storage)
+
+
+def _worker(config: dict) -> None:
+    import ray.train
+
+    def report(records: list[dict]) -> None:
+        ray.train.report({"records": records})
+
+    def leaving() -> bool:
+        return ray.train.get_preemption_info() is not None
+
+    context = ray.train.get_context()
+    first = context.get_local_rank() == 0
+    watched = config["monitor"](f"node-{context.get_node_rank()}") if first else nullcontext()
+    try:
+        with watched:
+            config["fit"](config["piece"], report, leaving)
+    except Unreachable:  # Ray Train starts all again
+        raise
+    except InputError as error:  # the same again would not help: no restart
+        ray.train.report({"input_error": str(error)})
+
+
+def _recorder(record: Callable[[list[dict]], None], losses: str):
+    """A Ray Train callback (it lives in the controller) that hands on worker 0's records.
+
+    What workers are lost is written to the folder `losses`: the driver hears of it there.
+    """
+    from ray.train import UserCallback
+
+    class Recorder(UserCallback):
+        def after_report(self, run_context, metrics, checkpoint) -> None:
+            record(metrics[0].get("records", []))
+
+        def after_exception(self, run_context, worker_exceptions) -> None:
+            reasons = {type(error).__name__ for error in worker_exceptions.values()}
+            ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+            words = f"worker {ranks} was lost ({', '.join(sorted(reasons))})"
+            with contextlib.suppress(OSError, InputError):  # words are not worth a training
+                _store.write_bytes(_store.join(losses, f"{time.time():.3f}"), words.encode())
+
+    return Recorder()
+
+
+def _heard(losses: str, say: Say) -> AbstractContextManager:
+    """While it is entered, what the training lost is said: nodes, and workers from `losses`."""
+    nodes = _Nodes((), False, say)
+    known = set(_store.list_files(losses))  # of an earlier try that was killed
+
+    def listen() -> None:
+        nodes.look()
+        with contextlib.suppress(OSError, InputError):  # storage that is away is asked again
+            for name in sorted(_store.list_files(losses).keys() - known):
+                known.add(name)
+                words = _store.read_text(_store.join(losses, name))
+                say(f"  train: {words}; all start again from the newest checkpoint")
+
+    return meanwhile(listen, LOOK_SECONDS)
+
+
+def _explained(name: str, error: Exception) -> Exception:
+    """The input error inside a Ray error, or a failure that names the piece and its first cause."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = inner  # Ray's errors hold in `cause` what the task raised
+    if isinstance(cause, InputError):
+        return InputError(f"{name}: {cause}")
+    reason = " ".join(str(cause).split()) or "no message"
+    return WorkFailed(f"{name} failed: {type(cause).__name__}: {reason[:500]}")

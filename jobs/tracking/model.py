@@ -1,0 +1,36 @@
+"""The trained model as MLflow serves it: MLflow runs this file when it loads the model."""
+
+import mlflow
+
+
+class TrackedModel(mlflow.pyfunc.PythonModel):
+    """Unit vectors, lists of D numbers, of texts and of images.
+
+    An image is a data URI (data:image/jpeg;base64,…), so that both travel as strings, over HTTP
+    too.
+    """
+
+    def load_context(self, context) -> None:
+        from pipeline.training.train import load_model
+
+        self.model, self.vocabulary, self.recipe = load_model(context.artifacts["model"])
+
+    def predict(self, context, model_input: list[str], params=None) -> list[list[float]]:
+        return [self._vector(item) for item in model_input]
+
+    def _vector(self, item: str) -> list[float]:
+        import base64
+
+        import torch
+
+        from pipeline.training.data import decode
+
+        with torch.inference_mode():
+            if not item.startswith("data:"):
+                words, lengths = self.vocabulary.encode([item], self.recipe.model.max_words)
+                return self.model.encode_text(words, lengths)[0].tolist()
+            image = decode(base64.b64decode(item.split(",", 1)[1]), self.recipe.model.image_size)
+            return self.model.encode_image(torch.from_numpy(image.copy())[None])[0].tolist()
+
+
+mlflow.models.set_model(TrackedModel())

@@ -1,0 +1,1 @@
+"""Stage 6, tower vectors to rankings to figures: `evaluate.py` first."""

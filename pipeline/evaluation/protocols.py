@@ -1,0 +1,235 @@
+"""Who is a query, what is the gallery, which pairs count: the protocols of the field, as data.
+
+Legend of the shape suffixes: Q queries, P pairs of a query and a positive of its.
+"""
+
+import re
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.errors import InputError, did_you_mean
+from pipeline.evaluation import intervals
+from pipeline.evaluation.intervals import Queries
+from pipeline.formulas import metrics_from_ranks as places
+
+Matches = dict[str, dict[str, list[str]]]  # of i2t and t2i: a query's positives, by id
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a table is made."""
+
+    about: str
+    positives: str = "own"  # a caption's image and an image's captions; or those people added
+    captions_per_image: int | None = None  # the first so many stay; None: all
+    images: int | None = None  # that the gallery must have; None: any number
+    folds: int = 1  # the gallery is cut into so many, in order, and figures are their mean
+
+
+PROTOCOLS = {
+    "own": Protocol("all images and captions, their own pairs"),
+    "flickr_1k": Protocol("Flickr30k test", captions_per_image=5, images=1000),
+    "coco_5k": Protocol("COCO Karpathy test", captions_per_image=5, images=5000),
+    "coco_1k": Protocol("COCO Karpathy test", captions_per_image=5, images=5000, folds=5),
+    "cxc": Protocol("Crisscrossed Captions", "cxc", captions_per_image=5),
+    "eccv_caption": Protocol("ECCV Caption", "eccv", captions_per_image=5),
+    "given": Protocol("the pairs of a file", "given"),
+}
+TIES = "expected over random order"
+
+
+class Table(NamedTuple):
+    """Figures with their intervals, and the protocol in words."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, list[float]]
+    protocol: dict
+
+
+def measure(system, names: list[str], given: Matches | None = None, resamples: int = 1000):
+    """{name: Table} of a system under protocols; those of one gallery share a pass over it."""
+    tables: dict[str, Table] = {}
+    for name in names:
+        if name not in PROTOCOLS:
+            raise InputError(f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}")
+    galleries: dict[tuple, list[str]] = {}
+    for name in names:
+        protocol = PROTOCOLS[name]
+        galleries.setdefault((protocol.captions_per_image, protocol.folds), []).append(name)
+    for (captions, folds), together in galleries.items():
+        gallery, dropped = system.with_captions(captions)
+        found: dict[str, list[dict[str, Queries]]] = {name: [] for name in together}
+        for name in together:
+            if PROTOCOLS[name].images not in (None, len(gallery.image_ids)):
+                raise InputError(
+                    f"{name} is of {PROTOCOLS[name].images:,} images and this gallery has "
+                    f"{len(gallery.image_ids):,}; evaluate that split, or use the protocol own"
+                )
+        for part in gallery.folds(folds):
+            matches = [_matches(PROTOCOLS[name].positives, part, given) for name in together]
+            for name, queries in zip(together, _queries(part, matches), strict=True):
+                found[name].append(queries)
+        for name in together:
+            about = {**_about(name, gallery, found[name]), "captions_dropped": dropped}
+            tables[name] = _table(found[name], about, resamples)
+    return {name: tables[name] for name in names}
+
+
+def _matches(kind: str, gallery, given: Matches | None) -> Matches:
+    """The positives of the queries that are in the gallery."""
+    if kind == "own":
+        return gallery.own()
+    if kind == "given":
+        if given is None:
+            raise InputError("the protocol given needs a file of pairs; name one with --positives")
+        matches = given
+    else:
+        matches = _of_coco(kind, gallery)
+    inside = {"i2t": set(gallery.image_ids), "t2i": set(gallery.text_ids)}
+    kept = {
+        way: {q: list(dict.fromkeys(of)) for q, of in of_query.items() if q in inside[way]}
+        for way, of_query in matches.items()
+    }
+    if not any(kept.values()):
+        raise InputError(
+            f"none of the queries of {kind} is in this gallery, whose first image is "
+            f"{gallery.image_ids[:1]} and caption {gallery.text_ids[:1]}; ids must be theirs"
+        )
+    return kept
+
+
+def _of_coco(kind: str, gallery) -> Matches:
+    """The matches that `eccv_caption` holds, under the gallery's ids of COCO's numbers."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it would like a faster JSON
+            from eccv_caption import Metrics
+    except ImportError as error:
+        raise InputError(
+            f"the matches of {kind} come with the package eccv-caption; pip install eccv-caption"
+        ) from error
+    images = {coco_number(image_id): image_id for image_id in gallery.image_ids}
+    matches = getattr(Metrics(), f"{kind}_gts")
+    return {
+        "i2t": {
+            images.get(image, str(image)): [str(text) for text in texts]
+            for image, texts in matches["i2t"].items()
+        },
+        "t2i": {
+            str(text): [images.get(image, str(image)) for image in of_text]
+            for text, of_text in matches["t2i"].items()
+        },
+    }
+
+
+def coco_number(image_id: str) -> int | None:
+    """COCO's number in an image's id, such as 179765 in COCO_val2014_000000179765."""
+    found = re.search(r"(\d+)(\.\w+)?$", image_id)
+    return int(found[1]) if found else None
+
+
+def _queries(gallery, matches: list[Matches]) -> list[dict[str, Queries]]:
+    """Every query's metrics under each of several sets of matches, in one pass."""
+    pairs = {way: [_pairs(m[way], *gallery.rows(way)) for m in matches] for way in ("i2t", "t2i")}
+    together = {way: np.concatenate([p for p, _ in of], axis=1) for way, of in pairs.items()}
+    counted = gallery.places(together["i2t"], together["t2i"])
+    out: list[dict[str, Queries]] = [{} for _ in matches]
+    for way, stands in zip(("i2t", "t2i"), counted, strict=True):
+        end, rows_of = 0, gallery.rows(way)[0]
+        for table, of_query, (pair_2P, total_Q) in zip(out, matches, pairs[way], strict=True):
+            if not of_query[way]:
+                continue
+            start, end = end, end + pair_2P.shape[1]
+            number = {rows_of[query]: n for n, query in enumerate(of_query[way])}
+            query_P = np.array([number[row] for row in pair_2P[0]], np.int64)
+            parts = (query_P, stands.above_P[start:end], stands.tied_P[start:end])
+            values = places.per_query(
+                *map(torch.from_numpy, parts), len(of_query[way]), total_Q=torch.from_numpy(total_Q)
+            )
+            ids = np.array(list(of_query[way]))
+            values = {name: value_Q.numpy() for name, value_Q in values.items()}
+            table[way] = Queries(ids, gallery.images_of(way, ids), values)
+    return out
+
+
+def _pairs(of_query: dict[str, list[str]], queries: dict, candidates: dict):
+    """Rows (2, P) of queries and positives in the gallery, and how many each query has in all."""
+    found = [
+        (queries[query], candidates[match])
+        for query, of_one in of_query.items()
+        for match in of_one
+        if match in candidates
+    ]
+    total_Q = np.array([len(of_one) for of_one in of_query.values()], np.int64)
+    return np.array(found, np.int64).reshape(-1, 2).T, total_Q
+
+
+def _table(folds: list[dict[str, Queries]], about: dict, resamples: int) -> Table:
+    """Folds are equally large, so the mean of their means is the mean over all their queries."""
+    joined = {way: _joined([fold[way] for fold in folds]) for way in folds[0]}
+    tables = intervals.figures(joined), intervals.bootstrap(joined, resamples)
+    if len(joined) < 2:
+        tables = tuple({k: v for k, v in table.items() if k != "rsum"} for table in tables)
+    if len(folds) > 1:  # a median over folds is not their median
+        tables = tuple({k: v for k, v in table.items() if "MedR" not in k} for table in tables)
+    return Table(*tables, about)
+
+
+def _joined(parts: list[Queries]) -> Queries:
+    values = {name: np.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
+    ids, images = (np.concatenate([p[n] for p in parts]) for n in (0, 1))
+    return Queries(ids, images, values)
+
+
+def _about(name: str, gallery, folds: list[dict[str, Queries]]) -> dict:
+    protocol = PROTOCOLS[name]
+    return {
+        "protocol": name,
+        "about": protocol.about,
+        "positives": protocol.positives,
+        "images": len(gallery.image_ids),
+        "captions": len(gallery.text_ids),
+        "captions_per_image": protocol.captions_per_image or "all",
+        "folds": protocol.folds,
+        "queries": {way: sum(len(fold[way][0]) for fold in folds) for way in folds[0]},
+        "ties": TIES,
+    }
+
+
+def rows(table: Table) -> list[list[str]]:
+    """A row a figure: its name, value and interval."""
+    ends = {name: "[{:.3f}, {:.3f}]".format(*of_one) for name, of_one in table.intervals.items()}
+    return [[name, f"{value:.3f}", ends.get(name, "–")] for name, value in table.metrics.items()]
+
+
+def line(table: Table) -> str:
+    """The protocol in words: every table carries it."""
+    p = table.protocol
+    if p["protocol"] == "judgements":
+        return _of_judgements(p)
+    queries = ", ".join(f"{count:,} {way}" for way, count in p["queries"].items())
+    dropped = f" ({p['captions_dropped']:,} more dropped)" if p["captions_dropped"] else ""
+    return (
+        f"{p['protocol']} ({p['about']}): {p['images']:,} images, {p['captions']:,} captions"
+        f"{dropped}, captions an image: {p['captions_per_image']}, folds: {p['folds']}, queries: "
+        f"{queries}, positives: {p['positives']}. R@K in percent; ties: {p['ties']}; R of mAP@R "
+        "and R-Precision counts positives missing from the gallery. In brackets: the middle 95 % "
+        "of a bootstrap over images."
+    )
+
+
+def _of_judgements(p: dict) -> str:
+    queries = ", ".join(f"{count:,} {way}" for way, count in p["queries"].items()) or "none"
+    low, high = p["scale"]
+    return (
+        f"judgements ({p['file']}): {p['pairs']:,} pairs of {p['images']:,} images and "
+        f"{p['captions']:,} captions ({p['pairs_left_out']:,} more are not of this gallery). "
+        "Spearman and Kendall's tau_b over all of them; NDCG of the judged candidates of a query, "
+        f"gain {p['gain']} with scores {low:g} to {high:g} as relevance 0 to 1, over the queries "
+        f"whose judgements differ: {queries}; ties: {p['ties']}. In brackets: the middle 95 % of a "
+        "bootstrap over images."
+    )

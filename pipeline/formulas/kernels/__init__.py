@@ -1,0 +1,1 @@
+"""The inner loops of losses and metrics: smooth ranks, sorting, pairs; private."""

@@ -1,0 +1,157 @@
+"""Smooth ranks: how many candidates stand above each one, with a soft step in place of a hard one.
+
+Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query, J candidates of
+a chunk.
+"""
+
+import math
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from pipeline.formulas.kernels.binned import Grid, cells_per_tau, grid_length
+from pipeline.formulas.kernels.rows import (
+    block_of,
+    blocks,
+    in_full_precision,
+    prepared,
+    rows_in_cache,
+)
+from pipeline.formulas.kernels.sort import compiled
+
+METHODS = ("auto", "dense", "chunked", "binned", "fast")
+
+
+def smooth_rank(scores_QN, *, tau, mask_QN=None, method="auto", error=4e-5):
+    """rank_QN: 1 + the smoothed number of candidates that score above each candidate.
+
+    rank_j = 1 + sum over k != j of sigmoid((s_k - s_j) / tau). Ranks are places, counted from 1;
+    `tau` has the unit of the scores, and tau -> 0 gives the average rank under ties. A candidate
+    outside `mask_QN` has rank inf and no say.
+
+    Methods: `dense` and `chunked` are exact, O(N^2); `dense` holds Q x N x N, `chunked` a piece of
+    it at a time. `binned` is O(N + grid). Each of its ranks is off by at most `error` of itself,
+    plus N exp(-20), plus the rounding of (score range) / tau in the scores' precision; the gradient
+    by about 10 times that of its largest entry. The grid has (score range) / tau x 3 cells or more;
+    where it would be dearer than the pairs, `chunked` steps in. `fast` is `binned` compiled by
+    numba, for float32 on a CPU. `auto` takes `fast` or else `binned` for lists of 128 or more that
+    are not float64, and an exact method otherwise.
+
+    Scores of less precision are taken to float32. NaN or inf makes all ranks of its query NaN. The
+    sum is that of S-NDCG in Listwise ITR (arXiv 2305.16566); the binned method is ours.
+
+    >>> smooth_rank(torch.tensor([[0.9, 0.1, 0.5]]), tau=1e-3)
+    tensor([[1., 3., 2.]])
+    """
+    scores_QN, _, mask_QN = prepared(scores_QN, None, mask_QN)
+    rank_QN = _SmoothRank.apply(scores_QN, mask_QN, tau, method, error)
+    return rank_QN if mask_QN is None else rank_QN.masked_fill(~mask_QN, torch.inf)
+
+
+def stepper(scores_QN, *, tau, method="auto", error=4e-5):
+    """(step, rows): `rank` and `gradient` for blocks of up to `rows` rows of these scores.
+
+    >>> type(stepper(torch.rand(2, 3), tau=0.1)[0]).__name__
+    'Exact'
+    """
+    if not (tau > 0 and error > 0) or method not in METHODS:
+        raise ValueError(
+            f"tau and error must be above 0 and method one of {', '.join(METHODS)}, "
+            f"got {tau}, {error} and {method!r}"
+        )
+    queries, n = scores_QN.shape
+    small = n < 128 or scores_QN.dtype == torch.float64
+    cells = cells_per_tau(error)
+    length = math.inf
+    if scores_QN.numel() > 0 and (method in ("binned", "fast") or (method == "auto" and not small)):
+        length = grid_length(scores_QN, tau, cells)
+    if length <= max(n * n // 8, 64):  # beyond, the grid is dearer than the pairs
+        rows = min(queries, rows_in_cache(max(n, length), scores_QN.device))
+        return _grid(method, scores_QN)(rows, scores_QN, tau=tau, cells=cells, length=length), rows
+    if method == "dense":
+        return Exact(tau, chunk=n), max(1, queries)
+    chunk = min(n, rows_in_cache(n, scores_QN.device))
+    return Exact(tau, chunk), rows_in_cache(n * n, scores_QN.device)
+
+
+def _grid(method, scores_QN):
+    """The class of the grid: compiled for `fast`, and for `auto` where numba is installed."""
+    can = scores_QN.dtype == torch.float32 and scores_QN.device.type == "cpu"
+    return compiled().FastGrid if can and method != "binned" and compiled() else Grid
+
+
+class Exact:
+    """The pairs themselves, `chunk` candidates against all at a time."""
+
+    def __init__(self, tau, chunk):
+        self.tau, self.chunk = tau, max(1, chunk)
+
+    def rank(self, scores_RN, mask_RN, out_RN):
+        """Fills out_RN with 1/2 + the sum of the step over every k, itself included."""
+        self.scores_RN = scores_RN
+        for some in self._chunks():
+            step_RJN = self._step(some)
+            if mask_RN is not None:
+                step_RJN = step_RJN * mask_RN[:, None, :]
+            torch.sum(step_RJN, -1, out=out_RN[:, some])
+        return out_RN.add_(0.5)
+
+    def gradient(self, grad_RN, mask_RN, out_RN):
+        """Fills out_RN with d(sum of grad x rank) / d(scores) of the block that `rank` saw last."""
+        if mask_RN is not None:
+            grad_RN = grad_RN * mask_RN
+        out_RN.zero_()
+        for some in self._chunks():
+            step_RJN = self._step(some)
+            slope_RJN = step_RJN.sub_(step_RJN.square())
+            if mask_RN is not None:
+                slope_RJN *= mask_RN[:, None, :]
+            out_RN += (grad_RN[:, None, some] @ slope_RJN)[:, 0]
+            out_RN[:, some] -= grad_RN[:, some] * slope_RJN.sum(-1)
+        return out_RN.div_(self.tau)
+
+    def _chunks(self):
+        n = self.scores_RN.shape[1]
+        return [slice(i, i + self.chunk) for i in range(0, n, self.chunk)]
+
+    def _step(self, some):
+        return (
+            (self.scores_RN[:, None, :] - self.scores_RN[:, some, None]).div_(self.tau).sigmoid_()
+        )
+
+
+class _SmoothRank(torch.autograd.Function):
+    """Keeps only the scores; the backward pass computes each block's ranks again."""
+
+    @staticmethod
+    @in_full_precision
+    def forward(ctx, scores_QN, mask_QN, *settings):
+        ctx.save_for_backward(scores_QN, mask_QN)
+        ctx.settings = settings
+        rank_QN = torch.empty_like(scores_QN, memory_format=torch.contiguous_format)
+        for rows, step, scores_RN, mask_RN in _by_block(scores_QN, mask_QN, settings):
+            step.rank(scores_RN, mask_RN, rank_QN[rows])
+        return rank_QN
+
+    @staticmethod
+    @once_differentiable
+    @in_full_precision
+    def backward(ctx, grad_QN):
+        scores_QN, mask_QN = ctx.saved_tensors
+        gradient_QN = torch.empty_like(scores_QN, memory_format=torch.contiguous_format)
+        for rows, step, scores_RN, mask_RN in _by_block(scores_QN, mask_QN, ctx.settings):
+            step.rank(scores_RN, mask_RN, torch.empty_like(scores_RN))
+            step.gradient(block_of(grad_QN, rows), mask_RN, gradient_QN[rows])
+        return gradient_QN, None, None, None, None
+
+
+def _by_block(scores_QN, mask_QN, settings):
+    tau, method, error = settings
+    step, rows_at_once = stepper(scores_QN, tau=tau, method=method, error=error)
+    for rows in blocks(len(scores_QN), rows_at_once):
+        yield (
+            rows,
+            step,
+            block_of(scores_QN, rows),
+            None if mask_QN is None else block_of(mask_QN, rows),
+        )

@@ -1,0 +1,175 @@
+"""Losses that tell a query's positives from its negatives: triplet, InfoNCE, SigLIP.
+
+Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query, P (query,
+positive) pairs.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from pipeline.formulas.kernels.rows import differentiated, prepared, rows_in_cache, rowwise, sound
+
+
+def triplet(
+    scores_QN, positive_QN, *, margin=0.2, negatives="hardest", tau=0.05, mining=1.0, mask_QN=None
+):
+    """loss_Q: mean over a query's positives of [margin + negative - positive]+.
+
+    0 without a positive or without a negative.
+
+    The negative is, by `negatives`: `hardest`, the highest score (VSE++); `soft`, tau x
+    logsumexp(score / tau), which is `hardest` for tau -> 0; `all`, every negative in turn, the
+    hinges averaged. `margin` and `tau` are in units of the scores. Whatever is positive is never a
+    negative: mark the other captions of the same image as positive. `mining` mixes (1 - mining) x
+    `all` + mining x the chosen one: a schedule from 0 to 1 is the warm-up without which `hardest`
+    often collapses from scratch. Negatives that tie for hardest share the gradient. VSE++ (arXiv
+    1707.05612); `soft` is Triplet-SN of BCLS (arXiv 2210.11319), inferred: its text was not at
+    hand.
+
+    >>> scores, positive = torch.tensor([[0.5, 0.4, 0.1]]), torch.tensor([[True, False, False]])
+    >>> triplet(scores, positive)
+    tensor([0.1000])
+    >>> triplet(scores, positive, negatives="all")
+    tensor([0.0500])
+    """
+    if negatives not in ("hardest", "soft", "all"):
+        raise ValueError(f"negatives must be 'hardest', 'soft' or 'all', got {negatives!r}")
+    scores_QN, positive_QN, mask_QN = _boolean(scores_QN, positive_QN, mask_QN)
+    if scores_QN.shape[1] == 0:
+        return scores_QN.sum(-1)
+    mining = 0.0 if negatives == "all" else mining
+
+    def row_loss(scores_RN, positive_RN, mask_RN):
+        negative_RN = ~positive_RN if mask_RN is None else ~positive_RN & mask_RN
+        row_P, place_P = positive_RN.nonzero(as_tuple=True)
+        bar_P = margin - scores_RN[row_P, place_P]
+        hinge_P = 0
+        if mining < 1:
+            hinge_PN = (scores_RN[row_P] + bar_P[:, None]).relu() * negative_RN[row_P]
+            hinge_P = (1 - mining) * hinge_PN.sum(-1) / negative_RN.sum(-1).clamp(min=1)[row_P]
+        if mining > 0:
+            hidden_RN = scores_RN.masked_fill(~negative_RN, -1e30)
+            hard_R = (
+                hidden_RN.amax(-1)
+                if negatives == "hardest"
+                else tau * (hidden_RN / tau).logsumexp(-1)
+            )
+            hinge_P = hinge_P + mining * (hard_R[row_P] + bar_P).relu()
+        sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)
+        return sum_R / positive_RN.sum(-1).clamp(min=1)
+
+    rows = rows_in_cache(2 * scores_QN.shape[1], scores_QN.device)
+    loss_Q = rowwise(differentiated(row_loss), rows, scores_QN, positive_QN, mask_QN)
+    return loss_Q * sound(scores_QN, positive_QN)
+
+
+def info_nce(scores_QN, positive_QN, *, temperature=0.05, positives="any", mask_QN=None):
+    """loss_Q: -log of the positives' share of softmax(scores / temperature), in nats.
+
+    0 without positives.
+
+    With several positives `any` asks that they share all the mass, in whatever way: -log(sum over
+    positives / sum over all); `each` averages over the positives, each against the negatives alone.
+    `temperature` may be a learned tensor. InfoNCE (arXiv 1807.03748).
+
+    >>> info_nce(torch.tensor([[0.5, 0.5]]), torch.tensor([[True, False]]))
+    tensor([0.6931])
+    """
+    scores_QN, positive_QN, mask_QN = _boolean(scores_QN, positive_QN, mask_QN)
+    return _info_nce(scores_QN, scores_QN / temperature, positive_QN, mask_QN, positives)
+
+
+def masked_info_nce(
+    scores_QN,
+    relevance_QN,
+    *,
+    temperature=0.05,
+    ignore_above=0.5,
+    positive_at=1.0,
+    positives="any",
+    mask_QN=None,
+):
+    """loss_Q: `info_nce` without the negatives that are too relevant to be called negative.
+
+    Candidates with relevance of `positive_at` or more are the positives (1 is what `from_captions`
+    gives to the same image); those above `ignore_above` and below it leave the list.
+
+    >>> masked_info_nce(torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[1.0, 0.7, 0.1]]))
+    tensor([0.6931])
+    """
+    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
+    positive_QN = relevance_QN >= positive_at
+    kept_QN = positive_QN | ~(relevance_QN > ignore_above)
+    if mask_QN is not None:
+        positive_QN, kept_QN = positive_QN & mask_QN, kept_QN & mask_QN
+    loss_Q = _info_nce(scores_QN, scores_QN / temperature, positive_QN, kept_QN, positives)
+    return loss_Q * sound(scores_QN, relevance_QN)
+
+
+def adaptive_info_nce(
+    scores_QN,
+    relevance_QN,
+    *,
+    temperature=0.05,
+    margin=0.2,
+    positive_at=1.0,
+    positives="any",
+    mask_QN=None,
+):
+    """loss_Q: `info_nce` in which a negative's score is raised by margin x (1 - its relevance).
+
+    The less relevant a negative, the further below the positives it must lie. `margin` is in units
+    of the scores; candidates with relevance of `positive_at` or more are the positives.
+
+    >>> adaptive_info_nce(torch.tensor([[0.5, 0.4]]), torch.tensor([[1.0, 0.5]]))
+    tensor([0.6931])
+    """
+    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
+    positive_QN = relevance_QN >= positive_at
+    if mask_QN is not None:
+        positive_QN = positive_QN & mask_QN
+    raised_QN = scores_QN + (margin * (1 - relevance_QN)).masked_fill(positive_QN, 0)
+    loss_Q = _info_nce(scores_QN, raised_QN / temperature, positive_QN, mask_QN, positives)
+    return loss_Q * sound(scores_QN, relevance_QN)
+
+
+def siglip(scores_QN, positive_QN, *, scale=10.0, bias=-10.0, mask_QN=None):
+    """loss_Q: sum over the list of -log sigmoid(+-(scale x score + bias)), + for positives, in
+    nats.
+
+    A sum per query, so that its mean over queries is the paper's. `scale` and `bias` may be learned
+    tensors; the defaults are the paper's start. SigLIP (arXiv 2303.15343).
+
+    >>> siglip(torch.tensor([[1.0, 1.0]]), torch.tensor([[True, False]]))
+    tensor([1.3863])
+    """
+    scores_QN, positive_QN, mask_QN = _boolean(scores_QN, positive_QN, mask_QN)
+    logits_QN = scores_QN * scale + bias
+    loss_QN = F.softplus(torch.where(positive_QN, -logits_QN, logits_QN))
+    return (loss_QN if mask_QN is None else loss_QN.masked_fill(~mask_QN, 0)).sum(-1)
+
+
+def _boolean(scores_QN, positive_QN, mask_QN):
+    if positive_QN.dtype != torch.bool:
+        raise ValueError(
+            f"positive_QN must be boolean, got {positive_QN.dtype}; graded losses take relevance"
+        )
+    return prepared(scores_QN, positive_QN, mask_QN)
+
+
+def _info_nce(scores_QN, logits_QN, positive_QN, mask_QN, positives):
+    if positives not in ("any", "each"):
+        raise ValueError(f"positives must be 'any' or 'each', got {positives!r}")
+    if scores_QN.shape[1] == 0:
+        return scores_QN.sum(-1)
+    has_Q = positive_QN.any(-1)
+    if mask_QN is not None:
+        logits_QN = logits_QN.masked_fill(~mask_QN, -1e30)
+    found_QN = logits_QN.masked_fill(~positive_QN, -1e30)
+    if positives == "any":
+        loss_Q = logits_QN.logsumexp(-1) - found_QN.logsumexp(-1)
+    else:
+        others_Q1 = logits_QN.masked_fill(positive_QN, -1e30).logsumexp(-1, keepdim=True)
+        loss_QN = F.softplus(others_Q1 - logits_QN).masked_fill(~positive_QN, 0)
+        loss_Q = loss_QN.sum(-1) / positive_QN.sum(-1).clamp(min=1)
+    return loss_Q.masked_fill(~has_Q, 0) * sound(scores_QN, positive_QN)

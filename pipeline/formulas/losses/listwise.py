@@ -1,0 +1,137 @@
+"""Losses over whole lists of graded relevance: S-NDCG, ListNet, ListMLE and the KL to soft labels.
+
+Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a query.
+"""
+
+import torch
+
+from pipeline.formulas.kernels.rows import prepared, rowwise, sound
+from pipeline.formulas.kernels.smooth_rank import stepper
+from pipeline.formulas.kernels.sort import order_of_rows, sort_rows_
+
+
+def smooth_ndcg(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None, method="auto", error=4e-5):
+    """loss_Q: 1 - smooth NDCG of each query's list, in [0, 1).
+
+    DCG = sum of (2^r - 1) / log2(1 + rank), the rank smooth with temperature `tau` in units of the
+    scores, and IDCG the DCG of the order by relevance. A list with no gain in it has nothing to
+    order: 0, and no gradient. `method` and `error` are those of `smooth_rank`. Relevance below 0
+    has no meaning here.
+    S-NDCG of Listwise ITR (arXiv 2305.16566), as the authors' code computes it; they give the text
+    side the relevance un-transposed, `both_directions` transposes it. A partner of `triplet` or
+    `info_nce` more than a loss of its own.
+
+    >>> smooth_ndcg(torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor([0.0000, 0.3691])
+    """
+    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
+    if scores_QN.shape[1] == 0:
+        return scores_QN.sum(-1)
+    step, rows = stepper(scores_QN.detach(), tau=tau, method=method, error=error)
+    kernel = _ndcg_kernel(step, scores_QN, min(rows, len(scores_QN)))
+    return rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
+
+
+def _ndcg_kernel(step, like_QN, rows):
+    n = like_QN.shape[1]
+    # Natural logarithms: their base cancels in the ratio of DCG to IDCG.
+    place_N = torch.arange(n + 1, 1, -1, dtype=like_QN.dtype, device=like_QN.device)
+    discount_N = 1 / place_N.log()
+    workspace = like_QN.new_empty(3, rows, n)
+
+    def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
+        gain_RN, place_RN, log_RN = workspace[:, : len(scores_RN)]
+        torch.exp2(relevance_RN, out=gain_RN).sub_(1)  # 0 where masked out, as the relevance is
+        ideal_R = sort_rows_(log_RN.copy_(gain_RN)) @ discount_N
+        empty_R = ideal_R == 0
+        gain_RN.div_(torch.where(empty_R, 1, ideal_R)[:, None])
+        step.rank(scores_RN, mask_RN, place_RN).add_(1)
+        torch.log(place_RN, out=log_RN)
+        gain_RN.div_(log_RN)
+        loss_R = torch.where(empty_R, 0, 1 - gain_RN.sum(-1))
+        if not wants_gradient:
+            return loss_R, None
+        slope_RN = gain_RN.div_(log_RN).div_(place_RN)
+        return loss_R, step.gradient(slope_RN, mask_RN, log_RN)
+
+    return kernel
+
+
+def _log_share(x_QN, temperature, mask_QN):
+    """log softmax over the list; candidates outside it have none of the share."""
+    x_QN = x_QN / temperature
+    return (x_QN if mask_QN is None else x_QN.masked_fill(~mask_QN, -1e30)).log_softmax(-1)
+
+
+def soft_label_kl(
+    scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.1, mask_QN=None
+):
+    """loss_Q: KL divergence of the scores' softmax from the relevance's, in nats.
+
+    softmax(relevance / target_temperature) is the target of softmax(scores / temperature).
+
+    0 for an empty list. The soft-label alignment of CUSA (arXiv 2403.05261), here with any
+    relevance as the teacher; its use of unimodal similarities as the teacher is up to the caller.
+
+    >>> scores = torch.tensor([[0.5, 0.5], [0.5, 0.4]])
+    >>> soft_label_kl(scores, torch.full((2, 2), 0.3))
+    tensor([0.0000, 0.4338])
+    """
+    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
+    target_QN = _log_share(relevance_QN, target_temperature, mask_QN)
+    log_ratio_QN = target_QN - _log_share(scores_QN, temperature, mask_QN)
+    return _list_sum(target_QN.exp() * log_ratio_QN, mask_QN)
+
+
+def list_net(scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.1, mask_QN=None):
+    """loss_Q: cross entropy of the scores' softmax under the relevance's, in nats.
+
+    softmax(relevance / target_temperature) is the target of softmax(scores / temperature).
+
+    ListNet's top-one loss (Cao et al., ICML 2007), which has both temperatures 1. It is
+    `soft_label_kl` plus the target's entropy: the same gradient, a value that does not reach 0. 0
+    for an empty list.
+
+    >>> list_net(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.3, 0.3]]))
+    tensor([0.6931])
+    """
+    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
+    target_QN = _log_share(relevance_QN, target_temperature, mask_QN).exp()
+    return _list_sum(-target_QN * _log_share(scores_QN, temperature, mask_QN), mask_QN)
+
+
+def _list_sum(value_QN, mask_QN):
+    return (value_QN if mask_QN is None else value_QN.masked_fill(~mask_QN, 0)).sum(-1)
+
+
+def list_mle(scores_QN, relevance_QN, *, temperature=0.05, mask_QN=None):
+    """loss_Q: -log likelihood of the order by relevance, in nats.
+
+    Candidates are drawn one by one in proportion to exp(score / temperature).
+
+    Sum over places i of logsumexp of the scores from i on, less the score at i: ListMLE (Xia et
+    al., ICML 2008), a sum over the list and not a mean. Candidates of equal relevance each compete
+    with all of their group (Breslow's way), so the value does not depend on how ties were sorted. 0
+    for an empty list.
+
+    >>> list_mle(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.5]]))
+    tensor([0.6931])
+    """
+    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
+    if scores_QN.shape[1] == 0:
+        return scores_QN.sum(-1)
+    sound_Q = sound(scores_QN, relevance_QN)
+    logits_QN = scores_QN / temperature
+    if mask_QN is not None:  # to the end of the order, with no weight
+        logits_QN = logits_QN.masked_fill(~mask_QN, -1e30)
+        relevance_QN = relevance_QN.masked_fill(~mask_QN, -torch.inf)
+    order_QN = order_of_rows(relevance_QN, descending=True)
+    relevance_QN = relevance_QN.gather(1, order_QN)
+    logits_QN = logits_QN.gather(1, order_QN)
+    from_here_QN = logits_QN.flip(1).logcumsumexp(1).flip(1)
+    place_N = torch.arange(scores_QN.shape[1], device=scores_QN.device)
+    new_QN = torch.ones_like(relevance_QN, dtype=torch.bool)
+    new_QN[:, 1:] = relevance_QN[:, 1:] != relevance_QN[:, :-1]
+    group_start_QN = torch.where(new_QN, place_N, 0).cummax(1).values
+    value_QN = from_here_QN.gather(1, group_start_QN) - logits_QN
+    return sound_Q * _list_sum(value_QN, None if mask_QN is None else mask_QN.gather(1, order_QN))

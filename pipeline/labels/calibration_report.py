@@ -1,0 +1,119 @@
+"""What `halftone calibrate` tells: a table, what is better than what, and the commands to go on."""
+
+import json
+
+import numpy as np
+
+from pipeline.labels import agreement as _agreement
+from pipeline.labels import calibrate, encoders
+from pipeline.labels.calibrate import ENSEMBLE, FITS, Candidate
+from pipeline.storage import store as _store
+from schemas.settings import Recipe
+
+TITLES = {"spearman": "Spearman", "pearson": "Pearson", "auc": "AUC", "error": "error"}
+COLUMNS = ["encoder", "map", *TITLES.values(), ""]
+
+
+def numbers(found: list[Candidate]) -> dict[str, dict[str, dict[str, tuple]]]:
+    """(value, low, high) by encoder, map and measure."""
+    return {
+        c.name: {
+            name: {measure: _agreement.interval(v) for measure, v in measures.items()}
+            for name, measures in c.rows.items()
+        }
+        for c in found
+    }
+
+
+def metrics(found: list[Candidate]) -> dict[str, float]:
+    """Numbers for MLflow: `ENCODER/MAP/MEASURE`."""
+    return {
+        f"{encoders.encoder_label(encoder)}/{name}/{measure}": values[0]
+        for encoder, maps in numbers(found).items()
+        for name, measures in maps.items()
+        for measure, values in measures.items()
+        if np.isfinite(values[0])
+    }
+
+
+def artifact(uri: str) -> tuple[str, bytes]:
+    """Name and bytes of a map's file, for MLflow."""
+    return f"calibration/{_store.name_of(uri)}", _store.read_bytes(uri)
+
+
+def rows(found: list[Candidate]) -> list[list[str]]:
+    """The table's rows, an encoder's maps one below the other."""
+    out = []
+    for candidate, maps in zip(found, numbers(found).values(), strict=True):
+        for name, measures in maps.items():
+            cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*measures[m]) for m in TITLES]
+            out.append([candidate.name, name, *cells, _note(candidate, name)])
+    return out
+
+
+def _note(candidate: Candidate, name: str) -> str:
+    if name not in FITS:
+        return ""
+    if candidate.refused(name):
+        return "refused"
+    return "kept" if name == candidate.best else ""
+
+
+def protocol(found: list[Candidate], recipe: Recipe) -> str:
+    """How the numbers were made, in words."""
+    judged, settings = found[0].judged, recipe.calibrate
+    left_out = f" ({judged.left_out:,} left out: unknown)" if judged.left_out else ""
+    return (
+        f"{len(judged.judgement_P):,} pairs{left_out} of {len(np.unique(judged.image_P2)):,} "
+        f"images. Maps and weights fitted without the judged images, {settings.folds} folds. "
+        f"Brackets: 95 % of {settings.resamples:,} resamples of images. AUC: judgements of at "
+        f"least {settings.match:g}. error: root mean square, relevance against judgement in 0..1."
+    )
+
+
+def verdicts(found: list[Candidate]) -> list[str]:
+    """Whether the ensemble, and a map, are better than what they are made of."""
+    singles = [c for c in found if c.name != ENSEMBLE]
+    best = max(singles, key=lambda c: c.rows["clip"]["spearman"][0])
+    out = []
+    for candidate in found:
+        if candidate.name == ENSEMBLE:
+            gain = candidate.rows["clip"]["spearman"] - best.rows["clip"]["spearman"]
+            out.append(_verdict("the ensemble", best.name, "Spearman", gain))
+        for name in FITS:
+            if why := candidate.refused(name):
+                out.append(f"{candidate.name}, {name} is refused: {why}")
+        if (name := candidate.best) is not None:
+            plain = min(calibrate.PLAIN, key=lambda p: candidate.rows[p]["error"][0])
+            gain = candidate.rows[plain]["error"] - candidate.rows[name]["error"]
+            out.append(_verdict(f"{candidate.name}, {name}", plain, "error", gain))
+    return out
+
+
+def _verdict(name: str, rival: str, measure: str, gain_R: np.ndarray) -> str:
+    value, low, high = _agreement.interval(gain_R)
+    if low > 0:
+        verb = "beats"
+    elif high < 0:
+        verb = "is worse than"
+    else:
+        verb = "is not told apart from"
+    return f"{name} {verb} {rival}: {measure} better by {value:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def commands(found: list[Candidate], kept: dict[str, str], root: str) -> dict[str, str]:
+    """What to type to label with the best candidate's map; nothing where no map was kept."""
+    kept_ones = [c for c in found if c.name in kept]
+    if not kept_ones:
+        return {}
+    best = min(kept_ones, key=lambda c: c.rows[c.best]["error"][0])
+    encoder = f"--encoder {best.name}"
+    if best.name == ENSEMBLE:
+        shares = json.dumps(_store.read_json(kept[best.name])["members"])
+        encoder += f" --embed.members '{shares}'"
+    map_ = f"--label.map {best.best} --label.calibration {kept[best.name]}"
+    return {
+        "maps": calibrate.folder_of(root),
+        "then": f"halftone embed --root {root} {encoder}",
+        "and": f"halftone label --root {root} {encoder} {map_}",
+    }

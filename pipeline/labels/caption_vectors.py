@@ -1,0 +1,167 @@
+"""The caption vectors of a split, and the relevance that follows from them.
+
+Legend of the shape suffixes: M images, C captions of an image, N captions, D width, P pairs.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from pipeline.formulas import relevance
+from pipeline.labels import decisions as _judgements
+from pipeline.storage import store as _store
+from pipeline.storage.vector_columns import vector_matrix
+from schemas.relevance import Calibration
+from schemas.settings import LabelSettings
+
+
+class Captions:
+    """The captions of a split, or of a shard, as unit vectors grouped by image, in shard order."""
+
+    def __init__(self, table: pa.Table):
+        self.caption_ids: list[str] = table["caption_id"].to_pylist()
+        self.caption_image: list[str] = table["image_id"].to_pylist()
+        vectors = torch.from_numpy(vector_matrix(table["vector"]))
+        self.vectors = F.normalize(vectors, dim=1, out=vectors)  # float16 lost some of their length
+        self.image_ids: list[str] = list(dict.fromkeys(self.caption_image))
+        self.image_row = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        self.image_of = np.array([self.image_row[i] for i in self.caption_image], np.int64)
+        starts = np.searchsorted(self.image_of, np.arange(len(self.image_ids) + 1))
+        self.first, self.count = starts[:-1], np.diff(starts)
+        self._decided: tuple | None = None  # the pairs that were looked up, and what was found
+
+    @staticmethod
+    @functools.lru_cache(maxsize=2)
+    def read(uris: tuple[str, ...], version: str) -> "Captions":
+        """Read once per process: `version` tells apart what the same files held at other times."""
+        tables = [_store.read_table(uri).replace_schema_metadata() for uri in uris]
+        return Captions(pa.concat_tables(tables))
+
+    def rows_of(self, images: list[str]) -> np.ndarray:
+        """Rows (M,) of images."""
+        return np.array([self.image_row[i] for i in images], np.int64)
+
+    def captions_of(self, images: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Caption rows (M, C) of M images, and a mask (M, C) of those that are real."""
+        rows = self.rows_of(images)
+        step = np.arange(self.count[rows].max(initial=1))
+        real = step[None, :] < self.count[rows][:, None]
+        return torch.from_numpy(self.first[rows][:, None] + step * real), torch.from_numpy(real)
+
+    @functools.cached_property
+    def means(self) -> torch.Tensor:
+        """Mean caption (M, D) of every image: its product with a caption is the mean cosine."""
+        sums = torch.zeros(len(self.image_ids), self.vectors.shape[1])
+        sums.index_add_(0, torch.from_numpy(self.image_of), self.vectors)
+        return sums / torch.from_numpy(self.count)[:, None]
+
+    def relevance(self, images: list[str], settings: LabelSettings) -> torch.Tensor:
+        """Relevance (M, N) of images to all the captions here, 1 to their own, or as decided."""
+        rows_MC, mask_MC = self.captions_of(images)
+        r_MN = graded(
+            self.vectors[rows_MC],
+            self.vectors,
+            settings,
+            mask_MC=mask_MC,
+            same_image_MN=self.same_image(images),
+        )
+        return self.decide(r_MN, self.rows_of(images), np.arange(len(self.caption_ids)), settings)
+
+    def relevance_of_texts(self, rows: list[int], settings: LabelSettings) -> torch.Tensor:
+        """Relevance (N, M) of N captions, given by row, to all the images here.
+
+        A column of `relevance` for each: r is not symmetric.
+        """
+        rows_MC, mask_MC = self.captions_of(self.image_ids)
+        own_N = torch.from_numpy(self.image_of[rows])
+        r_MN = graded(
+            self.vectors[rows_MC],
+            self.vectors[rows],
+            settings,
+            mask_MC=mask_MC,
+            same_image_MN=torch.arange(len(self.image_ids))[:, None] == own_N[None, :],
+        )
+        return self.decide(r_MN, np.arange(len(self.image_ids)), np.asarray(rows), settings).T
+
+    def decide(self, r_MN, image_rows, caption_rows, settings: LabelSettings) -> torch.Tensor:
+        """The relevance of images to captions (given by row) with people's decisions put in."""
+        image_P, caption_P, value_P = self.decided(settings)
+        met = np.isin(image_P, image_rows) & np.isin(caption_P, caption_rows)
+        for image, caption, value in zip(image_P[met], caption_P[met], value_P[met], strict=True):
+            m, n = np.flatnonzero(image_rows == image), np.flatnonzero(caption_rows == caption)
+            r_MN[torch.from_numpy(m)[:, None], torch.from_numpy(n)[None, :]] = float(value)
+        return r_MN
+
+    def decided(self, settings: LabelSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image row, caption row and relevance (P,) of the pairs here that people decided."""
+        pairs = () if settings.overrides is None else _judgements.overrides(settings.overrides)
+        if self._decided is None or self._decided[0] is not pairs:
+            caption_row = {caption_id: row for row, caption_id in enumerate(self.caption_ids)}
+            here = [
+                p for p in pairs if p.image_id in self.image_row and p.caption_id in caption_row
+            ]
+            images = np.array([self.image_row[p.image_id] for p in here], np.int64)
+            captions = np.array([caption_row[p.caption_id] for p in here], np.int64)
+            values = np.array([p.relevance for p in here], np.float32)
+            self._decided = pairs, (images, captions, values)
+        return self._decided[1]
+
+    def same_image(self, images: list[str]) -> torch.Tensor:
+        """True (M, N) where the caption was written for the image."""
+        return torch.from_numpy(self.rows_of(images)[:, None] == self.image_of[None, :])
+
+    def held_out(self, images: list[str], settings: LabelSettings) -> torch.Tensor:
+        """Relevance of each caption to its own image's other captions (needs two of them)."""
+        rows_MC, mask_MC = self.captions_of(images)
+        vectors_MCD = self.vectors[rows_MC]
+        cosine_MCC = vectors_MCD @ vectors_MCD.transpose(1, 2)
+        other_MCC = mask_MC[:, None, :] & ~torch.eye(mask_MC.shape[1], dtype=torch.bool)
+        if settings.reduce == "max":
+            cosine_MC = cosine_MCC.masked_fill(~other_MCC, -torch.inf).amax(2)
+        else:
+            cosine_MC = cosine_MCC.masked_fill(~other_MCC, 0).sum(2) / other_MCC.sum(2)
+        known_MC = mask_MC & (mask_MC.sum(1, keepdim=True) > 1)
+        return cosine_map(settings)(cosine_MC[known_MC].clamp(-1, 1))
+
+
+def graded(
+    image_captions_MCD: torch.Tensor, texts_ND: torch.Tensor, settings: LabelSettings, **masks
+) -> torch.Tensor:
+    """Relevance (M, N) of images, given by their captions, to texts, as the settings say."""
+    return relevance.from_captions(
+        image_captions_MCD,
+        texts_ND,
+        map=cosine_map(settings),
+        reduce=settings.reduce,
+        **masks,
+    )
+
+
+def cosine_map(settings: LabelSettings) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The map from cosine to relevance that the settings, or their calibration, ask for."""
+    fitted = settings
+    if settings.calibration is not None:
+        fitted = _judgements.calibration(settings.calibration)
+        if fitted.map != settings.map:
+            raise InputError(
+                f"label.calibration {settings.calibration} holds the map {fitted.map}, label.map "
+                f"is {settings.map}; make them the same"
+            )
+    return map_of(settings.map, fitted)
+
+
+def map_of(
+    name: str, fitted: LabelSettings | Calibration
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A map by its name, with the numbers it was fitted or set to."""
+    function = relevance.MAPS[name]
+    if name == "logistic":
+        return functools.partial(function, centre=fitted.centre, width=fitted.width)
+    if name == "isotonic":
+        return functools.partial(function, knots_K=fitted.knots, values_K=fitted.values)
+    return function

@@ -1,0 +1,245 @@
+"""Stage 3: the captions of every shard become unit vectors of a frozen encoder.
+
+An encoder that must be fitted is fitted first, on the train captions. The members of an ensemble
+are made first, each in the folder of its own name.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import InputError
+from pipeline.evaluation import task_memory as _task_memory
+from pipeline.labels import encoders
+from pipeline.labels.encoders import encoder_label, fitted, guards, sentences
+from pipeline.sharding import shard
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.vector_columns import vector_column, vector_matrix
+from schemas.embedding import embedding_schema
+from schemas.settings import EmbedSettings, Recipe
+
+
+class Step(NamedTuple):
+    """One plan of the stage, with what makes its pieces and what looks at them all."""
+
+    plan: Plan
+    make: Callable[[Piece], dict]
+    check: Callable[[dict[str, dict]], None]
+    gpu: bool
+
+
+def steps(settings: EmbedSettings, root: str) -> Iterator[Step]:
+    """The stage's plans in order; each is drawn up when those before it are finished."""
+    for member, _ in encoders.members(settings):
+        yield from steps(member, root)
+    is_fitted = fitted.is_fitted(settings.encoder)
+    if is_fitted:
+        yield Step(_plan_fit(settings, root), write_terms, lambda made: None, gpu=False)
+    plan = plan_of(settings, root)
+    gpu = settings.device != "cpu" and not is_fitted and not settings.members
+    yield Step(plan, write_embeddings, lambda made: check(plan, made, settings), gpu)
+
+
+def plan(recipe: Recipe, root: str) -> Plan:
+    """A piece for every shard, by the recipe's encoder."""
+    return plan_of(recipe.embed, root)
+
+
+def plan_of(settings: EmbedSettings, root: str) -> Plan:
+    """A piece for every shard, by an encoder whose members and terms are there."""
+    shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
+    matters = depends_on(settings, root)
+    members = _members(settings, root)
+    reads = settings.members or fitted.is_fitted(settings.encoder)
+    memory = 0 if reads else _task_memory.of_encoding(sentences.path(settings.encoder))
+    pieces = []
+    for entry in shards["pieces"]:
+        name = entry["name"]
+        parts = [made.get(name, {}).get("files") for _, made, _ in members]
+        pieces.append(
+            Piece(
+                name=name,
+                output=_store.join(_folder(settings, root), f"{name}.parquet"),
+                fingerprint=_store.fingerprint("embed", matters, entry["files"], parts),
+                inputs={
+                    "sidecar": _plan.folder(root, "shard", f"{name}.parquet"),
+                    "split": entry["split"],
+                    "settings": settings,
+                    "weights": matters["weights"],
+                    "terms": _store.join(_fit_folder(settings, root), "terms.parquet"),
+                    "members": [
+                        (_store.join(folder, f"{name}.parquet"), weight)
+                        for folder, _, weight in members
+                    ],
+                },
+                memory=memory,
+            )
+        )
+    return _plan.plan("embed", _folder(settings, root), pieces, matters)
+
+
+def folder_of(recipe: Recipe, root: str) -> str:
+    """Encoders live side by side, each in the folder of its name."""
+    return _folder(recipe.embed, root)
+
+
+def others(recipe: Recipe, root: str) -> list[str]:
+    """Sentence models besides the recipe's own whose vectors of the shards are here, by folder."""
+    shards = _plan.read_index(_plan.folder(root, "shard"))
+    own = {encoder_label(name) for name in (recipe.embed.encoder, *recipe.embed.members)}
+    found = []
+    for name in sorted(set(_store.list_folders(_plan.folder(root, "embed"))) - own):
+        index = _plan.read_index(_plan.folder(root, "embed", name))
+        if not shards or not index or "backend" not in index["settings"]:
+            continue  # fitted, or an ensemble
+        matters = index["settings"]
+        made = {entry["name"]: entry["fingerprint"] for entry in index["pieces"]}
+        if all(
+            made.get(e["name"]) == _store.fingerprint("embed", matters, e["files"], [])
+            for e in shards["pieces"]
+        ):
+            found.append(matters["encoder"])
+    return found
+
+
+def write_embeddings(piece: Piece) -> dict:
+    """Write the caption vectors of one shard; a summary with their number."""
+    if summary := _store.finished(piece.output, piece.fingerprint):
+        return summary
+    settings: EmbedSettings = piece.inputs["settings"]
+    captions = _captions(piece.inputs["sidecar"])
+    texts = [text for _, _, text in captions]
+    if piece.inputs["members"]:
+        parts = [(_vectors(uri), weight) for uri, weight in piece.inputs["members"]]
+        vectors = encoders.join(*zip(*parts, strict=True))
+    elif fitted.is_fitted(settings.encoder):
+        terms = _store.read_table(piece.inputs["terms"])
+        vectors = fitted.encode(texts, settings.encoder, terms)
+    else:
+        vectors = sentences.encode(texts, settings)
+    guards.check_vectors(vectors, texts, settings)
+    table = pa.table(
+        {
+            "caption_id": [caption_id for caption_id, _, _ in captions],
+            "image_id": [image_id for _, image_id, _ in captions],
+            "vector": vector_column(vectors.astype(np.float16)),
+        },
+        schema=embedding_schema(vectors.shape[1]),
+    )
+    summary = {
+        "split": piece.inputs["split"],
+        "captions": len(captions),
+        "different": len(set(texts)),
+        "dim": vectors.shape[1],
+    }
+    about = {"encoder": settings.encoder, "weights": piece.inputs["weights"]}
+    return _store.write_table(piece.output, table, piece.fingerprint, summary, **about)
+
+
+def write_terms(piece: Piece) -> dict:
+    """Write the terms of an encoder that is fitted on the train captions; a summary."""
+    if summary := _store.finished(piece.output, piece.fingerprint):
+        return summary
+    settings: EmbedSettings = piece.inputs["settings"]
+    texts: list[str] = []
+    for uri in piece.inputs["sidecars"]:
+        texts += [text for _, _, text in _captions(uri)]
+        if len(texts) >= settings.fit_captions:
+            break
+    texts = texts[: settings.fit_captions]
+    terms = fitted.fit(settings.encoder, texts)
+    summary = {"captions": len(texts), "terms": terms.num_rows}
+    return _store.write_table(
+        piece.output, terms, piece.fingerprint, summary, encoder=settings.encoder
+    )
+
+
+def check(plan: Plan, made: dict[str, dict], settings: EmbedSettings) -> None:
+    """Stops where pieces do not fit together, or too many captions are the same."""
+    guards.check_stage({**plan.done, **made}, settings)
+
+
+def encode(texts: list[str], settings: EmbedSettings, root: str | None = None) -> np.ndarray:
+    """Unit vectors (N, D) float32 of any N texts; fitted encoders are those of the run folder."""
+    if settings.members:
+        members = encoders.members(settings)
+        return encoders.join(
+            [encode(texts, member, root) for member, _ in members],
+            [weight for _, weight in members],
+        )
+    if not fitted.is_fitted(settings.encoder):
+        return sentences.encode(texts, settings)
+    if root is None:
+        raise InputError(f"encoder {settings.encoder} is fitted in a run folder; name one")
+    folder = _fit_folder(settings, root)
+    _plan.need_index(folder, "embed")
+    terms = _store.read_table(_store.join(folder, "terms.parquet"))
+    return fitted.encode(texts, settings.encoder, terms)
+
+
+def depends_on(settings: EmbedSettings, root: str) -> dict:
+    """What an encoder's vectors depend on besides the captions."""
+    if settings.members:
+        shares = {member.encoder: weight for member, weight in encoders.members(settings)}
+        return {"encoder": settings.encoder, "weights": shares}
+    if fitted.is_fitted(settings.encoder):
+        terms = _plan.need_index(_fit_folder(settings, root), "embed")
+        return {"encoder": settings.encoder, "weights": terms["version"]}
+    names = ("encoder", "revision", "backend", "precision", "prompt", "prompt_name")
+    weights = sentences.fingerprint(settings.encoder, settings.revision)
+    return {**settings.model_dump(include=set(names)), "weights": weights}
+
+
+def _members(settings: EmbedSettings, root: str) -> list[tuple[str, dict[str, dict], float]]:
+    """Of every member its folder, the entries of its pieces by name, and its weight."""
+    out = []
+    for member, weight in encoders.members(settings):
+        index = _plan.need_index(_folder(member, root), "embed")
+        entries = {entry["name"]: entry for entry in index["pieces"]}
+        out.append((_folder(member, root), entries, weight))
+    return out
+
+
+def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
+    """One piece: the terms of the train captions."""
+    shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
+    train = _plan.of_split(shards, "train")
+    if not train:
+        raise InputError(
+            f"encoder {settings.encoder} is fitted on train captions and there is no train split; "
+            "choose an encoder that is not fitted"
+        )
+    matters = {"encoder": settings.encoder, "fit_captions": settings.fit_captions}
+    folder = _fit_folder(settings, root)
+    piece = Piece(
+        name="terms",
+        output=_store.join(folder, "terms.parquet"),
+        fingerprint=_store.fingerprint("fit", matters, [entry["files"] for entry in train]),
+        inputs={
+            "sidecars": [_plan.folder(root, "shard", f"{e['name']}.parquet") for e in train],
+            "settings": settings,
+        },
+    )
+    return _plan.plan("embed", folder, [piece], matters)
+
+
+def _folder(settings: EmbedSettings, root: str) -> str:
+    return _plan.folder(root, "embed", encoder_label(settings.encoder))
+
+
+def _fit_folder(settings: EmbedSettings, root: str) -> str:
+    return _store.join(_folder(settings, root), "fitted")
+
+
+def _captions(sidecar: str) -> list[tuple[str, str, str]]:
+    """(caption id, image id, text) of every caption of a shard, in the sidecar's order."""
+    samples = shard.read_sidecar(sidecar, ["image_id", "captions"]).to_pylist()
+    return [(c["caption_id"], s["image_id"], c["text"]) for s in samples for c in s["captions"]]
+
+
+def _vectors(uri: str) -> np.ndarray:
+    return vector_matrix(_store.read_table(uri, ["vector"])["vector"])

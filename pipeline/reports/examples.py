@@ -1,0 +1,135 @@
+"""What the report shows of one model: its queries, failures and suspicious negatives."""
+
+import functools
+import random
+from dataclasses import replace
+
+from pipeline.labels.encoders import encoder_label
+from pipeline.reports import figures as _figures
+from pipeline.reports.pictures import Pictures
+from pipeline.search.index import Hit
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from schemas.settings import Recipe
+
+# Thumbnails of a page are embedded once each; of many, smaller ones keep it within 5 MB.
+SIDES = ((150, 128), (400, 96), (10**9, 64))  # up to so many pictures: pixels of the longer side
+QUALITY = 60
+
+
+class Showcase:
+    """Queries with their results, and the thumbnails they need, each under a short name."""
+
+    def __init__(self, recipe: Recipe, root: str, name: str):
+        self.recipe, self.root, self.name, self.settings = recipe, root, name, recipe.report
+        self.pictures = Pictures(root, recipe.evaluate.split)
+        self.graded = _figures.graded_of(recipe, root, name)
+        self.column = {i: n for n, i in enumerate(self.graded.captions.image_ids)}
+        self.image_of = dict(
+            zip(self.graded.captions.caption_ids, self.graded.captions.caption_image, strict=True)
+        )
+        found = {"as trained": self._rows("evaluate"), "re-ranked": self._rows("reranked")}
+        self.rankings = {label: rows for label, rows in found.items() if rows}
+        self.named: dict[str, str] = {}
+
+    def _rows(self, stage: str) -> dict[str, dict]:
+        folder = _plan.folder(self.root, stage, self.name)
+        rows = _figures.rankings(folder, "t2i").to_pylist()
+        return {row["query_id"]: row for row in rows}
+
+    @functools.cached_property
+    def ranks(self) -> dict[str, dict[str, float]]:
+        """By ranking and caption, the rank of the caption's own image."""
+        return {
+            label: {caption_id: row["rank"] for caption_id, row in rows.items()}
+            for label, rows in self.rankings.items()
+        }
+
+    def drawn(self) -> list[dict]:
+        """A few captions drawn at random."""
+        ranked = sorted(self.rankings["as trained"])
+        count = min(self.settings.queries, len(ranked))
+        return self._queries(random.Random(self.settings.seed).sample(ranked, count))
+
+    def worst(self) -> list[dict]:
+        """Captions whose own image came last, one an image."""
+        ranks = self.ranks["as trained"]
+        last: dict[str, str] = {}
+        for caption_id in sorted(ranks, key=lambda c: (-ranks[c], c)):
+            last.setdefault(self.image_of[caption_id], caption_id)
+        return self._queries(list(last.values())[: self.settings.worst], with_own=True)
+
+    def moved(self) -> list[tuple[str, list[dict]]]:
+        """The captions that re-ranking helped most, and those that it hurt most."""
+        if "re-ranked" not in self.ranks:
+            return []
+        before, after = self.ranks["as trained"], self.ranks["re-ranked"]
+        # From 60 to 30 is less of a help than from 3 to 1: ratios, not differences.
+        gain = {c: before[c] / after[c] for c in before if c in after}
+        helped = sorted((c for c in gain if gain[c] > 1), key=lambda c: (-gain[c], c))
+        hurt = sorted((c for c in gain if gain[c] < 1), key=lambda c: (gain[c], c))
+        count = self.settings.moved
+        return [
+            (f"{title} ({len(ids):,} of {len(gain):,} captions)", self._queries(ids[:count]))
+            for title, ids in (("Helped", helped), ("Hurt", hurt))
+        ]
+
+    def suspects(self) -> list[dict]:
+        """The annotated negatives with the highest label relevance, one a caption text."""
+        folder = _plan.folder(self.root, "label", encoder_label(self.recipe.embed.encoder))
+        found: dict[str, tuple[float, str, int]] = {}
+        for entry in _plan.of_split(_plan.need_index(folder, "label"), self.recipe.evaluate.split):
+            table = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"))
+            for row in table.to_pylist():
+                if row["direction"] == "t2i" and row["candidate"]:
+                    text = self.pictures.captions[row["query_id"]]
+                    best = max(zip(row["relevance"], row["candidate"], strict=True))
+                    found[text] = (best[0], row["query_id"], best[1])
+        images = self.graded.captions.image_ids
+        return [
+            {
+                "text": self.pictures.captions[caption_id],
+                "hit": replace(self._hit(images[row], relevance, relevance), own=False),
+                "captions": self.pictures.caption_texts(images[row]),
+            }
+            for relevance, caption_id, row in sorted(found.values(), reverse=True)[
+                : self.settings.suspects
+            ]
+        ]
+
+    def thumbnails(self) -> dict[str, str]:
+        """Data URIs of the pictures shown so far, by their short names."""
+        side = next(side for most, side in SIDES if len(self.named) <= most)
+        made = {
+            name: self.pictures.thumbnail(image_id, side, QUALITY)
+            for image_id, name in self.named.items()
+        }
+        return {name: uri for name, uri in made.items() if uri}
+
+    def _queries(self, caption_ids: list[str], with_own: bool = False) -> list[dict]:
+        return [self._query(caption_id, with_own) for caption_id in caption_ids]
+
+    def _query(self, caption_id: str, with_own: bool) -> dict:
+        own = self.image_of[caption_id]
+        relevance_N = _figures.best_known(self.graded, "t2i", [caption_id])[0].tolist()
+        shown: list[dict] = []
+        places: dict[str, int] = {}
+        for label, rows in self.rankings.items():
+            row = rows[caption_id]
+            best = zip(row["candidate_id"], row["score"], strict=True)
+            hits = [
+                self._hit(image_id, score, relevance_N[self.column[image_id]], own)
+                for image_id, score in list(best)[: self.settings.results]
+            ]
+            before = [places.get(hit.id) if label == "re-ranked" else None for hit in hits]
+            places = {image_id: n for n, image_id in enumerate(row["candidate_id"], 1)}
+            shown.append({"label": label, "rank": row["rank"], "hits": hits, "before": before})
+        query = {"text": self.pictures.captions[caption_id], "rankings": shown, "own": None}
+        if with_own:
+            query["own"] = self._hit(own, float("nan"), relevance_N[self.column[own]], own)
+        return query
+
+    def _hit(self, image_id: str, score: float, relevance: float, own: str = "") -> Hit:
+        name = self.named.setdefault(image_id, f"p{len(self.named)}")
+        text = self.pictures.caption_texts(image_id)[0]
+        return Hit(image_id, image_id, text, score, image_id == own, relevance, name)

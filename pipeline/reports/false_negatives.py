@@ -1,0 +1,228 @@
+"""False negatives: annotated negatives of a high relevance, with the evidence, to be decided.
+
+A page to look at, and a table (`false-negatives.csv`) whose column `relevance` people fill in;
+`label.overrides` reads it as it is. Lines that are filled in stay when the table is made again.
+
+Legend of the shape suffixes: P pairs of an image and a caption.
+"""
+
+import csv
+import functools
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.labels import decisions as _judgements
+from pipeline.labels import embed
+from pipeline.labels.caption_vectors import Captions
+from pipeline.labels.encoders import encoder_label
+from pipeline.reports import render as _pages
+from pipeline.reports.pictures import thumbnail
+from pipeline.sharding.reading import Shards
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from schemas.settings import Recipe
+
+LAYOUT = 1  # counts up when the page changes, so that it is made again
+TABLE = "false-negatives.csv"
+COLUMNS = ("image_id", "caption_id", "relevance", "label", "split", "caption", "image_captions")
+OFTEN = 8  # pairs looked at for one that is shown: the same text may be there many times
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An annotated negative that may be none."""
+
+    split: str
+    image_id: str
+    caption_ids: tuple[str, ...]  # more than one where captions of other images say the same
+    image_of: str  # the image that the first of them was written for
+    label: float  # its relevance
+    caption: str
+    captions: list[str]  # of the image
+    cosines: dict[str, float]  # by encoder
+
+
+def version(recipe: Recipe, root: str) -> str:
+    """What page and table depend on."""
+    folders = [label_folder(recipe, root), *encoder_folders(root).values()]
+    versions = [(_plan.read_index(folder) or {}).get("version") for folder in folders]
+    return _store.fingerprint("suspects", LAYOUT, versions, recipe.label.suspects)
+
+
+def label_folder(recipe: Recipe, root: str) -> str:
+    return _plan.folder(root, "label", encoder_label(recipe.embed.encoder))
+
+
+def encoder_folders(root: str) -> dict[str, str]:
+    """Folders of the encoders whose embeddings are there, by name."""
+    folder = _plan.folder(root, "embed")
+    found = {name: _store.join(folder, name) for name in _store.list_folders(folder)}
+    return {name: uri for name, uri in found.items() if _plan.read_index(uri)}
+
+
+def page(found: list[Suspect], recipe: Recipe, root: str) -> str:
+    """The page: of every split, the most relevant first."""
+    shards = Shards(root)
+    picture = functools.cache(lambda image_id: thumbnail(shards.sample(image_id)))
+    splits: dict[str, list[dict]] = {}
+    for suspect in found:
+        pictures = {"picture": picture(suspect.image_id), "other": picture(suspect.image_of)}
+        splits.setdefault(suspect.split, []).append({**vars(suspect), **pictures})
+    return _pages.render(
+        "false_negatives.html.j2",
+        version=version(recipe, root),
+        data=recipe.name,
+        encoder=recipe.embed.encoder,
+        map=recipe.label.map,
+        splits=splits,
+        table=_store.join(label_folder(recipe, root), TABLE),
+        root=root,
+    )
+
+
+def table(found: list[Suspect], recipe: Recipe, root: str) -> bytes:
+    """The CSV: lines that people filled in, then the pairs that wait to be decided."""
+    encoders = sorted({name for suspect in found for name in suspect.cosines})
+    kept, header = _filled_in(recipe, root)
+    names = [*COLUMNS, *(f"cosine {name}" for name in encoders)]
+    names += [name for name in header if name not in names]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, restval="")
+    writer.writeheader()
+    writer.writerows(kept)
+    for suspect in found:
+        for caption_id in suspect.caption_ids:
+            writer.writerow(
+                {
+                    "image_id": suspect.image_id,
+                    "caption_id": caption_id,
+                    "label": f"{suspect.label:.4f}",
+                    "split": suspect.split,
+                    "caption": suspect.caption,
+                    "image_captions": " | ".join(suspect.captions),
+                    **{f"cosine {name}": f"{c:.4f}" for name, c in suspect.cosines.items()},
+                }
+            )
+    return text.getvalue().encode()
+
+
+def _filled_in(recipe: Recipe, root: str) -> tuple[list[dict], list[str]]:
+    """The lines of the table there is that people filled in, and its columns."""
+    uri = _store.join(label_folder(recipe, root), TABLE)
+    if not _store.exists(uri):
+        return [], []
+    reader = csv.DictReader(io.StringIO(_store.read_bytes(uri).decode("utf-8-sig"), newline=""))
+    rows = [{k: v for k, v in row.items() if k is not None} for row in reader]
+    return [row for row in rows if row.get("relevance")], list(reader.fieldnames or ())
+
+
+def suspects(recipe: Recipe, root: str) -> list[Suspect]:
+    """The most relevant annotated negatives of every split that nobody has decided."""
+    index = _plan.need_index(label_folder(recipe, root), "label")
+    decided = {(row["image_id"], row["caption_id"]) for row in _filled_in(recipe, root)[0]}
+    if recipe.label.overrides:
+        decided |= {pair[:2] for pair in _judgements.overrides(recipe.label.overrides)}
+    shards = Shards(root)
+    out: list[Suspect] = []
+    for split in dict.fromkeys(entry["split"] for entry in index["pieces"]):
+        pairs = _pairs(recipe, root, _plan.of_split(index, split), decided)
+        out += _shown(pairs, split, shards, recipe, root)
+    return out
+
+
+def _pairs(recipe: Recipe, root: str, entries: list[dict], decided: set) -> list[tuple]:
+    """(relevance, image id, caption id, the caption's own image) of a split's best candidates."""
+    uris = [_store.join(embed.folder_of(recipe, root), f"{e['name']}.parquet") for e in entries]
+    tables = [_store.read_table(uri, ["caption_id", "image_id"]) for uri in uris]
+    ids = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+    own = ids["image_id"].to_pylist()
+    images = list(dict.fromkeys(own))
+    keep = OFTEN * recipe.label.suspects + len(decided)
+    best_P, image_P, caption_P = _best(label_folder(recipe, root), entries, keep)
+    captions = ids["caption_id"].take(caption_P).to_pylist()
+    found = zip(best_P.tolist(), image_P.tolist(), caption_P.tolist(), captions, strict=True)
+    return [
+        (value, images[image], caption_id, own[caption])
+        for value, image, caption, caption_id in found
+        if (images[image], caption_id) not in decided
+    ]
+
+
+def _best(folder: str, entries: list[dict], keep: int) -> tuple[np.ndarray, ...]:
+    """Relevance, image row and caption row of the most relevant pairs in a split's lists."""
+    best = [np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)]
+    seen = {"i2t": 0, "t2i": 0}  # queries of the shards before
+    for entry in entries:
+        lists = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"))
+        for direction in seen:
+            rows = lists.filter(pc.equal(lists["direction"], direction))
+            candidates = rows["candidate"].combine_chunks()
+            query_P = pc.list_parent_indices(candidates).to_numpy() + seen[direction]
+            candidate_P = candidates.flatten().to_numpy().astype(np.int64)
+            value_P = rows["relevance"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            pair = (query_P, candidate_P) if direction == "i2t" else (candidate_P, query_P)
+            best = _merged(best, [value_P.astype(np.float32), *pair], keep)
+            seen[direction] += len(rows)
+    return tuple(best)
+
+
+def _merged(best: list[np.ndarray], more: list[np.ndarray], keep: int) -> list[np.ndarray]:
+    """The first `keep` of two lots of pairs by falling relevance, each pair once."""
+    value, image, caption = (np.concatenate(both) for both in zip(best, more, strict=True))
+    if len(value) > 4 * keep:
+        least = np.partition(value, len(value) - 2 * keep)[len(value) - 2 * keep]
+        value, image, caption = (part[value >= least] for part in (value, image, caption))
+    order = np.lexsort((caption, image, -value))
+    _, first = np.unique((image << 32 | caption)[order], return_index=True)
+    order = order[np.sort(first)[:keep]]
+    return [part[order] for part in (value, image, caption)]
+
+
+def _shown(pairs: list[tuple], split: str, shards: Shards, recipe: Recipe, root: str):
+    """The first pairs as suspects, captions of one image that say the same together."""
+    groups: dict[tuple[str, str], list[tuple]] = {}
+    for pair in pairs:
+        _, image_id, caption_id, own = pair
+        text = next(c["text"] for c in shards.sample(own).captions if c["caption_id"] == caption_id)
+        if (image_id, text) in groups or len(groups) < recipe.label.suspects:
+            groups.setdefault((image_id, text), []).append(pair)
+    firsts = [(image_id, group[0][2], group[0][3]) for (image_id, _), group in groups.items()]
+    cosines = _cosines(firsts, split, recipe, root)
+    return [
+        Suspect(
+            split=split,
+            image_id=image_id,
+            caption_ids=tuple(pair[2] for pair in group),
+            image_of=group[0][3],
+            label=group[0][0],
+            caption=text,
+            captions=[c["text"] for c in shards.sample(image_id).captions],
+            cosines={name: by_pair[image_id, group[0][2]] for name, by_pair in cosines.items()},
+        )
+        for (image_id, text), group in groups.items()
+    ]
+
+
+def _cosines(pairs: list[tuple[str, str, str]], split: str, recipe: Recipe, root: str) -> dict:
+    """By encoder, the cosine of every (image, caption): max or mean over the image's captions."""
+    wanted = pa.array(list({image for image_id, _, own in pairs for image in (image_id, own)}))
+    out: dict[str, dict[tuple[str, str], float]] = {}
+    for name, folder in encoder_folders(root).items():
+        index = _plan.need_index(folder, "embed")
+        tables = []
+        for entry in _plan.of_split(index, split):
+            part = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"))
+            tables.append(part.filter(pc.is_in(part["image_id"], wanted)))
+        captions = Captions(pa.concat_tables([t.replace_schema_metadata() for t in tables]))
+        row = {caption_id: n for n, caption_id in enumerate(captions.caption_ids)}
+        out[name] = {}
+        for image_id, caption_id, _ in pairs:
+            rows, _ = captions.captions_of([image_id])
+            cosine_C = captions.vectors[rows[0]] @ captions.vectors[row[caption_id]]
+            best = cosine_C.max() if recipe.label.reduce == "max" else cosine_C.mean()
+            out[name][image_id, caption_id] = float(best)
+    return out

@@ -1,0 +1,273 @@
+"""The label report: how relevance is spread, what its shades look like, and what encoders agree on.
+
+Legend of the shape suffixes: M sampled images, N sampled captions, L entries of lists.
+"""
+
+import functools
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from pipeline.formulas import metrics
+from pipeline.labels import label
+from pipeline.labels.caption_vectors import Captions, cosine_map, graded
+from pipeline.reports import render as _pages
+from pipeline.reports.false_negatives import encoder_folders, label_folder
+from pipeline.reports.pictures import thumbnail
+from pipeline.sharding.reading import Shards
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from schemas.settings import LabelSettings, Recipe
+
+LAYOUT = 1  # counts up when the page changes, so that it is made again
+NEAR = 0.95  # cosine of a caption that says almost the same
+IMAGES, CAPTIONS = 64, 5000  # sampled of a split, evenly spaced
+EXAMPLES = 3  # of every tenth of relevance
+TOP = 10  # captions of an image that encoders are asked to agree on
+BINS = 50  # of the figure of best negatives
+
+
+def version(recipe: Recipe, root: str) -> str:
+    """What the page depends on."""
+    folders = [label_folder(recipe, root), *encoder_folders(root).values()]
+    versions = [(_plan.read_index(folder) or {}).get("version") for folder in folders]
+    return _store.fingerprint("labels", LAYOUT, versions)
+
+
+class Report:
+    """What the page and MLflow tell of the labels of a run folder."""
+
+    def __init__(self, recipe: Recipe, root: str):
+        self.recipe, self.root = recipe, root
+        self.folder = label_folder(recipe, root)
+        self.index = _plan.need_index(self.folder, "label")
+        self.names = list(dict.fromkeys(e["split"] for e in self.index["pieces"] if e["queries"]))
+        self.lists = {name: self._lists(name) for name in self.names}
+        self.samples = {name: Samples(name, root) for name in self.names}
+
+    def _lists(self, split: str) -> list[dict]:
+        """Of every direction: queries, entropy, best negatives, and the share of near ones."""
+        found: dict[str, list[tuple]] = {}
+        for entry in _plan.of_split(self.index, split):
+            lists = _store.read_table(_store.join(self.folder, f"{entry['name']}.parquet"))
+            for direction in self.recipe.label.lists:
+                column = lists.filter(pc.equal(lists["direction"], direction))["relevance"]
+                found.setdefault(direction, []).append(of_lists(column.combine_chunks()))
+        out = []
+        for direction, parts in found.items():
+            entropy, best = (np.concatenate(column) for column in zip(*parts, strict=True))
+            if len(best):
+                out.append(
+                    {
+                        "direction": direction,
+                        "queries": len(best),
+                        "entropy": float(entropy.mean()),
+                        "median": float(np.median(best)),
+                        "near": float((best >= self.near).mean()),
+                        "best": np.histogram(best, bins=BINS, range=(0, 1))[0],
+                    }
+                )
+        return out
+
+    @functools.cached_property
+    def near(self) -> float:
+        """The relevance from which a negative is a near-duplicate."""
+        return float(cosine_map(self.recipe.label)(torch.tensor([NEAR])))
+
+    @functools.cached_property
+    def agreement(self) -> list[dict]:
+        """Of every two encoders and split: Spearman, and what their best captions share."""
+        out = []
+        for split, sample in self.samples.items():
+            cosines = {name: sample.cosine(name, self.recipe.label) for name in sample.encoders}
+            for one, other in itertools.combinations(cosines, 2):
+                spearman, overlap = agree(cosines[one], cosines[other], sample.other_MN)
+                pair = {"one": one, "other": other, "split": split}
+                out.append(pair | {"spearman": spearman, "overlap": overlap})
+        return out
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for MLflow."""
+        out = {}
+        for split, lists in self.lists.items():
+            for found in lists:
+                for name in ("entropy", "median", "near"):
+                    out[f"{split}/{found['direction']}/{name}"] = found[name]
+        for found in self.agreement:
+            pair = f"{found['split']}/{found['one']}-{found['other']}"
+            out |= {f"{pair}/{name}": found[name] for name in ("spearman", "overlap")}
+        return out
+
+    def page(self) -> str:
+        """The page; pictures are of the first split."""
+        settings, shown = self.recipe.label, self.names[:1]
+        return _pages.render(
+            "labels.html.j2",
+            version=version(self.recipe, self.root),
+            data=self.recipe.name,
+            encoder=self.recipe.embed.encoder,
+            map=settings.map,
+            reduce=settings.reduce,
+            top_k=settings.top_k,
+            near=self.near,
+            sampled=IMAGES,
+            splits=[self._counts(name) for name in self.names],
+            figures=[figure for name in shown for figure in self._figures(name)],
+            agreement=self._by_pair(),
+            shades={"split": shown[0] if shown else "", "tenths": self._tenths(*shown)},
+        )
+
+    def _counts(self, split: str) -> dict:
+        sample = self.samples[split]
+        counts = {"images": sample.image_count, "captions": sample.caption_count}
+        return {"name": split, "lists": self.lists[split], **counts}
+
+    def _by_pair(self) -> dict[tuple[str, str], dict[str, dict]]:
+        """What two encoders agree on, by split."""
+        out: dict[tuple[str, str], dict[str, dict]] = {}
+        for found in self.agreement:
+            out.setdefault((found["one"], found["other"]), {})[found["split"]] = found
+        return out
+
+    def _figures(self, split: str) -> list[dict]:
+        histograms = label.calibration(self.index["pieces"])
+        spread = histograms["splits"][split]
+        pairs = {
+            "annotated negatives": spread["histogram_negatives"],
+            "positives (a caption against its siblings)": spread["histogram_positives"],
+        }
+        best = {f"best of {found['direction']}": found["best"] for found in self.lists[split]}
+        said = ("all pairs", "the most relevant negative of every query")
+        return [
+            {"svg": _pages.figure(_bars(counts)), "caption": f"{split}: {about}"}
+            for counts, about in zip((pairs, best), said, strict=True)
+        ]
+
+    def _tenths(self, split: str = "") -> list[dict]:
+        """Of every tenth of relevance its share of the negatives, and examples."""
+        if not split:
+            return []
+        encoder = _store.name_of(self.folder)
+        spread = label.calibration(self.index["pieces"])["splits"][split]["histogram_negatives"]
+        counts = np.array(spread).reshape(10, -1).sum(1)
+        sample, shards = self.samples[split], Shards(self.root)
+        r_MN = sample.relevance(encoder, self.recipe.label)
+        out = []
+        for n, count in enumerate(counts):
+            low, high = n / 10, (n + 1) / 10
+            inside_MN = sample.other_MN & (r_MN >= low) & ((r_MN < high) | (n == 9))
+            pairs = torch.nonzero(inside_MN)
+            spaced = np.linspace(0, len(pairs) - 1, min(EXAMPLES, len(pairs))).round().astype(int)
+            out.append(
+                {
+                    "low": low,
+                    "high": high,
+                    "middle": low + 0.05,
+                    "share": float(count / max(1, counts.sum())),
+                    "pairs": [self._example(shards, sample, r_MN, *pairs[p]) for p in spaced],
+                }
+            )
+        return out[::-1]
+
+    def _example(self, shards: Shards, sample: "Samples", r_MN, m, n) -> dict:
+        image = shards.sample(sample.images[m])
+        texts = {c["caption_id"]: c["text"] for c in shards.sample(sample.own[n]).captions}
+        return {
+            "picture": thumbnail(image),
+            "relevance": float(r_MN[m, n]),
+            "caption": texts[sample.captions[n]],
+            "own": image.captions[0]["text"],
+        }
+
+
+def _bars(counts_by_name: dict):
+    def draw(axes) -> None:
+        for name, counts in counts_by_name.items():
+            counts = np.array(counts, float)
+            if counts.sum():
+                edges = np.linspace(0, 1, len(counts) + 1)
+                axes.stairs(counts / counts.sum(), edges, label=name, fill=True, alpha=0.55)
+        axes.set_xlabel("relevance")
+        axes.set_ylabel("share")
+        axes.legend(frameon=False, fontsize=8)
+
+    return draw
+
+
+def of_lists(relevance: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """Entropy and highest relevance of every list that has a candidate.
+
+    Entropy is of the list's relevance as shares of its sum, over that of equal shares: 1 where the
+    list says nothing. A list of one candidate, or of zeros, has 1.
+    """
+    value_L = relevance.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    query_L = pc.list_parent_indices(relevance).to_numpy()
+    count = np.bincount(query_L, minlength=len(relevance))
+    starts = np.flatnonzero(np.diff(query_L, prepend=-1))
+    if not len(starts):
+        return np.empty(0), np.empty(0)
+    total, count = np.add.reduceat(value_L, starts), count[count > 0]
+    logs = np.add.reduceat(value_L * np.log(np.maximum(value_L, 1e-30)), starts)
+    known = (total > 0) & (count > 1)
+    some = np.where(known, total, 1)
+    entropy = (np.log(some) - logs / some) / np.log(np.maximum(count, 2))
+    return np.where(known, entropy, 1), np.maximum.reduceat(value_L, starts)
+
+
+def agree(one_MN, other_MN, negative_MN) -> tuple[float, float]:
+    """Mean over images of Spearman between two encoders, and of what their TOP negatives share."""
+    spearman_M = metrics.spearman(one_MN, other_MN, mask_QN=negative_MN)
+    k = min(TOP, int(negative_MN.sum(1).min()))
+    tops = [c.masked_fill(~negative_MN, -torch.inf).topk(k).indices for c in (one_MN, other_MN)]
+    same_M = (tops[0][:, :, None] == tops[1][:, None, :]).any(2).float().mean(1)
+    return float(spearman_M.nanmean()), float(same_M.mean())
+
+
+class Samples:
+    """Evenly spaced images and captions of a split, and how any encoder compares them."""
+
+    def __init__(self, split: str, root: str):
+        self.split = split
+        self.encoders = encoder_folders(root)
+        ids = self._read(next(iter(self.encoders)), ["caption_id", "image_id"])
+        images = ids["image_id"].unique()
+        self.image_count, self.caption_count = len(images), len(ids)
+        self.images: list[str] = images.take(_spaced(len(images), IMAGES)).to_pylist()
+        sampled = ids.take(_spaced(len(ids), CAPTIONS))
+        self.captions: list[str] = sampled["caption_id"].to_pylist()
+        self.own: list[str] = sampled["image_id"].to_pylist()
+        image_M1 = np.array(self.images)[:, None]
+        self.other_MN = torch.from_numpy(image_M1 != np.array(self.own)[None, :])
+
+    def _read(self, encoder: str, columns: list[str] | None = None, keep=None) -> pa.Table:
+        folder = self.encoders[encoder]
+        parts = []
+        for entry in _plan.of_split(_plan.need_index(folder, "embed"), self.split):
+            part = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"), columns)
+            parts.append(part.filter(keep) if keep is not None else part)
+        return pa.concat_tables([part.replace_schema_metadata() for part in parts])
+
+    def relevance(self, encoder: str, settings: LabelSettings) -> torch.Tensor:
+        """Relevance (M, N) of the sampled images to the sampled captions."""
+        captions = self._captions(encoder)
+        row = {caption_id: n for n, caption_id in enumerate(captions.caption_ids)}
+        rows_MC, mask_MC = captions.captions_of(self.images)
+        texts_ND = captions.vectors[[row[caption_id] for caption_id in self.captions]]
+        return graded(captions.vectors[rows_MC], texts_ND, settings, mask_MC=mask_MC)
+
+    def cosine(self, encoder: str, settings: LabelSettings) -> torch.Tensor:
+        """Cosine (M, N), as (1 + c) / 2, of the sampled images and captions."""
+        return self.relevance(encoder, LabelSettings(map="half", reduce=settings.reduce))
+
+    def _captions(self, encoder: str) -> Captions:
+        mine = pc.field("image_id").isin(self.images)
+        wanted = mine | pc.field("caption_id").isin(self.captions)
+        return Captions(self._read(encoder, keep=wanted))
+
+
+def _spaced(count: int, wanted: int) -> np.ndarray:
+    """Evenly spaced rows, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))

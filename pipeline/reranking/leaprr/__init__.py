@@ -1,0 +1,1 @@
+"""LeaPRR, the learnable pillar-based re-ranker: `model.py` first."""

@@ -1,0 +1,218 @@
+"""LeaPRR: learnable pillar-based re-ranking (arXiv 2304.12570), its inputs, model and losses.
+
+A query and its candidates are each a row of similarities to the query's nearest items, its
+*pillars*; layers of attention, half of it the neighbour-affinity graph, refine the rows; a
+candidate's new score is the cosine of its row with the query's. All it knows are similarities.
+That is the paper's, and preset `paper`. With `residual`, the default, ours differs: refinements
+are added to the scores that come in; rows keep their level (the paper's layer norm takes it away)
+and end with the scores of the node's nearest on the other side, both of which tell a hub; and a
+candidate's own row counts beside its cosine with the query's.
+
+Legend of the shape suffixes: B queries of a batch, N gallery, P pool, K candidates, L pillars of a
+kind, V = 1 + K nodes (the query first), C neighbours in a list, H hidden width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.reranking.baselines import gallery_neighbours
+from pipeline.reranking.leaprr.graph import affinity
+from pipeline.reranking.problem import SIDES, View
+from schemas.settings import LeaPRRSettings
+
+START = 0.03  # of the cosine's share: an untrained model leaves the order nearly as it was
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What LeaPRR sees of B queries."""
+
+    rows_B: torch.Tensor  # of the queries
+    place_BK: torch.Tensor  # of the candidates in the gallery, best first
+    score_BK: torch.Tensor  # by the methods before
+    features: tuple[torch.Tensor, torch.Tensor]  # (B, V, L) similarities to the pillars:
+    # of the gallery, and of the pool
+    claims_BVL: torch.Tensor  # the highest scores of each node with the other side's items
+    affinity_BVV: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How lists are made."""
+
+    candidates: int
+    pillars: int  # of a kind
+    neighbours: int
+    threshold: float  # of affinity, in 1 / (1 + K)
+
+    @property
+    def depth(self) -> int:
+        """Neighbours of an item that are looked for."""
+        return max(self.pillars, self.neighbours)
+
+
+def lists(view: View, rows_B, shape: Shape, scores_BN=None, place_BK=None) -> Lists:
+    """The lists of queries: candidates by the scores so far (or as given), pillars, affinity."""
+    sims, asking, ranked = view.sims, view.asking, view.ranked
+    scores_BN = view.scores(rows_B) if scores_BN is None else scores_BN
+    deepest = min(max(shape.candidates, shape.depth), scores_BN.shape[1])
+    best_BK = torch.topk(scores_BN, deepest, dim=1).indices
+    place_BK = best_BK[:, : shape.candidates] if place_BK is None else place_BK
+    _, near_BL = view.nearest_in_pool(rows_B, shape.depth)
+    nodes = ((asking, rows_B[:, None]), (ranked, view.gallery_N[place_BK]))
+    pillars = (
+        (ranked, view.gallery_N[best_BK[:, : shape.pillars]]),
+        (asking, near_BL[:, : shape.pillars]),
+    )
+    features = tuple(
+        torch.cat([sims.near(*node, *pillar) for node in nodes], 1) for pillar in pillars
+    )
+    score_BK = scores_BN.gather(1, place_BK)
+    claims_BVL = _claims(view, scores_BN.gather(1, best_BK), place_BK, shape)
+    graph_BVV = _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape)
+    return Lists(rows_B, place_BK, score_BK, features, claims_BVL, graph_BVV)
+
+
+def _claims(view, best_BK, place_BK, shape: Shape) -> torch.Tensor:
+    """The query's best scores in the gallery, and each candidate's best in the pool (B, V, L)."""
+    claim_NL = _filled(view.claims(shape.depth)[0], shape.pillars, 0)
+    return torch.cat([_filled(best_BK, shape.pillars, 0)[:, None], claim_NL[place_BK]], 1)
+
+
+def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> torch.Tensor:
+    """Affinity of the query and its candidates; the query is a pool item among the others."""
+    c = shape.neighbours
+    own_NC = torch.arange(len(view.gallery_N), device=rows_B.device)[:, None]
+    near_NC = _filled(torch.cat([own_NC, gallery_neighbours(view, c - 1)[1]], 1), c)
+    of_ranked = torch.cat([_filled(best_BK, c)[:, None], near_NC[place_BK]], 1)
+    claim_NC, claimant_NC = (found[:, :c] for found in view.claims(shape.depth))
+    claimants_BKC = _filled(claimant_NC, c)[place_BK]
+    if view.inductive:  # not in the pool: it takes the last claimant's place where it claims more
+        claims_BK = score_BK > claim_NC[:, -1][place_BK]
+        last_BK = torch.where(claims_BK, rows_B[:, None], claimants_BKC[:, :, -1])
+        claimants_BKC = torch.cat([claimants_BKC[:, :, :-1], last_BK[:, :, None]], 2)
+    mine_BC = _filled(torch.cat([rows_B[:, None], near_BL[:, : c - 1]], 1), c)
+    of_asking = torch.cat([mine_BC[:, None], claimants_BKC], 1)
+    return affinity(of_asking, of_ranked, threshold=shape.threshold / (1 + place_BK.shape[1]))
+
+
+def _filled(rows_XL, length: int, nobody=-1) -> torch.Tensor:
+    """The first (X, length) of each list, `nobody` where a collection has no more."""
+    rows_XL = rows_XL[:, :length]
+    return F.pad(rows_XL, (0, length - rows_XL.shape[1]), value=nobody)
+
+
+class LeaPRR(nn.Module):
+    """The two sub-models, one a direction."""
+
+    def __init__(self, settings: LeaPRRSettings):
+        super().__init__()
+        self.settings = settings
+        self.of = nn.ModuleDict({direction: SubModel(settings) for direction in SIDES})
+
+    def shape(self, direction: str) -> Shape:
+        """How the lists of a direction are made."""
+        s = self.settings
+        candidates = {"i2t": s.candidates_i2t, "t2i": s.candidates_t2i}[direction]
+        return Shape(candidates, s.pillars, s.neighbours, s.threshold)
+
+    def forward(self, lists: list[tuple[str, Lists]]) -> list[torch.Tensor]:
+        """Refined scores (B, K) of each of some lists with their directions."""
+        return [self.of[direction](some) for direction, some in lists]
+
+
+class SubModel(nn.Module):
+    """Refined scores (B, K) of lists of one direction."""
+
+    def __init__(self, settings: LeaPRRSettings):
+        super().__init__()
+        pillars, hidden = settings.pillars, settings.hidden
+        self.pillars, self.residual = pillars, settings.residual
+        if not settings.residual:
+            self.before = nn.ModuleList([nn.LayerNorm(pillars) for _ in range(2)])
+        self.project = nn.Linear((3 if settings.residual else 2) * pillars, hidden)
+        self.layers = nn.ModuleList(
+            [Reasoning(hidden, settings.heads) for _ in range(settings.layers)]
+        )
+        self.after = nn.LayerNorm(hidden)
+        if settings.residual:  # untrained, the cosine is that of the rows themselves
+            nn.init.orthogonal_(self.project.weight)
+            for layer in self.layers:
+                for last in (layer.out, layer.mlp[-1]):
+                    nn.init.zeros_(last.weight)
+            self.head = nn.Linear(hidden, 1, bias=False)
+            nn.init.zeros_(self.head.weight)
+            self.scale = nn.Parameter(torch.tensor([1.0, START]))  # of scores, of cosines
+
+    def forward(self, some: Lists) -> torch.Tensor:
+        blocks = [self._padded(block) for block in some.features]
+        if self.residual:
+            blocks = [_standard(block) for block in (*blocks, some.claims_BVL)]
+        else:
+            blocks = [norm(block) for norm, block in zip(self.before, blocks, strict=True)]
+        x_BVH = self.project(torch.cat(blocks, 2))
+        for layer in self.layers:
+            x_BVH = layer(x_BVH, some.affinity_BVV)
+        x_BVH = self.after(x_BVH)
+        unit_BVH = F.normalize(x_BVH, dim=2)
+        cosine_BK = (unit_BVH[:, 1:] @ unit_BVH[:, :1].transpose(1, 2)).squeeze(2)
+        if not self.residual:
+            return cosine_BK
+        more_BK = self.scale[1] * cosine_BK + 0.1 * self.head(x_BVH[:, 1:]).squeeze(2)
+        return self.scale[0] * some.score_BK + more_BK
+
+    def _padded(self, block_BVL):
+        """A collection smaller than the pillars has zeros for those that are missing."""
+        return F.pad(block_BVL, (0, self.pillars - block_BVL.shape[2]))
+
+
+def _standard(block_BVL):
+    """Over a query's whole list: rows keep their level, which tells a candidate near to all."""
+    mean_B11 = block_BVL[:, 1:].mean((1, 2), keepdim=True)
+    return (block_BVL - mean_B11) / (block_BVL[:, 1:].std((1, 2), keepdim=True) + 1e-4)
+
+
+class Reasoning(nn.Module):
+    """A transformer layer whose attention is half the affinity graph's: (Ã + softmax(QKᵀ)) / 2."""
+
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.before = nn.ModuleList([nn.LayerNorm(hidden) for _ in range(2)])
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.out = nn.Linear(hidden, hidden)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden)
+        )
+
+    def forward(self, x_BVH, affinity_BVV):
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.before[0](x_BVH)).chunk(3, dim=2)
+        )
+        attention = torch.softmax(q @ k.transpose(2, 3) / q.shape[3] ** 0.5, dim=3)
+        attention = (attention + affinity_BVV.unsqueeze(1)) / 2
+        x_BVH = x_BVH + self.out((attention @ v).transpose(1, 2).flatten(2))
+        return x_BVH + self.mlp(self.before[1](x_BVH))
+
+
+def spliced(scores_BN, place_BK, refined_BK) -> torch.Tensor:
+    """Scores (B, N) in which the candidates keep their set of scores and take the refined order.
+
+    So all other candidates stay where they were, and scores stay in their unit. Candidates that
+    scored alike before and after score alike.
+    """
+    rank_BK = torch.sort(refined_BK, dim=1, descending=True, stable=True).indices
+    old_BK = scores_BN.gather(1, place_BK).sort(1, descending=True).values
+    return scores_BN.scatter(1, place_BK.gather(1, rank_BK), old_BK)
+
+
+def leaprr(view: View, rows_Q: torch.Tensor, *, model: LeaPRR) -> torch.Tensor:
+    """Scores (Q, N) with each query's first candidates in refined order, in `spliced`'s way."""
+    scores_QN = view.scores(rows_Q)
+    some = lists(view, rows_Q, model.shape(view.direction), scores_QN)
+    (refined_QK,) = model([(view.direction, some)])
+    return spliced(scores_QN, some.place_BK, refined_QK)

@@ -1,0 +1,323 @@
+"""Stage 7: re-rankers fitted on train and val (7-reranker/), and their rankings (8-reranked/).
+
+A method is a name of `reranking.baselines.METHODS`, `leaprr`, or a chain of them joined by "+".
+Settings are chosen on val; LeaPRR, which has weights, is trained like the towers.
+"""
+
+import functools
+import json
+import resource
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from safetensors.torch import load
+
+from pipeline.errors import InputError, did_you_mean
+from pipeline.evaluation import evaluate
+from pipeline.evaluation import ranking as _ranking
+from pipeline.evaluation import tables as _tables
+from pipeline.evaluation import task_memory as _task_memory
+from pipeline.reranking import baselines, fitting
+from pipeline.reranking.inputs import bank_size, gallery_of, inputs_of, problem_of, vectors_of
+from pipeline.reranking.leaprr.model import LeaPRR
+from pipeline.reranking.leaprr.training import Training
+from pipeline.reranking.problem import SIDES, Problem
+from pipeline.sharding.exclusions import Leaving
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Piece, Plan
+from pipeline.training import train
+from pipeline.training.distributed import World
+from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
+from schemas.trials import TRIALS
+
+summary = train.summary  # LeaPRR's training leaves what that of the towers does
+COSTS = {"ms_per_query": "ms a query", "peak_mb": "MB"}
+
+
+def plan(recipe: Recipe, root: str, name: str) -> Plan:
+    """A piece for every method: the settings of its steps, chosen on val."""
+    check(recipe.rerank.method)
+    inputs, versions = inputs_of(recipe, root, name)
+    folder = _plan.folder(root, "rerank", name)
+    matters = recipe.rerank.model_dump(mode="json", exclude={"method", "weights"})
+    vectors = _plan.need_index(evaluate.vectors_folder(root, name), "evaluate")
+    chosen_on = _plan.of_split(vectors, "val")
+    memory = _task_memory.of_rankings(chosen_on, [], recipe, scored=True)
+    pieces = []
+    for method in recipe.rerank.method:
+        weights = _weights_version(recipe.rerank.weights) if "leaprr" in method else ""
+        pieces.append(
+            Piece(
+                name=method,
+                output=_store.join(folder, f"{method}.parquet"),
+                fingerprint=_store.fingerprint("rerank", method, matters, versions, weights),
+                inputs={**inputs, "method": method},
+                memory=memory,
+            )
+        )
+    return _plan.plan("rerank", folder, pieces, matters)
+
+
+def check(methods: tuple[str, ...]) -> None:
+    """Refuse a method that there is not, and LeaPRR anywhere but at the end of a chain."""
+    known = [*baselines.METHODS, "leaprr"]
+    for method in methods:
+        steps = method.split("+")
+        for step in steps:
+            if step not in known:
+                raise InputError(f"unknown method {step!r}{did_you_mean(step, known)}")
+        if "leaprr" in steps[:-1]:
+            raise InputError(f"{method!r} goes on after leaprr; leaprr is a chain's last step")
+
+
+def write_reranker(piece: Piece) -> dict:
+    """Choose each step's settings on val and write all trials; a summary with the steps."""
+    if summary := _store.finished(piece.output, piece.fingerprint):
+        return summary
+    inputs, settings = piece.inputs, piece.inputs["rerank"]
+    val = problem_of(inputs["vectors"], settings, "val")
+    methods = [method for method in inputs["method"].split("+") if method != "leaprr"]
+    steps, trials = fitting.chain(methods, val, settings.betas)
+    summary = {"method": inputs["method"], "steps": steps, "bank_images": bank_size(inputs)}
+    if val is not None:
+        model = None
+        if "leaprr" in inputs["method"]:
+            if settings.weights is None:  # what it gives on val is seen in its training
+                return _written(piece, trials, summary)
+            steps, model = [*steps, {"method": "leaprr"}], load_leaprr(settings.weights)
+        with torch.inference_mode():
+            found = [fitting.recalls(fitting.views(val, d, steps, model)) for d in SIDES]
+        summary["val/rsum"] = sum(found)
+    return _written(piece, trials, summary)
+
+
+def _written(piece: Piece, trials: list[dict], summary: dict) -> dict:
+    rows = [{**trial, "setting": str(trial["setting"])} for trial in trials]
+    table = pa.Table.from_pylist(rows, schema=TRIALS)
+    return _store.write_table(piece.output, table, piece.fingerprint, summary)
+
+
+# ---- LeaPRR's training -------------------------------------------------------------------------
+
+
+def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Plan]:
+    """A plan of one piece for every method that ends with LeaPRR, unless weights are given."""
+    if recipe.rerank.weights is not None:
+        return []
+    inputs, versions = inputs_of(recipe, root, name)
+    lists = {}
+    if recipe.leaprr.lists not in ("train", "val"):
+        splits = ("train", recipe.evaluate.split)
+        lists = vectors_of(recipe, recipe.leaprr.lists, name, splits)
+    plans = []
+    for entry in fitted["pieces"]:
+        method = entry["name"]
+        if not method.endswith("leaprr"):
+            continue
+        folder = _plan.folder(root, "rerank", name, method)
+        own = recipe.leaprr.model_dump(mode="json")
+        settings = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "texts"})
+        bank = entry["bank_images"]
+        others = [version for _, version, _ in lists.values()]
+        about = [method, own, settings, versions, entry["steps"], others, bank]
+        piece = Piece(
+            name="leaprr",
+            output=_store.join(folder, "history.json"),
+            fingerprint=_store.fingerprint("leaprr", *about),
+            inputs={
+                **inputs,
+                "method": method,
+                "lists": lists,
+                "steps": entry["steps"],
+                "version": _store.fingerprint(versions),
+            },
+        )
+        plans.append(_plan.plan("rerank", folder, [piece], own))
+    return plans
+
+
+def fit(piece: Piece, report, leaving=lambda: False) -> None:
+    """Train LeaPRR to the end from its newest checkpoint, on every worker alike."""
+    training = Training(piece, report, *_training_problems(piece.inputs))
+    while training.epoch < training.settings.epochs:
+        training.run_epoch()
+    training.publish()
+
+
+def _training_problems(inputs: dict) -> tuple[Problem, Problem | None]:
+    """What LeaPRR learns from, and what its epochs are compared on."""
+    lists, settings, vectors = inputs["leaprr"].lists, inputs["rerank"], inputs["vectors"]
+    val = problem_of(vectors, settings, "val")
+    if lists not in ("train", "val"):
+        seen, unseen = inputs["lists"]["train"][0], inputs["lists"][inputs["split"]][0]
+        if not seen or not unseen:
+            raise InputError(
+                f"--leaprr.lists {lists} needs vectors of train and of {inputs['split']}; "
+                "evaluate that run first"
+            )
+        return problem_of(inputs["lists"], settings, inputs["split"]), val
+    learned = problem_of(vectors, settings, lists)
+    if learned is None:
+        raise InputError(f"--leaprr.lists {lists}: this run has no {lists} split; take another")
+    return learned, val if lists == "train" else None
+
+
+def load_leaprr(folder: str) -> LeaPRR:
+    """The trained model of a folder of stage 7, in evaluation mode."""
+    index = _plan.need_index(folder, "rerank")
+    model = LeaPRR(LeaPRRSettings(**index["pieces"][0]["leaprr"]))
+    model.load_state_dict(load(_store.read_bytes(_store.join(folder, "model.safetensors"))))
+    return model.eval()
+
+
+def _weights_version(folder: str | None) -> str:
+    return _plan.need_index(folder, "rerank")["version"] if folder else ""
+
+
+# ---- rankings ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What new scores are made from; `version` stands for all of it."""
+
+    vectors: tuple  # (split, (URIs, version)) of the evaluated split and train
+    split: str
+    settings: RerankSettings
+    steps: str  # of the chain, JSON
+    weights: str | None  # folder of LeaPRR's
+    version: str
+
+
+def best(recipe: Recipe, root: str, name: str) -> tuple[str, float]:
+    """The method with the highest rSum on val, and that; else the first that is named, and -1.
+
+    LeaPRR that learned the lists of val has none: what it gives there is no measure of it.
+    """
+    index = _plan.need_index(_plan.folder(root, "rerank", name), "rerank")
+    found = {}
+    for entry in index["pieces"]:
+        value = entry.get("val/rsum", -1.0)
+        trained = _plan.read_index(_plan.folder(root, "rerank", name, entry["name"]))
+        if "leaprr" in entry["name"] and recipe.rerank.weights is None and trained:
+            value = trained["pieces"][0]["metrics"].get("val/rsum", -1.0)
+        found[entry["name"]] = value
+    method = max(recipe.rerank.method, key=lambda method: found[method])
+    return method, found[method]
+
+
+def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = None) -> Plan:
+    """A piece for every shard of the evaluated split, as in `evaluate`, of a method or the best.
+
+    The best method's rankings are the stage's own; those of others lie in folders of their names.
+    """
+    index = _plan.need_index(_plan.folder(root, "rerank", name), "rerank")
+    first, _ = best(recipe, root, name)
+    method = first if method is None else method
+    entry = next(entry for entry in index["pieces"] if entry["name"] == method)
+    steps, weights, versions = entry["steps"], None, [_plan.version([entry])]
+    if method.endswith("leaprr"):
+        weights = recipe.rerank.weights or _plan.folder(root, "rerank", name, method)
+        trained = _plan.need_index(weights, "rerank")
+        steps = [*steps, {"method": "leaprr"}]
+        versions.append(trained["version"])
+    inputs, splits = inputs_of(recipe, root, name)
+    matters = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "texts"})
+    scorer = Scorer(
+        vectors=tuple(inputs["vectors"].items()),
+        split=recipe.evaluate.split,
+        settings=recipe.rerank,
+        steps=json.dumps(steps),
+        weights=weights,
+        version=_store.fingerprint(versions, splits["train"], matters, method),
+    )
+    folder = _plan.folder(root, "reranked", name, *([] if method == first else [method]))
+    protocol = _protocol(recipe, method, entry)
+    return evaluate.plan_rankings("reranked", folder, recipe, root, name, protocol, scorer)
+
+
+def _protocol(recipe: Recipe, method: str, entry: dict) -> dict:
+    """How the rankings were made: method, pool, bank, and every setting chosen."""
+    settings = recipe.rerank
+    chosen = {
+        f"{key}_{direction}"
+        if len(entry["steps"]) == 1
+        else f"{step['method']}_{key}_{direction}": v
+        for step in entry["steps"]
+        for direction in SIDES
+        for key, v in step[direction].items()
+    }
+    seen = {"siblings": "kept" if settings.siblings else "left out"}
+    if settings.pool == "inductive" or "train_pairs" in method:
+        seen = {"bank_images": entry["bank_images"]}
+    return {
+        "rerank": method.replace("_", " ").replace("+", ", then "),
+        "pool": settings.pool,
+        **({"texts": recipe.embed.encoder} if settings.texts == "sentences" else {}),
+        **seen,
+        **chosen,
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _reranker(scorer: Scorer, leaving: Leaving) -> tuple[fitting.Reranker, dict]:
+    device = World().device
+    vectors = dict(scorer.vectors)
+    problem = problem_of(vectors, scorer.settings, scorer.split, leaving).to(device)
+    model = load_leaprr(scorer.weights).to(device) if scorer.weights else None
+    gallery = gallery_of(vectors, scorer.split, leaving)
+    rows = {
+        "i2t": {id_: row for row, id_ in enumerate(gallery.image_ids)},
+        "t2i": {id_: row for row, id_ in enumerate(gallery.text_ids)},
+    }
+    return fitting.Reranker(problem, json.loads(scorer.steps), model), rows
+
+
+def write_rankings(piece: Piece) -> dict:
+    """Write a shard's new rankings; a summary with the time and the memory they took."""
+    started = time.perf_counter()
+    reranker, rows = _reranker(piece.inputs["scorer"], piece.inputs["leaving"])
+
+    def scored(direction: str, query_ids: list[str]) -> torch.Tensor:
+        numbers = torch.tensor([rows[direction][id_] for id_ in query_ids])
+        return reranker.scores(direction, numbers.to(World().device)).cpu()
+
+    summary = _ranking.write_rankings(piece, scored)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {**summary, "seconds": time.perf_counter() - started, "peak_mb": peak}
+
+
+def cost(index: dict) -> dict[str, float]:
+    """Milliseconds a query, rankings and metrics with it, and the largest task's memory (MB)."""
+    made = [entry for entry in index["pieces"] if "seconds" in entry]
+    if not made:
+        return {}
+    seconds = sum(entry["seconds"] for entry in made)
+    queries = sum(entry["queries"] for entry in made)
+    return {
+        "ms_per_query": 1000 * seconds / queries,
+        "peak_mb": max(entry["peak_mb"] for entry in made),
+    }
+
+
+def heading(pool: str, val: float) -> str:
+    """The pool, and what a star says of the method with so much (rSum) on val."""
+    return f"{pool}; * {'best on val' if val >= 0 else 'the first: none has a figure on val'}"
+
+
+def table(recipe: Recipe, root: str, name: str, found: dict[str, dict]) -> tuple[list, list]:
+    """Column titles and rows of the methods compared, the base model first."""
+    base = _store.read_json(_plan.folder(root, "evaluate", name, "metrics.json"))["metrics"]
+    (chosen, val), rows = best(recipe, root, name), []
+    for method, values in {"none": base, **found}.items():
+        ndcg = [f"{values[f'{direction}_ndcg_label']:.3f}" for direction in SIDES]
+        costs = [f"{values[key]:.1f}" if key in values else "-" for key in COSTS]
+        star = " *" if method == chosen else ""
+        rows.append(
+            [method + star, *_tables.recalls(values), f"{values['rsum']:.1f}", *ndcg, *costs]
+        )
+    columns = [heading(recipe.rerank.pool, val), *_tables.RECALLS, "rSum", "label NDCG i2t", "t2i"]
+    return [*columns, *COSTS.values()], rows

@@ -1,0 +1,1 @@
+"""Queries against candidates, exactly: who is nearest, and where the positives stand."""

@@ -1,0 +1,312 @@
+"""Exact nearest neighbours by inner product: one engine for labels, evaluation and search.
+
+Blocks of the product are *scanned* in cheap arithmetic (int8, bf16, fp32), which only rules out:
+whoever could still be among the top K, by a bound on the scan's error, is scored again in float64.
+So the result is brute force's, whatever the scan. Scores are float64 products rounded to float32;
+of equal scores the lowest row comes first.
+
+A neighbour is one int64, its key: the score above, the row counted down below. The larger of two
+keys is the better neighbour, and no two are equal.
+
+Legend of the shape suffixes: Q query rows, N candidate rows, D width, G queries (groups of query
+rows), K neighbours, R × C a block of the product, P pairs.
+"""
+
+import functools
+import importlib.util
+from typing import NamedTuple
+
+import torch
+
+BLOCK = 2048  # rows and columns of a block of the product
+FEW = 128  # rows at a time where a block's worth would take more memory than the block
+PAIRS = 256  # scored again at once where nothing is compiled: larger ones leave the cache
+NOBODY = 2**31 - 1  # the row of a place that is not taken
+ROUNDING = 2.0**-24  # of float32, relative
+
+
+class Rows(NamedTuple):
+    """Vectors as a scan needs them; every part is indexed by row."""
+
+    vectors: torch.Tensor  # (N, D) float32
+    codes: torch.Tensor  # (N, D) in the scan's arithmetic
+    scale: torch.Tensor  # (N,) vectors ≈ codes × scale
+    error: torch.Tensor  # (N,) a scanned product is off by at most the sum of its rows' errors
+    group: torch.Tensor  # (N,) the query, or the candidate, that the row stands for
+    owner: torch.Tensor  # (N,) a query does not meet candidates of its owner; negative: of nobody
+
+
+def top_k(
+    queries_QD: torch.Tensor,
+    candidates_ND: torch.Tensor | None,
+    k: int,
+    *,
+    query_group=None,
+    candidate_group=None,
+    query_owner=None,
+    candidate_owner=None,
+    scan: str = "auto",
+    fast: bool | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (G, K) float32, falling, and rows (G, K) int32 of each query's best candidates.
+
+    Without candidates the queries are their own, and a block of the symmetric product serves its
+    rows and its columns. Rows of one group (numbers from 0) are one query, or one candidate: its
+    score is the largest of its rows'. Pairs of one owner are left out. A place for which there is
+    no candidate has score -inf and row -1. `scan` is int8, bf16, fp32 or auto; `fast` says whether
+    to run compiled (None: where numba is installed and it is worth it). Neither changes a result.
+    """
+    symmetric = candidates_ND is None
+    queries_QD = queries_QD.float().contiguous()
+    candidates_ND = queries_QD if symmetric else candidates_ND.float().contiguous()
+    if fast is None:
+        enough = len(queries_QD) * len(candidates_ND) >= BLOCK**2  # compiling takes seconds
+        fast = enough and has_numba() and queries_QD.device.type == "cpu"
+    if scan == "auto":
+        # Codes are made of all candidates, which few queries do not pay back.
+        scan = "int8" if fast and len(queries_QD) >= 256 and _has_int8() else "fp32"
+    if queries_QD.shape[1] == 1:
+        scan = "fp32"  # of a single column, torch._int_mm is wrong
+    longest = max(
+        (float(v.norm(dim=1).max()) for v in (queries_QD, candidates_ND) if len(v)), default=0.0
+    )
+    queries = _rows(queries_QD, longest, scan, query_group, query_owner)
+    if symmetric:
+        group, owner = numbers(candidate_group, queries_QD), owners(candidate_owner, queries_QD)
+        candidates = queries._replace(group=group, owner=owner)
+    else:
+        candidates = _rows(candidates_ND, longest, scan, candidate_group, candidate_owner)
+    grouped = query_group is not None or candidate_group is not None
+    return _Search(queries, candidates, k, symmetric, grouped, fast).result()
+
+
+def largest(scores_QN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (Q, K), falling, and rows (Q, K) of the largest of each row; lowest row first in ties.
+
+    As `torch.topk`, whose choice among equal scores is nobody's to tell.
+    """
+    k = min(k, scores_QN.shape[1])
+    keys_QK = torch.full((len(scores_QN), k), EMPTY, device=scores_QN.device)
+    if k:
+        least_Q1 = torch.topk(scores_QN, k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        query_P, row_P = torch.nonzero(scores_QN >= least_Q1, as_tuple=True)
+        merge(keys_QK, query_P, key(scores_QN[query_P, row_P].float(), row_P), grouped=False)
+    return opened(keys_QK)
+
+
+class _Search:
+    """The best K keys of every query so far, and the scan that makes them so."""
+
+    def __init__(self, queries: Rows, candidates: Rows, k, symmetric, grouped, fast):
+        self.queries, self.candidates = queries, candidates
+        self.symmetric, self.grouped = symmetric, grouped
+        self.fast = fast
+        groups, others = (
+            int(r.group.max()) + 1 if len(r.group) else 0 for r in (queries, candidates)
+        )
+        size = (groups, min(k, others))
+        device = queries.vectors.device
+        self.keys_GK = torch.full(size, EMPTY, device=device)
+        self.block = torch.empty(BLOCK * BLOCK, device=device)
+
+    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.keys_GK.numel():
+            self._guess()
+            self._scan(self.queries, self.symmetric)
+            short_G = (self.keys_GK[:, -1] & 0xFFFFFFFF == 0) & (self.keys_GK[:, -1] > EMPTY)
+            if short_G.any():  # fewer than K were above the guess
+                self.keys_GK[short_G] = EMPTY
+                again = torch.nonzero(short_G[self.queries.group])[:, 0]
+                self._scan(Rows(*(part[again] for part in self.queries)), symmetric=False)
+        return opened(self.keys_GK)
+
+    def _guess(self) -> None:
+        """Fill the places with nobodies, at a score that rather more than K candidates reach.
+
+        It is read off a sample of the candidates; whether K did reach it is seen in the end.
+        """
+        queries, candidates = self.queries, self.candidates
+        n, k = len(candidates.group), self.keys_GK.shape[1]
+        size = min(max(n // 16, 1024), 8192)
+        expected = k * n / (int(candidates.group.max()) + 1) * size / n
+        rank = int(expected + 3 * expected**0.5 + 3)
+        if n < 4 * size or rank > size // 2:
+            return
+        sample = torch.linspace(0, n - 1, size, device=candidates.codes.device).long()
+        codes, scale = candidates.codes[sample], candidates.scale[sample]
+        guess_G = torch.full((len(self.keys_GK),), -torch.inf, device=scale.device)
+        product, scores = self.block.chunk(2)
+        for part in _blocks(len(queries.group), FEW):
+            product_RC = _product(queries.codes[part], codes, product)
+            scores_RC = scores[: product_RC.numel()].view_as(product_RC)
+            scores_RC.copy_(product_RC).mul_(scale)
+            guess_R = torch.topk(scores_RC, rank, dim=1).values[:, -1] * queries.scale[part]
+            guess_G.scatter_reduce_(0, queries.group[part], guess_R, "amax")
+        self.keys_GK[:] = key(guess_G, torch.full_like(queries.group[:1], NOBODY))[:, None]
+
+    def _scan(self, queries: Rows, symmetric: bool) -> None:
+        candidates = self.candidates
+        for i in range(0, len(queries.group), BLOCK):
+            for j in range(i if symmetric else 0, len(candidates.group), BLOCK):
+                rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
+                scan_RC = _product(queries.codes[rows], candidates.codes[columns], self.block)
+                both = symmetric and j > i
+                if self.fast:
+                    self._absorb_compiled(scan_RC, i, j, queries, both)
+                else:
+                    self._absorb(scan_RC, _part(queries, rows), _part(candidates, columns))
+                    if both:
+                        self._absorb(scan_RC.T, _part(queries, columns), _part(candidates, rows))
+
+    def _absorb(self, scan_RC, queries: Rows, candidates: Rows) -> None:
+        """Take into the keys whom a block of the scan does not rule out."""
+        floor_R = _score(self.keys_GK[queries.group, -1])
+        bound_RC = scan_RC * candidates.scale * queries.scale[:, None] + candidates.error
+        r, c = torch.nonzero(bound_RC >= (floor_R - queries.error)[:, None], as_tuple=True)
+        known = (queries.owner[r] != candidates.owner[c]) | (queries.owner[r] < 0)
+        r, c = r[known], c[known]
+        scores_P = products(queries.vectors, candidates.vectors, r, c)
+        merge(self.keys_GK, queries.group[r], key(scores_P, candidates.group[c]), self.grouped)
+
+    def _absorb_compiled(self, scan_RC, i: int, j: int, queries: Rows, both: bool) -> None:
+        from pipeline.retrieval import compiled as _neighbours_fast
+
+        sides = [
+            tuple(part.numpy() for part in (r.vectors, r.scale, r.error, r.group, r.owner))
+            for r in (queries, self.candidates)
+        ]
+        _neighbours_fast.absorb(
+            scan_RC.numpy(), i, j, *sides, self.keys_GK.numpy(), both, self.grouped
+        )
+
+
+def _rows(vectors_ND, longest: float, scan: str, group, owner) -> Rows:
+    """Rows ready to be scanned; no product with a vector up to `longest` exceeds its bound.
+
+    |x·y − x̂·ŷ| ≤ |x − x̂| |y| + |x̂| |y − ŷ|, and the arithmetic's own roundings.
+    """
+    n, width = vectors_ND.shape
+    device = vectors_ND.device
+    exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    rounding = (width + 16) * ROUNDING if exact else 2.0**-7  # else TF32 or bf16 may multiply
+    scale, lost = torch.ones(n, device=device), torch.zeros(n, device=device)
+    codes = vectors_ND
+    if scan == "bf16":
+        codes, rounding = vectors_ND.bfloat16(), rounding + 2.0**-8  # the product comes as bf16
+    elif scan == "int8":
+        codes = torch.empty(n, width, dtype=torch.int8, device=device)
+    elif scan != "fp32":
+        raise ValueError(f"scan is auto, int8, bf16 or fp32, got {scan!r}")
+    for part in _blocks(n, FEW) if scan != "fp32" else ():
+        if scan == "int8":
+            scale[part] = (vectors_ND[part].abs().amax(1) / 127).clamp_(min=1e-30)
+            codes[part] = (vectors_ND[part] / scale[part, None]).round_().to(torch.int8)
+        lost[part] = (vectors_ND[part] - codes[part] * scale[part, None]).norm(dim=1)
+    longest *= 1 + width**0.5 / 254  # x̂ may be that much longer: a part moves by half a step
+    error = lost * (longest * 1.001) + rounding * longest**2 / 2
+    return Rows(
+        vectors_ND, codes, scale, error, numbers(group, vectors_ND), owners(owner, vectors_ND)
+    )
+
+
+def numbers(group, vectors_ND) -> torch.Tensor:
+    if group is None:
+        return torch.arange(len(vectors_ND), device=vectors_ND.device)
+    return torch.as_tensor(group, dtype=torch.int64, device=vectors_ND.device)
+
+
+def owners(owner, vectors_ND) -> torch.Tensor:
+    if owner is None:
+        return torch.full((len(vectors_ND),), -1, device=vectors_ND.device)
+    return torch.as_tensor(owner, dtype=torch.int64, device=vectors_ND.device)
+
+
+def _blocks(n: int, size: int):
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def _part(rows: Rows, part: slice) -> Rows:
+    return Rows(*(values[part] for values in rows))
+
+
+def _product(codes_RD, codes_CD, buffer):
+    """The product (R, C) of codes: int32 of int8, else float32; in the buffer's memory."""
+    out_RC = buffer[: len(codes_RD) * len(codes_CD)].view(len(codes_RD), len(codes_CD))
+    if codes_RD.dtype == torch.int8:
+        return torch._int_mm(codes_RD, codes_CD.T, out=out_RC.view(torch.int32))
+    if codes_RD.dtype == torch.bfloat16:
+        return out_RC.copy_(codes_RD @ codes_CD.T)
+    return torch.mm(codes_RD, codes_CD.T, out=out_RC)
+
+
+def products(queries_QD, candidates_ND, query_P, candidate_P) -> torch.Tensor:
+    """float32 scores (P,) of pairs of rows, summed in float64."""
+    scores_P = torch.empty(len(query_P), device=queries_QD.device)
+    for start in range(0, len(query_P), PAIRS):
+        part = slice(start, start + PAIRS)
+        a, b = queries_QD[query_P[part]].double(), candidates_ND[candidate_P[part]].double()
+        scores_P[part] = (a * b).sum(1)
+    return scores_P
+
+
+def key(score_P, row_P) -> torch.Tensor:
+    """int64 keys (P,) of float32 scores and rows below NOBODY."""
+    bits_P = (score_P + 0.0).view(torch.int32)  # -0 becomes 0
+    rising_P = bits_P ^ ((bits_P >> 31) & NOBODY)
+    return (rising_P.long() << 32) | (NOBODY - row_P.long())
+
+
+EMPTY = int(key(torch.tensor([-torch.inf]), torch.tensor([NOBODY])))
+
+
+def _score(keys) -> torch.Tensor:
+    rising = (keys >> 32).int()
+    return (rising ^ ((rising >> 31) & NOBODY)).view(torch.float32)
+
+
+def opened(keys_GK) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and rows in the memory of the keys, which are no more."""
+    halves = keys_GK.view(torch.int32).unflatten(1, (-1, 2))
+    for row_RK, rising_RK in (part.unbind(-1) for part in halves.split(BLOCK)):
+        row_RK.neg_().add_(NOBODY)
+        row_RK[row_RK == NOBODY] = -1
+        rising_RK ^= (rising_RK >> 31) & NOBODY
+    return halves.view(torch.float32)[..., 1], halves[..., 0]
+
+
+def merge(keys_GK, query_P, keys_P, grouped: bool) -> None:
+    """Keep the best K of each query's keys and of P new ones; of one candidate the best alone."""
+    if not len(query_P):
+        return
+    k = keys_GK.shape[1]
+    order = torch.argsort(query_P, stable=True)
+    touched, count = torch.unique_consecutive(query_P[order], return_counts=True)
+    row_P = torch.repeat_interleave(torch.arange(len(touched), device=count.device), count)
+    place_P = torch.arange(len(order), device=count.device) - (count.cumsum(0) - count)[row_P]
+    both = torch.full((len(touched), k + int(count.max())), EMPTY, device=count.device)
+    both[:, :k] = keys_GK[touched]
+    both[row_P, k + place_P] = keys_P[order]
+    if grouped:
+        both = _once(both)
+    keys_GK[touched] = both.sort(dim=1, descending=True).values[:, :k]
+
+
+def _once(keys_GW) -> torch.Tensor:
+    """The keys with all but the best of each candidate emptied."""
+    by_row = ((keys_GW << 32) | ((keys_GW >> 32) + 2**31)).sort(dim=1).values
+    again = by_row[:, :-1] >> 32 == by_row[:, 1:] >> 32
+    keys = ((by_row & 0xFFFFFFFF) - 2**31 << 32) | (by_row >> 32)
+    keys[:, :-1][again & (keys[:, :-1] & 0xFFFFFFFF > 0)] = EMPTY
+    return keys
+
+
+@functools.lru_cache
+def has_numba() -> bool:
+    """Whether passes can be compiled."""
+    return importlib.util.find_spec("numba") is not None
+
+
+@functools.lru_cache
+def _has_int8() -> bool:
+    """Whether int8 products are exact and fast here, as they are with VNNI."""
+    return getattr(torch.cpu, "_is_vnni_supported", lambda: False)()

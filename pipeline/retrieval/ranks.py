@@ -1,0 +1,166 @@
+"""Every positive's place in its ranking, by counting larger scores: exact, and nothing is sorted.
+
+Of a block of scores it is counted how many candidates are above each positive, for the rows' own
+positives and, turned, for the columns': one product serves both directions, and counts add up over
+blocks. A product in float32 decides but for candidates within its rounding of the positive; those
+pairs alone are summed in float64, so equal vectors have equal scores wherever they stand.
+
+Legend of the shape suffixes: M images, N texts, D width, Q queries, P pairs of a query and one of
+its positives, R × C a block of the product.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.errors import InputError
+from pipeline.retrieval import nearest as _neighbours
+
+BLOCK = 2048  # rows and columns of a block of the product
+FEW = 256  # pairs at a time where nothing is compiled
+
+
+class Pairs(NamedTuple):
+    """Queries and their positives, by row, in any order."""
+
+    query_P: np.ndarray
+    candidate_P: np.ndarray
+
+
+class Places(NamedTuple):
+    """Where positives stand: how many candidates score more, how many as much (with them)."""
+
+    above_P: np.ndarray
+    tied_P: np.ndarray
+
+
+def of_vectors(images_MD, texts_ND, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None):
+    """(Places, Places) of the positives of images and of texts, scored by their inner products.
+
+    `fast` says whether to run compiled; it does not change the result.
+    """
+    images_MD, texts_ND = images_MD.float().contiguous(), texts_ND.float().contiguous()
+    lengths = [v.norm(dim=1).double() for v in (images_MD, texts_ND)]
+    if not all(bool(length.isfinite().all()) for length in lengths):
+        raise InputError("vectors hold NaN or infinity; write them again from a model without")
+    longest = [float(length.max()) if len(length) else 0.0 for length in lengths]
+    # |fl(x·y) − x·y| ≤ D u |x| |y|; the rest is for the roundings of the bounds themselves.
+    highest = torch.get_float32_matmul_precision() == "highest"
+    rounding = (images_MD.shape[1] + 16) * _neighbours.ROUNDING if highest else 2.0**-7
+    compiled = _compiled(images_MD.device) if fast is None else fast
+    sides = [
+        _Side(images_MD, texts_ND, i2t, rounding * longest[1] * lengths[0], compiled),
+        _Side(texts_ND, images_MD, t2i, rounding * longest[0] * lengths[1], compiled),
+    ]
+    product = torch.empty(BLOCK * BLOCK, device=images_MD.device)
+    for i in range(0, len(images_MD), BLOCK):
+        for j in range(0, len(texts_ND), BLOCK):
+            a_RD, b_CD = images_MD[i : i + BLOCK], texts_ND[j : j + BLOCK]
+            shape = len(a_RD), len(b_CD)
+            scores_RC = torch.mm(a_RD, b_CD.T, out=_view(product, shape))
+            _absorb(scores_RC, i, j, *sides)
+    return tuple(side.places() for side in sides)
+
+
+def of_matrix(scores_MN, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None):
+    """(Places, Places) of the positives of rows and of columns of a float32 matrix."""
+    scores_MN = torch.as_tensor(scores_MN)
+    compiled = _compiled(scores_MN.device) if fast is None else fast
+    threshold = [scores_MN[i2t], scores_MN[t2i.candidate_P, t2i.query_P]]
+    sides = [
+        _Side(None, None, pairs, None, compiled, known.float())
+        for pairs, known in zip((i2t, t2i), threshold, strict=True)
+    ]
+    block = torch.empty(BLOCK * BLOCK, device=scores_MN.device)
+    for i in range(0, scores_MN.shape[0], BLOCK):
+        for j in range(0, scores_MN.shape[1], BLOCK):
+            part_RC = scores_MN[i : i + BLOCK, j : j + BLOCK]
+            scores_RC = _view(block, part_RC.shape).copy_(part_RC)
+            if scores_RC.max().isnan():
+                raise InputError("the matrix of scores holds NaN; give every pair a number")
+            _absorb(scores_RC, i, j, *sides)
+    return tuple(side.places() for side in sides)
+
+
+def _absorb(scores_RC, i: int, j: int, of_rows: "_Side", of_columns: "_Side") -> None:
+    of_rows.absorb(scores_RC, i, j, turned=False)
+    of_columns.absorb(scores_RC, j, i, turned=True)
+
+
+class _Side:
+    """The counts of one direction: what its queries' positives have above and beside them."""
+
+    def __init__(self, queries, candidates, pairs: Pairs, error_Q, compiled, threshold_P=None):
+        query_P, candidate_P = (np.asarray(rows, np.int64) for rows in pairs)
+        self.order = np.argsort(query_P, kind="stable")
+        self.query_P, self.compiled = query_P[self.order], compiled
+        self.queries, self.candidates, self.error_Q = queries, candidates, error_Q
+        if queries is not None:
+            self.threshold_P = self._products(self.query_P, candidate_P[self.order])
+        else:
+            self.threshold_P = threshold_P[torch.from_numpy(self.order)]
+        error_P = error_Q[torch.from_numpy(self.query_P)] if error_Q is not None else 0.0
+        middle_P = self.threshold_P.double()
+        self.low_P, self.high_P = (middle_P - error_P).float(), (middle_P + error_P).float()
+        self.above_P, self.tied_P = (np.zeros(len(self.order), np.int64) for _ in range(2))
+
+    def _products(self, query_P, candidate_P) -> torch.Tensor:
+        if self.compiled:
+            from pipeline.retrieval import compiled_ranks as _counting_fast
+
+            vectors = self.queries.numpy(), self.candidates.numpy()
+            return torch.from_numpy(_counting_fast.products(*vectors, query_P, candidate_P))
+        rows = (torch.as_tensor(r, device=self.queries.device) for r in (query_P, candidate_P))
+        return _neighbours.products(self.queries, self.candidates, *rows)
+
+    def absorb(self, scores_RC, i: int, j: int, *, turned: bool) -> None:
+        """Count in a block whose rows begin at query i, its columns at candidate j; or `turned`."""
+        queries = scores_RC.shape[1 if turned else 0]
+        part = slice(*np.searchsorted(self.query_P, (i, i + queries)))
+        if self.compiled:
+            self._absorb_compiled(scores_RC, i, j, part, turned)
+            return
+        scores_QC = scores_RC.T if turned else scores_RC
+        for first in range(part.start, part.stop, FEW):
+            self._absorb_few(scores_QC, i, j, slice(first, min(first + FEW, part.stop)))
+
+    def _absorb_few(self, scores_QC, i: int, j: int, part: slice) -> None:
+        query_P = torch.from_numpy(self.query_P[part]).to(scores_QC.device)
+        low_P, high_P, known_P = (t[part] for t in (self.low_P, self.high_P, self.threshold_P))
+        scores_PC = scores_QC[query_P - i]
+        above_PC = scores_PC > high_P[:, None]
+        p, c = torch.nonzero((scores_PC >= low_P[:, None]) & ~above_PC, as_tuple=True)
+        exact = scores_PC[p, c]
+        if self.queries is not None:
+            exact = _neighbours.products(self.queries, self.candidates, query_P[p], c + j)
+        above_P = above_PC.sum(1).index_add_(0, p, (exact > known_P[p]).long())
+        tied_P = torch.zeros_like(above_P).index_add_(0, p, (exact == known_P[p]).long())
+        self.above_P[part] += above_P.cpu().numpy()
+        self.tied_P[part] += tied_P.cpu().numpy()
+
+    def _absorb_compiled(self, scores_RC, i: int, j: int, part: slice, turned: bool) -> None:
+        from pipeline.retrieval import compiled_ranks as _counting_fast
+
+        count = _counting_fast.count_columns if turned else _counting_fast.count_rows
+        bounds = (t[part].numpy() for t in (self.low_P, self.high_P, self.threshold_P))
+        none = torch.empty(0, 0)
+        vectors = (none if v is None else v for v in (self.queries, self.candidates))
+        count(
+            *(scores_RC.numpy(), i, j, self.query_P[part], *bounds),
+            *(v.numpy() for v in vectors),
+            *(self.above_P[part], self.tied_P[part]),
+        )
+
+    def places(self) -> Places:
+        above_P, tied_P = np.empty_like(self.above_P), np.empty_like(self.tied_P)
+        above_P[self.order], tied_P[self.order] = self.above_P, self.tied_P
+        return Places(above_P, tied_P)
+
+
+def _compiled(device: torch.device) -> bool:
+    return device.type == "cpu" and _neighbours.has_numba()
+
+
+def _view(buffer, shape) -> torch.Tensor:
+    return buffer[: shape[0] * shape[1]].view(*shape)

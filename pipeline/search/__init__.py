@@ -1,0 +1,1 @@
+"""Stage 8, a text finds images and a picture captions: `index.py` first."""

@@ -1,0 +1,285 @@
+"""Stage 8: a text finds images, a picture finds captions; in a terminal, as a page, as a service.
+
+Legend of the shape suffixes: Q queries, D width, M images, C captions of an image.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pipeline.errors import InputError
+from pipeline.evaluation import evaluate
+from pipeline.evaluation.ranking import Vectors
+from pipeline.labels import embed
+from pipeline.labels.caption_vectors import Captions, graded
+from pipeline.reports import render as _pages
+from pipeline.reports.pictures import Pictures, data_uri, small
+from pipeline.retrieval.nearest import top_k
+from pipeline.sharding import images as _images
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from pipeline.training import train
+from pipeline.training.data import decode
+from schemas.settings import Recipe
+
+PREVIEW = 256  # pixels of the longer side of a query's picture
+SHADES = "○◔◑◕●"  # of relevance, from 0 to 1
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text, or a picture's bytes, and what the results must be like."""
+
+    text: str = ""
+    picture: bytes | None = None  # an image file, or features (.npy)
+    top: int = 8
+    words: str = ""  # all of these in one caption of a result
+    without: str = ""  # none of these in any caption of it
+    least: float = -1.0  # score
+    shades: bool = False  # whether the relevance of results to the text is wanted
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A result: an image with its first caption, or a caption with its image."""
+
+    id: str
+    image_id: str
+    text: str
+    score: float
+    own: bool = False  # the query belongs to it
+    relevance: float | None = None
+    picture: str | None = None  # URI of a thumbnail
+
+
+class Gallery:
+    """The ranked split of a run, ready to be searched with its model."""
+
+    def __init__(self, recipe: Recipe, root: str, name: str):
+        self.recipe, self.root, self.name = recipe, root, name
+        folder = evaluate.vectors_folder(root, name)
+        entries = evaluate.evaluated(recipe, root, name)
+        uris = tuple(_store.join(folder, f"{entry['name']}.parquet") for entry in entries)
+        self.vectors = Vectors.read(uris, _plan.version(entries))
+        self.pictures = Pictures(root, recipe.evaluate.split)
+
+    @functools.cached_property
+    def _model(self):
+        return train.load_model(_plan.folder(self.root, "train", self.name))
+
+    def find(self, query: Query) -> list[Hit]:
+        """The images nearest to a text, or the captions nearest to a picture."""
+        return self.find_all([query])[0]
+
+    def find_all(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        """The hits of every query; texts go through the models together."""
+        texts = [query for query in queries if query.picture is None]
+        found = iter(self._images_near(texts, self._text_vectors([q.text for q in texts])))
+        return [
+            next(found) if q.picture is None else self._captions_near(q, self._picture_vector(q))
+            for q in queries
+        ]
+
+    @torch.inference_mode()
+    def _text_vectors(self, texts: list[str]) -> torch.Tensor:
+        """The model's vectors (Q, D) of texts."""
+        if not texts:
+            return torch.empty(0, self.vectors.images.shape[1])
+        if not all(text.strip() for text in texts):
+            raise InputError("the query is empty; write what you look for")
+        model, vocabulary, recipe = self._model
+        words, lengths = vocabulary.encode(texts, recipe.model.max_words)
+        device = next(model.parameters()).device
+        return model.encode_text(words.to(device), lengths).cpu()
+
+    @torch.inference_mode()
+    def _picture_vector(self, query: Query) -> torch.Tensor:
+        """The model's vector (D,) of a picture, which is treated as those of the shards are."""
+        try:
+            data = _images.checked(query.picture, self.recipe.shard).data
+        except _images.Rejected as reason:
+            raise InputError(f"the query is no picture Pillow can read: {reason}") from reason
+        model, _, recipe = self._model
+        payload = torch.from_numpy(np.array(decode(data, recipe.model.image_size)))[None]
+        try:
+            return model.encode_image(payload.to(next(model.parameters()).device))[0].cpu()
+        except (RuntimeError, ValueError) as error:
+            kind = "images" if recipe.model.image == "pixels" else "region features (.npy)"
+            raise InputError(f"model {self.name} takes {kind}; the query is neither") from error
+
+    def _images_near(self, queries: list[Query], vectors_QD: torch.Tensor) -> list[list[Hit]]:
+        ids, captions = self.vectors.image_ids, self.pictures.caption_texts
+        nearest = _nearest(queries, vectors_QD, self.vectors.images, self._images_with)
+        found = [
+            [Hit(ids[row], ids[row], captions(ids[row])[0], score) for score, row in near]
+            for near in nearest
+        ]
+        wanted = [number for number, query in enumerate(queries) if query.shades]
+        if wanted:
+            shaded = self._shaded([(queries[i].text, found[i]) for i in wanted])
+            for number, hits in zip(wanted, shaded, strict=True):
+                found[number] = hits
+        return found
+
+    def _captions_near(self, query: Query, vector_D: torch.Tensor) -> list[Hit]:
+        ids, images = self.vectors.text_ids, self.vectors.text_image_ids
+        (near,) = _nearest([query], vector_D[None], self.vectors.texts, self._captions_with)
+        return [
+            Hit(ids[row], images[row], self.pictures.captions[ids[row]], score)
+            for score, row in near
+        ]
+
+    def _shaded(self, answers: list[tuple[str, list[Hit]]]) -> list[list[Hit]]:
+        """The hits with the relevance that the sentence encoder gives their images to a text."""
+        texts = [text for text, _ in answers]
+        vectors_QD = torch.from_numpy(embed.encode(texts, self.recipe.embed, self.root))
+        out = []
+        for vector_D, (_, hits) in zip(vectors_QD, answers, strict=True):
+            rows_MC, mask_MC = self._captions.captions_of([hit.image_id for hit in hits])
+            captions_MCD = self._captions.vectors[rows_MC]
+            r_M1 = graded(captions_MCD, vector_D[None], self.recipe.label, mask_MC=mask_MC)
+            values = r_M1[:, 0].tolist()
+            out.append([replace(h, relevance=r) for h, r in zip(hits, values, strict=True)])
+        return out
+
+    @functools.cached_property
+    def _captions(self) -> Captions:
+        folder = embed.folder_of(self.recipe, self.root)
+        index = _plan.need_index(folder, "embed")
+        entries = _plan.of_split(index, self.recipe.evaluate.split)
+        uris = tuple(_store.join(folder, f"{entry['name']}.parquet") for entry in entries)
+        return Captions.read(uris, _plan.version(entries))
+
+    @functools.cached_property
+    def _caption_words(self) -> list[set[str]]:
+        return [_words(self.pictures.captions[id_]) for id_ in self.vectors.text_ids]
+
+    def _captions_with(self, query: Query) -> torch.Tensor:
+        """Rows of the captions that a query's filters let through."""
+        words, without = _words(query.words), _words(query.without)
+        kept = [words <= found and not without & found for found in self._caption_words]
+        return torch.tensor(kept, dtype=torch.bool).nonzero()[:, 0]
+
+    def _images_with(self, query: Query) -> torch.Tensor:
+        """Rows of the images that a query's filters let through."""
+        words, without = _words(query.words), _words(query.without)
+        having, barred = set(), set()
+        for image_id, found in zip(self.vectors.text_image_ids, self._caption_words, strict=True):
+            if words <= found:
+                having.add(image_id)
+            if without & found:
+                barred.add(image_id)
+        kept = [image_id in having - barred for image_id in self.vectors.image_ids]
+        return torch.tensor(kept, dtype=torch.bool).nonzero()[:, 0]
+
+    def shown(self, hits: list[Hit]) -> list[Hit]:
+        """The hits with their pictures in them."""
+        return [replace(hit, picture=self.pictures.thumbnail(hit.image_id)) for hit in hits]
+
+
+def _nearest(queries, vectors_QD, candidates_ND, rows_with) -> list[list[tuple[float, int]]]:
+    """(score, row), best first, of the candidates nearest to each query that its filters pass."""
+    out: list = [None] * len(queries)
+    free = [i for i, q in enumerate(queries) if not q.words.strip() and not q.without.strip()]
+    if free:
+        most = max(queries[i].top for i in free)
+        scores, rows = top_k(vectors_QD[free], candidates_ND, most)
+        for i, s, r in zip(free, scores.tolist(), rows.tolist(), strict=True):
+            out[i] = list(zip(s, r, strict=True))
+    for i in set(range(len(queries))) - set(free):
+        kept = rows_with(queries[i])
+        (scores,), (rows,) = top_k(vectors_QD[i : i + 1], candidates_ND[kept], queries[i].top)
+        out[i] = list(zip(scores.tolist(), kept[rows.long()].tolist(), strict=True))
+    return [
+        [(score, row) for score, row in near[: query.top] if score >= query.least]
+        for query, near in zip(queries, out, strict=True)
+    ]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def version(recipe: Recipe, root: str, name: str) -> str:
+    """What a search page depends on."""
+    vectors = _plan.need_index(evaluate.vectors_folder(root, name), "evaluate")
+    entries = _plan.version(_plan.of_split(vectors, recipe.evaluate.split))
+    return _store.fingerprint("search", entries, recipe.search.model_dump(mode="json"))
+
+
+def ask(gallery: Gallery, query: Query) -> tuple[list[Hit], str]:
+    """The hits of one query, and their page."""
+    hits = gallery.find(query)
+    return hits, _page(gallery, [query], [hits])
+
+
+def page(gallery: Gallery, queries: list[Query]) -> str:
+    """The search page: every query with what is nearest."""
+    return _page(gallery, queries, gallery.find_all(queries))
+
+
+def _page(gallery: Gallery, queries: list[Query], found: list[list[Hit]]) -> str:
+    written_for = {
+        text: image_id
+        for image_id in gallery.vectors.image_ids
+        for text in gallery.pictures.caption_texts(image_id)
+    }
+    shown = []
+    for query, hits in zip(queries, found, strict=True):
+        own = written_for.get(query.text)
+        hits = [replace(hit, own=hit.image_id == own) for hit in gallery.shown(hits)]
+        shown.append({"text": query.text, "hits": hits, "picture": preview(query.picture)})
+    recipe = gallery.recipe
+    return _pages.render(
+        "search.html.j2",
+        data=recipe.name,
+        model=gallery.name,
+        split=recipe.evaluate.split,
+        images=len(gallery.vectors.image_ids),
+        shades=any(query.shades for query in queries),
+        queries=shown,
+        root=gallery.root,
+        version=version(recipe, gallery.root, gallery.name),
+    )
+
+
+def table(hits: list[Hit]) -> tuple[list[str], list[list[str]]]:
+    """Column titles and rows for a terminal, the relevance as a shade."""
+    if any(hit.relevance is None for hit in hits) or not hits:
+        return ["score", "image", "caption"], [[f"{h.score:.3f}", h.image_id, h.text] for h in hits]
+    columns = ["", "relevance", "score", "image", "caption"]
+    return columns, [
+        [SHADES[round(h.relevance * 4)], f"{h.relevance:.2f}", f"{h.score:.3f}", h.image_id, h.text]
+        for h in hits
+    ]
+
+
+def preview(picture: bytes | None) -> str | None:
+    """A query's picture as a data URI; None of a text or of features."""
+    if picture is None or picture.startswith(b"\x93NUMPY"):
+        return None
+    return data_uri(small(_images.opened(picture), PREVIEW))
+
+
+def read_picture(uri: str) -> bytes:
+    """The bytes of a query's picture."""
+    try:
+        return _store.read_bytes(_store.absolute(uri))
+    except OSError as error:
+        raise InputError(f"no picture at {uri}; give a file that exists") from error
+
+
+def default_queries(gallery: Gallery) -> list[Query]:
+    """The recipe's queries, or captions from evenly spaced images of the split."""
+    settings = gallery.recipe.search
+    texts = list(settings.queries)
+    if not texts:
+        ids = gallery.vectors.image_ids
+        step = max(1, len(ids) // settings.pages_queries)
+        some = ids[::step][: settings.pages_queries]
+        texts = [gallery.pictures.caption_texts(image_id)[-1] for image_id in some]
+    return [Query(text, top=settings.top, shades=settings.shades) for text in texts]

@@ -1,0 +1,1 @@
+"""What is wrong with shards, and what mends them: `lint.py`, `audit.py`, `repair.py`."""

@@ -1,0 +1,248 @@
+"""Duplicates within and across splits: pictures with equal pixels, pictures that look alike, and
+captions that say the same; and the list by which `shard` and `evaluate` leave them out.
+
+Rows stand in order of what is kept: test before val before train, and in each the shards' order.
+"""
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.sharding import images as _images
+from pipeline.sharding import shard
+from pipeline.sharding.checks import hashes as _hashes
+from pipeline.sharding.checks import tar_reader as _tars
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Piece, Plan
+from schemas.hashes import HASHES
+from schemas.settings import Recipe
+
+HASHING = 1  # counts up when the hashes change, so that they are made again
+COLOURS = 32  # mean difference of the 4 × 4 colours up to which two pictures can be one (of 255)
+PAIRS = ("kind", "id", "split", "shard", "like", "like_split", "like_shard", "distance", "evidence")
+EXCLUSIONS = ("kind", "id", "split", "reason", "like")
+
+
+def plan(recipe: Recipe, root: str) -> Plan:
+    """A piece for every shard: the hashes of its samples."""
+    shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
+    folder = folder_of(root)
+    pieces = [
+        Piece(
+            name=entry["name"],
+            output=_store.join(folder, f"{entry['name']}.parquet"),
+            fingerprint=_store.fingerprint("audit", HASHING, entry["files"]),
+            inputs={
+                "tar": _plan.folder(root, "shard", f"{entry['name']}.tar"),
+                "sidecar": _plan.folder(root, "shard", f"{entry['name']}.parquet"),
+                "split": entry["split"],
+            },
+        )
+        for entry in shards["pieces"]
+    ]
+    return _plan.plan("audit", folder, pieces, {})
+
+
+def folder_of(root: str) -> str:
+    return _store.join(root, "audit")
+
+
+def write_hashes(piece: Piece) -> dict:
+    """Write the hashes of one shard's samples; a summary with their number."""
+    if summary := _store.finished(piece.output, piece.fingerprint):
+        return summary
+    columns = ["image_id", "captions", "member", "offset", "size"]
+    rows = []
+    with _tars.opened(piece.inputs["tar"]) as file:
+        for row in shard.read_sidecar(piece.inputs["sidecar"], columns).to_pylist():
+            file.seek(row["offset"])
+            rows.append(_hashed(row, file.read(row["size"])))
+    table = pa.Table.from_pylist(rows, schema=HASHES)
+    summary = {"split": piece.inputs["split"], "samples": len(rows)}
+    return _store.write_table(piece.output, table, piece.fingerprint, summary)
+
+
+def _hashed(row: dict, data: bytes) -> dict:
+    captions = [{**c, "text": _hashes.normalised(c["text"])} for c in row["captions"]]
+    out = {"image_id": row["image_id"], "captions": captions}
+    if row["member"].endswith(".npy"):
+        return out | {"exact": bytes.fromhex(_store.sha256(data))}
+    picture = _hashes.of_picture(_images.opened(data))
+    return out | {
+        "exact": picture.pixels,
+        "perceptual": picture.perceptual,
+        "colours": picture.colours,
+    }
+
+
+class Pair(NamedTuple):
+    """Two rows that are alike; `like` stands before `row`."""
+
+    like: int
+    row: int
+    kind: str
+    distance: int  # bits of 64 in which perceptual hashes differ
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The pairs among N images, or among N captions, in the order of what is kept."""
+
+    what: str  # "image" or "caption"
+    table: pa.Table  # (N,) id, split, shard
+    pairs: list[Pair]
+
+    def rows(self) -> list[dict]:
+        """As `duplicates.csv` has them."""
+        return [
+            {
+                "kind": pair.kind,
+                **self._place(pair.row, "id", "split", "shard"),
+                **self._place(pair.like, "like", "like_split", "like_shard"),
+                "distance": pair.distance,
+                "evidence": pair.evidence,
+            }
+            for pair in self.pairs
+        ]
+
+    def excluded(self) -> list[dict]:
+        """As `exclusions.csv` has them: of those that are alike, all but the first."""
+        sides = np.array([pair[:2] for pair in self.pairs], np.int64).reshape(-1, 2)
+        like = _hashes.originals(len(self.table), sides[:, 0], sides[:, 1])
+        kinds = {pair[:2]: pair.kind for pair in reversed(self.pairs)}
+        out = []
+        for row in np.flatnonzero(like >= 0).tolist():
+            there = self._place(int(like[row]), "like", "split", "shard")
+            reason = f"{kinds[int(like[row]), row]} of {there['like']} ({there['split']})"
+            place = self._place(row, "id", "split", "shard")
+            of_row = {"kind": self.what, "id": place["id"], "split": place["split"]}
+            out.append(of_row | {"reason": reason, "like": there["like"]})
+        return out
+
+    def _place(self, row: int, *names: str) -> dict:
+        values = (self.table[name][row].as_py() for name in ("id", "split", "shard"))
+        return dict(zip(names, values, strict=True))
+
+
+def images(plan: Plan, distance: int) -> Duplicates:
+    """Pictures or features with equal content, and pictures that look alike."""
+    table = _in_order(plan, ["image_id", "exact", "perceptual", "colours"])
+    exact, splits = _hashes.codes(table["exact"]), _hashes.codes(table["split"])
+    first = _hashes.first_of(exact, splits)
+    pairs = [
+        Pair(i, j, "exact copy", 0, f"sha256 {table['exact'][j].as_py().hex()[:16]}…")
+        for i, j in zip(*(side.tolist() for side in _hashes.equal_pairs(exact, first)), strict=True)
+    ]
+    # Of exact copies the first alone is compared further.
+    seen = pc.is_valid(table["perceptual"]).to_numpy() & (first == np.arange(len(first)))
+    rows = np.flatnonzero(seen)
+    hashes = table["perceptual"].take(rows).to_numpy().astype(np.uint64)
+    colours = np.frombuffer(b"".join(table["colours"].take(rows).to_pylist()), np.uint8)
+    colours = colours.reshape(-1, 48).astype(np.int16)
+    i, j = _hashes.near_pairs(hashes, distance)
+    off = np.abs(colours[i] - colours[j]).mean(axis=1)
+    for n in np.flatnonzero((off <= COLOURS) & (exact[rows[i]] != exact[rows[j]])):
+        bits = int(np.bitwise_count(hashes[i[n]] ^ hashes[j[n]]))
+        evidence = f"{bits} of 64 bits differ, colours by {off[n]:.0f} of 255"
+        pairs.append(Pair(int(rows[i[n]]), int(rows[j[n]]), "near copy", bits, evidence))
+    table = table.select(["image_id", "split", "shard"]).rename_columns(["id", "split", "shard"])
+    return Duplicates("image", table, sorted(pairs, key=lambda pair: (pair.row, pair.like)))
+
+
+def captions(plan: Plan) -> Duplicates:
+    """Captions that say the same but for case, punctuation and spacing."""
+    table = _in_order(plan, ["captions"])
+    listed = table["captions"].combine_chunks()
+    table = table.select(["split", "shard"]).take(pc.list_parent_indices(listed))
+    table = table.add_column(0, "id", listed.flatten().field("caption_id"))
+    texts = pa.chunked_array([listed.flatten().field("text")])
+    keys = _hashes.codes(texts)
+    first = _hashes.first_of(keys, _hashes.codes(table["split"]))
+    pairs = [
+        Pair(i, j, "same caption", 0, texts[j].as_py())
+        for i, j in zip(*(side.tolist() for side in _hashes.equal_pairs(keys, first)), strict=True)
+    ]
+    return Duplicates("caption", table, sorted(pairs, key=lambda pair: (pair.row, pair.like)))
+
+
+def _in_order(plan: Plan, columns: list[str]) -> pa.Table:
+    """The hashes of all shards with split and shard, in the order of what is kept."""
+    tables = []
+    for piece in sorted(plan.pieces, key=lambda piece: _rank(piece.inputs["split"])):
+        table = _store.read_table(piece.output, columns).replace_schema_metadata()
+        for name, value in (("split", piece.inputs["split"]), ("shard", piece.name)):
+            table = table.append_column(name, pa.array([value] * len(table), pa.string()))
+        tables.append(table)
+    return pa.concat_tables(tables)
+
+
+def _rank(split: str) -> tuple[int, str]:
+    return {"test": 0, "val": 1, "train": 3}.get(split, 2), split
+
+
+def write(plan: Plan, recipe: Recipe, root: str) -> dict[str, Duplicates]:
+    """The duplicates found; `duplicates.csv` and `exclusions.csv` are written in the folder.
+
+    What `shard.exclude` has taken out of the shards already stays on the list.
+    """
+    settings = recipe.audit
+    found = {"image": images(plan, settings.distance), "caption": captions(plan)}
+    listed = found["image"].excluded()
+    if settings.exclude_captions:
+        listed += found["caption"].excluded()
+    listed = _left_out(root) + listed
+    pairs = [row for duplicates in found.values() for row in duplicates.rows()]
+    for name, header, rows in (
+        ("duplicates.csv", PAIRS, pairs),
+        ("exclusions.csv", EXCLUSIONS, listed),
+    ):
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, header, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        _store.write_bytes(_store.join(plan.folder, name), text.getvalue().encode())
+    return found
+
+
+def _left_out(root: str) -> list[dict]:
+    """What the shards were made without, as their sidecars tell, in the list's columns."""
+    folder, out = _plan.folder(root, "shard"), []
+    prefix = f"{shard.EXCLUDED}: "
+    for entry in _plan.need_index(folder, "shard")["pieces"]:
+        if shard.EXCLUDED not in entry["rejected"] | entry["captions_rejected"]:
+            continue
+        columns = ["image_id", "split", "reason", "captions_rejected"]
+        sidecar = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"), columns)
+        for row in sidecar.to_pylist():
+            things = [("image", row["image_id"], row["reason"] or "")]
+            things += [("caption", c["caption_id"], c["reason"]) for c in row["captions_rejected"]]
+            out += [
+                {"kind": kind, "id": id_, "split": row["split"]}
+                | {"reason": reason.removeprefix(prefix), "like": ""}
+                for kind, id_, reason in things
+                if reason.startswith(prefix)
+            ]
+    return out
+
+
+def summary(found: dict[str, Duplicates]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table: pairs by kind and by split, each with an example."""
+    counts: Counter[tuple[str, str]] = Counter()
+    example: dict[tuple[str, str], str] = {}
+    for duplicates in found.values():
+        for row in duplicates.rows():
+            splits = sorted((row["split"], row["like_split"]), key=_rank, reverse=True)
+            where = splits[0] if splits[0] == splits[1] else " and ".join(splits)
+            counts[row["kind"], where] += 1
+            text = f"{row['id']} = {row['like']}: {row['evidence']}"
+            example.setdefault((row["kind"], where), text)
+    rows = [[*key, f"{count:,}", example[key]] for key, count in counts.items()]
+    return ["kind", "in", "pairs", "such as"], rows

@@ -1,0 +1,226 @@
+"""Whether shards are what they claim: each tar against itself, its sidecar and the index.
+
+A run folder, a folder of shards, any folder of WebDataset tars (or of folders of them), one tar.
+"""
+
+import itertools
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.sharding.checks.shard_check import AGAIN, IDS, Finding, check_shard
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Piece
+from schemas.settings import ShardSettings
+
+ANY_SIZE = ShardSettings(max_pixels=2**40)  # what was sharded was found small enough then
+
+
+def plan(uri: str, *, decode: bool = True) -> tuple[list[Piece], list[Finding]]:
+    """A piece for every shard and for the files of every other stage; and what is wrong at once."""
+    uri = _store.absolute(uri)
+    if uri.endswith(".tar"):
+        if not _store.exists(uri):
+            raise InputError(f"no tar at {uri}; give a tar, a folder of tars or a run folder")
+        pieces, _ = _shards(uri.rpartition("/")[0], decode)
+        return [piece for piece in pieces if piece.output == uri], []
+    folders = _store.list_folders(uri)
+    pieces: list[Piece] = []
+    found: list[Finding] = []
+    if _plan.FOLDERS["shard"] in folders:
+        pieces, found = _stages(uri)
+        shards, more = _shards(_plan.folder(uri, "shard"), decode)
+        return pieces + shards, found + more
+    if _tars_in(uri) or _store.exists(_store.join(uri, _plan.INDEX)):
+        return _shards(uri, decode)
+    for name in folders:
+        for tar in _tars_in(inside := _store.join(uri, name)):
+            about = {"tar": _store.join(inside, tar), "split": name}
+            about["settings"] = ShardSettings() if decode else None
+            pieces.append(_piece(f"{name}/{_stem(tar)}", about))
+    if not pieces:
+        raise InputError(f"no tar in {uri} or its folders; give a run folder or a folder of tars")
+    return pieces, found
+
+
+def _piece(name: str, about: dict[str, Any]) -> Piece:
+    split = re.sub(r"[-_.]?\d*$", "", name.rpartition("/")[2])
+    common = {"sidecar": "", "entry": {}, "repair": "", "split": split, "kind": "shard"}
+    return Piece(name, about.get("tar", ""), "", common | about)
+
+
+def _stem(uri: str) -> str:
+    return _store.name_of(uri).rpartition(".")[0]
+
+
+def _tars_in(folder: str) -> list[str]:
+    return sorted(name for name in _store.list_files(folder) if name.endswith(".tar"))
+
+
+def _shards(folder: str, decode: bool) -> tuple[list[Piece], list[Finding]]:
+    """The shards of one folder: of Halftone with sidecars and an index, or tars alone."""
+    names = _store.list_files(folder)
+    root, _, last = folder.rpartition("/")
+    repair = f"`halftone repair --root {root}` writes it again"
+    repair = repair if last == _plan.FOLDERS["shard"] else ""
+    entries, found = _index(folder, repair)
+    sidecars = (name for name in names if name.endswith(".parquet"))
+    ours = bool(entries or repair) or _is_sidecar(_store.join(folder, next(sidecars, "none")))
+    stems = {_stem(n) for n in names if n.endswith(".tar") or (ours and n.endswith(".parquet"))}
+    pieces = []
+    for name in [*entries, *sorted(stems - entries.keys())]:
+        tar, sidecar = f"{name}.tar", f"{name}.parquet"
+        about = {
+            "tar": _store.join(folder, tar) if tar in names else "",
+            "sidecar": _store.join(folder, sidecar) if ours and sidecar in names else "",
+            "entry": entries.get(name, {}),
+            "repair": repair,
+            "settings": (ANY_SIZE if ours else ShardSettings()) if decode else None,
+        }
+        if entries and name not in entries:
+            file = _store.join(folder, tar if tar in names else sidecar)
+            found.append(Finding(file, "a shard that the index does not name", "remove it"))
+            continue
+        if ours:
+            found += _lonely(folder, name, about)
+        if about["tar"]:
+            pieces.append(_piece(name, about))
+    if not stems and not entries:
+        raise InputError(f"no shard in {folder}; run `halftone shard` first")
+    return pieces, found
+
+
+def _index(folder: str, repair: str) -> tuple[dict[str, dict], list[Finding]]:
+    """The index's entries by name; a finding where it is missing or does not fit itself."""
+    uri = _store.join(folder, _plan.INDEX)
+    if not _store.exists(uri):
+        finding = Finding(uri, "no index: the stage was not finished", repair, _plan.INDEX)
+        return {}, [finding] if repair else []
+    try:
+        index = _store.read_json(uri)
+        entries = {entry["name"]: entry for entry in index["pieces"]}
+        if index["version"] == _plan.version(index["pieces"]):
+            return entries, []
+        what = f"its version {index['version']} is not that of its pieces"
+    except (ValueError, KeyError, TypeError) as error:
+        entries, what = {}, f"torn index: {error}"
+    return entries, [Finding(uri, what, repair or AGAIN, _plan.INDEX if repair else "")]
+
+
+def _is_sidecar(uri: str) -> bool:
+    """Whether a Parquet file is Halftone's: other tools put some of their own beside their tars."""
+    try:
+        metadata = pq.read_schema(pa.BufferReader(_store.read_bytes(uri))).metadata
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return _store.FINGERPRINT in (metadata or {})
+
+
+def _lonely(folder: str, name: str, about: dict) -> list[Finding]:
+    """Findings about a tar without sidecar and a sidecar without tar."""
+    tar, sidecar = (_store.join(folder, f"{name}.{end}") for end in ("tar", "parquet"))
+    do, mends = about["repair"] or AGAIN, name if about["repair"] else ""
+    out = []
+    if not about["tar"]:
+        out.append(Finding(tar, "missing tar: its sidecar or the index names it", do, mends))
+    if not about["sidecar"]:
+        out.append(Finding(sidecar, "missing sidecar: its tar or the index names it", do, mends))
+    return out
+
+
+def _stages(root: str) -> tuple[list[Piece], list[Finding]]:
+    """A piece for the files of every finished stage but the shards."""
+    pieces: list[Piece] = []
+    found: list[Finding] = []
+    for stage, top in _plan.FOLDERS.items():
+        for inside in ["", *_store.list_folders(_store.join(root, top))]:
+            name = "/".join(filter(None, (top, inside)))
+            folder = _store.join(root, name)
+            files = _store.list_files(folder)
+            if stage == "shard" or not (_plan.INDEX in files or (files and stage == "ingest")):
+                continue
+            again = f"remove it and run `halftone run --root {root}`"
+            repair = f"`halftone repair --root {root}` makes it again" if stage == "ingest" else ""
+            entries, more = _index(folder, repair)
+            found += [finding._replace(do=repair or again) for finding in more]
+            about = {"folder": folder, "entries": list(entries.values()), "kind": "files"}
+            pieces.append(_piece(name, about | {"repair": repair, "again": again}))
+    return pieces, found
+
+
+def check(piece: Piece) -> dict:
+    """What is wrong with one piece: {"findings", "samples", "ids": a table of `IDS`}."""
+    return _check_files(piece) if piece.inputs["kind"] == "files" else check_shard(piece)
+
+
+def _check_files(piece: Piece) -> dict:
+    about, findings = piece.inputs, []
+    sizes = _store.list_files(about["folder"])
+    for entry in about["entries"]:
+        for name, file in entry["files"].items():
+            uri = _store.join(about["folder"], name)
+            if name not in sizes:
+                what = "missing file: the index names it"
+            elif (sha := _store.sha256(_store.read_bytes(uri))) != file["sha256"]:
+                what = f"other bytes: sha256 {sha[:12]}…, the index says {file['sha256'][:12]}…"
+            else:
+                continue
+            do = about["repair"] or about["again"]
+            findings.append(Finding(uri, what, do, entry["name"] if about["repair"] else ""))
+    return {"findings": findings, "samples": 0, "ids": IDS.empty_table()}
+
+
+def across(checked: dict[str, dict]) -> list[Finding]:
+    """Ids that are there twice, and pictures that two splits share, over all checked pieces."""
+    table = pa.concat_tables(done["ids"] for done in checked.values())
+    captions = table["caption_ids"].combine_chunks()
+    parents = pc.list_parent_indices(captions)
+    of_captions = table.select(["split", "tar"]).take(parents)
+    ids = {
+        "image": table.select(["image_id", "split", "tar"]).rename_columns(["id", "split", "tar"]),
+        "caption": of_captions.append_column("id", captions.flatten()),
+    }
+    twice = [_twice(kind, rows) for kind, rows in ids.items()]
+    return [*filter(None, twice), *_overlaps(table)]
+
+
+def _repeated(values: pa.ChunkedArray) -> pa.Array:
+    counts = pc.value_counts(values.drop_null())
+    return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+
+
+def _twice(kind: str, rows: pa.Table) -> Finding | None:
+    repeated = _repeated(rows["id"])
+    if not len(repeated):
+        return None
+    first = repeated[0].as_py()
+    one, two = rows.filter(pc.equal(rows["id"], first)).to_pylist()[:2]
+    here, there = (f"{_store.name_of(row['tar'])} ({row['split']})" for row in (one, two))
+    more = f" (and {len(repeated) - 1:,} more)" if len(repeated) > 1 else ""
+    what = f"{kind} id that is there more than once: {first!r} in {here} and in {there}{more}"
+    return Finding(two["tar"], what, "give every one an id of its own and write the tars again")
+
+
+def _overlaps(table: pa.Table) -> list[Finding]:
+    """A finding for every two splits that hold the same bytes."""
+    rows = table.filter(pc.is_in(table["sha256"], _repeated(table["sha256"])))
+    first: dict[str, dict[str, dict]] = {}  # by sha256, then split
+    for row in rows.select(["sha256", "split", "image_id", "tar"]).to_pylist():
+        first.setdefault(row["sha256"], {}).setdefault(row["split"], row)
+    shared: dict[tuple[str, str], list[tuple[dict, dict]]] = {}
+    for of_split in first.values():
+        for a, b in itertools.combinations(sorted(of_split), 2):
+            shared.setdefault((a, b), []).append((of_split[a], of_split[b]))
+    out = []
+    for (a, b), pairs in shared.items():
+        one, two = pairs[0]
+        more = f" (and {len(pairs) - 1:,} more)" if len(pairs) > 1 else ""
+        what = f"the same picture in {a} and {b}: {one['image_id']!r} is {two['image_id']!r}{more}"
+        do = "`halftone audit` writes the list of what to leave out"
+        out.append(Finding(one["tar"], what, do))
+    return out

@@ -1,0 +1,65 @@
+"""Broken parts of the manifest and broken shards, so that their stages make just those again."""
+
+from pipeline.errors import InputError
+from pipeline.sharding import ingest, shard
+from pipeline.sharding.checks.shard_check import Finding
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Plan
+from schemas.settings import Recipe
+
+PLANS = {"ingest": ingest.plan, "shard": shard.plan}
+FILES = {"ingest": ("part-{}.parquet", "truth-{}.parquet"), "shard": ("{}.tar", "{}.parquet")}
+
+
+def broken(root: str, findings: list[Finding]) -> dict[str, set[str]]:
+    """Names of the pieces of ingest and shard that findings say to make again, by stage."""
+    out: dict[str, set[str]] = {stage: set() for stage in PLANS}
+    for finding in (finding for finding in findings if finding.shard):
+        of_shard = finding.file.startswith(_store.join(_plan.folder(root, "shard"), ""))
+        out["shard" if of_shard else "ingest"].add(finding.shard)
+    return out
+
+
+def clear(recipe: Recipe, root: str, stage: str, names: set[str]) -> dict[str, dict]:
+    """Remove the files of a stage's broken pieces; what the index recorded of them, by name."""
+    folder = _plan.folder(root, stage)
+    if _plan.INDEX in names:
+        _store.remove(_store.join(folder, _plan.INDEX))
+    plan = PLANS[stage](recipe, root)
+    pieces = names - {_plan.INDEX}
+    _need_same_settings(plan, pieces)
+    for name in pieces:
+        for file in FILES[stage]:
+            _store.remove(_store.join(folder, file.format(name.removeprefix("part-"))))
+    recorded = {entry["name"]: entry["files"] for entry in plan.index.get("pieces", [])}
+    return {name: recorded.get(name, {}) for name in pieces}
+
+
+def _need_same_settings(plan: Plan, names: set[str]) -> None:
+    """Refuses where the settings given would change pieces that are not broken."""
+    known = {entry["name"]: entry["fingerprint"] for entry in plan.index.get("pieces", [])}
+    for piece in plan.pieces:
+        if piece.name in names:
+            continue
+        if piece.name in known:
+            same = known[piece.name] == piece.fingerprint
+        else:
+            same = _store.finished(piece.output, piece.fingerprint)
+        if not same:
+            raise InputError(
+                f"{piece.name} in {plan.folder} is whole but was made with other settings than "
+                f"those given; give the settings it was made with, or run `halftone {plan.stage}` "
+                "to make everything with the new ones"
+            )
+
+
+def verdicts(root: str, stage: str, recorded: dict[str, dict]) -> dict[str, str]:
+    """Of every piece made again: "as before", "other bytes", or "nothing to compare with"."""
+    index = _plan.need_index(_plan.folder(root, stage), stage)
+    now = {entry["name"]: entry["files"] for entry in index["pieces"]}
+    words = {True: "as before", False: "other bytes"}
+    return {
+        name: words[now.get(name) == files] if files else "nothing to compare with"
+        for name, files in sorted(recorded.items())
+    }

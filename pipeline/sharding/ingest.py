@@ -1,0 +1,181 @@
+"""Stage 1: annotations of any known kind become a manifest, one row an image."""
+
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import InputError
+from pipeline.sources import FETCHING, source
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Piece, Plan
+from schemas.manifest import MANIFEST, TRUTH
+from schemas.settings import Recipe, SourceSettings
+
+SPLITS = ("train", "val", "test")
+BLOCK = 10_000  # rows that are held as Python objects at a time
+
+
+def plan(recipe: Recipe, root: str) -> Plan:
+    """A piece for every part of the source."""
+    settings = recipe.source
+    folder = _plan.folder(root, "ingest")
+    module = source(settings.kind)
+    asked = settings.model_dump(exclude=FETCHING)
+    pieces = [
+        Piece(
+            name=f"part-{number:05d}",
+            output=_store.join(folder, f"part-{number:05d}.parquet"),
+            fingerprint=_store.fingerprint("ingest", asked, part, module.inputs(settings, part)),
+            inputs={"part": part, "settings": settings},
+        )
+        for number, part in enumerate(module.parts(settings))
+    ]
+    return _plan.plan("ingest", folder, pieces, asked)
+
+
+def write_part(piece: Piece) -> dict:
+    """Write the manifest rows of one part; a summary with the images of each split."""
+    settings: SourceSettings = piece.inputs["settings"]
+    if summary := _store.finished(piece.output, piece.fingerprint):
+        return summary
+    manifest, truth, splits = [], [], Counter()
+    rows = iter(source(settings.kind).rows(settings, piece.inputs["part"]))
+    while block := list(itertools.islice(rows, BLOCK)):
+        for row in block:
+            row["split"] = settings.splits.get(row["split"], row["split"])
+        block = [row for row in block if row["split"] != "drop"]
+        splits.update(row["split"] for row in block)
+        facts = [fact for row in block for fact in row.pop("truth", ())]
+        truth.append(_batch(facts, TRUTH))
+        manifest.append(_batch(block, MANIFEST))
+    _check_splits(splits)
+    summary = {"splits": dict(splits)}
+    table = pa.Table.from_batches(truth, TRUTH)
+    if table.num_rows:
+        uri = piece.output.replace("part-", "truth-")
+        summary |= _store.write_table(uri, table, piece.fingerprint, {})
+    table = pa.Table.from_batches(manifest, MANIFEST)
+    return _store.write_table(piece.output, table, piece.fingerprint, summary)
+
+
+def check(plan: Plan) -> None:
+    """Refuses an empty data set and an id that is there twice."""
+    rows = read(plan.folder, ["image_id", "captions"]).combine_chunks()
+    if not rows.num_rows:
+        raise InputError(f"{plan.settings['path'] or plan.settings['kind']} holds no image")
+    if unnamed := pc.sum(pc.equal(rows["image_id"].fill_null(""), "")).as_py():
+        raise InputError(f"{unnamed} images have an empty id; give every image an id of its own")
+    captions = rows["captions"].combine_chunks().flatten().field("caption_id")
+    for kind, ids, advice in (
+        ("image", rows["image_id"], "give every image one row, its captions in a list"),
+        ("caption", captions, "give every caption an id of its own"),
+    ):
+        if pc.count_distinct(ids, "all").as_py() == len(ids):
+            continue
+        counts = pc.value_counts(ids)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        raise InputError(
+            f"{len(twice)} {kind} ids appear more than once, the first is {twice[0].as_py()!r}; "
+            f"{advice}"
+        )
+
+
+def totals(index: dict) -> dict[str, int]:
+    """Images of each split of the source."""
+    return dict(sum((Counter(entry["splits"]) for entry in index["pieces"]), Counter()))
+
+
+def read(folder: str, columns: list[str] | None = None) -> pa.Table:
+    """The manifest's rows, all parts in order, with offsets of 64 bits: it may be of any size."""
+    names = sorted(name for name in _store.list_files(folder) if name.startswith("part-"))
+    schema = MANIFEST if columns is None else pa.schema([MANIFEST.field(c) for c in columns])
+    schema = pa.schema([field.with_type(_large(field.type)) for field in schema])
+    tables = [_store.read_table(_store.join(folder, name), columns) for name in names]
+    return pa.concat_tables([t.cast(schema) for t in tables] or [schema.empty_table()])
+
+
+def splits(manifest: pa.Table, settings: SourceSettings) -> dict[str, np.ndarray]:
+    """Row numbers of each split, the holdout moved from the end of train to val."""
+    found = pc.unique(manifest["split"]).to_pylist()
+    order = {s: np.flatnonzero(pc.equal(manifest["split"], s).to_numpy()) for s in found}
+    if settings.holdout:
+        train = order.get("train", [])
+        if "val" in order or settings.holdout >= len(train):
+            raise InputError(
+                f"source.holdout {settings.holdout} needs more than that many train images and no "
+                f"val split of its own; found { ({k: len(v) for k, v in order.items()}) }"
+            )
+        order["train"], order["val"] = np.split(train, [len(train) - settings.holdout])
+    names = [s for s in SPLITS if s in order] + sorted(set(order) - set(SPLITS))
+    return {split: order[split] for split in names}
+
+
+def digest(rows: pa.Table) -> str:
+    """Hash of what manifest rows hold, whatever chunks and buffers it lies in."""
+    hashed = hashlib.sha256()
+    for name in rows.column_names:
+        _feed(hashed, rows[name].combine_chunks())
+    return hashed.hexdigest()
+
+
+def truth(folder: str) -> dict[str, str]:
+    """Facts by image and caption id, where the source knows the truth; empty elsewhere."""
+    names = sorted(name for name in _store.list_files(folder) if name.startswith("truth-"))
+    tables = [_store.read_table(_store.join(folder, name)) for name in names]
+    pairs = (zip(t["id"].to_pylist(), t["facts"].to_pylist(), strict=True) for t in tables)
+    return dict(itertools.chain.from_iterable(pairs))
+
+
+def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:
+    try:
+        return pa.RecordBatch.from_pylist(rows, schema)
+    except UnicodeEncodeError as error:
+        wrong = error.object[error.start : error.end]
+        raise InputError(
+            f"{error.object[:80]!r} holds {wrong!r}, half a character or a byte that is not UTF-8; "
+            "mend that caption or name in the annotations"
+        ) from error
+
+
+def _check_splits(names: Iterable[str]) -> None:
+    for name in names:
+        if not re.fullmatch(r"\w[\w-]*", name or "", re.ASCII):
+            raise InputError(
+                f"found a split called {name!r}; shards are called after their split, so it may "
+                "hold letters, digits, _ and - alone: rename it with source.splits"
+            )
+
+
+def _large(kind: pa.DataType) -> pa.DataType:
+    """The type with offsets of 64 bits: those of 32 end at 2 GB of captions."""
+    if pa.types.is_list(kind):
+        return pa.large_list(_large(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_large(field.type)) for field in kind])
+    return pa.large_string() if pa.types.is_string(kind) else kind
+
+
+def _feed(hashed, array: pa.Array) -> None:
+    """Hash an array of `read`'s types: which values are there, their lengths, their bytes."""
+    hashed.update(array.is_valid().to_numpy(zero_copy_only=False))
+    array = array.drop_null()
+    if pa.types.is_large_list(array.type):
+        hashed.update(pc.list_value_length(array).to_numpy())
+        _feed(hashed, array.flatten())
+    elif pa.types.is_struct(array.type):
+        for values in array.flatten():
+            _feed(hashed, values)
+    elif pa.types.is_large_string(array.type):
+        _, offsets, values = array.buffers()
+        ends = np.frombuffer(offsets, np.int64)[array.offset :][: len(array) + 1]
+        hashed.update(np.diff(ends))
+        hashed.update(memoryview(values)[ends[0] : ends[-1]] if values else b"")
+    else:
+        hashed.update(array.to_numpy())

@@ -1,0 +1,280 @@
+"""Stage 2: the manifest's images are checked and packed into WebDataset tars.
+
+Same manifest and settings, same bytes: members in order, modification time 0, sorted JSON.
+"""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import InputError
+from pipeline.sharding import exclusions as _exclusions
+from pipeline.sharding import images as _images
+from pipeline.sharding import ingest
+from pipeline.sharding import loading as _payloads
+from pipeline.sharding import tar_writer as _tar_writer
+from pipeline.sharding.images import Rejected
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from pipeline.storage.plan import Piece, Plan
+from schemas.settings import Recipe
+from schemas.shard import SIDECAR
+
+REJECTED = "rejected.csv"  # beside the index: every sample and caption that was rejected
+EXCLUDED = "excluded"  # the kind of reason that was asked for: it counts against no budget
+NOT_IN_TARS = {"exclude", "failure_budget", "failures_in_a_row"}  # settings no byte depends on
+REASON_CHARS = 500  # of a reason that are kept: an address may be of any length
+as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+
+
+def plan(recipe: Recipe, root: str) -> Plan:
+    """A piece for every shard: which sample goes where follows from manifest and settings alone."""
+    source_folder = _plan.folder(root, "ingest")
+    _plan.need_index(source_folder, "ingest")
+    folder = _plan.folder(root, "shard")
+    settings = recipe.shard.model_dump(exclude=NOT_IN_TARS)
+    excluded = _exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
+    manifest = ingest.read(source_folder).combine_chunks()
+    pieces = []
+    for split, order in ingest.splits(manifest, recipe.source).items():
+        if split == "train":  # packed in random order: near neighbours on disk are not alike
+            order = order[np.random.default_rng(recipe.shard.seed).permutation(len(order))]
+        for number, start in enumerate(range(0, len(order), recipe.shard.samples)):
+            name = f"{split}-{number:06d}"
+            rows = manifest.take(order[start : start + recipe.shard.samples])
+            left_out = _left_out(rows, excluded)
+            listed = [[*key, reason] for key, reason in sorted(left_out.items())]
+            inputs = {"rows": rows, "split": split, "excluded": left_out}
+            pieces.append(
+                Piece(
+                    name=name,
+                    output=_store.join(folder, f"{name}.parquet"),
+                    fingerprint=_store.fingerprint("shard", settings, ingest.digest(rows), listed),
+                    inputs=inputs | {"settings": recipe.shard, "source": recipe.source},
+                )
+            )
+    return _plan.plan("shard", folder, pieces, settings)
+
+
+def write_shard(piece: Piece) -> dict:
+    """Write one tar and its sidecar; a summary with what was accepted and why others were not."""
+    summary = _store.finished(piece.output, piece.fingerprint)
+    if summary and not _mended(piece, summary):
+        return summary
+    uri = piece.output.removesuffix(".parquet") + ".tar"
+    rows, holds, failed = [], Counter(), 0
+    with _store.temporary(uri) as path, _tar_writer.Writer(path) as tar:
+        for row, payload in _samples(piece, piece.inputs["rows"]):
+            if payload:
+                row["offset"] = tar.add(_members(row, payload.data))
+                holds[payload.holds] += 1
+            rows.append(row)
+            failed = failed + 1 if _failed(row["reason"]) else 0
+            if failed == piece.inputs["settings"].failures_in_a_row:
+                raise InputError(
+                    f"{failed} samples in a row were rejected, the last with {row['reason']!r}; "
+                    "if the storage or the network is down, mend it and run the command again, "
+                    "else raise shard.failures_in_a_row"
+                )
+    summary = {
+        "split": piece.inputs["split"],
+        "samples": holds.total(),
+        "captions": sum(len(row["captions"]) for row in rows if not row["reason"]),
+        "holds": dict(holds),
+        "rejected": _kinds(row["reason"] for row in rows),
+        "captions_rejected": _kinds(c["reason"] for row in rows for c in row["captions_rejected"]),
+        "files": {_store.name_of(uri): {"bytes": tar.size, "sha256": tar.digest}},
+    }
+    table = pa.Table.from_pylist(rows, schema=SIDECAR)
+    return _store.write_table(piece.output, table, piece.fingerprint, summary)
+
+
+def check(plan: Plan, made: dict[str, dict], recipe: Recipe) -> None:
+    """Writes the table of what was rejected; stops above the failure budget."""
+    summaries = plan.done | made
+    listed = _write_rejected(plan, summaries)
+    failed = _total(summaries.values(), "rejected")
+    del failed[EXCLUDED]
+    samples = sum(s["samples"] for s in summaries.values()) + failed.total()
+    if failed.total() > recipe.shard.failure_budget * samples:
+        reasons = ", ".join(f"{n} × {reason}" for reason, n in failed.most_common(5))
+        raise InputError(
+            f"{failed.total()} of {samples} samples were rejected ({reasons}), more than "
+            f"shard.failure_budget {recipe.shard.failure_budget:g} allows; each is in {listed} "
+            "with its reason"
+        )
+    if len(holds := _total(summaries.values(), "holds")) > 1:
+        found = ", ".join(f"{n} × {what}" for what, n in holds.most_common(5))
+        raise InputError(
+            f"samples hold different things ({found}), and a model reads one kind; keep one kind "
+            "in the source, or list the others in shard.exclude"
+        )
+
+
+def totals(index: dict) -> dict:
+    """Samples and bytes of all shards, and how many samples were rejected for which reason."""
+    pieces = index["pieces"]
+    rejected = _total(pieces, "rejected")
+    captions = _total(pieces, "captions_rejected").total()
+    return {
+        "shards": len(pieces),
+        "samples": sum(entry["samples"] for entry in pieces),
+        "megabytes": round(sum(e["files"][f"{e['name']}.tar"]["bytes"] for e in pieces) / 1e6, 1),
+        "rejected": rejected.total(),
+        # MLflow takes these for names of metrics, which may hold no brackets.
+        **{re.sub(r"[^\w .:/-]", "", f"rejected: {kind}"): n for kind, n in rejected.items()},
+        **({"captions rejected": captions} if captions else {}),
+    }
+
+
+def read_sidecar(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """The accepted samples of a shard, in the tar's order."""
+    columns = columns and [*columns, "reason"]
+    table = _store.read_table(uri, columns)
+    return table.filter(pc.is_null(table["reason"])).drop_columns(["reason"])
+
+
+# ---- samples -----------------------------------------------------------------------------------
+
+
+def _samples(piece: Piece, rows: pa.Table) -> Iterator[tuple[dict, _images.Payload | None]]:
+    """The sidecar's row of every sample and what it holds, None where it was rejected."""
+    inputs = piece.inputs
+    # No picture within max_pixels is larger: 16 bits, four channels, and metadata.
+    max_bytes = 8 * inputs["settings"].max_pixels + 2**24
+    for row, load in _payloads.in_order(rows.to_pylist(), inputs["source"], max_bytes):
+        yield _sample(row, load, inputs)
+
+
+def _sample(
+    row: dict, load: Callable[[], bytes], inputs: dict
+) -> tuple[dict, _images.Payload | None]:
+    captions, rejected = _captions(row["captions"] or [], inputs)
+    out = {"image_id": row["image_id"], "split": inputs["split"], "uri": row["uri"]}
+    out |= {"captions": captions, "captions_rejected": rejected, "reason": None}
+    try:
+        if reason := inputs["excluded"].get(("image", row["image_id"])):
+            raise Rejected(reason)
+        if not captions:
+            raise Rejected(rejected[0]["reason"] if rejected else "no caption: none is given")
+        payload = _images.checked(load(), inputs["settings"])
+    except Rejected as why:
+        return out | {"captions": row["captions"] or [], "reason": str(why)[:REASON_CHARS]}, None
+    key = _key(row["image_id"])
+    out |= {"key": key, "member": f"{key}.{payload.ending}", "size": len(payload.data)}
+    out |= {"width": payload.width, "height": payload.height}
+    return out | {"sha256": _store.sha256(payload.data)}, payload
+
+
+def _captions(captions: list[dict], inputs: dict) -> tuple[list[dict], list[dict]]:
+    """Captions with their blanks made single, and the ids of those rejected with the reason."""
+    kept, rejected = [], []
+    for caption in captions:
+        id_, text = caption["caption_id"], " ".join((caption["text"] or "").split())
+        reason = None
+        if listed := inputs["excluded"].get(("caption", id_)):
+            reason = listed
+        elif not text:
+            reason = f"empty caption: {id_}"
+        elif "\x00" in text:
+            reason = f"caption with a NUL byte: {id_}"
+        elif len(text) > inputs["settings"].max_caption_chars:
+            reason = f"caption too long: {len(text):,} characters, {id_}"
+        if reason:
+            rejected.append({"caption_id": id_, "reason": reason[:REASON_CHARS]})
+        else:
+            kept.append({"caption_id": id_, "text": text})
+    return kept, rejected
+
+
+def _members(row: dict, data: bytes) -> list[tuple[str, bytes]]:
+    names = ("image_id", "captions", "split", "width", "height", "sha256")
+    about = as_json({name: row[name] for name in names})
+    caption = row["captions"][0]["text"]
+    return [
+        (row["member"], data),
+        (f"{row['key']}.txt", caption.encode()),
+        (f"{row['key']}.json", about.encode()),
+    ]
+
+
+def _key(image_id: str) -> str:
+    """The sample's name in the tar: no dot, no slash; short, and different for different ids."""
+    plain = re.sub(r"[^\w-]", "_", image_id, flags=re.ASCII)
+    if plain == image_id and len(plain) <= 80:
+        return plain
+    return f"{plain[:60]}~{_store.fingerprint(image_id)}"  # no plain id holds a ~
+
+
+# ---- rejected and excluded ---------------------------------------------------------------------
+
+
+def _left_out(rows: pa.Table, excluded: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+    """Reasons by (kind, id) of the images and captions of these rows that are on the list."""
+    out = {}
+    if not excluded:
+        return out
+    captions = rows["captions"].combine_chunks().flatten()
+    ids = {"image": rows["image_id"], "caption": captions.field("caption_id")}
+    for kind, here in ids.items():
+        for id_ in here.to_pylist():
+            if (reason := excluded.get((kind, id_))) is not None:
+                out[kind, id_] = f"{EXCLUDED}: {reason or 'no reason given'}"
+    return out
+
+
+def _mended(piece: Piece, summary: dict) -> bool:
+    """Whether a sample that failed is to be had now: a file was supplied, a server is back."""
+    if not summary["rejected"].keys() - {EXCLUDED}:
+        return False
+    before = _store.read_table(piece.output, ["image_id", "reason"]).to_pylist()
+    failed = [row["image_id"] for row in before if _failed(row["reason"])]
+    rows = piece.inputs["rows"]
+    rows = rows.filter(pc.is_in(rows["image_id"], pa.array(failed, rows["image_id"].type)))
+    return any(payload for _, payload in _samples(piece, rows))
+
+
+def _write_rejected(plan: Plan, summaries: dict[str, dict]) -> str:
+    """URI of the table of what was rejected; it is removed where nothing was."""
+    uri = _store.join(plan.folder, REJECTED)
+    kinds = ("rejected", "captions_rejected")
+    touched = [p for p in plan.pieces if any(summaries[p.name][kind] for kind in kinds)]
+    if not touched:
+        _store.remove(uri)
+        return uri
+    columns = ["image_id", "uri", "reason", "captions_rejected"]
+    out = io.StringIO(newline="")
+    table = csv.writer(out)
+    table.writerow(["shard", "image_id", "caption_id", "reason", "uri"])
+    with ThreadPoolExecutor(16) as pool:
+        sidecars = pool.map(lambda piece: _store.read_table(piece.output, columns), touched)
+        for piece, sidecar in zip(touched, sidecars, strict=True):
+            for row in sidecar.to_pylist():
+                where = [piece.name, row["image_id"]]
+                if row["reason"]:
+                    table.writerow([*where, "", row["reason"], row["uri"]])
+                for caption in row["captions_rejected"]:
+                    table.writerow([*where, caption["caption_id"], caption["reason"], row["uri"]])
+    _store.write_bytes(uri, out.getvalue().encode())
+    return uri
+
+
+def _kinds(reasons: Iterable[str | None]) -> dict[str, int]:
+    """How many for which reason, details left out."""
+    return dict(Counter(reason.split(":")[0] for reason in reasons if reason))
+
+
+def _failed(reason: str | None) -> bool:
+    return reason is not None and not reason.startswith(f"{EXCLUDED}:")
+
+
+def _total(summaries: Iterable[dict], what: str) -> Counter:
+    return sum((Counter(summary[what]) for summary in summaries), Counter())

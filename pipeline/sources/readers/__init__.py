@@ -1,0 +1,1 @@
+"""How the annotation formats read their files: JSON, tables, Parquet, URLs."""

@@ -1,0 +1,1 @@
+"""Stage 5, two towers trained on the global batch: `train.py` first."""

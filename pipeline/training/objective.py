@@ -1,0 +1,112 @@
+"""The training objective: a weighted sum of losses over the list of the whole global batch."""
+
+import math
+
+import torch
+
+from pipeline.errors import InputError, did_you_mean
+from pipeline.formulas.losses import GRADED, LOSSES, WeightedSum
+from pipeline.labels.caption_vectors import Captions, graded
+from pipeline.training.data import Batch, Split
+from pipeline.training.distributed import World
+from schemas.settings import LabelSettings, TrainSettings
+
+
+def check(settings: TrainSettings) -> None:
+    """Refuses losses that do not exist, and settings that they do not have or cannot work with."""
+    if not settings.losses:
+        raise InputError(f"train.losses is empty; choose from {', '.join(LOSSES)}")
+    for name, given in settings.losses.items():
+        if name not in LOSSES:
+            raise InputError(f"unknown loss {name!r} in train.losses{did_you_mean(name, LOSSES)}")
+        if given.get("average") == "pairs":  # each worker has queries of its own only
+            raise InputError(
+                f"train.losses.{name}.average is 'pairs', which needs all queries in one process; "
+                "use 'queries'"
+            )
+        try:  # on a list of two, at both ends of every schedule: before any work
+            loss, two = WeightedSum({name: given}), torch.eye(2)
+            for time in (-math.inf, math.inf):
+                value = float(loss(two, two > 0, two, time=time).sum())
+                if not math.isfinite(value):
+                    raise ValueError(f"{given} gives {value} on a list of two; change its settings")
+        except (TypeError, ValueError) as error:
+            raise InputError(f"train.losses.{name}: {error}") from error
+
+
+def loss_of(settings: TrainSettings) -> WeightedSum:
+    """The weighted sum, times in epochs; a triplet starts on all negatives.
+
+    On the hardest ones from the first step it collapses, so that its mining waits, unless the
+    recipe says how it goes.
+    """
+    losses = dict(settings.losses)
+    if "triplet" in losses:
+        wait = {"from": 0, "to": 1, "over": settings.negatives_warmup, "shape": "jump"}
+        losses["triplet"] = {"mining": wait, **losses["triplet"]}
+    return WeightedSum(losses)
+
+
+def needs_relevance(settings: TrainSettings) -> bool:
+    return any(name in GRADED for name in settings.losses)
+
+
+class Objective:
+    """Loss of one worker's pairs against the global batch, both directions."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        label: LabelSettings,
+        split: Split,
+        captions: Captions | None,
+        world: World,
+    ):
+        self.loss, self.label, self.world = loss_of(settings), label, world
+        self.captions = captions
+        if captions is not None and captions.caption_ids != _caption_ids(split):
+            raise InputError(
+                "embeddings and shards name other captions; run `halftone embed` again"
+            )
+
+    def __call__(
+        self, images_nD: torch.Tensor, texts_nD: torch.Tensor, batch: Batch, epoch: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss to minimise and its terms; every worker's share of the global list's loss."""
+        images_BD, texts_BD = self.world.gather(images_nD), self.world.gather(texts_nD)
+        rows_B = self.world.gather(batch.image_rows)
+        same_nB = batch.image_rows[:, None] == rows_B[None, :]
+        i2t, t2i = images_nD @ texts_BD.T, texts_nD @ images_BD.T
+        relevance = (None, None) if self.captions is None else self._relevance(batch, same_nB)
+        sides = [
+            self.loss.terms(scores_nB, same_nB, relevance_nB, time=epoch)
+            for scores_nB, relevance_nB in zip((i2t, t2i), relevance, strict=True)
+        ]
+        terms = {name: (sides[0][name].mean() + sides[1][name].mean()) / 2 for name in sides[0]}
+        return sum(terms.values()), terms
+
+    def _relevance(self, batch: Batch, same_nB) -> tuple[torch.Tensor, torch.Tensor]:
+        """Relevance (n, B) of own images to all texts, and of own texts to all images."""
+        device = same_nB.device
+        images = [self.captions.image_ids[row] for row in batch.image_rows.tolist()]
+        rows_nC, mask_nC = self.captions.captions_of(images)
+        texts_BE = self.world.gather(self.captions.vectors[batch.caption_rows].to(device))
+        i2t_nB = graded(
+            self.captions.vectors[rows_nC].to(device),
+            texts_BE,
+            self.label,
+            mask_MC=mask_nC.to(device),
+            same_image_MN=same_nB,
+        )
+        if self.label.overrides is not None:
+            caption_rows_B = self.world.gather(batch.caption_rows)
+            rows = (batch.image_rows.cpu().numpy(), caption_rows_B.cpu().numpy())
+            i2t_nB = self.captions.decide(i2t_nB, *rows, self.label)
+        # r is not symmetric: own texts' column of the whole matrix, whose rows are all images.
+        n = len(images)
+        own = slice(self.world.rank * n, (self.world.rank + 1) * n)
+        return i2t_nB, self.world.gather(i2t_nB)[:, own].T
+
+
+def _caption_ids(split: Split) -> list[str]:
+    return split.table["captions"].combine_chunks().flatten().field("caption_id").to_pylist()

@@ -1,0 +1,91 @@
+"""Recalls and NDCG on val while training goes on, the work shared out among its workers."""
+
+import numpy as np
+import torch
+
+from pipeline.formulas.metrics import ndcg, recall_at
+from pipeline.labels.caption_vectors import Captions
+from pipeline.models import TwoTower, Vocabulary
+from pipeline.training.data import Split
+from pipeline.training.distributed import World
+from schemas.settings import LabelSettings
+
+DEPTHS = (1, 5, 10)
+NDCG_AT = 10
+CELLS = 2**24  # relevances held at a time
+
+
+def recalls(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> dict[str, float]:
+    """R@K of both directions in percent and their sum, by the name of the metric."""
+    positive_MN = torch.arange(len(images))[:, None] == owners[None, :]
+    scores_MN = (images @ texts.T).cpu()
+    metrics = {}
+    for direction, scores, positive in (
+        ("i2t", scores_MN, positive_MN),
+        ("t2i", scores_MN.T, positive_MN.T),
+    ):
+        for k in DEPTHS:
+            name = f"val/{direction}_R_at_{k}"
+            metrics[name] = 100 * float(recall_at(scores, positive, k).mean())
+    return {**metrics, "val/rsum": sum(metrics.values())}
+
+
+def graded(
+    images: torch.Tensor, texts: torch.Tensor, captions: Captions, settings: LabelSettings
+) -> dict[str, float]:
+    """NDCG@10 of both directions against the labels, and their mean, by the name of the metric."""
+    images, texts = images.cpu(), texts.cpu()
+
+    def i2t(rows: list[int]) -> torch.Tensor:
+        relevance = captions.relevance([captions.image_ids[row] for row in rows], settings)
+        return ndcg(images[rows] @ texts.T, relevance, k=NDCG_AT)
+
+    def t2i(rows: list[int]) -> torch.Tensor:
+        relevance = captions.relevance_of_texts(rows, settings)
+        return ndcg(texts[rows] @ images.T, relevance, k=NDCG_AT)
+
+    metrics = {}
+    for name, of_rows, count, others in (
+        ("i2t", i2t, len(images), len(texts)),
+        ("t2i", t2i, len(texts), len(images)),
+    ):
+        size = max(1, CELLS // others)
+        parts = [
+            of_rows(list(range(start, min(start + size, count)))) for start in range(0, count, size)
+        ]
+        metrics[f"val/{name}_ndcg_label"] = float(torch.cat(parts).nanmean())
+    return {**metrics, "val/ndcg_label": sum(metrics.values()) / 2}
+
+
+@torch.no_grad()
+def encode_split(
+    model: TwoTower,
+    vocabulary: Vocabulary,
+    split: Split,
+    world: World,
+    *,
+    max_words: int,
+    batch_size: int = 256,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Image vectors (M, D), caption vectors (N, D) and each caption's image row (N,)."""
+
+    def share(count: int) -> np.ndarray:
+        """This worker's rows; equally many on each, the last repeated where they run out."""
+        each = -(-count // world.size)
+        return np.minimum(np.arange(world.rank * each, (world.rank + 1) * each), count - 1)
+
+    def together(parts: list[torch.Tensor], count: int) -> torch.Tensor:
+        return world.gather(torch.cat(parts))[:count]
+
+    images, texts = [], []
+    rows = share(len(split))
+    for start in range(0, len(rows), batch_size):
+        payload = np.stack([split.image(row) for row in rows[start : start + batch_size]])
+        images.append(model.encode_image(torch.from_numpy(payload).to(world.device)))
+    rows = share(len(split.captions))
+    for start in range(0, len(rows), batch_size):
+        captions = [split.captions[row] for row in rows[start : start + batch_size]]
+        words, lengths = vocabulary.encode(captions, max_words)
+        texts.append(model.encode_text(words.to(world.device), lengths))
+    owners = torch.from_numpy(np.repeat(np.arange(len(split)), split.caption_count))
+    return together(images, len(split)), together(texts, len(split.captions)), owners

@@ -1,0 +1,315 @@
+"""Fanning out over Ray: results, errors with names, lost workers; the same run as a job."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ray import cloudpickle
+
+from jobs.cluster import tasks as _cluster
+from pipeline.errors import InputError, Unreachable
+from pipeline.storage.plan import Piece
+from tests.helpers.paths import ROOT
+
+# Ray's workers cannot import a test file: its functions travel whole.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def pieces(count: int, **inputs) -> list[Piece]:
+    return [Piece(f"piece-{i:03d}", "", str(i), {"i": i, **inputs}) for i in range(count)]
+
+
+def square(piece: Piece) -> dict:
+    return {"value": piece.inputs["i"] ** 2}
+
+
+def refuse(piece: Piece) -> dict:
+    if piece.inputs["i"] == 3:
+        raise InputError("the file is empty; give one that is not")
+    return {}
+
+
+def fail(piece: Piece) -> dict:
+    raise ZeroDivisionError("three by nothing")
+
+
+def die_once(piece: Piece) -> dict:
+    seen = Path(piece.inputs["folder"]) / piece.name
+    if piece.inputs["i"] == 1 and not seen.exists():
+        seen.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"value": piece.inputs["i"]}
+
+
+def tries_of(piece: Piece) -> int:
+    """How often this piece was tried, this time with it."""
+    with (Path(piece.inputs["folder"]) / piece.name).open("a") as seen:
+        seen.write("x")
+    return len((Path(piece.inputs["folder"]) / piece.name).read_text())
+
+
+def no_storage_at_first(piece: Piece) -> dict:
+    if tries_of(piece) == 1:
+        raise Unreachable("s3://bucket/it cannot be reached: timed out")
+    return {}
+
+
+def full_disk(piece: Piece) -> dict:
+    tries_of(piece)
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def refuse_and_count(piece: Piece) -> dict:
+    tries_of(piece)
+    raise InputError("the file is empty; give one that is not")
+
+
+def test_every_piece_has_its_summary(ray_here):
+    done = []
+    made = _cluster.fan_out(square, pieces(40), done=lambda piece, summary: done.append(piece.name))
+    assert made == {p.name: {"value": p.inputs["i"] ** 2} for p in pieces(40)}
+    assert sorted(done) == sorted(made)
+
+
+def test_nothing_to_do_starts_nothing():
+    code = (
+        "import sys; from jobs.cluster.tasks import fan_out; fan_out(print, []);"
+        "assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_bad_input_in_a_task_comes_back_as_bad_input_with_the_pieces_name(ray_here):
+    with pytest.raises(InputError, match="piece-003: the file is empty; give one that is not"):
+        _cluster.fan_out(refuse, pieces(6))
+
+
+def test_a_failure_names_the_piece_and_keeps_its_cause(ray_here):
+    with pytest.raises(_cluster.WorkFailed, match="piece-000 failed: .*three by nothing") as error:
+        _cluster.fan_out(fail, pieces(1))
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def test_a_killed_worker_costs_its_piece_another_try(ray_here, tmp_path):
+    made = _cluster.fan_out(die_once, pieces(4, folder=str(tmp_path)))
+    assert [made[p.name]["value"] for p in pieces(4)] == [0, 1, 2, 3]
+    assert (tmp_path / "piece-001").exists()
+
+
+def test_what_is_lost_and_made_again_is_told_by_name(ray_here, tmp_path):
+    said = []
+    _cluster.fan_out(die_once, pieces(3, folder=str(tmp_path)), say=said.append)
+    (line,) = said
+    assert line == "  piece-001: its worker was lost; it is made again, try 2 of 4"
+
+
+def test_storage_that_does_not_answer_costs_another_try(ray_here, tmp_path):
+    said = []
+    made = _cluster.fan_out(no_storage_at_first, pieces(1, folder=str(tmp_path)), say=said.append)
+    assert list(made) == ["piece-000"] and (tmp_path / "piece-000").read_text() == "xx"
+    assert "piece-000: s3://bucket/it cannot be reached: timed out (on " in said[0]
+
+
+def test_a_disk_that_stays_full_is_given_up_with_its_sentence(ray_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(_cluster, "TRIES", 2)
+    with pytest.raises(_cluster.WorkFailed, match="piece-000 failed: .*No space left on device"):
+        _cluster.fan_out(full_disk, pieces(1, folder=str(tmp_path)), say=lambda line: None)
+    assert (tmp_path / "piece-000").read_text() == "xx"
+
+
+def test_bad_input_is_not_tried_again(ray_here, tmp_path):
+    with pytest.raises(InputError, match="the file is empty"):
+        _cluster.fan_out(refuse_and_count, pieces(1, folder=str(tmp_path)))
+    assert (tmp_path / "piece-000").read_text() == "x"
+
+
+def test_a_piece_larger_than_every_node_runs_alone_on_the_largest(ray_here):
+    large = [Piece(f"piece-{i}", "", str(i), {"i": i}, memory=2**50) for i in range(2)]
+    assert _cluster.fan_out(square, large) == {"piece-0": {"value": 0}, "piece-1": {"value": 1}}
+
+
+@pytest.fixture
+def nodes(ray_here, monkeypatch):
+    """What a stage sees of a cluster of so many nodes, some of them with a GPU."""
+    import ray
+
+    def seen(*resources: dict, gpu: bool = False) -> _cluster._Nodes:
+        here = ray.get_runtime_context().get_node_id()
+        names = [here, *(f"node-{i}" for i in range(1, len(resources)))]
+        alive = [
+            {"NodeID": name, "Alive": True, "NodeManagerHostname": name, "Resources": has}
+            for name, has in zip(names, resources, strict=True)
+        ]
+        monkeypatch.setattr(ray, "nodes", lambda: alive)
+        return _cluster._Nodes(pieces(1), gpu, said.append)
+
+    said: list[str] = []
+    seen.said = said
+    monkeypatch.setattr(_cluster._Nodes, "alive", {})
+    monkeypatch.setattr(_cluster._Nodes, "not_ready", set())
+    return seen
+
+
+STORE = {"object_store_memory": 1e8, "memory": 2.0**30}
+
+
+def test_work_is_spread_and_kept_off_gpus_where_it_needs_none(nodes):
+    cpus, gpus = {"CPU": 4.0, **STORE}, {"CPU": 4.0, "GPU": 1.0, **STORE}
+    piece = pieces(1)[0]
+    assert nodes(cpus, cpus).options(piece)["scheduling_strategy"] == "SPREAD"
+    assert nodes(gpus, gpus).options(piece)["scheduling_strategy"] == "SPREAD"
+    assert nodes(cpus, gpus).options(piece)["scheduling_strategy"] == "DEFAULT"
+    encode = nodes(cpus, gpus, gpu=True).options(piece)
+    assert (encode["num_gpus"], encode["scheduling_strategy"]) == (1, "SPREAD")
+    assert nodes(cpus, cpus, gpu=True).options(piece)["num_gpus"] == 0
+
+
+def test_a_task_asks_for_the_memory_of_its_piece_or_of_the_largest_node(nodes):
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE, "memory": 2.0**32})
+    for memory, asked in ((0, None), (5000, 5000), (2**40, 2**32)):
+        assert seen.options(Piece("p", "", "f", {}, memory))["memory"] == asked
+
+
+def test_a_node_that_failed_is_left_out_while_there_is_another(nodes):
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    piece = pieces(1)[0]
+    seen.failed = {"node-1", "long gone"}
+    assert seen.options(piece)["label_selector"] == {"ray.io/node-id": "!in(node-1)"}
+    seen.failed |= seen.alive.keys()
+    assert seen.options(piece)["label_selector"] is None
+
+
+def test_inputs_in_flight_fill_half_a_store_at_most(nodes):
+    import numpy as np
+
+    seen = nodes({"CPU": 4.0, **STORE}, {"CPU": 4.0, **STORE})
+    assert seen.window() == 32
+    seen.largest = _cluster._bytes(Piece("p", "", "f", {"rows": np.zeros(10**7, np.int8)}))
+    assert seen.window() == 5
+
+
+def test_a_piece_lost_with_its_node_names_it_and_goes_elsewhere(nodes):
+    import ray
+
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    names = {"node-1": "abc123"}
+    for node in list(seen.alive.values()):
+        node["NodeID"] = names.get(node["NodeID"], node["NodeID"])
+    error = ray.exceptions.NodeDiedError("… is dead. Node IP: 10.0.0.3, node ID: abc123. This …")
+    assert seen.passing(error) == "its node node-1 was lost"
+    assert seen.options(pieces(1)[0])["label_selector"] == {"ray.io/node-id": "!in(abc123)"}
+
+
+def test_a_node_that_cannot_be_made_ready_is_named_with_its_reason_and_left_out(nodes):
+    import ray
+
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    for number, node in enumerate(seen.alive.values()):
+        node["NodeManagerAddress"] = f"10.0.0.{number}"
+    error = ray.exceptions.RuntimeEnvSetupError(
+        "[Node 10.0.0.1] Traceback (most recent call last):\n  File …\n"
+        "OSError: [Errno 28] No space left on device: '/mnt/ray'\n"
+    )
+    reason = "[Errno 28] No space left on device: '/mnt/ray'"
+    assert seen.passing(error) == f"node-1 could not be made ready: {reason}"
+    in_the_next_stage = _cluster._Nodes(pieces(1), False, print)
+    assert in_the_next_stage.left_out() == {"ray.io/node-id": "!in(node-1)"}
+
+
+def test_nodes_that_come_and_go_are_named(nodes, monkeypatch):
+    import ray
+
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    both = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: both[:1])
+    seen.look()
+    monkeypatch.setattr(ray, "nodes", lambda: both)
+    seen.look()
+    assert nodes.said == ["  node node-1 is lost, 1 left", "  node node-1 has joined, 2 now"]
+    assert seen.window() == 8
+
+
+def test_nodes_that_go_together_are_counted_one_by_one(nodes, monkeypatch):
+    import ray
+
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    all_three = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: all_three[:1])
+    seen.look()
+    assert nodes.said == ["  node node-1 is lost, 2 left", "  node node-2 is lost, 1 left"]
+
+
+def test_with_json_standard_output_is_json_alone(finished_run, tiny_encoder, capsys, monkeypatch):
+    from ray._private.worker import print_to_stdstream
+
+    from jobs import evaluate
+    from jobs.cli import main as _cli
+    from tests.helpers.stages import TINY
+
+    def beside_a_dying_node(run, evaluated=evaluate.run):
+        print_to_stdstream({"lines": ["marked dead"], "pid": "raylet", "is_err": False}, False)
+        evaluated(run)
+
+    monkeypatch.setattr(evaluate, "run", beside_a_dying_node)
+    command = [*TINY, "--root", finished_run, "--encoder", tiny_encoder, "--json"]
+    _cli.main("evaluate", command)
+    said = capsys.readouterr()
+    assert "base" in json.loads(said.out)["models"]["main"]["metrics"]
+    assert "marked dead" in said.err
+
+
+def test_a_submitted_job_gives_what_the_local_command_gives(finished_run, tiny_encoder, tmp_path):
+    """`ray start --head`, then `ray job submit … python -m jobs.end_to_end`, on this machine."""
+    from tests.helpers.stages import TINY
+
+    binaries = Path(sys.executable).parent
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_JOB")},
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": "/tmp",
+    }
+    root = tmp_path / "job" / "tiny"
+    start = [
+        *(binaries / "ray", "start", "--head", "--port=23679", "--num-cpus=2"),
+        *("--node-ip-address=127.0.0.1", "--dashboard-port=23665", "--include-dashboard=true"),
+        *("--dashboard-agent-listen-port=23667", "--dashboard-agent-grpc-port=23668"),
+        *("--object-store-memory=200000000", "--temp-dir", f"/tmp/halftone-{os.getpid()}"),
+        "--block",
+    ]
+    log = (tmp_path / "head.log").open("w")
+    head = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        command = [
+            *(binaries / "ray", "job", "submit", "--address", "http://127.0.0.1:23665"),
+            *("--working-dir", str(ROOT), "--", "python", "-m"),
+            *("jobs.end_to_end", *TINY, "--root", str(root), "--encoder", tiny_encoder),
+        ]
+        for _ in range(20):
+            job = subprocess.run(command, env=environment, capture_output=True, text=True)
+            said = job.stdout + job.stderr
+            if "Failed to connect" not in said and "No available agent" not in said:
+                break  # the head is up: this was the job itself
+            time.sleep(2)
+        assert job.returncode == 0, (job.stdout + job.stderr)[-3000:]
+    finally:
+        head.terminate()  # `ray start --block` then ends what it started
+        try:
+            head.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+        log.close()
+    for stage in ("6-rankings", "8-reranked"):
+        here, there = (
+            json.loads((Path(folder) / stage / "main/metrics.json").read_text())["metrics"]
+            for folder in (finished_run, root)
+        )
+        assert here == there
+    here, there = (sorted(Path(f).glob("2-shards/*.tar")) for f in (finished_run, root))
+    assert [t.read_bytes() for t in here] == [t.read_bytes() for t in there]

@@ -1,0 +1,177 @@
+"""MLflow: what a run leaves there, and what happens where it is away."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+from jobs.tracking import tracker as _track
+from jobs.tracking.tracker import Tracker
+from pipeline.sources import drawn
+from pipeline.storage import store as _store
+
+
+@pytest.fixture(scope="module")
+def client(finished_run):
+    return MlflowClient(f"sqlite:///{Path(finished_run).parent / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def runs(client):
+    experiment = client.get_experiment_by_name("drawn_tiny")
+    return {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+
+
+def test_one_parent_run_with_a_child_a_stage(runs):
+    parent = runs["main"]
+    children = [r for name, r in runs.items() if name != "main"]
+    stages = {"ingest", "shard", "embed", "label", "train", "evaluate", "rerank", "search"}
+    assert {r.info.run_name for r in children} == stages
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
+    assert {r.info.status for r in runs.values()} == {"FINISHED"}
+    assert parent.data.metrics["reranked/rsum"] > 0
+    assert parent.data.params["train.batch_size"] == "16"
+
+
+def test_the_loss_is_there_by_step_and_once(client, runs, finished_run):
+    records = _store.read_json(f"{finished_run}/5-model/main/history.json")["records"]
+    logged = client.get_metric_history(runs["train"].info.run_id, "train/loss")
+    assert [m.step for m in logged] == [r["step"] for r in records if "train/loss" in r]
+
+
+def test_the_report_and_the_settings_are_artifacts(client, runs):
+    names = {a.path for a in client.list_artifacts(runs["main"].info.run_id)}
+    assert {"report.html", "settings.yaml"} <= names
+
+
+def test_the_model_loads_again_in_a_new_process(client, runs, finished_run, tmp_path):
+    outputs = runs["train"].outputs.model_outputs
+    code = (
+        "import mlflow, json, sys; mlflow.set_tracking_uri(sys.argv[1]);"
+        "m = mlflow.pyfunc.load_model(f'models:/{sys.argv[2]}');"
+        "print(json.dumps(m.predict(['a red circle', sys.argv[3]])))"
+    )
+    uri = f"sqlite:///{Path(finished_run).parent / 'mlflow.db'}"
+    picture = "data:image/jpeg;base64," + base64.b64encode(drawn.load("drawn:0/test/3/48")).decode()
+    done = subprocess.run(
+        [sys.executable, "-c", code, uri, outputs[0].model_id, picture],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    vectors = json.loads(done.stdout.strip().splitlines()[-1]) if done.stdout else done.stderr
+    assert len(vectors) == 2
+    assert all(abs(sum(x * x for x in vector) - 1) < 1e-5 for vector in vectors)
+
+
+def test_a_server_that_is_away_does_not_stop_the_work(tmp_path, monkeypatch, capsys):
+    root = str(tmp_path / "run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Tracker("experiment", root, "main")
+    away.log("train", metrics={"x": 1.0}, params={"a": 2}, step=3)
+    away.records("train", [{"step": 1, "train/loss": 0.5}])
+    away.finish()
+    assert "127.0.0.1:9" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    back = Tracker("experiment", root, "main")
+    back.log("train", metrics={"y": 2.0})
+    back.finish()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    found = {
+        r.info.run_name: r.data.metrics
+        for r in client.search_runs([client.get_experiment_by_name("experiment").experiment_id])
+    }
+    assert found["train"] == {"x": 1.0, "train/loss": 0.5, "y": 2.0}
+    assert not _store.exists(f"{root}/tracking-pending.json")
+
+
+def test_the_same_run_goes_on_after_a_restart(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for step in (1, 2):
+        tracker = Tracker("experiment", str(tmp_path / "run"), "main")
+        tracker.records("train", [{"step": s, "train/loss": 1.0 / s} for s in range(1, step + 1)])
+        tracker.finish()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("experiment").experiment_id])
+    assert sorted(r.info.run_name for r in runs) == ["main", "train"]
+    train = next(r for r in runs if r.info.run_name == "train")
+    assert [m.step for m in client.get_metric_history(train.info.run_id, "train/loss")] == [1, 2]
+
+
+def test_the_model_is_registered_and_the_best_version_has_an_alias(client, runs, finished_run):
+    version = client.get_model_version_by_alias("drawn_tiny", "best")
+    assert version.run_id == runs["train"].info.run_id
+    best = max(
+        record.get("val/rsum", -1.0)
+        for record in _store.read_json(f"{finished_run}/5-model/main/history.json")["records"]
+    )
+    assert float(version.tags["val_rsum"]) == pytest.approx(best)
+    assert client.get_model_version_by_alias("drawn_tiny", "main").version == version.version
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"),
+    [("info_nce+smooth_ndcg", "info_nce-smooth_ndcg"), ("v2", "model-v2"), ("best", "model-best")],
+)
+def test_any_models_name_makes_an_alias(name, alias):
+    assert _track._alias(name) == alias
+
+
+def test_the_load_of_the_node_is_logged(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    publish, published = SystemMetricsMonitor.publish_metrics, threading.Event()
+
+    def noted(monitor, metrics):
+        publish(monitor, metrics)
+        published.set()
+
+    monkeypatch.setattr(SystemMetricsMonitor, "publish_metrics", noted)
+    tracker = Tracker("experiment", str(tmp_path / "run"), "main")
+    with tracker.monitor("train")("node-0"):
+        assert published.wait(60)
+    tracker.finish()
+    client = MlflowClient(tracker.uri)
+    (train,) = client.search_runs(
+        [client.get_experiment_by_name("experiment").experiment_id],
+        "tags.`halftone.stage` = 'train'",
+    )
+    assert "system/node-0/cpu_utilization_percentage" in train.data.metrics
+
+
+def test_a_server_that_goes_away_ends_no_training_and_is_asked_once(monkeypatch):
+    asked = []
+
+    def no_answer(uri, run_id, records):
+        asked.append(records)
+        raise MlflowException("API request failed: connection refused")
+
+    monkeypatch.setattr(_track, "_record", no_answer)
+    record = _track._Recorder("http://127.0.0.1:9", "run")
+    record([{"step": 1, "train/loss": 2.0}])
+    record([{"step": 2, "train/loss": 1.0}])
+    assert len(asked) == 1
+
+
+def test_what_waits_is_written_by_a_run_that_has_nothing_to_do(tmp_path, monkeypatch):
+    root = str(tmp_path / "run")
+    away = Tracker("experiment", root, "main")
+    away.away = True
+    away.log("train", metrics={"seconds": 3.0})
+    away.finish()
+    assert _store.exists(f"{root}/tracking-pending.json")
+    Tracker("experiment", root, "main").finish()
+    assert not _store.exists(f"{root}/tracking-pending.json")
+    client = MlflowClient(away.uri)
+    experiment = client.get_experiment_by_name("experiment").experiment_id
+    (train,) = client.search_runs([experiment], "tags.`halftone.stage` = 'train'")
+    assert train.data.metrics["seconds"] == 3.0 and train.info.status == "FINISHED"

@@ -1,0 +1,330 @@
+"""Rankings and their averages, against brute force."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.evaluation import evaluate
+from pipeline.evaluation import ranking as _ranking
+from pipeline.evaluation.ranking import Vectors
+from pipeline.formulas import metrics as dense
+from pipeline.formulas.metrics import recall_at
+from pipeline.sources import drawn
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from schemas.embedding import embedding_schema, tower_schema
+from schemas.manifest import TRUTH
+from schemas.settings import Recipe, SourceSettings
+from tests.helpers.stages import finish
+
+# Captions of each image, shard by shard.
+TEST = {"test-000000": [2, 1, 3], "test-000001": [5, 1, 1, 2]}
+OTHERS = {"val-000000": [2, 2, 1, 3], "train-000000": [1, 2, 3, 1, 2], "train-000001": [2, 1, 1]}
+ALL = {**TEST, **OTHERS}
+
+
+def unit(vectors) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def random_unit(rng, dim: int) -> np.ndarray:
+    return unit(rng.normal(size=dim))
+
+
+def write_run(root, counts=ALL, draw=random_unit, dim=16, seed=0) -> dict[str, np.ndarray]:
+    """The files that stages 3 and 6 leave behind, with drawn vectors; {id: tower vector}."""
+    rng = np.random.default_rng(seed)
+    root, made = str(root), {}
+    towers, labels = [], []
+    for name, of_images in counts.items():
+        images = [f"{name}/{n}" for n in range(len(of_images))]
+        texts = [(f"{i}#{k}", i) for i, n in zip(images, of_images, strict=True) for k in range(n)]
+        rows = [{"id": i, "image_id": i, "modality": "image"} for i in images]
+        rows += [{"id": t, "image_id": i, "modality": "text"} for t, i in texts]
+        for row in rows:
+            row["vector"] = made[row["id"]] = draw(rng, dim).astype(np.float32)
+        encoded = [
+            {"caption_id": t, "image_id": i, "vector": random_unit(rng, 8).astype(np.float16)}
+            for t, i in texts
+        ]
+        about = {"split": name.split("-")[0], "images": len(images), "captions": len(texts)}
+        towers.append((name, pa.Table.from_pylist(rows, schema=tower_schema(dim)), about))
+        encoded = pa.Table.from_pylist(encoded, schema=embedding_schema(8))
+        labels.append((name, encoded, about | {"dim": 8}))
+    write_stage(evaluate.vectors_folder(root, "main"), towers)
+    write_stage(_plan.folder(root, "embed", "hand"), labels)
+    write_stage(_plan.folder(root, "ingest"), [])
+    return made
+
+
+def write_stage(folder: str, tables: list) -> None:
+    pieces = []
+    for name, table, about in tables:
+        written = _store.write_table(f"{folder}/{name}.parquet", table, "hand", about)
+        pieces.append({**written, "name": name, "fingerprint": "hand"})
+    index = {"pieces": pieces, "version": _plan.version(pieces)}
+    _store.write_json(f"{folder}/index.json", index)
+
+
+def recipe_of(**sections) -> Recipe:
+    return Recipe(name="t", embed={"encoder": "hand"}, **sections)
+
+
+def ranked(root, recipe=None) -> tuple[list[dict], dict[str, float]]:
+    """Every query's ranking and the averages."""
+    plan = evaluate.plan(recipe or recipe_of(), str(root), "main")
+    finish(plan, evaluate.write_rankings)
+    rows = [row for piece in plan.pieces for row in _store.read_table(piece.output).to_pylist()]
+    return rows, evaluate.metrics(plan)
+
+
+def candidates_of(vectors: dict, query: str) -> list[str]:
+    """Ids of the other modality in the query's split, in shard order."""
+    split, is_image = query.split("-")[0], "#" not in query
+    return [i for i in vectors if i.startswith(split) and ("#" in i) == is_image]
+
+
+def ids_of(split: str, direction: str, counts=ALL) -> list[str]:
+    """The queries of a direction, in the order of the rankings."""
+    out = []
+    for name in (name for name in counts if name.startswith(split)):
+        images = [f"{name}/{n}" for n in range(len(counts[name]))]
+        texts = [f"{i}#{k}" for i, n in zip(images, counts[name], strict=True) for k in range(n)]
+        out += images if direction == "i2t" else texts
+    return out
+
+
+def image_of(id_: str) -> str:
+    return id_.split("#")[0]
+
+
+# ---- rankings ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_of_random_vectors(tmp_path_factory):
+    root = tmp_path_factory.mktemp("rankings")
+    vectors = write_run(root)
+    return str(root), vectors, *ranked(root, recipe_of(evaluate={"top_k": 5}))
+
+
+def test_every_query_is_ranked_once_image_queries_first_in_each_shard(run_of_random_vectors):
+    rows = run_of_random_vectors[2]
+    expected = [
+        (query, direction)
+        for name, direction in product(TEST, ("i2t", "t2i"))
+        for query in ids_of(name, direction)
+    ]
+    assert [(row["query_id"], row["direction"]) for row in rows] == expected
+
+
+def test_ranks_recalls_and_candidates_are_those_of_a_full_sort(run_of_random_vectors):
+    _, vectors, rows, _ = run_of_random_vectors
+    for row in rows:
+        ids = candidates_of(vectors, row["query_id"])
+        scores = np.array([vectors[i].astype(float) @ vectors[row["query_id"]] for i in ids])
+        order = np.argsort(-scores)
+        assert row["candidate_id"] == [ids[n] for n in order[:5]]
+        assert np.allclose(row["score"], scores[order[:5]], atol=1e-6)
+        own = [image_of(ids[n]) == image_of(row["query_id"]) for n in order]
+        assert row["rank"] == own.index(True) + 1
+        assert [row[f"R_at_{k}"] for k in (1, 5, 10)] == [float(any(own[:k])) for k in (1, 5, 10)]
+
+
+def slow_ndcg(vectors: dict, query: str, r: np.ndarray, k: int = 10) -> float:
+    """Sum of (2^r - 1) / log2(1 + place) over the first k places, over that of the best order."""
+    ids = candidates_of(vectors, query)
+    order = np.argsort([-(vectors[i].astype(float) @ vectors[query]) for i in ids])
+    discounts = [1 / math.log2(place + 2) for place in range(min(k, len(ids)))]
+    found = sum(d * (2**v - 1) for d, v in zip(discounts, r[order], strict=False))
+    return found / sum(d * (2**v - 1) for d, v in zip(discounts, np.sort(r)[::-1], strict=False))
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_label_ndcg_is_that_of_a_slow_loop(tmp_path, reduce):
+    vectors = write_run(tmp_path)
+    rows, _ = ranked(tmp_path, recipe_of(label={"reduce": reduce}))
+    encoded = {}
+    for name in TEST:
+        table = _store.read_table(_plan.folder(str(tmp_path), "embed", "hand", f"{name}.parquet"))
+        for row in table.to_pylist():
+            encoded[row["caption_id"]] = unit(np.array(row["vector"], np.float64))
+
+    def relevance(image: str, text: str) -> float:
+        if image_of(text) == image:
+            return 1.0
+        cosines = [v @ encoded[text] for t, v in encoded.items() if image_of(t) == image]
+        return max(0.0, max(cosines) if reduce == "max" else sum(cosines) / len(cosines))
+
+    for row in rows:
+        query = row["query_id"]
+        ids = candidates_of(vectors, query)
+        pairs = [(query, i) if row["direction"] == "i2t" else (i, query) for i in ids]
+        r = [relevance(*pair) for pair in pairs]
+        expected = slow_ndcg(vectors, query, np.array(r))
+        assert row["ndcg_label"] == pytest.approx(expected, abs=1e-6)
+        assert row["ndcg_truth"] is None
+
+
+def test_averages_are_the_means_and_medians_of_the_rows(run_of_random_vectors):
+    _, _, rows, metrics = run_of_random_vectors
+    total = 0.0
+    for direction in ("i2t", "t2i"):
+        mine = [row for row in rows if row["direction"] == direction]
+        for k in (1, 5, 10):
+            mean = 100 * sum(row[f"R_at_{k}"] for row in mine) / len(mine)
+            assert metrics[f"{direction}_R_at_{k}"] == pytest.approx(mean)
+            total += mean
+        assert metrics[f"{direction}_MedR"] == np.median([row["rank"] for row in mine])
+        mean = np.mean([row["ndcg_label"] for row in mine])
+        assert metrics[f"{direction}_ndcg_label"] == pytest.approx(mean)
+        assert f"{direction}_ndcg_truth" not in metrics
+    assert metrics["rsum"] == pytest.approx(total)
+
+
+def test_ranks_do_not_depend_on_how_the_split_is_cut_into_shards_and_blocks(
+    run_of_random_vectors, tmp_path, monkeypatch
+):
+    _, _, rows, metrics = run_of_random_vectors
+    monkeypatch.setattr(_ranking, "BLOCK", 2)
+    write_run(tmp_path)
+    small = ranked(tmp_path, recipe_of(evaluate={"top_k": 5}))
+    for row, other in zip(rows, small[0], strict=True):
+        assert row["candidate_id"] == other["candidate_id"] and row["rank"] == other["rank"]
+    assert small[1] == pytest.approx(metrics)
+
+
+def test_truth_ndcg_is_that_of_the_true_relevance_where_the_source_knows_it(tmp_path):
+    vectors = write_run(tmp_path)
+    images, texts = ids_of("test", "i2t"), ids_of("test", "t2i")
+    facts, scenes = {}, drawn.rows(SourceSettings(), "test:0:7")
+    for image, scene in zip(images, scenes, strict=True):
+        own = [image, *(text for text in texts if image_of(text) == image)]
+        known = [fact["facts"] for fact in scene["truth"]]
+        facts |= dict(zip(own, known, strict=False))
+    rows = [{"id": id_, "facts": fact} for id_, fact in facts.items()]
+    table = pa.Table.from_pylist(rows, schema=TRUTH)
+    write_stage(_plan.folder(str(tmp_path), "ingest"), [("truth-00000", table, {})])
+
+    truth = drawn.relevance([facts[i] for i in images], [facts[t] for t in texts])
+    rankings, metrics = ranked(tmp_path)
+    for row in rankings:
+        if row["direction"] == "i2t":
+            r = truth[images.index(row["query_id"])]
+        else:
+            r = truth[:, texts.index(row["query_id"])]
+        assert row["ndcg_truth"] == pytest.approx(slow_ndcg(vectors, row["query_id"], r), abs=1e-6)
+    of_images = [row["ndcg_truth"] for row in rankings if row["direction"] == "i2t"]
+    assert metrics["i2t_ndcg_truth"] == pytest.approx(np.mean(of_images))
+
+
+def constant(rng, dim: int) -> np.ndarray:
+    """The vector of a collapsed model: the same for everything."""
+    return random_unit(np.random.default_rng(dim), dim)
+
+
+@pytest.mark.parametrize("dim", [1, 16, 250, 256, 384])
+@pytest.mark.parametrize("images", [3, 7, 33])
+def test_a_collapsed_model_scores_chance(tmp_path, dim, images):
+    counts = {"test-000000": [2, 1, 3] * (images // 3), "test-000001": [5] * (images % 3 + 1)}
+    write_run(tmp_path, counts, constant, dim)
+    rows, _ = ranked(tmp_path)
+    texts = sum(map(sum, counts.values()))
+    images = sum(map(len, counts.values()))
+    for row in rows:
+        own = 1
+        if row["direction"] == "i2t":
+            shard, number = row["query_id"].split("/")
+            own = counts[shard][int(number)]
+        others = (texts if row["direction"] == "i2t" else images) - own
+        for k in (1, 5, 10):
+            chance = 1 - math.comb(others, k) / math.comb(others + own, k) if others >= k else 1
+            assert row[f"R_at_{k}"] == pytest.approx(chance)
+        assert row["rank"] == pytest.approx((others + own + 1) / (own + 1))
+
+
+def one_of_three(rng, dim: int) -> np.ndarray:
+    """Vectors of which many are equal."""
+    return random_unit(np.random.default_rng(rng.integers(3)), dim)
+
+
+@pytest.mark.parametrize("ndcg_at", [1, 4, 10, 99])
+@pytest.mark.parametrize("top_k", [1, 10])
+def test_ties_are_those_of_the_dense_formulas_wherever_the_list_ends(tmp_path, top_k, ndcg_at):
+    vectors = write_run(tmp_path, draw=one_of_three)
+    recipe = recipe_of(evaluate={"top_k": top_k, "ndcg_at": ndcg_at})
+    plan = evaluate.plan(recipe, str(tmp_path), "main")
+    graded = _ranking.Graded(plan.pieces[0].inputs)
+    for row in ranked(tmp_path, recipe)[0]:
+        query = row["query_id"]
+        ids = candidates_of(vectors, query)
+        sides = [torch.tensor(np.array([vectors[i] for i in side])) for side in ([query], ids)]
+        scores = _ranking.scores(*sides)
+        own = torch.tensor([[image_of(i) == image_of(query) for i in ids]])
+        relevance = graded(row["direction"], [query])["ndcg_label"]
+        expected = dense.ndcg(scores, relevance, k=ndcg_at).item()
+        assert row["ndcg_label"] == pytest.approx(expected)
+        assert row["rank"] == dense.expected_rank(scores, own).item()
+        assert row["R_at_5"] == pytest.approx(dense.recall_at(scores, own, 5).item())
+        assert len(row["candidate_id"]) == min(top_k, len(ids))
+
+
+def test_rankings_that_are_finished_are_not_written_again(tmp_path):
+    write_run(tmp_path)
+    ranked(tmp_path)
+    plan = evaluate.plan(recipe_of(), str(tmp_path), "main")
+    assert plan.complete
+    write_run(tmp_path, seed=1)
+    plan = evaluate.plan(recipe_of(), str(tmp_path), "main")
+    assert len(plan.pending) == len(TEST)
+
+
+# ---- vectors -----------------------------------------------------------------------------------
+
+
+def test_a_pair_is_positive_where_both_belong_to_one_image():
+    queries, candidates = ["b", "x", "a"], ["a", "b", "a", "c"]
+    found = _ranking.own(queries, candidates)
+    expected = [(i, j) for i, q in enumerate(queries) for j, c in enumerate(candidates) if q == c]
+    assert sorted(zip(*(rows.tolist() for rows in found), strict=True)) == expected
+
+
+def vectors_of(root, *names) -> Vectors:
+    folder = evaluate.vectors_folder(str(root), "main")
+    return Vectors.read(tuple(f"{folder}/{name}.parquet" for name in names), str(root))
+
+
+def test_vectors_are_read_in_shard_order(tmp_path):
+    made = write_run(tmp_path)
+    found = vectors_of(tmp_path, *TEST)
+    assert found.image_ids == ids_of("test", "i2t") and found.text_ids == ids_of("test", "t2i")
+    assert found.text_image_ids == [image_of(i) for i in found.text_ids]
+    assert np.array_equal(found.images.numpy(), [made[i] for i in found.image_ids])
+    assert np.array_equal(found.texts.numpy(), [made[i] for i in found.text_ids])
+
+
+@pytest.mark.parametrize("images", [1, 3, 5, 7, 99])
+def test_the_head_of_vectors_is_the_first_images_with_all_their_texts(tmp_path, images):
+    made = write_run(tmp_path)
+    head = vectors_of(tmp_path, *TEST).head(images)
+    assert head.image_ids == ids_of("test", "i2t")[:images]
+    assert head.text_ids == [i for i in ids_of("test", "t2i") if image_of(i) in head.image_ids]
+    assert head.text_image_ids == [image_of(i) for i in head.text_ids]
+    assert np.array_equal(head.images.numpy(), [made[i] for i in head.image_ids])
+    assert np.array_equal(head.texts.numpy(), [made[i] for i in head.text_ids])
+
+
+# ---- metrics ----------------------------------------------------------------------------------
+
+
+def test_recall_of_the_metrics_is_what_the_rankings_hold(run_of_random_vectors):
+    _, vectors, rows, _ = run_of_random_vectors
+    images, texts = ids_of("test", "i2t"), ids_of("test", "t2i")
+    scores = torch.tensor(np.array([[vectors[i] @ vectors[t] for t in texts] for i in images]))
+    positive = torch.tensor([[image_of(t) == i for t in texts] for i in images])
+    found = {row["query_id"]: row["R_at_5"] for row in rows}
+    assert recall_at(scores, positive, 5).tolist() == [found[i] for i in images]

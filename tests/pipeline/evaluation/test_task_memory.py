@@ -1,0 +1,65 @@
+"""What tasks say they take of a node's memory: more of what is larger, and no less than it is."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import recipes as _recipes
+from pipeline.evaluation import evaluate
+from pipeline.evaluation import task_memory as _task_memory
+from pipeline.labels import embed
+from pipeline.labels.encoders import sentences
+from pipeline.reranking import rerank
+from pipeline.storage import plan as _plan
+
+
+@pytest.fixture
+def finished(finished_run):
+    """The settings and the folder of a finished run."""
+    ((_, recipe),) = _recipes.saved(finished_run, {}, None)
+    return recipe, finished_run
+
+
+def test_embedding_takes_the_encoders_files(finished):
+    recipe, root = finished
+    folder = sentences.path(recipe.embed.encoder)
+    weights = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
+    memory = {piece.memory for piece in embed.plan(recipe, root).pieces}
+    assert len(memory) == 1 and weights <= memory.pop() < 3 * weights
+
+
+def test_vectors_take_the_decoded_pictures_or_the_regions_and_the_model(finished):
+    recipe, root = finished
+    shards = _plan.read_index(_plan.folder(root, "shard"))
+    model = _plan.read_index(_plan.folder(root, "train", "main"))
+    (entry,) = _plan.of_split(shards, "test")
+    weights = model["pieces"][0]["files"]["model.safetensors"]["bytes"]
+    pixels = 3 * recipe.model.image_size**2 * entry["samples"]
+    by_name = {p.name: p.memory for p in evaluate.plan_vectors(recipe, root, "main").pieces}
+    assert pixels + weights < by_name[entry["name"]] < 2 * (pixels + 2 * weights)
+    regions = recipe.model.model_copy(update={"image": "regions"})
+    held = _task_memory.of_vectors(entry, recipe.model_copy(update={"model": regions}), model)
+    assert held - by_name[entry["name"]] == entry["files"][f"{entry['name']}.tar"]["bytes"] - pixels
+
+
+def test_rankings_take_more_where_other_scores_are_made_and_re_ranking_asks_for_it(finished):
+    recipe, root = finished
+    (plain,) = evaluate.plan(recipe, root, "main").pieces
+    (again,) = rerank.plan_reranked(recipe, root, "main").pieces
+    (chosen,) = rerank.plan(recipe, root, "main").pieces
+    assert 0 < plain.memory < again.memory and chosen.memory > 0
+
+
+def test_rankings_of_coco_take_what_was_measured():
+    """5,000 images with 25,000 captions, 2,000 images in the bank: MB above a small one's."""
+    _, recipe = _recipes.resolve("drawn", {"rerank": {"bank_images": 2000}}, None)[0]
+
+    def megabytes(dim: int, judged: int, scored: bool) -> float:
+        model = recipe.model.model_copy(update={"dim": dim})
+        entries = [{"images": 5000, "captions": 25_000, "dim": judged}]
+        own = recipe.model_copy(update={"model": model})
+        return _task_memory.of_rankings(entries, entries, own, scored) / 1e6
+
+    assert megabytes(1024, 384, False) - megabytes(256, 384, False) == pytest.approx(153, rel=0.1)
+    assert megabytes(256, 1024, False) - megabytes(256, 384, False) == pytest.approx(247, rel=0.1)
+    assert megabytes(1024, 384, True) - megabytes(256, 384, True) == pytest.approx(256, rel=0.1)

@@ -1,0 +1,229 @@
+"""Towers of Hugging Face models, made tiny on the spot."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+)
+
+from pipeline import models as towers
+from pipeline.models import TwoTower
+from pipeline.training import train
+from schemas.settings import ModelSettings
+from tests.helpers.stages import TINY
+from tests.pipeline.training.test_train import data, fit, recipe_with  # noqa: F401  (a fixture, and its users)
+
+SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+SIDE |= {"num_attention_heads": 2}
+CAPTIONS = ["a red circle on the sand", "star", "a star and a blue circle on grass"]
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", *sorted(set(" ".join(CAPTIONS).split()))]
+
+
+def save(folder: Path, model) -> str:
+    """The folder of a model with a tokenizer of WORDS and a preprocessor."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = [("<s>", 1), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=marks)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    statistics = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    text = {**SIDE, "vocab_size": len(WORDS), "max_position_embeddings": 12}
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {**SIDE, "image_size": 48, "patch_size": 16}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    return save(tmp_path_factory.mktemp("clip"), CLIPModel(config))
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    text = {**SIDE, "vocab_size": len(WORDS), "max_position_embeddings": 12}
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {**SIDE, "image_size": 48, "patch_size": 16}
+    config = SiglipConfig(text_config=text, vision_config=vision)
+    return save(tmp_path_factory.mktemp("siglip"), SiglipModel(config))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    config = BertConfig(**SIDE, vocab_size=len(WORDS), max_position_embeddings=12)
+    return save(tmp_path_factory.mktemp("bert"), BertModel(config))
+
+
+def build(folder: str, **changed) -> tuple[TwoTower, towers.vocabulary.PretrainedTokens]:
+    settings = {"image": "pretrained", "text": "pretrained", "image_size": 48} | changed
+    settings = ModelSettings(pretrained=folder, **settings)
+    vocabulary = towers.vocabulary_for(settings, CAPTIONS)
+    features = 7 if settings.image == "regions" else None
+    return towers.build(settings, vocabulary=vocabulary, features=features), vocabulary
+
+
+def pictures(count: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, 48, 48), generator=generator, dtype=torch.uint8)
+
+
+def test_clip_towers_give_the_models_own_features(clip):
+    model, vocabulary = build(clip)
+    whole = AutoModel.from_pretrained(clip).eval()
+    mean, std = (torch.tensor(x)[:, None, None] for x in ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]))
+    with torch.inference_mode():
+        images, texts = model.eval()(pictures(), *vocabulary.encode(CAPTIONS, 64))
+        own = whole.get_image_features(pixel_values=(pictures() / 255 - mean) / std).pooler_output
+        torch.testing.assert_close(images, torch.nn.functional.normalize(own, dim=1))
+        for caption, vector in zip(CAPTIONS, texts, strict=True):
+            ids = vocabulary.tokenizer.encode(caption).ids
+            own = whole.get_text_features(input_ids=torch.tensor([ids])).pooler_output
+            torch.testing.assert_close(vector, torch.nn.functional.normalize(own, dim=1)[0])
+
+
+def test_siglip_reads_captions_padded_to_full_length(siglip):
+    model, vocabulary = build(siglip)
+    whole = AutoModel.from_pretrained(siglip).eval()
+    words, lengths = vocabulary.encode(CAPTIONS, 64)
+    assert words.shape == (3, 12) and lengths.tolist() == [12] * 3
+    with torch.inference_mode():
+        own = whole.get_text_features(input_ids=words).pooler_output
+        texts = model.eval().encode_text(words, lengths)
+    torch.testing.assert_close(texts, torch.nn.functional.normalize(own, dim=1))
+
+
+def test_a_text_model_alone_stands_beside_another_image_tower(bert):
+    model, vocabulary = build(bert, image="regions", dim=20)
+    words, lengths = vocabulary.encode(CAPTIONS, 64)
+    with torch.inference_mode():
+        among = model.eval().encode_text(words, lengths)
+        alone = model.encode_text(*vocabulary.encode(CAPTIONS[:1], 64))
+    assert among.shape == (3, 20)
+    torch.testing.assert_close(alone[0], among[0])
+
+
+def test_long_captions_keep_their_end_mark(clip):
+    _, vocabulary = build(clip)
+    words, lengths = vocabulary.encode(["a " * 100], 64)
+    assert lengths.tolist() == [12] and words[0, -1] == 2
+
+
+def test_the_first_layers_are_frozen_and_rates_fall_towards_them(clip):
+    model, _ = build(clip, freeze=1, layer_decay=0.5)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not any("layers.0." in name or "embeddings" in name for name in trained)
+    assert any("layers.1." in name for name in trained)
+    names = dict(model.named_parameters())
+    scale = {
+        part: {model.lr_scale(n) for n in names if part in n}
+        for part in ("layers.0.", "layers.2.", "embeddings", "project.", "final_layer_norm")
+    }
+    assert scale == {
+        "layers.0.": {0.5**3},
+        "layers.2.": {0.5},
+        "embeddings": {0.5**4},
+        "project.": {1.0},
+        "final_layer_norm": {1.0},
+    }
+
+
+def test_lora_trains_small_updates_and_the_projection(clip):
+    model, vocabulary = build(clip, lora_rank=2)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in n or ".project." in f".{n}" for n in trained)
+    plain, _ = build(clip)
+    with torch.inference_mode():  # an update starts at nothing
+        torch.testing.assert_close(
+            model.eval()(pictures(), *vocabulary.encode(CAPTIONS, 64)),
+            plain.eval()(pictures(), *vocabulary.encode(CAPTIONS, 64)),
+        )
+
+
+def test_recomputed_activations_give_the_same_gradients(clip):
+    grads = []
+    for recompute in (False, True):
+        model, vocabulary = build(clip, gradient_checkpointing=recompute)
+        images, texts = model.train()(pictures(), *vocabulary.encode(CAPTIONS, 64))
+        (images * texts).sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 50
+    for name in grads[0]:
+        torch.testing.assert_close(grads[0][name], grads[1][name])
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"image_size": 64}, "set --model.image_size 48"),
+        ({"pretrained": None}, "model.pretrained is not given"),
+        ({"pretrained": "/nowhere"}, "no pretrained model '/nowhere'"),
+        ({"text": "package.missing:Tower"}, "cannot be imported"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_a_sentence(clip, changed, sentence):
+    settings = {"image": "pretrained", "text": "gru", "pretrained": clip, "image_size": 48}
+    words = towers.Vocabulary.of(CAPTIONS, min_count=1)
+    with pytest.raises(ValueError, match=sentence):
+        settings = ModelSettings(**settings | changed)
+        towers.build(settings, vocabulary=words, features=None)
+
+
+class Doubled(torch.nn.Module):
+    """An image tower of one's own."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.project = torch.nn.Linear(3, dim)
+
+    @classmethod
+    def from_settings(cls, settings, given):
+        return cls(settings.dim)
+
+    def forward(self, images):
+        return self.project(images.float().mean((2, 3)))
+
+
+def test_a_tower_of_ones_own_is_named_in_the_recipe():
+    settings = ModelSettings(image="test_pretrained:Doubled", dim=5)
+    words = towers.Vocabulary.of(CAPTIONS, min_count=1)
+    model = towers.build(settings, vocabulary=words, features=None)
+    assert model.encode_image(pictures()).shape == (3, 5)
+
+
+def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa: F811
+    recipe, root = data
+    folder = tmp_path / "weights"
+    shutil.copytree(clip, folder)
+    flags = ["--model.image", "pretrained", "--model.text", "pretrained"]
+    flags += ["--model.pretrained", str(folder), "--model.freeze", "1", "--train.epochs", "1"]
+    fit(recipe_with(recipe.embed.encoder, *TINY, *flags), root, "clip")
+    shutil.rmtree(folder)
+    model, vocabulary, _ = train.load_model(f"{root}/5-model/clip")
+    with torch.inference_mode():
+        images, texts = model(pictures(), *vocabulary.encode(CAPTIONS, 64))
+    assert images.shape == texts.shape == (3, 24)
+    assert model.image.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    before = CLIPModel.from_pretrained(clip).vision_model.state_dict()
+    after = model.image.encoder.state_dict()
+    first, last = (f"encoder.layers.{n}.mlp.fc1.weight" for n in (0, 2))
+    assert torch.equal(before[first], after[first]) and not torch.equal(before[last], after[last])

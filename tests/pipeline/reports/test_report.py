@@ -1,0 +1,304 @@
+"""The report: everything of a run on one page that loads nothing, and stays small."""
+
+import csv
+import io
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from jobs.cli import recipes as _recipes
+from pipeline.evaluation import evaluate
+from pipeline.labels import label
+from pipeline.reports import figures as _figures
+from pipeline.reports import report
+from pipeline.reports.examples import Showcase
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from schemas.embedding import embedding_schema, tower_schema
+from schemas.settings import Recipe
+from tests.helpers import browser as browsing
+from tests.helpers.stages import finish, sharded
+
+HOSTILE = '<script>alert("x")</script> & מזל'
+IMAGES = 1000
+
+
+def photograph(rng) -> bytes:
+    """A JPEG as rich in detail as photographs are: noise of every scale."""
+    pixels = np.zeros((128, 128, 3))
+    for side in (4, 16, 32, 64):
+        noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+        pixels += np.asarray(noise.resize((128, 128), Image.Resampling.BICUBIC), float) / 4
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def unit(vector) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def write_stage(folder: str, table: pa.Table, images: int, captions: int) -> None:
+    about = {"split": "test", "images": images, "captions": captions, "dim": 16}
+    written = _store.write_table(f"{folder}/test-000000.parquet", table, "hand", about)
+    pieces = [{**written, "name": "test-000000", "fingerprint": "hand"}]
+    _store.write_json(f"{folder}/index.json", {"pieces": pieces, "version": "hand"})
+
+
+def write_vectors(root: str, caption_of: dict[str, str]) -> None:
+    """Stages 3 and 6 as vectors that were drawn: a text lies near its image."""
+    rng = np.random.default_rng(1)
+    towers, embeddings = [], []
+    for image_id, caption_id in caption_of.items():
+        image = rng.normal(size=16)
+        near = image + 0.7 * rng.normal(size=16)
+        for id_, modality, vector in ((image_id, "image", image), (caption_id, "text", near)):
+            row = {"id": id_, "image_id": image_id, "modality": modality}
+            towers.append({**row, "vector": unit(vector).astype(np.float32)})
+        vector = unit(rng.normal(size=8) + 1).astype(np.float16)
+        embeddings.append({"caption_id": caption_id, "image_id": image_id, "vector": vector})
+    count = len(caption_of)
+    table = pa.Table.from_pylist(towers, schema=tower_schema(16))
+    write_stage(evaluate.vectors_folder(root, "main"), table, count, count)
+    table = pa.Table.from_pylist(embeddings, schema=embedding_schema(8))
+    write_stage(_plan.folder(root, "embed", "hand"), table, count, count)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> tuple[str, Recipe]:
+    """A run folder of 1,000 pictures with a caption each, whose model is made up."""
+    root = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(0)
+    with open(root / "all.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "caption", "split"])
+        for n in range(IMAGES):
+            (root / f"{n:04}.jpg").write_bytes(photograph(rng))
+            words = " ".join(rng.choice(["dog", "snow", "red", "two", "boat", "child"], 9))
+            table.writerow([f"{n:04}.jpg", HOSTILE if n == 0 else f"{words} {n}", "test"])
+    recipe = Recipe(
+        name="t",
+        source={"kind": "csv", "path": str(root / "all.csv"), "images": str(root)},
+        shard={"samples": IMAGES, "decode_check": False},
+        embed={"encoder": "hand", "max_duplicates": 1.0},
+        evaluate={"top_k": 10},
+        report={"queries": IMAGES},
+    )
+    sharded(recipe, root)
+    sidecar = _store.read_table(f"{root}/2-shards/test-000000.parquet").to_pylist()
+    write_vectors(str(root), {r["image_id"]: r["captions"][0]["caption_id"] for r in sidecar})
+    labels = label.plan(recipe, str(root))
+    index = finish(labels, label.write_relevance)
+    found = label.calibration(index["pieces"])
+    _store.write_json(_store.join(labels.folder, "calibration.json"), found)
+    plan = evaluate.plan(recipe, str(root), "main")
+    finish(plan, evaluate.write_rankings)
+    shutil.copytree(root / "6-rankings/main", root / "8-reranked/main")
+    metrics = evaluate.metrics(plan)
+    for stage, protocol in (("6-rankings", {}), ("8-reranked", {"rerank": "hand"})):
+        intervals = {"rsum": [metrics["rsum"] - 1.25, metrics["rsum"] + 2.5]}
+        found = {"metrics": metrics, "intervals": intervals, "protocol": plan.settings | protocol}
+        _store.write_json(f"{root}/{stage}/main/metrics.json", found)
+    records = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0, "val/rsum": 9.0}]
+    _store.write_json(f"{root}/5-model/main/history.json", {"records": records})
+    return str(root), recipe
+
+
+@pytest.fixture(scope="module")
+def page(large) -> str:
+    root, recipe = large
+    return report.build(recipe, root, ["main"])
+
+
+def test_with_a_thousand_queries_it_stays_below_five_megabytes(page):
+    assert len(page.encode()) < 5_000_000, len(page.encode())
+    assert page.count("as trained, own image at") >= IMAGES
+    assert page.count('class="hit') > 2 * 8 * IMAGES  # as trained and re-ranked
+
+
+def test_every_picture_is_in_it_once(page):
+    uris = re.findall(r"url\((data:image/jpeg;base64,[^)]+)\)", page)
+    assert 900 < len(uris) == len(set(uris)) <= IMAGES
+    named = set(re.findall(r'class="pic (p\d+)"', page))
+    assert named == set(re.findall(r"^\.(p\d+)\{", page, re.M))
+
+
+def test_it_loads_nothing_and_runs_nothing(page):
+    for outside in (
+        'src="http',
+        'href="http',
+        "<script",
+        "<link",
+        "url(http",
+        "@import",
+        "<iframe",
+    ):
+        assert outside not in page, outside
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; מזל" in page
+
+
+def test_it_shows_every_part(page):
+    for title in (
+        *("Results on", "How it got there", "What it finds", "Worst failures"),
+        *("What re-ranking changed", "Likely false negatives", "What it was made of"),
+    ):
+        assert title in page, title
+    for name in ("Training loss", "rSum on val", "Relevance by hand", "Recall by relevance"):
+        assert f"<figcaption>{name}" in page, name
+    assert page.count("<svg") == 4
+
+
+def test_intervals_stand_below_their_numbers(page, large):
+    metrics = _store.read_json(f"{large[0]}/6-rankings/main/metrics.json")["metrics"]
+    rsum = metrics["rsum"]
+    assert f"{rsum:.1f}<small>{rsum - 1.25:.1f}–{rsum + 2.5:.1f}</small>" in page
+    assert "95 % interval" in page
+    columns, rows = report.table(large[0], ["main"])
+    at = columns.index("i2t R@1")
+    assert rows[0][at]["text"] == f"{metrics['i2t_R_at_1']:.1f}" and not rows[0][at]["interval"]
+
+
+def test_recall_by_relevance_is_that_of_a_plain_count(large, monkeypatch):
+    root, recipe = large
+    monkeypatch.setattr(_figures, "QUERIES", 40)
+    monkeypatch.setattr(_figures, "FEWEST", 1)
+    graded = _figures.graded_of(recipe, root, "main")
+    ranked = _figures.rankings(f"{root}/6-rankings/main", "t2i")
+    assert len(ranked) == IMAGES
+    found = _figures.recall_by_relevance(ranked, graded)
+    there, early = [0] * 10, [0] * 10
+    for row in ranked.to_pylist()[::25]:
+        (relevance,) = graded("t2i", [row["query_id"]])["ndcg_label"].tolist()
+        for image_id, r in zip(graded.captions.image_ids, relevance, strict=True):
+            there[min(int(r * 10), 9)] += 1
+            early[min(int(r * 10), 9)] += image_id in row["candidate_id"][:10]
+    expected = [e / t if t else float("nan") for e, t in zip(early, there, strict=True)]
+    assert np.allclose(found, expected, equal_nan=True) and found[-1] > 3 * 10 / IMAGES
+
+
+def test_failures_and_changes_are_the_largest_there_are(large):
+    root, recipe = large
+    few = {"queries": 3, "worst": 4, "moved": 2, "results": 5}
+    settings = recipe.model_copy(update={"report": recipe.report.model_copy(update=few)})
+    shown = Showcase(settings, root, "main")
+    ranks = shown.ranks["as trained"]
+    worst = [query["rankings"][0]["rank"] for query in shown.worst()]
+    assert worst == sorted(ranks.values(), reverse=True)[:4]
+    assert all(query["own"].own for query in shown.worst())
+    best, last = min(ranks, key=ranks.get), max(ranks, key=ranks.get)
+    shown.rankings["re-ranked"] = {
+        c: {
+            **row,
+            "rank": {best: 500.0, last: 2.0}.get(c, row["rank"]),
+            "candidate_id": row["candidate_id"][1:] + row["candidate_id"][:1],
+        }
+        for c, row in shown.rankings["as trained"].items()
+    }
+    del shown.ranks
+    (helped, gains), (hurt, losses) = shown.moved()
+    assert helped.startswith("Helped (1 of") and hurt.startswith("Hurt (1 of")
+    assert gains[0]["rankings"][0]["rank"] == ranks[last]
+    assert losses[0]["rankings"][1]["rank"] == 500
+    assert gains[0]["rankings"][0]["before"] == [None] * 5
+    assert gains[0]["rankings"][1]["before"] == [2, 3, 4, 5, 6]
+    assert len(shown.drawn()) == 3 and len(shown.drawn()[0]["rankings"][0]["hits"]) == 5
+
+
+def test_the_page_is_made_again_when_what_it_shows_changes(large):
+    root, recipe = large
+    before = report.version(recipe, root, ["main"])
+    assert report.version(recipe, root, ["main"]) == before
+    fewer = recipe.model_copy(update={"report": recipe.report.model_copy(update={"queries": 5})})
+    assert report.version(fewer, root, ["main"]) != before
+
+
+def test_seeds_are_told_by_their_mean_and_deviation(tmp_path):
+    root = str(tmp_path)
+    for stage, factor in (("evaluate", 1), ("reranked", 2)):
+        for name, rsum in (("a.seed0", 100.0), ("a.seed1", 104.0), ("b.seed0", 90.0), ("c", 1.0)):
+            metrics = {"rsum": rsum * factor, "i2t_ndcg_label": 0.5, "t2i_ndcg_label": 0.25}
+            uri = _plan.folder(root, stage, name, "metrics.json")
+            _store.write_json(uri, {"metrics": metrics, "protocol": {}})
+    columns, rows = report.seeds_table(root, ["a.seed0", "a.seed1", "b.seed0", "c"])
+    assert columns == ["", "seeds", "rSum", "label NDCG i2t", "label NDCG t2i"]
+    assert rows == [
+        ["a", "2", "102.0 ± 2.8", "0.500 ± 0.000", "0.250 ± 0.000"],
+        ["a, re-ranked", "2", "204.0 ± 5.7", "0.500 ± 0.000", "0.250 ± 0.000"],
+    ]
+    assert report.seeds_table(root, ["b.seed0", "c"])[1] == []
+
+
+def test_a_finished_run_has_a_report_with_true_relevance(finished_run):
+    page = (Path(finished_run) / "report.html").read_text()
+    assert "captions as queries, true relevance" in page
+    results = report.results(finished_run, ["main"])
+    assert [result.label for result in results] == ["main", "main, re-ranked"]
+    assert f"{results[0].metrics['rsum']:.1f}" in page
+    ((_, recipe),) = _recipes.saved(finished_run, {}, None)
+    shown = Showcase(recipe, finished_run, "main")
+    for query in shown.drawn():
+        for ranking in query["rankings"]:
+            assert sum(hit.own for hit in ranking["hits"]) == (ranking["rank"] <= 8)
+
+
+@pytest.mark.parametrize("screen", browsing.SCREENS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_it_fits_the_screen_and_is_readable(page, tmp_path, screen, scheme):
+    """The page with a thousand queries; words and paper differ enough, light and dark."""
+    (tmp_path / "report.html").write_text(page)
+    address = (tmp_path / "report.html").as_uri()
+    with (
+        browsing.chromium() as browser,
+        browsing.tab(browser, screen, address, color_scheme=scheme) as tab,
+    ):
+        colour = "getComputedStyle(document.querySelector('{}')).{}"
+        for words, paper in (("body", "body"), ("p.soft", "body"), ("td", ".scroll")):
+            shades = (colour.format(words, "color"), colour.format(paper, "backgroundColor"))
+            ink, ground = (luminance(tab.evaluate(shade)) for shade in shades)
+            assert (ink < ground) == (scheme == "light")
+            assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) > 4.5  # WCAG AA
+        picture = tab.locator(".pic").first
+        assert picture.evaluate("p => getComputedStyle(p).backgroundImage").startswith('url("data:')
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `rgb(r, g, b)`, from 0 to 1."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_models_measured_alike_stand_in_one_table(tmp_path, monkeypatch):
+    root, protocol = str(tmp_path), {"split": "test", "images": 3, "rerank": "none"}
+    models = {
+        "other": ({**protocol, "labels_trained_on": True}, True),
+        "val": ({**protocol, "split": "val"}, True),
+        "outdated": (protocol, False),
+        "mine": (protocol, True),
+    }
+    for name, (under, _) in models.items():
+        uri = _plan.folder(root, "evaluate", name, "metrics.json")
+        _store.write_json(uri, {"metrics": {}, "protocol": under})
+
+    def plan(recipe, root, name):
+        return SimpleNamespace(complete=models[name][1])
+
+    monkeypatch.setattr(evaluate, "plan", plan)
+    known = [(name, None) for name in (*models, "never evaluated")]
+    assert report.beside(root, known, ["mine"]) == ["other"]
+
+
+def test_rows_name_the_method_where_several_re_rank():
+    def row(label, method):
+        return report.Result(label, {}, {"rerank": method})
+
+    one, two = row("a, re-ranked", "inverted softmax"), row("b, re-ranked", "krnn")
+    assert report._label(one, [row("a", "none"), one]) == "a, re-ranked"
+    assert report._label(one, [one, two]) == "a, re-ranked: inverted softmax"
+    assert report._label(row("a", "none"), [row("a", "none"), one, two]) == "a"

@@ -1,0 +1,143 @@
+"""Search: what is nearest is brute force's, filters hold, shades are those of the labels."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.cli import recipes as _recipes
+from jobs.cli.main import main
+from pipeline.errors import InputError
+from pipeline.evaluation.ranking import scores
+from pipeline.search import index as search
+from pipeline.search.index import Gallery, Query
+
+
+@pytest.fixture(scope="module")
+def gallery(finished_run) -> Gallery:
+    ((name, recipe),) = _recipes.saved(finished_run, {}, None)
+    return Gallery(recipe, finished_run, name)
+
+
+@pytest.fixture(scope="module")
+def texts(gallery) -> list[str]:
+    return [gallery.pictures.captions[i] for i in gallery.vectors.text_ids[::7]]
+
+
+def test_a_caption_finds_what_brute_force_finds(gallery, texts):
+    """The vectors of stage 6 and of the search are of one model, so scores agree too."""
+    at = dict(zip(gallery.vectors.text_ids[::7], texts, strict=True))
+    rows = [gallery.vectors.text_ids.index(id_) for id_ in at]
+    all_QM = scores(gallery.vectors.texts[rows], gallery.vectors.images)
+    for text, scores_M in zip(at.values(), all_QM, strict=True):
+        hits = gallery.find(Query(text, top=5))
+        best = torch.topk(scores_M, 5)
+        assert [h.image_id for h in hits] == [gallery.vectors.image_ids[i] for i in best.indices]
+        assert [h.score for h in hits] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_many_queries_at_once_find_what_each_finds_alone(gallery, texts):
+    queries = [Query(text, top=3 + i % 4, shades=i % 2 == 0) for i, text in enumerate(texts)]
+    queries[1] = replace(queries[1], without="red")
+    for query, together in zip(queries, gallery.find_all(queries), strict=True):
+        alone = gallery.find(query)
+        assert [h.id for h in together] == [h.id for h in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+            assert one.relevance == pytest.approx(other.relevance, abs=1e-5)
+
+
+def test_filters_take_out_before_the_nearest_are_chosen(gallery):
+    every = len(gallery.vectors.image_ids)
+    captions = gallery.pictures.caption_texts
+    all_hits = gallery.find(Query("a red circle", top=every))
+    for words, without in (("red", ""), ("", "red"), ("a", "blue"), ("", "a the in on")):
+        hits = gallery.find(Query("a red circle", top=every, words=words, without=without))
+        kept = [
+            h.image_id
+            for h in all_hits
+            if any(set(words.split()) <= search._words(c) for c in captions(h.image_id))
+            and not any(set(without.split()) & search._words(c) for c in captions(h.image_id))
+        ]
+        assert [h.image_id for h in hits] == kept
+        few = gallery.find(Query("a red circle", top=2, words=words, without=without))
+        assert [h.image_id for h in few] == kept[:2]
+    middle = all_hits[every // 2].score
+    above = gallery.find(Query("a red circle", top=every, least=middle))
+    assert [h.id for h in above] == [h.id for h in all_hits if h.score >= middle]
+    assert len(above) == every // 2 + 1
+    assert gallery.find(Query("a red circle", words="nobodysaysthis", shades=True)) == []
+
+
+def test_shades_are_the_relevance_of_the_labels(gallery):
+    captions = gallery._captions
+    for row in (0, 33, 77):
+        text = gallery.pictures.captions[captions.caption_ids[row]]
+        hits = gallery.find(Query(text, top=99, shades=True))
+        (labels_M,) = captions.relevance_of_texts([row], gallery.recipe.label).tolist()
+        expected = dict(zip(captions.image_ids, labels_M, strict=True))
+        for hit in hits:  # embeddings are stored in half precision
+            assert hit.relevance == pytest.approx(expected[hit.image_id], abs=4e-3)
+    assert all(h.relevance is None for h in gallery.find(Query(text)))
+
+
+def test_a_picture_finds_captions_as_its_own_vector_does(gallery):
+    row = 5
+    image_id = gallery.vectors.image_ids[row]
+    data = gallery.pictures.samples[image_id].read()
+    hits = gallery.find(Query(picture=data, top=4))
+    found = scores(gallery.vectors.images[row : row + 1], gallery.vectors.texts)[0]
+    best = torch.topk(found, 4)
+    assert [h.id for h in hits] == [gallery.vectors.text_ids[i] for i in best.indices]
+    assert [h.text for h in hits] == [gallery.pictures.captions[h.id] for h in hits]
+    some = gallery.find(Query(picture=data, top=4, without="a"))
+    assert all("a" not in search._words(h.text) for h in some)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        (Query("  "), "the query is empty"),
+        (Query(picture=b"nonsense"), "no picture Pillow can read: not an image"),
+        (Query(picture=b"\xff\xd8\xff\xe0 torn"), "no picture Pillow can read"),
+        (Query(picture=b"\x93NUMPY torn"), "features do not load"),
+    ],
+)
+def test_bad_queries_are_refused_in_a_sentence(gallery, query, words):
+    with pytest.raises(InputError, match=words):
+        gallery.find(query)
+
+
+def test_a_features_file_is_refused_by_a_model_of_pictures(gallery):
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((3, 8), np.float32))
+    with pytest.raises(InputError, match="takes images"):
+        gallery.find(Query(picture=buffer.getvalue()))
+
+
+def test_the_terminal_shows_shades_and_the_page_has_everything_in_it(finished_run, capsys):
+    hostile = '<script>alert("a")</script> red'
+    main("search", [hostile, "--root", finished_run, "--json", "--without", "blue"])
+    out, said = capsys.readouterr()
+    hits = json.loads(out)["models"]["main"]["hits"]
+    assert 0 < len(hits) <= 8 and all(0 <= hit["relevance"] <= 1 for hit in hits)
+    assert any(shade in said for shade in search.SHADES)
+    page = Path(finished_run, "search.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--words", "red"], "are of a query's results"),
+        (["a dog", "--image", "dog.jpg"], "not allowed with argument"),
+    ],
+)
+def test_words_that_nothing_would_look_at_are_refused(finished_run, capsys, argv, said):
+    with pytest.raises(SystemExit) as ended:
+        main("search", [*argv, "--root", finished_run])
+    assert ended.value.code == 2 and said in capsys.readouterr().err

@@ -1,0 +1,207 @@
+"""Ingest: what a manifest holds, its splits, and the data sets that are refused."""
+
+import json
+import os
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.sharding import ingest
+from pipeline.storage import plan as _plan
+from pipeline.storage import store as _store
+from schemas.settings import Recipe
+from tests.helpers.datasets import FIVE, drawn, files, table_of, with_source
+from tests.helpers.stages import finish, ingested
+
+
+def images_of(recipe: Recipe, root) -> dict[str, list[str]]:
+    """Image ids by split as the shards will have them."""
+    manifest = ingest.read(f"{ingested(recipe, root)}/1-manifest")
+    order = ingest.splits(manifest, recipe.source)
+    return {split: manifest["image_id"].take(rows).to_pylist() for split, rows in order.items()}
+
+
+def test_an_image_id_that_is_there_twice_is_refused(tmp_path):
+    table_of(tmp_path, FIVE, "1.csv")
+    recipe = with_source(table_of(tmp_path, FIVE[2:3], "2.csv"), path=str(tmp_path / "*.csv"))
+    plan = ingest.plan(recipe, str(tmp_path))
+    finish(plan, ingest.write_part)
+    with pytest.raises(InputError, match="1 image ids appear more than once, the first is 'c'"):
+        ingest.check(plan)
+
+
+def test_the_images_of_every_split_are_counted(tmp_path):
+    index = finish(ingest.plan(drawn(), str(tmp_path)), ingest.write_part)
+    assert ingest.totals(index) == {"train": 20, "val": 5, "test": 7}
+
+
+def test_a_holdout_is_the_end_of_train_and_nothing_is_lost(tmp_path):
+    recipe = with_source(table_of(tmp_path, FIVE), holdout=2)
+    assert images_of(recipe, tmp_path / "r") == {"train": ["a", "b", "c"], "val": ["d", "e"]}
+
+
+@pytest.mark.parametrize("holdout", [5, 6])
+def test_a_holdout_that_leaves_no_train_image_is_refused(tmp_path, holdout):
+    recipe = with_source(table_of(tmp_path, FIVE), holdout=holdout)
+    with pytest.raises(InputError, match=f"source.holdout {holdout} needs more .*'train': 5"):
+        images_of(recipe, tmp_path / "r")
+
+
+def test_a_holdout_is_refused_where_there_is_a_val_split(tmp_path):
+    recipe = table_of(tmp_path, [*FIVE, ("f.jpg", "caption f", "val")])
+    with pytest.raises(InputError, match="no val split of its own"):
+        images_of(with_source(recipe, holdout=2), tmp_path / "r")
+    renamed = with_source(recipe, holdout=2, splits={"val": "test"})
+    assert [len(ids) for ids in images_of(renamed, tmp_path / "s").values()] == [3, 2, 1]
+
+
+def test_splits_are_renamed_and_dropped(tmp_path):
+    rows = [("a.jpg", "a", "train"), ("b.jpg", "b", "restval"), ("c.jpg", "c", "dev")]
+    recipe = table_of(tmp_path, [*rows, ("d.jpg", "d", "other")])
+    recipe = with_source(recipe, splits={"restval": "train", "dev": "val", "other": "drop"})
+    assert images_of(recipe, tmp_path / "r") == {"train": ["a", "b"], "val": ["c"]}
+
+
+def test_a_dropped_split_takes_its_truth_with_it(tmp_path):
+    root = ingested(drawn(source={"splits": {"val": "drop"}}), tmp_path)
+    kept = set(ingest.read(f"{root}/1-manifest")["image_id"].to_pylist())
+    assert {name.split("#")[0] for name in ingest.truth(f"{root}/1-manifest")} == kept
+
+
+def test_a_lost_table_of_truth_is_written_again(tmp_path):
+    root = ingested(drawn(), tmp_path)
+    before = files(root, "1-manifest")
+    (tmp_path / "1-manifest" / "truth-00000.parquet").unlink()
+    ingested(drawn(), tmp_path)
+    assert files(root, "1-manifest") == before
+
+
+def test_a_changed_annotation_file_is_read_again(tmp_path):
+    recipe = table_of(tmp_path, FIVE)
+    root = ingested(recipe, tmp_path / "r")
+    assert ingest.plan(recipe, root).complete
+    table_of(tmp_path, FIVE[:3])
+    assert not ingest.plan(recipe, root).complete
+    assert images_of(recipe, root) == {"train": ["a", "b", "c"]}
+
+
+# ---- data sets that are refused ----------------------------------------------------------------
+
+
+def ingest_all(recipe: Recipe, root) -> None:
+    plan = ingest.plan(recipe, str(root))
+    made = {piece.name: ingest.write_part(piece) for piece in plan.pieces}
+    ingest.check(plan)
+    plan.finish(made)
+
+
+def karpathy(folder, *images) -> Recipe:
+    (folder / "data.json").write_text(json.dumps({"images": images}))
+    source = {"kind": "karpathy", "path": f"{folder}/data.json", "images": str(folder)}
+    return Recipe(name="t", source=source)
+
+
+def said(text="a dog", id_=0, name="a.jpg", split="train") -> dict:
+    return {"filename": name, "split": split, "sentences": [{"raw": text, "sentid": id_}]}
+
+
+REFUSED = {  # a recipe, and what the sentence says
+    "no image": (lambda folder: karpathy(folder), "holds no image"),
+    "an image twice": (
+        lambda folder: karpathy(folder, said(id_=1), said(id_=2)),
+        "1 image ids appear more than once, the first is",
+    ),
+    "a caption twice": (
+        lambda folder: karpathy(folder, said(name="a.jpg"), said(name="b.jpg")),
+        "1 caption ids appear more than once",
+    ),
+    "a split with a slash": (
+        lambda folder: karpathy(folder, said(split="../up")),
+        "found a split called '../up'.*rename it with source.splits",
+    ),
+    "a split without name": (lambda folder: karpathy(folder, said(split="")), "split called ''"),
+    "a split with a line break": (
+        lambda folder: karpathy(folder, said(split="train\n")),
+        "found a split called",
+    ),
+    "half a character in a caption": (
+        lambda folder: karpathy(folder, said("a \ud83d dog")),
+        r"'a \\ud83d dog' holds '\\ud83d', half a character",
+    ),
+    "a name that is not UTF-8": (
+        lambda folder: karpathy(folder, said(name=os.fsdecode(b"caf\xe9.jpg"))),
+        "a byte that is not UTF-8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_data_set_that_cannot_be_meant_is_refused_in_a_sentence(tmp_path, name):
+    make, sentence = REFUSED[name]
+    with pytest.raises(InputError, match=sentence) as error:
+        ingest_all(make(tmp_path), tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+# ---- large manifests ---------------------------------------------------------------------------
+
+
+def table(rows: int, **changes) -> pa.Table:
+    captions = [{"caption_id": "é", "text": "a"}, {"caption_id": None, "text": "🐕"}]
+    row = {"uri": "u", "split": "train", "captions": captions, "source": "csv", "width": 7}
+    rows = [{"image_id": f"{n}"} | row | (changes if n == 3 else {}) for n in range(rows)]
+    return pa.Table.from_pylist(rows, ingest.MANIFEST)
+
+
+def large(rows: pa.Table) -> pa.Table:
+    return rows.cast(pa.schema([f.with_type(ingest._large(f.type)) for f in rows.schema]))
+
+
+def test_a_digest_depends_on_what_rows_hold_and_not_on_how_they_lie_in_memory():
+    whole = large(table(9))
+    apart = pa.concat_tables([whole.slice(0, 2), whole.slice(2, 4), whole.slice(6)])
+    padded = pa.concat_tables([whole.slice(5), whole, whole]).slice(4, 9)
+    taken = whole.take(list(range(9)))
+    digests = {ingest.digest(rows) for rows in (whole, apart, padded, taken)}
+    assert len(digests) == 1
+    assert ingest.digest(whole.slice(1)) not in digests
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[{"image_id": "x"}, {"uri": "v"}, {"split": "val"}, {"width": 8}, {"width": None}],
+        *[{"sha256": ""}, {"source": "x"}, {"height": 0}, {"captions": []}],
+        {"captions": [{"caption_id": "é", "text": "a"}]},
+        {"captions": [{"caption_id": "é", "text": "a"}, {"caption_id": "", "text": "🐕"}]},
+        {"captions": [{"caption_id": "éa", "text": ""}, {"caption_id": None, "text": "🐕"}]},
+        {"captions": [{"caption_id": "é", "text": "a🐕"}, {"caption_id": None, "text": ""}]},
+    ],
+    ids=str,
+)
+def test_every_change_of_a_row_changes_the_digest(change):
+    assert ingest.digest(large(table(5))) != ingest.digest(large(table(5, **change)))
+
+
+def test_a_part_is_written_in_blocks_and_none_is_lost(tmp_path, monkeypatch):
+    ingested(drawn(), tmp_path / "whole")
+    monkeypatch.setattr(ingest, "BLOCK", 7)
+    ingested(drawn(), tmp_path / "blocks")
+    for stage in ("whole", "blocks"):
+        rows = ingest.read(f"{tmp_path}/{stage}/1-manifest")
+        assert rows.num_rows == 32
+    one, other = (ingest.read(f"{tmp_path}/{stage}/1-manifest") for stage in ("whole", "blocks"))
+    assert one.equals(other)
+    assert ingest.truth(f"{tmp_path}/whole/1-manifest") == ingest.truth(
+        f"{tmp_path}/blocks/1-manifest"
+    )
+
+
+def test_an_empty_image_id_is_refused(tmp_path):
+    rows = table(5, image_id="")
+    folder = tmp_path / "1-manifest"
+    folder.mkdir()
+    _store.write_table(f"{folder}/part-00000.parquet", rows, "f", {})
+    with pytest.raises(InputError, match="1 images have an empty id"):
+        ingest.check(_plan.plan("ingest", str(folder), [], {"path": "x"}))

@@ -1,0 +1,257 @@
+"""One optimizer step: in chunks, in other arithmetic, on several workers, again."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import nn
+
+from pipeline.errors import InputError
+from pipeline.formulas.losses import info_nce
+from pipeline.models import TwoTower
+from pipeline.models.convolution import ConvolutionTower
+from pipeline.models.gru import GRUTower
+from pipeline.models.regions import RegionTower
+from pipeline.training.data import Batch
+from pipeline.training.distributed import World
+from pipeline.training.learner import Learner, NotFinite, lr_factor
+from schemas.settings import TrainSettings
+from tests.helpers import gloo
+
+PAIRS, REGIONS, FEATURES, WORDS = 16, 3, 6, 11
+
+
+def batch_of(start=0, end=PAIRS) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 5, (PAIRS,), generator=generator)
+    rows = slice(start, end)
+    return Batch(
+        images=torch.randn(PAIRS, REGIONS, FEATURES, generator=generator)[rows],
+        words=torch.randint(1, WORDS, (PAIRS, 5), generator=generator)[rows],
+        lengths=lengths[rows],
+        image_rows=torch.arange(PAIRS)[rows],
+        caption_rows=torch.arange(PAIRS)[rows],
+    )
+
+
+class Dropped(nn.Module):
+    """A text tower that draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.tower, self.drop = GRUTower(WORDS, 4, 8), nn.Dropout(0.5)
+
+    def forward(self, words, lengths):
+        return self.drop(self.tower(words, lengths))
+
+
+def model_of(text=lambda: GRUTower(WORDS, 4, 8)) -> TwoTower:
+    torch.manual_seed(0)
+    return TwoTower(RegionTower(FEATURES, 8), text())
+
+
+class Objective:
+    """InfoNCE over the gathered batch."""
+
+    def __init__(self, world: World):
+        self.world = world
+
+    def __call__(self, images, texts, batch, epoch):
+        rows = self.world.gather(batch.image_rows)
+        same = batch.image_rows[:, None] == rows[None, :]
+        loss = (
+            info_nce(images @ self.world.gather(texts).T, same, temperature=0.05).mean()
+            + info_nce(texts @ self.world.gather(images).T, same, temperature=0.05).mean()
+        ) / 2
+        return loss, {"info_nce": loss}
+
+
+def learner_of(model=None, **settings) -> Learner:
+    world = World()
+    settings = {"batch_size": PAIRS, "optimizer": "sgd", "lr": 0.1, "lr_schedule": "constant"} | (
+        settings
+    )
+    return Learner(model or model_of(), Objective(world), TrainSettings(**settings), world, 10)
+
+
+def weights_after(learner: Learner, steps: int, batch=None) -> dict[str, torch.Tensor]:
+    learner.parallel.train()
+    for number in range(steps):
+        learner.step(batch or batch_of(), number)
+    learner.check()
+    return copy.deepcopy(learner.model.state_dict())
+
+
+def assert_close(one: dict, two: dict, tolerance: float) -> None:
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("chunk", [4, 5, 15])
+def test_cached_gradients_are_those_of_the_whole_batch(chunk):
+    whole = weights_after(learner_of(), 5)
+    assert_close(weights_after(learner_of(chunk=chunk), 5), whole, 1e-6)
+
+
+def test_a_chunk_draws_the_same_again_when_its_gradient_is_taken():
+    """Dropout of the pass without a graph and of the one with it must agree."""
+    drawn = []
+
+    class Listening(Dropped):
+        def forward(self, words, lengths):
+            out = super().forward(words, lengths)
+            drawn.append((out != 0).detach())
+            return out
+
+    weights_after(learner_of(model_of(Listening), chunk=4), 1)
+    without, with_graph = drawn[:4], drawn[4:]
+    assert all(torch.equal(a, b) for a, b in zip(without, with_graph, strict=True))
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_cached_gradients_refuse_a_norm_over_the_batch():
+    model = TwoTower(ConvolutionTower(4, 8), GRUTower(WORDS, 4, 8))
+    with pytest.raises(InputError, match="image.stages.0.1 normalises over the whole"):
+        learner_of(model, chunk=4)
+
+
+def test_a_restored_learner_goes_on_bit_for_bit():
+    settings = {"optimizer": "adamw", "ema": 0.9, "weight_decay": 0.1}
+    whole = learner_of(model_of(Dropped), **settings)
+    expected = weights_after(whole, 6)
+    first = learner_of(model_of(Dropped), **settings)
+    weights_after(first, 3)
+    files, rest = first.state()
+    second = learner_of(model_of(Dropped), **settings)
+    second.restore(copy.deepcopy(files), rest)
+    for number in range(3, 6):
+        second.step(batch_of(), number)
+    for name, tensor in second.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    for one, two in zip(whole.averages, second.averages, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_averaged_weights_are_what_is_evaluated_and_kept():
+    learner = learner_of(ema=0.5)
+    start = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    trained = weights_after(learner, 1)
+    expected = {k: (start[k] + trained[k]) / 2 for k in start}
+    with learner.as_evaluated():
+        assert_close(learner.model.state_dict(), expected, 1e-6)
+        assert not learner.model.training
+    assert_close(learner.model.state_dict(), trained, 0)
+    files, _ = learner.state()
+    assert_close(files["model"], expected, 1e-6)
+    assert_close(files["raw"], trained, 0)
+
+
+def test_bf16_takes_nearly_the_same_steps():
+    whole = weights_after(learner_of(lr=0.01), 3)
+    assert_close(weights_after(learner_of(lr=0.01, precision="amp_bf16"), 3), whole, 3e-2)
+
+
+def test_fp16_leaves_out_steps_beyond_its_range_and_takes_the_others():
+    learner = learner_of(lr=0.01, precision="amp_fp16")
+    taken, number = 0, 0
+    while taken < 3:
+        before = learner.model.image.project.weight.clone()
+        learner.step(batch_of(), number)
+        number += 1
+        taken += not torch.equal(before, learner.model.image.project.weight)
+    assert_close(learner.model.state_dict(), weights_after(learner_of(lr=0.01), 3), 3e-2)
+    _, rest = learner.state()
+    assert rest["scaler"]["scale"] == 2.0 ** (16 - (number - taken))
+
+
+def test_compiled_towers_take_the_same_steps():
+    model = TwoTower(RegionTower(FEATURES, 8), Mean())
+    whole = weights_after(learner_of(copy.deepcopy(model)), 2)
+    assert_close(weights_after(learner_of(model, compile=True), 2), whole, 1e-6)
+
+
+class Mean(nn.Module):
+    """A text tower that compiles quickly."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed = nn.Embedding(WORDS, 8)
+
+    def forward(self, words, lengths):
+        return self.embed(words).mean(1)
+
+
+def test_the_batch_of_a_step_that_is_not_finite_is_handed_on():
+    learner = learner_of()
+    bad = batch_of()
+    bad.images[0, 0, 0] = float("nan")
+    learner.step(batch_of(), 0)
+    learner.step(bad, 1)
+    with pytest.raises(NotFinite, match="at step 1") as caught:
+        learner.step(batch_of(), 2)
+    assert caught.value.batch.images[0, 0, 0].isnan()
+    with pytest.raises(NotFinite):  # and before a checkpoint, without another step
+        learner = learner_of()
+        learner.step(bad, 0)
+        learner.check()
+
+
+def test_only_matrices_decay_and_a_tower_scales_its_rate():
+    class Slow(RegionTower):
+        def lr_scale(self, name):
+            return 0.1
+
+    model = TwoTower(Slow(FEATURES, 8), GRUTower(WORDS, 4, 8))
+    groups = learner_of(model, weight_decay=0.5).optimizer.param_groups
+    found = {(g["lr_scale"], g["weight_decay"], p.ndim) for g in groups for p in g["params"]}
+    assert found == {(0.1, 0.5, 2), (0.1, 0.0, 1), (1.0, 0.5, 2), (1.0, 0.0, 1)}
+
+
+def test_learning_rate_rises_then_follows_its_schedule():
+    settings = TrainSettings(epochs=2, lr_warmup=0.5, lr_schedule="cosine")
+    factors = [lr_factor(settings, step, 10) for step in range(20)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5] == 1.0 and all(a > b for a, b in zip(factors[5:], factors[6:], strict=False))
+    step = TrainSettings(epochs=3, lr_schedule="step")
+    assert [lr_factor(step, k, 10) for k in (0, 19, 20)] == [1.0, 1.0, 0.1]
+
+
+def worker(rank: int, size: int, folder: str) -> None:
+    gloo.meet(rank, size, folder, lambda: take_steps(rank, size, folder))
+
+
+def take_steps(rank: int, size: int, folder: str) -> None:
+    share = PAIRS // size
+    batch = batch_of(rank * share, (rank + 1) * share)
+    for settings in ({}, {"chunk": 3}, {"sharding": "fsdp"}, {"sharding": "fsdp", "ema": 0.5}):
+        learner = learner_of(optimizer="adamw", weight_decay=0.1, lr=0.01, **settings)
+        learner.parallel.train()
+        for number in range(3):
+            learner.step(batch, number)
+        files, rest = learner.state()
+        if rank == 0:
+            torch.save(files, f"{folder}/{'-'.join(map(str, settings.values())) or 'ddp'}.pt")
+        if settings.get("sharding"):  # and back again, from files that every worker reads
+            dist.barrier()
+            files = torch.load(f"{folder}/{'-'.join(map(str, settings.values()))}.pt")
+            everything = [rest]
+            dist.broadcast_object_list(everything)
+            other = learner_of(optimizer="adamw", weight_decay=0.1, lr=0.01, **settings)
+            other.restore(files, everything[0])
+            learner.step(batch, 3)
+            other.step(batch, 3)
+            for one, two in zip(learner.parameters, other.parameters, strict=True):
+                torch.testing.assert_close(one.full_tensor(), two.full_tensor())
+
+
+def test_two_workers_take_the_steps_of_one_whole_or_sharded_or_in_chunks(tmp_path):
+    multiprocessing.spawn(worker, (2, str(tmp_path)), nprocs=2)
+    one = weights_after(learner_of(optimizer="adamw", weight_decay=0.1, lr=0.01), 3)
+    for name in ("ddp", "3", "fsdp"):
+        assert_close(torch.load(tmp_path / f"{name}.pt")["model"], one, 1e-5)
+    averaged = torch.load(tmp_path / "fsdp-0.5.pt")
+    assert_close(averaged["raw"], one, 1e-5)
+    assert not torch.equal(averaged["model"]["image.project.weight"], one["image.project.weight"])
