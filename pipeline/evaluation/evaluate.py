@@ -61,7 +61,7 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
         )
         for entry in {entry["name"]: entry for entry in entries if entry["samples"]}.values()
     ]
-    return _plan.plan("vectors", folder, pieces, {})
+    return Plan.of("vectors", folder, pieces, {})
 
 
 def vectors_folder(root: str, name: str) -> str:
@@ -206,7 +206,7 @@ def plan_rankings(
         )
         for entry, uri in zip(entries, common["vectors"], strict=True)
     ]
-    return _plan.plan(stage, folder, pieces, common["protocol"])
+    return Plan.of(stage, folder, pieces, common["protocol"])
 
 
 def _leaving(recipe: Recipe, uris: tuple[str, ...]) -> Leaving:

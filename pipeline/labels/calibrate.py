@@ -18,7 +18,6 @@ from pipeline.labels import embed, encoders
 from pipeline.labels import judged_pairs as _judged
 from pipeline.labels.caption_vectors import map_of
 from pipeline.labels.judged_pairs import Judged
-from pipeline.storage import plan as _plan
 from pipeline.storage import store as _store
 from pipeline.storage.plan import Piece, Plan
 from schemas.relevance import Calibration
@@ -53,7 +52,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
         )
     if len({piece.output for piece in pieces}) < len(pieces):
         raise InputError(f"two of the encoders {', '.join(names)} share a folder name; rename one")
-    return _plan.plan("calibrate", folder_of(root), pieces, {})
+    return Plan.of("calibrate", folder_of(root), pieces, {})
 
 
 def write_cosines(piece: Piece) -> dict:

@@ -79,7 +79,7 @@ def plan_of(settings: EmbedSettings, root: str) -> Plan:
                 memory=memory,
             )
         )
-    return _plan.plan("embed", _folder(settings, root), pieces, matters)
+    return Plan.of("embed", _folder(settings, root), pieces, matters)
 
 
 def folder_of(recipe: Recipe, root: str) -> str:
@@ -224,7 +224,7 @@ def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
             "settings": settings,
         },
     )
-    return _plan.plan("embed", folder, [piece], matters)
+    return Plan.of("embed", folder, [piece], matters)
 
 
 def _folder(settings: EmbedSettings, root: str) -> str:

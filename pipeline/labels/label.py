@@ -66,7 +66,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
                 memory=int(BYTES * numbers),
             )
         )
-    return _plan.plan("label", folder, pieces, matters)
+    return Plan.of("label", folder, pieces, matters)
 
 
 def _check_calibration(recipe: Recipe) -> None:

@@ -20,9 +20,8 @@ from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval import ranks as _counting
 from pipeline.retrieval.ranks import Pairs
-from pipeline.storage import plan as _plan
 from pipeline.storage import store as _store
-from pipeline.storage.plan import Piece
+from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe, RerankSettings
 
 
@@ -172,7 +171,7 @@ def _trained(method: str, others: Others, recipe: Recipe, steps: list, folder: s
         fingerprint=_store.fingerprint("leaprr", method, own, pool, steps, others.version),
         inputs={"leaprr": settings, "steps": steps, "version": others.version},
     )
-    plan = _plan.plan("rerank", folder, [piece], own)
+    plan = Plan.of("rerank", folder, [piece], own)
     if plan.pending:
         training = Training(piece, lambda records: None, others.problems[lists], val)
         while training.epoch < settings.epochs:

@@ -58,7 +58,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
                 memory=memory,
             )
         )
-    return _plan.plan("rerank", folder, pieces, matters)
+    return Plan.of("rerank", folder, pieces, matters)
 
 
 def check(methods: tuple[str, ...]) -> None:
@@ -135,7 +135,7 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
                 "version": _store.fingerprint(versions),
             },
         )
-        plans.append(_plan.plan("rerank", folder, [piece], own))
+        plans.append(Plan.of("rerank", folder, [piece], own))
     return plans
 
 

@@ -37,7 +37,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
         )
         for number, part in enumerate(module.parts(settings))
     ]
-    return _plan.plan("ingest", folder, pieces, asked)
+    return Plan.of("ingest", folder, pieces, asked)
 
 
 def write_part(piece: Piece) -> dict:

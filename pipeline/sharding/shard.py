@@ -61,7 +61,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
                     inputs=inputs | {"settings": recipe.shard, "source": recipe.source},
                 )
             )
-    return _plan.plan("shard", folder, pieces, settings)
+    return Plan.of("shard", folder, pieces, settings)
 
 
 def write_shard(piece: Piece) -> dict:

@@ -51,6 +51,11 @@ class Plan:
     settings: dict[str, Any]
     index: dict = field(default_factory=dict)  # of the last time, {} if there was none
 
+    @classmethod
+    def of(cls, stage: str, folder: str, pieces: list[Piece], settings: dict) -> "Plan":
+        """The plan of a folder, with the index that the last time left there."""
+        return cls(stage, folder, tuple(pieces), settings, read_index(folder) or {})
+
     @property
     def fingerprint(self) -> str:
         names = [(piece.name, piece.fingerprint) for piece in self.pieces]
@@ -100,10 +105,6 @@ class Plan:
         _store.sweep(self.folder)
         _store.write_json(_store.join(self.folder, INDEX), index)
         return index
-
-
-def plan(stage: str, folder: str, pieces: list[Piece], settings: dict) -> Plan:
-    return Plan(stage, folder, tuple(pieces), settings, read_index(folder) or {})
 
 
 def version(entries: list[dict]) -> str:

@@ -46,7 +46,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
         fingerprint=_store.fingerprint("train", relevant, used),
         inputs={"recipe": recipe, "root": root, "name": name, "data": shards["version"]},
     )
-    return _plan.plan("train", folder, [piece], settings)
+    return Plan.of("train", folder, [piece], settings)
 
 
 def summary(piece: Piece) -> dict:

@@ -47,7 +47,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
         )
         for entry in shards["pieces"]
     ]
-    return _plan.plan("audit", folder, pieces, {})
+    return Plan.of("audit", folder, pieces, {})
 
 
 def folder_of(root: str) -> str:

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.sharding import ingest
-from pipeline.storage import plan as _plan
 from pipeline.storage import store as _store
+from pipeline.storage.plan import Plan
 from schemas.settings import Recipe
 from tests.helpers.datasets import FIVE, drawn, files, table_of, with_source
 from tests.helpers.stages import finish, ingested
@@ -204,4 +204,4 @@ def test_an_empty_image_id_is_refused(tmp_path):
     folder.mkdir()
     _store.write_table(f"{folder}/part-00000.parquet", rows, "f", {})
     with pytest.raises(InputError, match="1 images have an empty id"):
-        ingest.check(_plan.plan("ingest", str(folder), [], {"path": "x"}))
+        ingest.check(Plan.of("ingest", str(folder), [], {"path": "x"}))
