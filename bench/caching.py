@@ -13,7 +13,7 @@ import time
 import torch
 from torch import nn
 
-from bench import peak_memory as memory
+from bench import peak_memory
 from pipeline.models import TwoTower
 from pipeline.training.data import Batch
 from pipeline.training.distributed import World
@@ -69,12 +69,12 @@ def step(size: int, chunk: int, out: multiprocessing.Queue) -> None:
     objective = Objective(settings, LabelSettings(), None, None, world)
     learner = Learner(model, objective, settings, world, 100)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    batch, base = batch_of(size), memory.from_here()
+    batch, base = batch_of(size), peak_memory.from_here()
     started = time.process_time()
     learner.step(batch, 0)
     learner.check()
     seconds = time.process_time() - started
-    peak = memory.peak()
+    peak = peak_memory.peak()
     change = {name: (p.detach() - before[name]).numpy() for name, p in model.named_parameters()}
     out.put((peak - base, seconds, change))
 

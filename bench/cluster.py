@@ -27,12 +27,9 @@ import psutil
 # Ray's workers would be at niceness 15, and lose to whatever else runs.
 os.environ.update({"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"})
 
-from jobs.cluster import tasks as _cluster  # noqa: E402
+from jobs.cluster import tasks  # noqa: E402
 from pipeline.labels import embed, label
-from pipeline.sharding import (
-    ingest,
-    shard,  # noqa: E402
-)
+from pipeline.sharding import ingest, shard
 from schemas.settings import Recipe  # noqa: E402
 
 STAGES = ("shard", "embed", "label")
@@ -104,7 +101,7 @@ def ray_with_two():
     import ray
 
     # While one CPU is taken Ray ends the worker that is idle: the next round's would be cold.
-    _cluster.start_here(2, _system_config={"idle_worker_killing_time_threshold_ms": 10**9})
+    tasks.start_here(2, _system_config={"idle_worker_killing_time_threshold_ms": 10**9})
     yield
     ray.shutdown()
 
@@ -126,9 +123,9 @@ def measure(recipe: Recipe, manifest: Path, rounds: int) -> dict[tuple, list[dic
     with ray_with_two(), start(2) as two, start(1) as one:
         ways = {
             ("pool", 2): (through_pool(two), contextlib.nullcontext),
-            ("Ray", 2): (_cluster.fan_out, contextlib.nullcontext),
+            ("Ray", 2): (tasks.fan_out, contextlib.nullcontext),
             ("pool", 1): (through_pool(one), contextlib.nullcontext),
-            ("Ray", 1): (_cluster.fan_out, one_taken),
+            ("Ray", 1): (tasks.fan_out, one_taken),
         }
         took: dict[tuple, list[dict]] = {way: [] for way in ways}
         for turn in range(rounds + 1):

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from sklearn.metrics import ndcg_score
 
-from bench import peak_memory as memory
+from bench import peak_memory
 from pipeline.formulas.metrics import ndcg
-from pipeline.retrieval import ranks as _counting
+from pipeline.retrieval import ranks
 from pipeline.retrieval.ranks import Pairs
 
 IMAGES, TEXTS, WIDTH = 5000, 25000, 1024
@@ -40,7 +40,7 @@ def seconds(work) -> float:
 
 def products(images, texts) -> None:
     """The whole product, block by block."""
-    block = _counting.BLOCK
+    block = ranks.BLOCK
     buffer = torch.empty(block * block)
     for i in range(0, IMAGES, block):
         for j in range(0, TEXTS, block):
@@ -62,7 +62,7 @@ def from_vectors(images, texts) -> None:
     best = {"product": np.inf, "places": np.inf}
     for _ in range(ROUNDS):
         best["product"] = min(best["product"], seconds(lambda: products(images, texts)))
-        taken = seconds(lambda: _counting.of_vectors(images, texts, *PAIRS))
+        taken = seconds(lambda: ranks.of_vectors(images, texts, *PAIRS))
         best["places"] = min(best["places"], taken)
     rate = 2 * IMAGES * TEXTS * WIDTH / best["product"] / 1e9
     share = best["product"] / best["places"]
@@ -74,7 +74,7 @@ def from_vectors(images, texts) -> None:
 
 
 def from_matrix(scores: torch.Tensor) -> None:
-    ours = min(seconds(lambda: _counting.of_matrix(scores, *PAIRS)) for _ in range(ROUNDS))
+    ours = min(seconds(lambda: ranks.of_matrix(scores, *PAIRS)) for _ in range(ROUNDS))
     matrix, step = scores.numpy(), IMAGES // SAMPLE
     of_i = seconds(lambda: argsort_loop(matrix, range(0, IMAGES, step), ())) * step
     of_t = seconds(lambda: argsort_loop(matrix, (), range(0, TEXTS, 5 * step))) * 5 * step
@@ -100,18 +100,16 @@ def above_the_vectors(images, texts) -> None:
     if child := os.fork():
         os.waitpid(child, 0)
         return
-    start = memory.from_here()
-    _counting.of_vectors(images, texts, *PAIRS)
-    print(f"memory above the vectors: {memory.peak() - start:.0f} MB", flush=True)
+    start = peak_memory.from_here()
+    ranks.of_vectors(images, texts, *PAIRS)
+    print(f"memory above the vectors: {peak_memory.peak() - start:.0f} MB", flush=True)
     os._exit(0)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     images, texts = vectors()
-    _counting.of_vectors(
-        images[:50], texts[:250], *(Pairs(p[0][:50], p[1][:50] % 50) for p in PAIRS)
-    )
+    ranks.of_vectors(images[:50], texts[:250], *(Pairs(p[0][:50], p[1][:50] % 50) for p in PAIRS))
     above_the_vectors(images, texts)
     from_vectors(images, texts)
     scores = images @ texts.T

@@ -20,9 +20,8 @@ import time
 
 import torch
 
-from bench import peak_memory as memory
-from pipeline.formulas.kernels import pairs as _pairs
-from pipeline.formulas.kernels import sort as _sort
+from bench import peak_memory
+from pipeline.formulas.kernels import pairs, sort
 from pipeline.formulas.kernels.smooth_rank import smooth_rank
 from pipeline.formulas.losses import both_directions, kendall_rank, smooth_ndcg, triplet
 from pipeline.formulas.metrics import kendall_tau
@@ -72,9 +71,9 @@ def alone(work_of):
     child = os.fork()
     if child == 0:
         work = work_of()
-        start = memory.from_here()
+        start = peak_memory.from_here()
         result = work()
-        peak = memory.peak() - start
+        peak = peak_memory.peak() - start
         value = result if isinstance(result, float) else 0.0
         os.write(writer, f"{value} {peak}".encode())
         os._exit(0)
@@ -91,11 +90,11 @@ def alone(work_of):
 @contextlib.contextmanager
 def torch_alone(alone=True):
     """As if numba were not installed."""
-    kept = _sort.compiled
+    kept = sort.compiled
     if alone:
-        _sort.compiled = _pairs.compiled = lambda: None
+        sort.compiled = pairs.compiled = lambda: None
     yield
-    _sort.compiled = _pairs.compiled = kept
+    sort.compiled = pairs.compiled = kept
 
 
 def table(title, rows):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.training.data import SHUFFLE_BLOCK, Order
+from pipeline.training.sampler import SHUFFLE_BLOCK, Order
 
 BATCH, LANES = 128, 8
 

@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 import torch
 
-from bench import peak_memory as memory
+from bench import peak_memory
 from bench.encode import captions_of
 from pipeline.labels import embed
 from pipeline.retrieval.nearest import BLOCK, top_k
@@ -105,10 +105,10 @@ def beyond(make, name: str) -> None:
     if child == 0:
         v_ND = make()
         top_k(v_ND[:300], None, K, scan="int8", fast=True)  # compiles
-        start = memory.from_here()
+        start = peak_memory.from_here()
         taken, found = seconds(lambda: top_k(v_ND, None, K))
         output = sum(part.numel() * part.element_size() for part in found) / 2**20
-        extra, block = memory.peak() - start - output, 4 * BLOCK**2 / 2**20
+        extra, block = peak_memory.peak() - start - output, 4 * BLOCK**2 / 2**20
         codes = len(v_ND) * v_ND.shape[1] / 2**20
         print(
             f"{name}, N = {len(v_ND):,}: {taken:.1f} CPU s; vectors {4 * codes:.0f} MB, output "

@@ -19,13 +19,13 @@ import time
 
 import torch
 
-from jobs.cli import recipes as _recipes
+from jobs.cli import recipes
 from pipeline.reranking import fitting
 from pipeline.reranking.inputs import problem_of, vectors_of
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import Training
 from pipeline.reranking.problem import SIDES, Problem
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from pipeline.storage.plan import Piece
 from schemas.settings import LeaPRRSettings, RerankSettings
 
@@ -44,8 +44,8 @@ class Model:
 
     def __init__(self, named: str):
         root, _, name = named.rpartition(":")
-        root = _store.absolute(root)
-        ((_, self.recipe),) = _recipes.saved(root, OVERRIDES, name)
+        root = store.absolute(root)
+        ((_, self.recipe),) = recipes.saved(root, OVERRIDES, name)
         splits = ("train", "val", self.recipe.evaluate.split)
         self.vectors = vectors_of(self.recipe, root, name, splits)
 

@@ -16,10 +16,10 @@ import aiohttp
 import numpy as np
 import psutil
 
-from jobs.cli import recipes as _recipes
-from jobs.cluster import serving as _cluster_serve
+from jobs.cli import recipes
+from jobs.cluster import serving
 from pipeline.reports.pictures import Pictures
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 
 async def load(url: str, texts: list[str], shades: bool, seconds: float, concurrent: int) -> dict:
@@ -68,15 +68,15 @@ def main() -> None:
     parser.add_argument("--concurrent", type=int, default=200)
     parser.add_argument("--replicas", type=int, default=1)
     options = parser.parse_args()
-    root = _store.absolute(options.root)
+    root = store.absolute(options.root)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {"serve": {"port": port, "replicas": options.replicas}}
-    name, recipe = _recipes.saved(root, settings, None)[0]
+    name, recipe = recipes.saved(root, settings, None)[0]
     pictures = Pictures(root, recipe.evaluate.split)
     texts = list(pictures.captions.values())
-    url = _cluster_serve.start(recipe, root, name)
+    url = serving.start(recipe, root, name)
     print(
         f"{len(pictures.samples):,} images, {options.concurrent} at once, {options.seconds:g} s",
         flush=True,
@@ -97,7 +97,7 @@ def main() -> None:
                 flush=True,
             )
     finally:
-        _cluster_serve.stop()
+        serving.stop()
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ import pyarrow as pa
 import webdataset
 from PIL import Image
 
-from bench import peak_memory as memory
+from bench import peak_memory
 from pipeline.sharding import shard
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
+from pipeline.storage.plan import Piece
 from schemas.manifest import MANIFEST
 from schemas.settings import ShardSettings, SourceSettings
 
@@ -51,7 +51,7 @@ def ours(rows: pa.Table, folder: str, **settings) -> None:
     for number, start in enumerate(range(0, rows.num_rows, SAMPLES)):
         inputs = {"rows": rows.slice(start, SAMPLES), "split": "train", "excluded": {}}
         inputs |= {"settings": ShardSettings(**settings), "source": SourceSettings()}
-        shard.write_shard(_plan.Piece(f"{number}", f"{folder}/{number}.parquet", "f", inputs))
+        shard.write_shard(Piece(f"{number}", f"{folder}/{number}.parquet", "f", inputs))
 
 
 def loop(rows: pa.Table, folder: str, *, decode: bool, members: int) -> None:
@@ -117,7 +117,7 @@ def scale(files: list[str], count: int) -> None:
         before, start = new_peak(), time.process_time()
         ours(rows, folder)
         each = (time.process_time() - start) / count * 1e6
-        more = memory.peak() - before
+        more = peak_memory.peak() - before
     print(f"{count:>9,} samples {each:8.0f} µs a sample   {more:6.0f} MB more at peak")
 
 
@@ -125,13 +125,13 @@ def plan(files: list[str], count: int) -> None:
     from schemas.settings import Recipe
 
     with tempfile.TemporaryDirectory() as root:
-        folder = _plan.folder(root, "ingest")
-        _store.write_json(_store.join(folder, _plan.INDEX), {"pieces": []})
+        folder = run_folder.folder(root, "ingest")
+        store.write_json(store.join(folder, run_folder.INDEX), {"pieces": []})
         for part in range(0, count, 50_000):
             rows = manifest(files, min(50_000, count - part))
             ids = pa.array([f"image-{part + i}" for i in range(rows.num_rows)])
             rows = rows.set_column(0, MANIFEST.field(0), ids)
-            _store.write_table(_store.join(folder, f"part-{part:09d}.parquet"), rows, "f", {})
+            parquet.write_table(store.join(folder, f"part-{part:09d}.parquet"), rows, "f", {})
         size = rows.nbytes / rows.num_rows * count / 1e6
         del rows, ids
         before, start = new_peak(), time.process_time()
@@ -139,14 +139,14 @@ def plan(files: list[str], count: int) -> None:
         seconds = time.process_time() - start
     print(
         f"{count:>9,} rows ({size:,.0f} MB): {len(pieces):,} shards planned in {seconds:.1f} s, "
-        f"{seconds / count * 1e6:.1f} µs a row; {memory.peak() - before:,.0f} MB more at peak"
+        f"{seconds / count * 1e6:.1f} µs a row; {peak_memory.peak() - before:,.0f} MB more at peak"
     )
 
 
 def new_peak() -> float:
     """MB this process holds now; its peak is counted from here."""
     pa.default_memory_pool().release_unused()
-    return memory.from_here()
+    return peak_memory.from_here()
 
 
 def main() -> None:

@@ -177,12 +177,12 @@ def measure() -> None:
     """Shards of drawn scenes, made by Ray's tasks here, and the same simulated."""
     import ray
 
-    from jobs.cluster import tasks as _cluster
+    from jobs.cluster import tasks
 
     print("| stage | workers | pieces | s a piece | spread | measured, s | simulated, s | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for workers in (1, 2):
-        _cluster.start_here(workers)
+        tasks.start_here(workers)
         for scenes in (300, 900):
             for name, took, wall in _run(scenes):
                 mean = sum(took) / len(took)
@@ -196,7 +196,7 @@ def measure() -> None:
 
 def _run(scenes: int):
     """(stage, seconds of every piece, seconds of all) of sharding and embedding drawn scenes."""
-    from jobs.cluster import tasks as _cluster
+    from jobs.cluster import tasks
     from pipeline.labels import embed
     from pipeline.sharding import ingest, shard
     from schemas.settings import Recipe
@@ -207,20 +207,20 @@ def _run(scenes: int):
         plan = ingest.plan(recipe, root)
         plan.finish({piece.name: ingest.write_part(piece) for piece in plan.pieces})
         plan = shard.plan(recipe, root)
-        yield "shard", *_timed(_cluster, plan, shard.write_shard)
+        yield "shard", *_timed(tasks, plan, shard.write_shard)
         for step in embed.steps(recipe.embed, root):
-            found = _timed(_cluster, step.plan, step.make)
+            found = _timed(tasks, step.plan, step.make)
         yield "embed", *found
 
 
-def _timed(_cluster, plan, make) -> tuple[list[float], float]:
+def _timed(tasks, plan, make) -> tuple[list[float], float]:
     def timed(piece):
         started = time.perf_counter()
         return {"summary": make(piece), "took": time.perf_counter() - started}
 
-    _cluster.fan_out(lambda piece: {"ready": bool(make)}, plan.pieces[:2])  # workers have started
+    tasks.fan_out(lambda piece: {"ready": bool(make)}, plan.pieces[:2])  # workers have started
     started = time.perf_counter()
-    made = _cluster.fan_out(timed, plan.pieces)
+    made = tasks.fan_out(timed, plan.pieces)
     wall = time.perf_counter() - started
     plan.finish({name: found["summary"] for name, found in made.items()})
     return [found["took"] for found in made.values()], wall

@@ -22,8 +22,7 @@ from jobs.cluster.polling import meanwhile
 from pipeline.evaluation import evaluate
 from pipeline.reranking import rerank
 from pipeline.sharding.exclusions import Leaving
-from pipeline.storage import store as _store
-from pipeline.storage import vector_columns as _vectors
+from pipeline.storage import parquet, vector_columns
 from pipeline.storage.plan import Piece
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.settings import Recipe
@@ -46,9 +45,9 @@ def write_vectors(uri: str, split: str, images: int, dim: int) -> None:
         "id": ids + texts,
         "image_id": ids + [text.split("#")[0] for text in texts],
         "modality": ["image"] * images + ["text"] * len(texts),
-        "vector": _vectors.vector_column(unit(6 * images, dim)),
+        "vector": vector_columns.vector_column(unit(6 * images, dim)),
     }
-    _store.write_table(uri, pa.table(columns, schema=tower_schema(dim)), "", {})
+    parquet.write_table(uri, pa.table(columns, schema=tower_schema(dim)), "", {})
 
 
 def write_sentences(uri: str, split: str, images: int, dim: int) -> None:
@@ -56,9 +55,9 @@ def write_sentences(uri: str, split: str, images: int, dim: int) -> None:
     columns = {
         "caption_id": [f"{id_}#{number % 5}" for number, id_ in enumerate(ids)],
         "image_id": ids,
-        "vector": _vectors.vector_column(unit(5 * images, dim).astype(np.float16)),
+        "vector": vector_columns.vector_column(unit(5 * images, dim).astype(np.float16)),
     }
-    _store.write_table(uri, pa.table(columns, schema=embedding_schema(dim)), "", {})
+    parquet.write_table(uri, pa.table(columns, schema=embedding_schema(dim)), "", {})
 
 
 def task(folder: str, scored: bool) -> Piece:

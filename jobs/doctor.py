@@ -4,26 +4,25 @@ import json
 import os
 from pathlib import Path
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.show import Show
-from jobs.cluster import examine as _cluster_doctor
-from jobs.cluster import health as doctor
+from jobs.cluster import examine, health
 from jobs.cluster.health import Line
-from jobs.tracking import tracker as _track
+from jobs.tracking import tracker
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def run(root: str, options) -> None:
     """Prints a line a check; ends the process with 1 where one fails."""
-    driver = {**doctor.facts(), "root": root, "mlflow_uri": _track.default_uri(root)}
+    driver = {**health.facts(), "root": root, "mlflow_uri": tracker.default_uri(root)}
     try:
-        machines = _cluster_doctor.examine(root, driver["mlflow_uri"])
-        lines = doctor.lines(driver, machines)
+        machines = examine.examine(root, driver["mlflow_uri"])
+        lines = health.lines(driver, machines)
     except (OSError, RuntimeError, ValueError) as error:
         lines = [_no_ray(error)]
     if Path("jobs", "doctor.py").exists() and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        lines.append(doctor.upload(_cluster_doctor.upload(".")))
+        lines.append(health.upload(examine.upload(".")))
     if options.json:
         print(json.dumps([line._asdict() for line in lines]))
     else:
@@ -48,4 +47,4 @@ def _print(lines: list[Line]) -> None:
 
 
 if __name__ == "__main__":
-    _cli.main("doctor")
+    main.main("doctor")

@@ -1,8 +1,8 @@
 """halftone embed: captions become unit vectors of a frozen encoder."""
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.run import Run, Stage
-from pipeline.evaluation import graded_relevance as _graded
+from pipeline.evaluation import graded_relevance
 from pipeline.labels import embed
 from pipeline.labels.encoders import encoder_label, guards
 from schemas.settings import EmbedSettings
@@ -12,7 +12,7 @@ def run(run: Run) -> None:
     settings, judge = run.recipe.embed, run.recipe.evaluate.encoder
     with run.stage("embed") as stage:
         if judge is not None:
-            _make(stage, _graded.settings_of(judge, run.recipe))
+            _make(stage, graded_relevance.settings_of(judge, run.recipe))
         index = _make(stage, settings)
         stage.note(
             captions=sum(entry["captions"] for entry in index["pieces"]),
@@ -29,4 +29,4 @@ def _make(stage: Stage, settings: EmbedSettings) -> dict:
 
 
 if __name__ == "__main__":
-    _cli.main("embed")
+    main.main("embed")

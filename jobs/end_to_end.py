@@ -1,7 +1,7 @@
 """halftone run: all eight stages for every model of the recipe, and a table of them all."""
 
 from jobs import embed, evaluate, ingest, label, rerank, search, shard, train
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.commands import report
 from jobs.cli.run import Run
 
@@ -16,4 +16,4 @@ def run(run: Run) -> None:
 closing = report.closing
 
 if __name__ == "__main__":
-    _cli.main("run")
+    main.main("run")

@@ -1,17 +1,17 @@
 """halftone evaluate: tower vectors, rankings and metrics of a trained model."""
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.run import Run, Stage
-from pipeline.evaluation import evaluate, protocols
-from pipeline.reports import report
-from pipeline.storage import store as _store
+from pipeline.evaluation import evaluate, protocols, results, tower_vectors
+from pipeline.reports.results import protocol_line
+from pipeline.storage import store
 from pipeline.storage.plan import Plan
 
 
 def run(run: Run) -> None:
     with run.stage("evaluate") as stage:
-        vectors = evaluate.plan_vectors(run.recipe, run.root, run.name)
-        stage.make(vectors, evaluate.write_vectors, gpu=True)
+        vectors = tower_vectors.plan_vectors(run.recipe, run.root, run.name)
+        stage.make(vectors, tower_vectors.write_vectors, gpu=True)
         plan = evaluate.plan(run.recipe, run.root, run.name)
         stage.make(plan, evaluate.write_rankings)
         if not run.dry:
@@ -20,19 +20,19 @@ def run(run: Run) -> None:
             for table in [protocols.Table(**table) for table in found["tables"].values()]:
                 cells = ["", run.name, "95 %"], protocols.rows(table)
                 run.show.table("", *cells, protocols.line(table))
-            run.show.line(f"  {report.protocol_line(found['protocol'])}")
+            run.show.line(f"  {protocol_line(found['protocol'])}")
 
 
 def _results(stage: Stage, plan: Plan) -> dict:
     """metrics.json, made again where it was of something else."""
-    run, uri = stage.run, evaluate.results_uri(plan)
-    found = _store.read_json(uri) if _store.exists(uri) else {}
-    if found.get("version") != evaluate.results_version(plan, run.recipe):
+    run, uri = stage.run, results.results_uri(plan)
+    found = store.read_json(uri) if store.exists(uri) else {}
+    if found.get("version") != results.results_version(plan, run.recipe):
         stage.start()
-        found = evaluate.all_results(plan, run.recipe, run.root, run.name)
-        _store.write_json(uri, found)
+        found = results.all_results(plan, run.recipe, run.root, run.name)
+        store.write_json(uri, found)
     return found
 
 
 if __name__ == "__main__":
-    _cli.main("evaluate")
+    main.main("evaluate")

@@ -1,6 +1,6 @@
 """halftone ingest: annotations of any known kind become a manifest, one row an image."""
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.sharding import ingest
 
@@ -15,4 +15,4 @@ def run(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    _cli.main("ingest")
+    main.main("ingest")

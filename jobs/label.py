@@ -1,10 +1,9 @@
 """halftone label: caption similarity becomes relevance, the top candidates of every query."""
 
-from jobs.cli import label_pages as _label_pages
-from jobs.cli import main as _cli
+from jobs.cli import label_pages, main
 from jobs.cli.run import Run
 from pipeline.labels import label
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 
 def run(run: Run) -> None:
@@ -17,10 +16,10 @@ def run(run: Run) -> None:
             stage.note(decided=sum(entry["decided"] for entry in entries))
         if stage.made:
             histograms = label.calibration(entries)
-            _store.write_json(_store.join(plan.folder, "calibration.json"), histograms)
+            store.write_json(store.join(plan.folder, "calibration.json"), histograms)
         if not run.dry:
-            _label_pages.write(run, stage, plan.folder)
+            label_pages.write(run, stage, plan.folder)
 
 
 if __name__ == "__main__":
-    _cli.main("label")
+    main.main("label")

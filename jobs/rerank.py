@@ -1,13 +1,12 @@
 """halftone rerank: re-rankers fitted on train and val, and the rankings they give."""
 
-from jobs.cli import main as _cli
-from jobs.cli import rerank_external as others
+from jobs.cli import main, rerank_external
 from jobs.cli.run import Run, Stage
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import results
 from pipeline.reranking import rerank
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
-arguments = others.arguments
+arguments = rerank_external.arguments
 
 
 def run(run: Run, options=None) -> None:
@@ -29,10 +28,10 @@ def _ranked(stage: Stage, method: str, chosen: bool) -> dict:
     index = stage.make(plan, rerank.write_rankings)
     if run.dry:
         return {}
-    metrics, cost = evaluate.metrics(plan), rerank.cost(index)
-    uri = _store.join(plan.folder, "metrics.json")
-    if stage.made or not _store.exists(uri):
-        _store.write_json(uri, {**evaluate.results(plan, run.recipe), "cost": cost})
+    metrics, cost = results.metrics(plan), rerank.cost(index)
+    uri = store.join(plan.folder, "metrics.json")
+    if stage.made or not store.exists(uri):
+        store.write_json(uri, {**results.results(plan, run.recipe), "cost": cost})
     if chosen:
         stage.metrics("reranked", metrics)
         stage.note(**{k: v for k, v in index["settings"].items() if "_i2t" in k or "_t2i" in k})
@@ -40,4 +39,4 @@ def _ranked(stage: Stage, method: str, chosen: bool) -> dict:
 
 
 if __name__ == "__main__":
-    _cli.main("rerank")
+    main.main("rerank")

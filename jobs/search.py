@@ -1,10 +1,11 @@
 """halftone search: a text finds images, --image FILE finds captions; without either, a page."""
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.search import index as search
-from pipeline.storage import store as _store
+from pipeline.search import index
+from pipeline.search import page as search_page
+from pipeline.storage import store
 
 
 def arguments(parser) -> None:
@@ -22,12 +23,12 @@ def run(run: Run, options=None) -> None:
     if options is not None and not asked and (options.words or options.without):
         raise InputError("--words and --without are of a query's results; write what to look for")
     with run.stage("search") as stage:
-        uri = _store.join(run.root, f"search-{run.name}.html")
-        version = search.version(run.recipe, run.root, run.name)
+        uri = store.join(run.root, f"search-{run.name}.html")
+        version = search_page.version(run.recipe, run.root, run.name)
         if stage.page(uri, version):
-            gallery = search.Gallery(run.recipe, run.root, run.name)
-            page = search.page(gallery, search.default_queries(gallery))
-            _store.write_bytes(uri, page.encode())
+            gallery = index.Gallery(run.recipe, run.root, run.name)
+            page = search_page.page(gallery, index.default_queries(gallery))
+            store.write_bytes(uri, page.encode())
             run.track.artifact("search", "search.html", page.encode())
     return None
 
@@ -35,19 +36,19 @@ def run(run: Run, options=None) -> None:
 def answer(run: Run, options) -> None:
     """The hits of one query, in the terminal and as a page."""
     settings = run.recipe.search
-    gallery = search.Gallery(run.recipe, run.root, run.name)
-    query = search.Query(
+    gallery = index.Gallery(run.recipe, run.root, run.name)
+    query = index.Query(
         text=options.query or "",
-        picture=search.read_picture(options.image) if options.image else None,
+        picture=index.read_picture(options.image) if options.image else None,
         top=settings.top,
         words=options.words,
         without=options.without,
         shades=settings.shades and not options.image,
     )
-    uri = _store.join(run.root, "search.html")
-    hits, page = search.ask(gallery, query)
-    _store.write_bytes(uri, page.encode())
-    columns, rows = search.table(hits)
+    uri = store.join(run.root, "search.html")
+    hits, page = search_page.ask(gallery, query)
+    store.write_bytes(uri, page.encode())
+    columns, rows = search_page.table(hits)
     run.show.table("", columns, rows, f"model {run.name}; as a page: {uri}")
     run.results["hits"] = [
         {"image": h.image_id, "score": h.score, "relevance": h.relevance, "text": h.text}
@@ -56,4 +57,4 @@ def answer(run: Run, options) -> None:
 
 
 if __name__ == "__main__":
-    _cli.main("search")
+    main.main("search")

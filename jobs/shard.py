@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.sharding import shard
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 
 def run(run: Run) -> None:
@@ -15,10 +15,10 @@ def run(run: Run) -> None:
         index = stage.make(plan, shard.write_shard, check=check)
         if not run.dry:
             stage.note(**shard.totals(index), version=index["version"])
-            rejected = _store.join(plan.folder, shard.REJECTED)
-            if _store.exists(rejected):
+            rejected = store.join(plan.folder, shard.REJECTED)
+            if store.exists(rejected):
                 run.show.line(f"  what was rejected, and why: {rejected}")
 
 
 if __name__ == "__main__":
-    _cli.main("shard")
+    main.main("shard")

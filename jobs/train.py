@@ -1,12 +1,12 @@
 """halftone train: a two-tower model is trained under Ray Train."""
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.run import Run
 from jobs.cluster import estimate
 from pipeline.errors import InputError
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from pipeline.storage.plan import Plan
-from pipeline.training import train
+from pipeline.training import saved_model, train
 from pipeline.training.probe import probe
 
 
@@ -20,7 +20,7 @@ def run(run: Run) -> None:
                 "  the model there is of other data or settings and is trained anew; "
                 "--resume latest goes on from it, --name NEW keeps it"
             )
-        entry = stage.train(plan, train.fit, train.summary)["pieces"][0]
+        entry = stage.train(plan, train.fit, saved_model.summary)["pieces"][0]
         stage.note(model=run.name, parameters=entry["parameters"], epoch=entry["epoch"])
         if "val/rsum" in entry["metrics"]:
             stage.note(val_rsum=entry["metrics"]["val/rsum"])
@@ -29,7 +29,7 @@ def run(run: Run) -> None:
         if entry.get("collapsed"):
             stage.note(collapsed_in_epochs=", ".join(map(str, entry["collapsed"])))
         if stage.made:
-            run.track.records("train", _store.read_json(plan.pieces[0].output)["records"])
+            run.track.records("train", store.read_json(plan.pieces[0].output)["records"])
             run.track.model("train", plan.folder, entry["metrics"].get("val/rsum", -1.0))
 
 
@@ -55,4 +55,4 @@ def forecast(run: Run, plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    _cli.main("train")
+    main.main("train")

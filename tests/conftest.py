@@ -53,9 +53,9 @@ def ray_here():
     """Ray on this machine, started once."""
     import ray
 
-    from jobs.cluster import tasks as _cluster
+    from jobs.cluster import tasks
 
-    _cluster.connect()
+    tasks.connect()
     yield
     ray.shutdown()
 

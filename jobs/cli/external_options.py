@@ -1,8 +1,9 @@
 """Another system's files on the command line: of `halftone score` and `halftone rerank`."""
 
 from pipeline.errors import InputError
-from pipeline.evaluation import external
-from pipeline.storage import store as _store
+from pipeline.evaluation import external, trec
+from pipeline.retrieval import scores
+from pipeline.storage import store
 
 FILES = (
     ("embeddings", "Parquet file or folder: id, image_id, modality, vector"),
@@ -48,16 +49,16 @@ def kind(options, *beside: str) -> str | None:
     return named[0] if named else None
 
 
-def read(options) -> external.Gallery | external.Runs:
+def read(options) -> scores.Gallery | trec.Runs:
     """The system that the options name."""
     o, ids = options, (options.image_ids, options.text_ids)
     match kind(options):
         case "embeddings":
-            return external.of_table(_store.absolute(o.embeddings))
+            return external.of_table(store.absolute(o.embeddings))
         case "matrix":
             return external.of_matrix(o.matrix, *ids)
         case "images":
             if not (o.images and o.texts):
                 raise InputError("--images and --texts are the two sides of a system; give both")
             return external.of_arrays(o.images, o.texts, *ids)
-    return external.of_trec(o.run_i2t, o.run_t2i)
+    return trec.of_trec(o.run_i2t, o.run_t2i)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from jobs.cli import recipes as _recipes
+from jobs.cli import recipes
 from pipeline.errors import InputError, did_you_mean
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import SECTIONS
 
 # What each command is, and the sections of settings that its --help shows.
@@ -134,7 +134,7 @@ def _dispatch(command: str, argv: list[str]) -> None:
 
 def _run(command: str, module: ModuleType, runs: list, options: argparse.Namespace) -> list:
     """The runs of those models that the command is about, after it went through them."""
-    from pipeline.training.train import best_val
+    from pipeline.training.saved_model import best_val
 
     root, show = runs[0].root, runs[0].show
     show.heading(f"halftone {command}", f"recipe {runs[0].recipe.name}, run folder {root}")
@@ -170,11 +170,11 @@ def _models(options: argparse.Namespace, overrides: dict) -> tuple[str, list]:
     """The run folder and its models: of the recipe named, or those whose settings lie there."""
     if options.recipe is None and options.root is not None and options.seeds is None:
         root = _root(options.root, "")
-        if models := _recipes.saved(root, overrides, options.name):
+        if models := recipes.saved(root, overrides, options.name):
             return root, models
-    models = _recipes.resolve(options.recipe or DEFAULT, overrides, options.name)
+    models = recipes.resolve(options.recipe or DEFAULT, overrides, options.name)
     root = _root(options.root, models[0][1].name)
-    return root, models if options.seeds is None else _recipes.seeded(models, options.seeds)
+    return root, models if options.seeds is None else recipes.seeded(models, options.seeds)
 
 
 def _root(root: str | None, recipe: str) -> str:
@@ -182,14 +182,14 @@ def _root(root: str | None, recipe: str) -> str:
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if root is None:
         home = Path.home() / "halftone" / "runs" if submitted else Path("runs")
-        return _store.absolute(str(home / recipe))
-    if submitted and _store.is_local(root) and not os.path.isabs(root):
+        return store.absolute(str(home / recipe))
+    if submitted and store.is_local(root) and not os.path.isabs(root):
         raise InputError(
             f"--root {root} is relative to a working directory that ends with the job; give an "
             "absolute path or a URI that every node can write"
         )
-    root = _store.absolute(root)
-    if _store.is_local(root) and Path(root).exists() and not Path(root).is_dir():
+    root = store.absolute(root)
+    if store.is_local(root) and Path(root).exists() and not Path(root).is_dir():
         raise InputError(f"--root {root} is a file; give a folder")
     return root
 
@@ -199,7 +199,7 @@ def _parse(command: str, argv: list[str], arguments) -> tuple[argparse.Namespace
     overrides: dict = {}
     for dotted, text in [(k, v) for k, v in vars(options).items() if "." in k] + _deeper(rest):
         section, key = dotted.split(".", 1)
-        deep = "." in key or _recipes.is_nested(section, key)
+        deep = "." in key or recipes.is_nested(section, key)
         overrides.setdefault(section, {})[key] = _value(text) if deep else text
     return options, overrides
 
@@ -231,7 +231,7 @@ def _parser(command: str, arguments) -> argparse.ArgumentParser:
     for section in SECTIONS:
         shown = section in COMMANDS[command][1]
         group = parser.add_argument_group(f"{section} settings") if shown else parser
-        for name, default, about in _recipes.settings_of(section):
+        for name, default, about in recipes.settings_of(section):
             alias = ALIASES.get(f"{section}.{name}") if shown or section not in OWN else None
             flags = [f"--{section}.{name}", alias]
             text = f"{about} (default {_written(default)})".replace("%", "%%")
@@ -251,11 +251,11 @@ def _deeper(rest: list[str]) -> list[tuple[str, str]]:
     while words:
         flag = words.pop(0)
         section, _, key = flag.removeprefix("--").partition(".")
-        known = [f"--{s}.{n}" for s in SECTIONS for n, *_ in _recipes.settings_of(s)]
+        known = [f"--{s}.{n}" for s in SECTIONS for n, *_ in recipes.settings_of(s)]
         parent = ".".join(flag.split(".")[:2])
         if not flag.startswith("--"):
             raise InputError(f"unexpected {flag!r}; settings are written --section.key value")
-        if "." not in key or parent not in known or not _recipes.is_nested(*parent[2:].split(".")):
+        if "." not in key or parent not in known or not recipes.is_nested(*parent[2:].split(".")):
             flags = [*known, *ALIASES.values(), "--recipe", "--root", "--name", "--dry-run"]
             raise InputError(f"unknown option {flag}{did_you_mean(flag, flags)[:400]}")
         if not words:
@@ -265,7 +265,7 @@ def _deeper(rest: list[str]) -> list[tuple[str, str]]:
 
 
 def _value(text: str):
-    return _recipes.parse(text, repr(text))
+    return recipes.parse(text, repr(text))
 
 
 def _written(default) -> str:

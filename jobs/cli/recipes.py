@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import Recipe
 
 ROOM = Path(__file__).resolve().parents[2] / "recipes"
@@ -51,12 +51,12 @@ def seeded(models: list[tuple[str, Recipe]], seeds: str) -> list[tuple[str, Reci
 
 def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
     """(name, settings) of the models in a run folder, from the settings that were kept there."""
-    files = sorted(f for f in _store.list_files(root) if re.fullmatch(r"settings-.+\.yaml", f))
+    files = sorted(f for f in store.list_files(root) if re.fullmatch(r"settings-.+\.yaml", f))
     names = [file.removeprefix("settings-").removesuffix(".yaml") for file in files]
     out = []
     for name in [name for name in names if only in (None, name)]:
-        uri = _store.join(root, f"settings-{name}.yaml")
-        values = _merged(yaml.safe_load(_store.read_text(uri)), overrides)
+        uri = store.join(root, f"settings-{name}.yaml")
+        values = _merged(yaml.safe_load(store.read_text(uri)), overrides)
         out.append((name, _absolute(_checked(values, uri))))
     if only and not out and names:
         raise InputError(f"no model {only!r} in {root}{did_you_mean(only, names)}")
@@ -162,31 +162,31 @@ def _absolute_folder(name: str) -> str:
 
 
 def _absolute_unless(*words: str) -> Callable[[str], str]:
-    return lambda value: value if value in words else _store.absolute(value)
+    return lambda value: value if value in words else store.absolute(value)
 
 
 # The settings that name files or folders, and how each becomes absolute.
 PATHS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "source": {"path": _store.absolute, "images": _store.absolute},
-    "shard": {"exclude": _store.absolute},
+    "source": {"path": store.absolute, "images": store.absolute},
+    "shard": {"exclude": store.absolute},
     "embed": {
         "encoder": _absolute_folder,
         "members": lambda members: {_absolute_folder(n): weight for n, weight in members.items()},
     },
     "label": {
-        **{"calibration": _store.absolute, "overrides": _store.absolute},
+        **{"calibration": store.absolute, "overrides": store.absolute},
         "cross_encoder": _absolute_folder,
     },
     "model": {"pretrained": _absolute_folder},
     "train": {"resume": _absolute_unless("latest")},
     "evaluate": {
-        **{"exclude": _store.absolute, "judgements": _store.absolute},
+        **{"exclude": store.absolute, "judgements": store.absolute},
         "encoder": _absolute_folder,
     },
-    "rerank": {"weights": _store.absolute},
+    "rerank": {"weights": store.absolute},
     "leaprr": {"lists": _absolute_unless("train", "val")},
     "calibrate": {
-        **{"judgements": _store.absolute, "captions": _store.absolute},
+        **{"judgements": store.absolute, "captions": store.absolute},
         "encoders": lambda names: tuple(map(_absolute_folder, names)),
     },
 }

@@ -5,14 +5,13 @@ import tempfile
 
 from rich.markup import escape
 
-from jobs.cli import external_options as _systems
+from jobs.cli import external_options
 from jobs.cli.show import Show
 from pipeline.errors import InputError
 from pipeline.evaluation import protocols
-from pipeline.reranking import external as _rerank_others
-from pipeline.reranking import rerank
+from pipeline.reranking import external, rerank
 from pipeline.reranking.external import Others
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import Recipe
 
 OPTIONS = (
@@ -25,12 +24,12 @@ OPTIONS = (
 
 
 def arguments(parser) -> None:
-    _systems.arguments(parser, *OPTIONS)
+    external_options.arguments(parser, *OPTIONS)
 
 
 def named(options) -> bool:
     """Whether the options name another system."""
-    return _systems.kind(options, "splits", "protocol", "write") is not None
+    return external_options.kind(options, "splits", "protocol", "write") is not None
 
 
 def run(recipe: Recipe, options) -> None:
@@ -38,10 +37,10 @@ def run(recipe: Recipe, options) -> None:
         raise InputError("--dry-run looks into a run folder, which is not used here; leave it out")
     rerank.check(recipe.rerank.method)
     matrices = options.image_matrix, options.text_matrix
-    splits = _rerank_others.read_splits(options.splits) if options.splits else None
-    others = _rerank_others.read(_systems.read(options), splits, recipe, matrices)
+    splits = external.read_splits(options.splits) if options.splits else None
+    others = external.read(external_options.read(options), splits, recipe, matrices)
     with tempfile.TemporaryDirectory() as own:
-        folder = _store.absolute(options.write) if options.write else own
+        folder = store.absolute(options.write) if options.write else own
         _compare(others, recipe, options, folder)
 
 
@@ -51,8 +50,8 @@ def _compare(others: Others, recipe: Recipe, options, folder: str) -> None:
     tables = {"none": protocols.measure(others.gallery, [under])[under]}
     costs, best = {}, None
     for method in recipe.rerank.method:
-        fitted = _rerank_others.fit(method, others, recipe, folder)
-        made, costs[method] = _rerank_others.apply(fitted, others, split)
+        fitted = external.fit(method, others, recipe, folder)
+        made, costs[method] = external.apply(fitted, others, split)
         tables[method] = protocols.measure(made, [under])[under]
         if best is None or fitted.val > best[0]:
             best = fitted.val, method, made
@@ -62,8 +61,8 @@ def _compare(others: Others, recipe: Recipe, options, folder: str) -> None:
         found = {m: {**t._asdict(), **costs.get(m, {})} for m, t in tables.items()}
         print(json.dumps({m: {**values, "best": m == chosen} for m, values in found.items()}))
     else:
-        *cells, protocol = _rerank_others.table(tables, costs, (chosen, val), recipe)
+        *cells, protocol = external.table(tables, costs, (chosen, val), recipe)
         show.table("", *cells, escape(protocol))
     if options.write:
-        for uri in _rerank_others.write(folder, made):
+        for uri in external.write(folder, made):
             show.line(uri)

@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from jobs.cli.show import Show
-from jobs.cluster import tasks as _cluster
+from jobs.cluster import tasks, training
 from jobs.tracking.tracker import Tracker
 from pipeline.errors import StageMissing
-from pipeline.reports import render as _pages
-from pipeline.storage import store as _store
+from pipeline.reports import render
+from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe
 
@@ -67,8 +67,8 @@ class Run:
     def where_to_look(self) -> None:
         """The pages, the next question to ask, and MLflow."""
         places = {
-            "report": _store.join(self.root, "report.html"),
-            "search": _store.join(self.root, f"search-{self.name}.html"),
+            "report": store.join(self.root, "report.html"),
+            "search": store.join(self.root, f"search-{self.name}.html"),
             "ask": f'{command("halftone")} search "…" --root {self.root}',
             "MLflow": self.track.url(),
         }
@@ -81,7 +81,7 @@ class Run:
         if not self.begun:
             self.begun = True
             text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False).encode()
-            _store.write_bytes(_store.join(self.root, f"settings-{self.name}.yaml"), text)
+            store.write_bytes(store.join(self.root, f"settings-{self.name}.yaml"), text)
             self.track.log("", params=_flat(self.recipe))
             self.track.artifact("", "settings.yaml", text)
 
@@ -118,7 +118,7 @@ class Stage:
             self.start()
         with self.run.show.progress(self.name, len(pending)) as advance:
             said = {"done": lambda *_: advance(), "say": self.run.show.line}
-            made = _cluster.fan_out(make, pending, gpu=gpu, **said)
+            made = tasks.fan_out(make, pending, gpu=gpu, **said)
         self.made += len(made)
         check(made)
         return plan.finish(made, **extra)
@@ -139,7 +139,7 @@ class Stage:
         with self.run.show.training(epochs, piece):
             track = self.run.track
             watchers = track.recorder(self.name), track.monitor(self.name)
-            _cluster.train(fit, piece, self.run.recipe.train, *watchers, self.run.show.line)
+            training.train(fit, piece, self.run.recipe.train, *watchers, self.run.show.line)
         self.made += 1
         return plan.finish({piece.name: summary(piece)})
 
@@ -152,10 +152,10 @@ class Stage:
 
     def page(self, uri: str, version: str) -> bool:
         """Whether a page is to be made: it is not there, or was made from something else."""
-        current = _pages.is_current(uri, version)
+        current = render.is_current(uri, version)
         self.made, self.kept = self.made + (not current), self.kept + current
         if self.run.dry:
-            self.run.show.line(f"  {_store.name_of(uri)}: {'done' if current else 'to make'}")
+            self.run.show.line(f"  {store.name_of(uri)}: {'done' if current else 'to make'}")
             raise NotYet
         if not current:
             self.start()

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jobs.cluster.polling import meanwhile
 from pipeline.errors import Unreachable
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
 
 NUMBER = {
@@ -84,7 +84,7 @@ class Show:
 
     def training(self, epochs: int, piece: Piece) -> AbstractContextManager:
         """A line an epoch, read from the checkpoints' records while the training runs elsewhere."""
-        records = _store.join(piece.output.rsplit("/", 1)[0], "checkpoints", "records.json")
+        records = store.join(piece.output.rsplit("/", 1)[0], "checkpoints", "records.json")
         before, seen = _modified(records), 0
 
         def watch() -> None:
@@ -92,7 +92,7 @@ class Show:
             if _modified(records) == before:
                 return
             with contextlib.suppress(OSError, ValueError, Unreachable):
-                ends = [r for r in _store.read_json(records) if "epoch" in r]
+                ends = [r for r in store.read_json(records) if "epoch" in r]
                 for record in ends[seen:]:
                     self.console.print(f"  epoch {_epoch(record, epochs)}")
                 seen = max(seen, len(ends))
@@ -137,7 +137,7 @@ class Show:
 
 def _modified(uri: str) -> list | None:
     try:
-        return _store.stamp(uri)
+        return store.stamp(uri)
     except (OSError, Unreachable):  # lines on a screen are not worth a training
         return None
 

@@ -7,14 +7,14 @@ from peaks that were measured.
 import math
 from dataclasses import dataclass
 
-from jobs.cluster import rates as _rates
+from jobs.cluster import rates
 from jobs.cluster.rates import of as rate
 from jobs.cluster.tower_cost import Towers, towers
 from pipeline.errors import InputError
 from pipeline.formulas.losses import GRADED
 from pipeline.labels.encoders import fitted
 from pipeline.sharding import ingest
-from pipeline.storage import plan as _plan
+from pipeline.storage import run_folder
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
 
 GB = 1e9
@@ -67,9 +67,9 @@ def collection(
         counts = {"train": samples, "test": min(5000, samples)}
         texts = {split: round(n * captions) for split, n in counts.items()}
         return Collection(counts, texts, image_bytes, "assumed from --samples")
-    if index := _plan.read_index(_plan.folder(root, "shard")):
+    if index := run_folder.read_index(run_folder.folder(root, "shard")):
         return _of_shards(index["pieces"])
-    if _plan.read_index(_plan.folder(root, "ingest")):
+    if run_folder.read_index(run_folder.folder(root, "ingest")):
         return _of_manifest(recipe, root, image_bytes)
     if recipe.source.kind != "drawn":
         raise InputError(
@@ -89,12 +89,12 @@ def _of_shards(pieces: list[dict]) -> Collection:
         images[entry["split"]] = images.get(entry["split"], 0) + entry["samples"]
         texts[entry["split"]] = texts.get(entry["split"], 0) + entry["captions"]
     stored = sum(entry["files"][f"{entry['name']}.tar"]["bytes"] for entry in pieces)
-    each = stored / max(1, sum(images.values())) - _rates.SAMPLE_BYTES
+    each = stored / max(1, sum(images.values())) - rates.SAMPLE_BYTES
     return Collection(images, texts, max(500.0, each), "counted in 2-shards")
 
 
 def _of_manifest(recipe: Recipe, root: str, image_bytes: float) -> Collection:
-    manifest = ingest.read(_plan.folder(root, "ingest")).combine_chunks()
+    manifest = ingest.read(run_folder.folder(root, "ingest")).combine_chunks()
     lengths = manifest["captions"].combine_chunks().value_lengths().to_numpy()
     splits = ingest.splits(manifest, recipe.source)
     counts = {split: len(order) for split, order in splits.items()}
@@ -141,8 +141,8 @@ def _tasks(name: str, cluster: ClusterSettings, pieces: int, cpu: float, **takes
 
 def _ingest(recipe: Recipe, data: Collection) -> Stage:
     rows = sum(data.images.values())
-    stored = rows * _rates.MANIFEST_BYTES
-    takes = {"memory": _rates.TASK_GB * GB, "moved": stored, "storage": stored, "basis": "assumed"}
+    stored = rows * rates.MANIFEST_BYTES
+    takes = {"memory": rates.TASK_GB * GB, "moved": stored, "storage": stored, "basis": "assumed"}
     pieces = max(1, rows // 100_000)
     cpu = rows * rate("ingest")
     return _tasks("ingest", recipe.cluster, pieces, cpu, **takes, too_large="use larger nodes")
@@ -151,9 +151,9 @@ def _ingest(recipe: Recipe, data: Collection) -> Stage:
 def _shard(recipe: Recipe, data: Collection) -> Stage:
     samples, pieces = sum(data.images.values()), sum(shards(recipe, data).values())
     check = rate("check") * data.image_bytes if recipe.shard.decode_check else 0
-    stored = samples * (data.image_bytes + _rates.SAMPLE_BYTES)
+    stored = samples * (data.image_bytes + rates.SAMPLE_BYTES)
     takes = {
-        "memory": _rates.TASK_GB * GB,
+        "memory": rates.TASK_GB * GB,
         "moved": samples * data.image_bytes + stored,
         "storage": stored,
         "basis": "measured",
@@ -167,9 +167,9 @@ def _embed(recipe: Recipe, data: Collection) -> Stage:
     gpu = recipe.cluster.gpus if recipe.embed.device != "cpu" else 0
     kind = "fitted" if fitted.is_fitted(recipe.embed.encoder) else "embed_gpu" if gpu else "embed"
     takes = {
-        "memory": (_rates.TASK_GB + 0.3) * GB,
-        "moved": captions * (100 + ENCODER_DIM * _rates.EMBEDDING_BYTES),
-        "storage": captions * ENCODER_DIM * _rates.EMBEDDING_BYTES,
+        "memory": (rates.TASK_GB + 0.3) * GB,
+        "moved": captions * (100 + ENCODER_DIM * rates.EMBEDDING_BYTES),
+        "storage": captions * ENCODER_DIM * rates.EMBEDDING_BYTES,
         "basis": "assumed" if kind == "embed_gpu" else "measured",
         "too_large": "use larger nodes",
         "slots": gpu if kind == "embed_gpu" else 0,
@@ -186,10 +186,10 @@ def _label(recipe: Recipe, data: Collection) -> Stage:
         for n in data.captions.values()
     )
     queries = sum(data.images.values()) + sum(data.captions.values())
-    stored = queries * recipe.label.top_k * _rates.LIST_BYTES
+    stored = queries * recipe.label.top_k * rates.LIST_BYTES
     read = sum(counts[s] * data.captions[s] for s in counts) * 2 * ENCODER_DIM
     takes = {
-        "memory": _rates.TASK_GB * GB + 4 * ENCODER_DIM * largest,
+        "memory": rates.TASK_GB * GB + 4 * ENCODER_DIM * largest,
         "moved": read + stored,
         "storage": stored,
         "basis": "measured",
@@ -204,8 +204,8 @@ def _label(recipe: Recipe, data: Collection) -> Stage:
 
 def loss_bytes(losses: list[str], rows: int, columns: int) -> float:
     """Peak bytes of forward and backward of a sum of losses, both directions of a worker's rows."""
-    more = sum(_rates.SCORES[name] - _rates.SHARED for name in losses)
-    return 4.0 * rows * columns * (_rates.SHARED + more)
+    more = sum(rates.SCORES[name] - rates.SHARED for name in losses)
+    return 4.0 * rows * columns * (rates.SHARED + more)
 
 
 def relevance_bytes(rows: int, columns: int, workers: int) -> float:
@@ -250,7 +250,7 @@ def _train(recipe: Recipe, data: Collection, cost: Towers, name: str) -> Stage:
     check_lanes(recipe, data)
     count = settings.epochs * steps(settings, data)
     parts = worker_bytes(settings, recipe.model, cost)
-    memory = sum(parts.values()) + (0 if cluster.gpus else _rates.TASK_GB * GB)
+    memory = sum(parts.values()) + (0 if cluster.gpus else rates.TASK_GB * GB)
     room = cluster.gpu_memory_gb if cluster.gpus else cluster.memory_gb / together
     if memory > room * GB:
         largest = max(parts, key=lambda part: parts[part])
@@ -343,7 +343,7 @@ def _evaluate(recipe: Recipe, data: Collection, cost: Towers, name: str) -> Stag
     busy = captions * cost.flops * flop + images * captions * recipe.model.dim * rate("rank")
     stored = 4.0 * (images + captions) * recipe.model.dim
     takes = {
-        "memory": _rates.TASK_GB * GB + stored,
+        "memory": rates.TASK_GB * GB + stored,
         "moved": images * data.image_bytes + stored * pieces,
         "storage": stored,
         "basis": "assumed" if cluster.gpus else "measured",

@@ -7,9 +7,8 @@ import time
 import uuid
 from pathlib import Path
 
-from jobs.cluster import health as doctor
-from jobs.cluster import tasks as _cluster
-from pipeline.storage import store as _store
+from jobs.cluster import health, tasks
+from pipeline.storage import store
 
 PATIENCE = 120  # seconds until a node that says nothing is given up
 PINGS = 5
@@ -20,28 +19,28 @@ class Examiner:
     """What one node says of itself."""
 
     def __init__(self):
-        _store.WAITS = ()  # storage that does not answer is a finding, in this process of its own
+        store.WAITS = ()  # storage that does not answer is a finding, in this process of its own
 
     def facts(self) -> dict:
-        return doctor.facts()
+        return health.facts()
 
     def now(self) -> float:
         return time.time()
 
     def write(self, folder: str, name: str) -> str | None:
-        return doctor.write_probe(folder, name)
+        return health.write_probe(folder, name)
 
     def read(self, folder: str, name: str) -> str | None:
-        return doctor.read_probe(folder, name)
+        return health.read_probe(folder, name)
 
     def mlflow(self, uri: str) -> str | None:
-        return doctor.mlflow_probe(uri)
+        return health.mlflow_probe(uri)
 
 
 def examine(root: str, mlflow_uri: str) -> dict[str, dict]:
     """Facts of every node by its name; {"lost": why} of a node that could not be looked at."""
     _check_address(os.environ.get("RAY_ADDRESS", ""))
-    _cluster.connect()
+    tasks.connect()
     import ray
 
     nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
@@ -50,7 +49,7 @@ def examine(root: str, mlflow_uri: str) -> dict[str, dict]:
     machines = {name: value if ok else {"lost": value} for name, (value, ok) in found.items()}
     names = [name for name, (_, ok) in found.items() if ok]
     seen = {name: examiners[name] for name in names}
-    folder = _store.join(root, f".doctor-{uuid.uuid4().hex[:12]}")
+    folder = store.join(root, f".doctor-{uuid.uuid4().hex[:12]}")
     beside = dict(zip(names, [*names[1:], *names[:1]], strict=True))
     try:
         asked = {
@@ -148,6 +147,6 @@ def _clock(examiner) -> tuple[float, float]:
 
 def _tidy(folder: str) -> None:
     try:
-        _store.remove(folder)
+        store.remove(folder)
     except Exception:  # a folder that cannot be written was said already
         return

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 PACKAGES = (  # whose versions change bytes, numbers or what can be read
     *("torch", "numpy", "pyarrow", "pillow", "scikit-learn", "safetensors", "pydantic", "fsspec"),
@@ -82,7 +82,7 @@ def _code() -> str:
     """Hash of Halftone's own files as this process imports them."""
     house = Path(__file__).parents[2]
     files = sorted(f for room in ("schemas", "pipeline") for f in (house / room).rglob("*.py"))
-    return _store.fingerprint([[str(f.relative_to(house)), f.read_text()] for f in files])
+    return store.fingerprint([[str(f.relative_to(house)), f.read_text()] for f in files])
 
 
 def _gpus() -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _memory() -> int:
 def write_probe(folder: str, name: str) -> str | None:
     """Why this machine cannot write a file of the folder; None where it can."""
     try:
-        _store.write_bytes(_store.join(folder, name), _content(folder, name))
+        store.write_bytes(store.join(folder, name), _content(folder, name))
     except Exception as error:  # the stores' libraries have no common base
         return _reason(error)
     return None
@@ -123,7 +123,7 @@ def write_probe(folder: str, name: str) -> str | None:
 def read_probe(folder: str, name: str) -> str | None:
     """Why this machine does not read what `write_probe` wrote elsewhere; None where it does."""
     try:
-        found = _store.read_bytes(_store.join(folder, name))
+        found = store.read_bytes(store.join(folder, name))
     except FileNotFoundError:
         return "it is not there"
     except Exception as error:

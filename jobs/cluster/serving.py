@@ -5,7 +5,7 @@ import os
 import socket
 import time
 
-from jobs.cluster import tasks as _cluster
+from jobs.cluster import tasks
 from pipeline.errors import InputError
 from schemas.settings import Recipe, ServeSettings
 
@@ -19,7 +19,7 @@ def start(recipe: Recipe, root: str, name: str) -> str:
     if local:
         _check_port(settings)
         os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    _cluster.connect()
+    tasks.connect()
     import ray
     from ray import serve
 
@@ -61,13 +61,13 @@ def _deployment(recipe: Recipe, root: str, name: str) -> type:
     from ray import serve
 
     def build():
-        from pipeline.search import index as search
-        from pipeline.search import service
+        from pipeline.reports import pictures
+        from pipeline.search import index, service
 
-        gallery = search.Gallery(recipe, root, name)
+        gallery = index.Gallery(recipe, root, name)
 
         @serve.batch(max_batch_size=recipe.serve.together, batch_wait_timeout_s=0.0)
-        async def ask(queries: list[search.Query]) -> list[list[search.Hit] | Exception]:
+        async def ask(queries: list[index.Query]) -> list[list[pictures.Hit] | Exception]:
             return await service.answered(gallery, queries)
 
         replica = serve.get_replica_context().replica_id.unique_id

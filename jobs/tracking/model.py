@@ -11,7 +11,7 @@ class TrackedModel(mlflow.pyfunc.PythonModel):
     """
 
     def load_context(self, context) -> None:
-        from pipeline.training.train import load_model
+        from pipeline.training.saved_model import load_model
 
         self.model, self.vocabulary, self.recipe = load_model(context.artifacts["model"])
 
@@ -23,7 +23,7 @@ class TrackedModel(mlflow.pyfunc.PythonModel):
 
         import torch
 
-        from pipeline.training.data import decode
+        from pipeline.sharding.decoding import decode
 
         with torch.inference_mode():
             if not item.startswith("data:"):

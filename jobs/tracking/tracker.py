@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -33,8 +33,8 @@ PENDING = "tracking-pending.json"
 def default_uri(root: str) -> str:
     """MLFLOW_TRACKING_URI, or a SQLite file beside the run folders."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return _store.keyless(uri)
-    home = Path(root).parent if _store.is_local(root) else Path.home() / "halftone"
+        return store.keyless(uri)
+    home = Path(root).parent if store.is_local(root) else Path.home() / "halftone"
     return f"sqlite:///{home / 'mlflow.db'}"
 
 
@@ -88,10 +88,10 @@ class Tracker:
             self._attempt(
                 lambda stage=stage: self._client().set_terminated(self._ids[stage], status)
             )
-        uri = _store.join(self.root, PENDING)
+        uri = store.join(self.root, PENDING)
         if self.pending:
-            kept = _store.read_json(uri) if _store.exists(uri) else []
-            _store.write_json(uri, kept + self.pending)
+            kept = store.read_json(uri) if store.exists(uri) else []
+            store.write_json(uri, kept + self.pending)
             self.pending = []
             print(
                 f"halftone: MLflow at {self.uri} could not be written; what it lacks waits in "
@@ -132,16 +132,16 @@ class Tracker:
 
     def _replay(self) -> None:
         """Write what an earlier run of this model could not."""
-        uri = _store.join(self.root, PENDING)
-        if not self.touched and _store.exists(uri):
-            entries = _store.read_json(uri)
+        uri = store.join(self.root, PENDING)
+        if not self.touched and store.exists(uri):
+            entries = store.read_json(uri)
             for entry in entries:
                 if entry[0] == self.name:
                     self._apply(entry)
             if others := [entry for entry in entries if entry[0] != self.name]:
-                _store.write_json(uri, others)
+                store.write_json(uri, others)
             else:
-                _store.remove(uri)
+                store.remove(uri)
 
     def _attempt(self, action: Callable[[], Any]) -> Any:
         if self.away:
@@ -165,8 +165,8 @@ class Tracker:
         return MlflowClient(tracking_uri=self.uri)
 
     def _load_ids(self) -> dict:
-        uri = _store.join(self.root, IDS)
-        return _store.read_json(uri).get(self.uri, {}) if _store.exists(uri) else {}
+        uri = store.join(self.root, IDS)
+        return store.read_json(uri).get(self.uri, {}) if store.exists(uri) else {}
 
     def _run_id(self, stage: str) -> str:
         """The stage's run, the one of the last time if there was one."""
@@ -185,9 +185,9 @@ class Tracker:
                 tags["mlflow.parentRunId"] = parent
             run = client.create_run(ids["experiment"], run_name=stage or self.name, tags=tags)
             ids[key] = run.info.run_id
-        uri = _store.join(self.root, IDS)
-        known = _store.read_json(uri) if _store.exists(uri) else {}
-        _store.write_json(uri, {**known, self.uri: ids})
+        uri = store.join(self.root, IDS)
+        known = store.read_json(uri) if store.exists(uri) else {}
+        store.write_json(uri, {**known, self.uri: ids})
         self._ids[stage] = ids[key]
         self.touched.add(stage)
         return ids[key]
@@ -310,7 +310,7 @@ def _log_model(uri: str, run_id: str, folder: str, model: str, alias: str, score
 
     with tempfile.TemporaryDirectory() as copy, _current(uri), mlflow.start_run(run_id=run_id):
         for name in ("index.json", "vocabulary.json", "model.safetensors"):
-            (Path(copy) / name).write_bytes(_store.read_bytes(_store.join(folder, name)))
+            (Path(copy) / name).write_bytes(store.read_bytes(store.join(folder, name)))
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("model.py")),

@@ -6,12 +6,10 @@ import numpy as np
 import yaml
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.evaluation import intervals
-from pipeline.evaluation import ranking as _ranking
-from pipeline.evaluation.intervals import Queries
+from pipeline.evaluation import ranking
+from pipeline.evaluation.intervals import Queries, permutation
 from pipeline.labels.encoders import encoder_label
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import run_folder, store
 from schemas.settings import Recipe
 
 PERMUTATIONS = 10_000
@@ -34,20 +32,20 @@ def read(run: str, *, reranked: bool = False) -> Result:
     """The model that RUN or RUN:MODEL names, as trained or re-ranked."""
     root, name = _model(run)
     stage = "reranked" if reranked else "evaluate"
-    folder = _plan.folder(root, stage, name)
-    index = _plan.need_index(folder, "rerank" if reranked else "evaluate")
-    found = _store.read_json(_store.join(folder, "metrics.json"))
-    settings = yaml.safe_load(_store.read_text(_store.join(root, f"settings-{name}.yaml")))
-    uris = [_store.join(folder, f"{entry['name']}.parquet") for entry in index["pieces"]]
+    folder = run_folder.folder(root, stage, name)
+    index = run_folder.need_index(folder, "rerank" if reranked else "evaluate")
+    found = store.read_json(store.join(folder, "metrics.json"))
+    settings = yaml.safe_load(store.read_text(store.join(root, f"settings-{name}.yaml")))
+    uris = [store.join(folder, f"{entry['name']}.parquet") for entry in index["pieces"]]
     recipe = Recipe(**settings)
     about = {**_flat(recipe.model_dump(mode="json")), **_versions(root, name, recipe)}
     return Result(
-        f"{_store.name_of(root)}:{name}",
+        f"{store.name_of(root)}:{name}",
         about,
         found["protocol"],
         found["metrics"],
         found.get("intervals", {}),
-        _ranking.queries(uris),
+        ranking.queries(uris),
     )
 
 
@@ -56,8 +54,8 @@ def _model(run: str) -> tuple[str, str]:
     root, colon, name = run.rpartition(":")
     if not colon or "/" in name:
         root, name = run, ""
-    root = _store.absolute(root)
-    files = [f for f in _store.list_files(root) if f.startswith("settings-")]
+    root = store.absolute(root)
+    files = [f for f in store.list_files(root) if f.startswith("settings-")]
     names = sorted(f.removeprefix("settings-").removesuffix(".yaml") for f in files)
     if not names:
         raise InputError(f"{root} holds no model; name a run folder that was evaluated")
@@ -88,7 +86,9 @@ def _versions(root: str, name: str, recipe: Recipe) -> dict[str, str]:
         "label version": ("label", encoder),
         "model version": ("train", name),
     }
-    found = {key: _plan.read_index(_plan.folder(root, *place)) for key, place in places.items()}
+    found = {
+        key: run_folder.read_index(run_folder.folder(root, *place)) for key, place in places.items()
+    }
     return {key: index["version"][:12] if index else "none" for key, index in found.items()}
 
 
@@ -120,7 +120,7 @@ def p_values(base: Result, other: Result) -> dict[str, float]:
     ):
         return {}
     sides = ({way: _in_order(q) for way, q in r.queries.items()} for r in (base, other))
-    found = intervals.permutation(*sides, PERMUTATIONS)
+    found = permutation(*sides, PERMUTATIONS)
     for kind, matters in GRADED.items():
         if any(base.protocol.get(name) != other.protocol.get(name) for name in matters):
             found = {name: p for name, p in found.items() if kind not in name}

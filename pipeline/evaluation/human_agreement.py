@@ -13,9 +13,8 @@ from pipeline.evaluation import intervals
 from pipeline.evaluation.intervals import Queries
 from pipeline.evaluation.protocols import TIES, Table
 from pipeline.formulas import metrics
-from pipeline.labels import agreement as _agreement
-from pipeline.labels import judged_pairs as _judged
-from pipeline.storage import store as _store
+from pipeline.labels import agreement, judged_pairs
+from pipeline.storage import store
 
 FIGURES = ("judged_spearman", "judged_kendall", "i2t_ndcg_judged", "t2i_ndcg_judged")
 
@@ -32,7 +31,7 @@ class Judgements(NamedTuple):
 
 def read(uri: str) -> Judgements:
     """The pairs of a CSV with the columns image_id, caption_id and score."""
-    lines = _judged.pairs(uri)
+    lines = judged_pairs.pairs(uri)
     if lines[0][0] != "image":
         raise InputError(f"{uri} judges pairs of captions; expected image_id,caption_id,score")
     scores = [score for *_, score in lines]
@@ -44,7 +43,7 @@ def read(uri: str) -> Judgements:
         of_pair.setdefault((image_id, caption_id), []).append(score)
     relevance_P = (np.array([np.mean(s) for s in of_pair.values()]) - scale[0]) / np.diff(scale)
     images, captions = zip(*of_pair, strict=True)
-    return Judgements(_store.name_of(uri), list(images), list(captions), relevance_P, scale)
+    return Judgements(store.name_of(uri), list(images), list(captions), relevance_P, scale)
 
 
 def measure(gallery, people: Judgements, resamples: int = 1000) -> Table:
@@ -62,15 +61,15 @@ def measure(gallery, people: Judgements, resamples: int = 1000) -> Table:
             "give judgements that differ, of these"
         )
     score_P = gallery.scores([images[i] for i in image_P], [texts[t] for t in text_P])
-    weight_RP = _agreement.resamples(image_P, resamples, intervals.SEED)
-    rho_R = _agreement.measured(score_P.numpy(), relevance_P, weight_RP, 1.0)["spearman"]
+    weight_RP = agreement.resamples(image_P, resamples, intervals.SEED)
+    rho_R = agreement.measured(score_P.numpy(), relevance_P, weight_RP, 1.0)["spearman"]
     tau = metrics.kendall_tau(score_P[None], torch.from_numpy(relevance_P)[None])
     ranking = {
         way: _graded(query_P, gallery.images_of(way, query_P), score_P.numpy(), relevance_P)
         for way, query_P in (("i2t", image_P), ("t2i", text_P))
     }
     ranking = {way: queries for way, queries in ranking.items() if len(queries.query_ids)}
-    rho, *ends = _agreement.interval(rho_R)
+    rho, *ends = agreement.interval(rho_R)
     found = {"judged_spearman": rho, "judged_kendall": tau.item(), **intervals.figures(ranking)}
     between = {"judged_spearman": ends, **intervals.bootstrap(ranking, resamples)}
     about = _about(people, image_P, text_P, ranking)

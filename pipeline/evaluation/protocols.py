@@ -12,11 +12,9 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.evaluation import intervals
-from pipeline.evaluation.intervals import Queries
-from pipeline.formulas import metrics_from_ranks as places
-
-Matches = dict[str, dict[str, list[str]]]  # of i2t and t2i: a query's positives, by id
+from pipeline.evaluation.intervals import Queries, bootstrap, figures
+from pipeline.formulas import metrics_from_ranks
+from pipeline.retrieval.scores import Matches
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ def _queries(gallery, matches: list[Matches]) -> list[dict[str, Queries]]:
             number = {rows_of[query]: n for n, query in enumerate(of_query[way])}
             query_P = np.array([number[row] for row in pair_2P[0]], np.int64)
             parts = (query_P, stands.above_P[start:end], stands.tied_P[start:end])
-            values = places.per_query(
+            values = metrics_from_ranks.per_query(
                 *map(torch.from_numpy, parts), len(of_query[way]), total_Q=torch.from_numpy(total_Q)
             )
             ids = np.array(list(of_query[way]))
@@ -171,7 +169,7 @@ def _pairs(of_query: dict[str, list[str]], queries: dict, candidates: dict):
 def _table(folds: list[dict[str, Queries]], about: dict, resamples: int) -> Table:
     """Folds are equally large, so the mean of their means is the mean over all their queries."""
     joined = {way: _joined([fold[way] for fold in folds]) for way in folds[0]}
-    tables = intervals.figures(joined), intervals.bootstrap(joined, resamples)
+    tables = figures(joined), bootstrap(joined, resamples)
     if len(joined) < 2:
         tables = tuple({k: v for k, v in table.items() if k != "rsum"} for table in tables)
     if len(folds) > 1:  # a median over folds is not their median

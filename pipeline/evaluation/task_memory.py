@@ -4,8 +4,6 @@ Ray places tasks by it. What was measured stands in docs/scale.md; where a formu
 on the safe side.
 """
 
-from pathlib import Path
-
 from schemas.settings import Recipe
 
 TOWER = 7.0  # of a number of the tower vectors that are ranked
@@ -14,13 +12,6 @@ JUDGED = 16.0  # of a number of the sentence vectors that rankings are judged by
 PLACES = 12.0  # of a query and candidate of a block: scores, relevance, ranks; not measured apart
 MADE = 85.0  # the same where other scores are made
 BLOCK = 256  # queries at a time
-
-
-def of_encoding(folder: Path | None) -> int:
-    """Of embedding a shard: the sentence model's files; 0 where a hub will send them."""
-    if folder is None:
-        return 0
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def of_vectors(entry: dict, recipe: Recipe, model: dict) -> int:

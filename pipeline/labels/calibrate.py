@@ -13,12 +13,10 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.formulas import relevance
-from pipeline.labels import agreement as _agreement
-from pipeline.labels import embed, encoders
-from pipeline.labels import judged_pairs as _judged
-from pipeline.labels.caption_vectors import map_of
+from pipeline.labels import agreement, embed, encoders, judged_pairs
 from pipeline.labels.judged_pairs import Judged
-from pipeline.storage import store as _store
+from pipeline.labels.maps import map_of
+from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
 from schemas.relevance import Calibration
 from schemas.settings import CalibrateSettings, EmbedSettings, Recipe
@@ -30,13 +28,13 @@ COSINE = pa.schema([pa.field("cosine", pa.float32(), nullable=False)])  # of eve
 
 
 def folder_of(root: str) -> str:
-    return _store.join(root, "calibration")
+    return store.join(root, "calibration")
 
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every encoder: the cosines of the judged pairs."""
-    judged = _judged.read(recipe.calibrate, root)
-    known = _judged.contents(recipe.calibrate, root)
+    judged = judged_pairs.read(recipe.calibrate, root)
+    known = judged_pairs.contents(recipe.calibrate, root)
     names = recipe.calibrate.encoders or tuple(recipe.embed.members) or (recipe.embed.encoder,)
     pieces = []
     for name in dict.fromkeys(names):
@@ -45,8 +43,8 @@ def plan(recipe: Recipe, root: str) -> Plan:
         pieces.append(
             Piece(
                 name=name,
-                output=_store.join(folder_of(root), f"{label}.parquet"),
-                fingerprint=_store.fingerprint("cosine", embed.depends_on(settings, root), known),
+                output=store.join(folder_of(root), f"{label}.parquet"),
+                fingerprint=store.fingerprint("cosine", embed.depends_on(settings, root), known),
                 inputs={"judged": judged, "settings": settings, "root": root},
             )
         )
@@ -57,7 +55,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
 
 def write_cosines(piece: Piece) -> dict:
     """Write the cosine of every link by one encoder; a summary with their number."""
-    if summary := _store.finished(piece.output, piece.fingerprint):
+    if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     judged: Judged = piece.inputs["judged"]
     settings: EmbedSettings = piece.inputs["settings"]
@@ -65,7 +63,7 @@ def write_cosines(piece: Piece) -> dict:
     left, right = judged.text_L2.T
     cosine_L = np.einsum("ld,ld->l", vectors[left], vectors[right])
     table = pa.table({"cosine": cosine_L.clip(-1, 1).astype(np.float32)}, schema=COSINE)
-    return _store.write_table(piece.output, table, piece.fingerprint, {"links": len(cosine_L)})
+    return parquet.write_table(piece.output, table, piece.fingerprint, {"links": len(cosine_L)})
 
 
 def fit_logistic(cosine_P: np.ndarray, judgement_P: np.ndarray) -> Calibration | None:
@@ -146,7 +144,7 @@ class Candidate:
         plain = min(PLAIN, key=lambda plain: self.rows[plain]["error"][0])
         if not self.gain(name, plain)[1] > 0:
             return f"its error is not lower than that of {plain} for certain"
-        if not _agreement.interval(self.rows[name]["pearson"])[1] > 0:
+        if not agreement.interval(self.rows[name]["pearson"])[1] > 0:
             return "it does not follow the judgements for certain"
         lost = self.rows["clip"]["pearson"][0] - self.rows[name]["pearson"][0]
         if lost > LOSS:
@@ -155,7 +153,7 @@ class Candidate:
 
     def gain(self, name: str, rival: str) -> tuple[float, float, float]:
         """By how much a map's error is lower than a rival's, with the ends of the interval."""
-        return _agreement.interval(self.rows[rival]["error"] - self.rows[name]["error"])
+        return agreement.interval(self.rows[rival]["error"] - self.rows[name]["error"])
 
     @property
     def best(self) -> str | None:
@@ -190,16 +188,16 @@ def candidates(plan: Plan, recipe: Recipe) -> list[Candidate]:
     judged: Judged = plan.pieces[0].inputs["judged"]
     settings, reduce = recipe.calibrate, recipe.label.reduce
     cosines = {
-        piece.name: _store.read_table(piece.output)["cosine"].to_numpy() for piece in plan.pieces
+        piece.name: parquet.read_table(piece.output)["cosine"].to_numpy() for piece in plan.pieces
     }
     out = [Candidate(name, c[:, None], judged, reduce) for name, c in cosines.items()]
     if len(cosines) > 1:
         out.append(Candidate(ENSEMBLE, np.stack([*cosines.values()], 1), judged, reduce))
-    weight_RP = _agreement.resamples(judged.image_P2[:, 0], settings.resamples, settings.seed)
+    weight_RP = agreement.resamples(judged.image_P2[:, 0], settings.resamples, settings.seed)
     split = folds(judged, settings)
     for candidate in out:
         for name, relevance_P in candidate.held_out(split).items():
-            candidate.rows[name] = _agreement.measured(
+            candidate.rows[name] = agreement.measured(
                 relevance_P, judged.judgement_P, weight_RP, settings.match
             )
     return out
@@ -213,9 +211,9 @@ def write(found: list[Candidate], recipe: Recipe, root: str) -> dict[str, str]:
     out = {}
     for candidate in found:
         label = encoders.encoder_label(candidate.name)
-        uri = _store.join(folder_of(root), f"{label}.json")
+        uri = store.join(folder_of(root), f"{label}.json")
         if candidate.best is None:
-            _store.remove(uri)
+            store.remove(uri)
             continue
         everything = np.ones(len(candidate.judged.judgement_P), bool)
         weight_E, _, maps = candidate.fit(everything)
@@ -224,13 +222,13 @@ def write(found: list[Candidate], recipe: Recipe, root: str) -> dict[str, str]:
             "reduce": recipe.label.reduce,
             "pairs": len(everything),
             "held_out": {
-                name: dict(zip(("value", "low", "high"), _agreement.interval(v), strict=True))
+                name: dict(zip(("value", "low", "high"), agreement.interval(v), strict=True))
                 for name, v in candidate.rows[candidate.best].items()
             },
         }
         if candidate.name == ENSEMBLE:
             about["members"] = members(found, weight_E)
-        _store.write_json(uri, {**maps[candidate.best].model_dump(exclude_defaults=True), **about})
+        store.write_json(uri, {**maps[candidate.best].model_dump(exclude_defaults=True), **about})
         out[candidate.name] = uri
     return out
 

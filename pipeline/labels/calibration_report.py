@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 
-from pipeline.labels import agreement as _agreement
-from pipeline.labels import calibrate, encoders
+from pipeline.labels import agreement, calibrate, encoders
 from pipeline.labels.calibrate import ENSEMBLE, FITS, Candidate
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import Recipe
 
 TITLES = {"spearman": "Spearman", "pearson": "Pearson", "auc": "AUC", "error": "error"}
@@ -18,7 +17,7 @@ def numbers(found: list[Candidate]) -> dict[str, dict[str, dict[str, tuple]]]:
     """(value, low, high) by encoder, map and measure."""
     return {
         c.name: {
-            name: {measure: _agreement.interval(v) for measure, v in measures.items()}
+            name: {measure: agreement.interval(v) for measure, v in measures.items()}
             for name, measures in c.rows.items()
         }
         for c in found
@@ -38,7 +37,7 @@ def metrics(found: list[Candidate]) -> dict[str, float]:
 
 def artifact(uri: str) -> tuple[str, bytes]:
     """Name and bytes of a map's file, for MLflow."""
-    return f"calibration/{_store.name_of(uri)}", _store.read_bytes(uri)
+    return f"calibration/{store.name_of(uri)}", store.read_bytes(uri)
 
 
 def rows(found: list[Candidate]) -> list[list[str]]:
@@ -91,7 +90,7 @@ def verdicts(found: list[Candidate]) -> list[str]:
 
 
 def _verdict(name: str, rival: str, measure: str, gain_R: np.ndarray) -> str:
-    value, low, high = _agreement.interval(gain_R)
+    value, low, high = agreement.interval(gain_R)
     if low > 0:
         verb = "beats"
     elif high < 0:
@@ -109,7 +108,7 @@ def commands(found: list[Candidate], kept: dict[str, str], root: str) -> dict[st
     best = min(kept_ones, key=lambda c: c.rows[c.best]["error"][0])
     encoder = f"--encoder {best.name}"
     if best.name == ENSEMBLE:
-        shares = json.dumps(_store.read_json(kept[best.name])["members"])
+        shares = json.dumps(store.read_json(kept[best.name])["members"])
         encoder += f" --embed.members '{shares}'"
     map_ = f"--label.map {best.best} --label.calibration {kept[best.name]}"
     return {

@@ -4,19 +4,17 @@ Legend of the shape suffixes: M images, C captions of an image, N captions, D wi
 """
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
-from pipeline.formulas import relevance
-from pipeline.labels import decisions as _judgements
-from pipeline.storage import store as _store
+from pipeline.formulas.relevance import from_captions
+from pipeline.labels import decisions
+from pipeline.labels.maps import cosine_map
+from pipeline.storage import parquet
 from pipeline.storage.vector_columns import vector_matrix
-from schemas.relevance import Calibration
 from schemas.settings import LabelSettings
 
 
@@ -39,7 +37,7 @@ class Captions:
     @functools.lru_cache(maxsize=2)
     def read(uris: tuple[str, ...], version: str) -> "Captions":
         """Read once per process: `version` tells apart what the same files held at other times."""
-        tables = [_store.read_table(uri).replace_schema_metadata() for uri in uris]
+        tables = [parquet.read_table(uri).replace_schema_metadata() for uri in uris]
         return Captions(pa.concat_tables(tables))
 
     def rows_of(self, images: list[str]) -> np.ndarray:
@@ -99,7 +97,7 @@ class Captions:
 
     def decided(self, settings: LabelSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image row, caption row and relevance (P,) of the pairs here that people decided."""
-        pairs = () if settings.overrides is None else _judgements.overrides(settings.overrides)
+        pairs = () if settings.overrides is None else decisions.overrides(settings.overrides)
         if self._decided is None or self._decided[0] is not pairs:
             caption_row = {caption_id: row for row, caption_id in enumerate(self.caption_ids)}
             here = [
@@ -133,35 +131,10 @@ def graded(
     image_captions_MCD: torch.Tensor, texts_ND: torch.Tensor, settings: LabelSettings, **masks
 ) -> torch.Tensor:
     """Relevance (M, N) of images, given by their captions, to texts, as the settings say."""
-    return relevance.from_captions(
+    return from_captions(
         image_captions_MCD,
         texts_ND,
         map=cosine_map(settings),
         reduce=settings.reduce,
         **masks,
     )
-
-
-def cosine_map(settings: LabelSettings) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The map from cosine to relevance that the settings, or their calibration, ask for."""
-    fitted = settings
-    if settings.calibration is not None:
-        fitted = _judgements.calibration(settings.calibration)
-        if fitted.map != settings.map:
-            raise InputError(
-                f"label.calibration {settings.calibration} holds the map {fitted.map}, label.map "
-                f"is {settings.map}; make them the same"
-            )
-    return map_of(settings.map, fitted)
-
-
-def map_of(
-    name: str, fitted: LabelSettings | Calibration
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A map by its name, with the numbers it was fitted or set to."""
-    function = relevance.MAPS[name]
-    if name == "logistic":
-        return functools.partial(function, centre=fitted.centre, width=fitted.width)
-    if name == "isotonic":
-        return functools.partial(function, knots_K=fitted.knots, values_K=fitted.values)
-    return function

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.relevance import Calibration
 
 HEADER = ("image_id", "caption_id", "relevance")
@@ -28,7 +28,7 @@ class Override(NamedTuple):
 
 def contents(uri: str | None, what: str) -> str | None:
     """Hash of a file; None where there is none to read."""
-    return None if uri is None else _store.sha256(_bytes(uri, what))
+    return None if uri is None else store.sha256(_bytes(uri, what))
 
 
 def calibration(uri: str) -> Calibration:
@@ -47,14 +47,14 @@ def overrides(uri: str) -> tuple[Override, ...]:
 
 def _stamp(uri: str, what: str) -> tuple:
     try:
-        return tuple(_store.stamp(uri)) if _store.is_local(uri) else ()
+        return tuple(store.stamp(uri)) if store.is_local(uri) else ()
     except OSError as error:
         raise _missing(uri, what) from error
 
 
 def _bytes(uri: str, what: str) -> bytes:
     try:
-        return _store.read_bytes(uri)
+        return store.read_bytes(uri)
     except OSError as error:
         raise _missing(uri, what) from error
 

@@ -5,18 +5,17 @@ are made first, each in the folder of its own name.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from pipeline.evaluation import task_memory as _task_memory
-from pipeline.labels import encoders
+from pipeline.labels import embed, encoders
 from pipeline.labels.encoders import encoder_label, fitted, guards, sentences
-from pipeline.sharding import shard
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.sharding.sidecar import read_sidecar
+from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.vector_columns import vector_column, vector_matrix
 from schemas.embedding import embedding_schema
@@ -51,11 +50,11 @@ def plan(recipe: Recipe, root: str) -> Plan:
 
 def plan_of(settings: EmbedSettings, root: str) -> Plan:
     """A piece for every shard, by an encoder whose members and terms are there."""
-    shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
+    shards = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
     matters = depends_on(settings, root)
     members = _members(settings, root)
     reads = settings.members or fitted.is_fitted(settings.encoder)
-    memory = 0 if reads else _task_memory.of_encoding(sentences.path(settings.encoder))
+    memory = 0 if reads else embed.of_encoding(sentences.path(settings.encoder))
     pieces = []
     for entry in shards["pieces"]:
         name = entry["name"]
@@ -63,16 +62,16 @@ def plan_of(settings: EmbedSettings, root: str) -> Plan:
         pieces.append(
             Piece(
                 name=name,
-                output=_store.join(_folder(settings, root), f"{name}.parquet"),
-                fingerprint=_store.fingerprint("embed", matters, entry["files"], parts),
+                output=store.join(_folder(settings, root), f"{name}.parquet"),
+                fingerprint=store.fingerprint("embed", matters, entry["files"], parts),
                 inputs={
-                    "sidecar": _plan.folder(root, "shard", f"{name}.parquet"),
+                    "sidecar": run_folder.folder(root, "shard", f"{name}.parquet"),
                     "split": entry["split"],
                     "settings": settings,
                     "weights": matters["weights"],
-                    "terms": _store.join(_fit_folder(settings, root), "terms.parquet"),
+                    "terms": store.join(_fit_folder(settings, root), "terms.parquet"),
                     "members": [
-                        (_store.join(folder, f"{name}.parquet"), weight)
+                        (store.join(folder, f"{name}.parquet"), weight)
                         for folder, _, weight in members
                     ],
                 },
@@ -89,17 +88,17 @@ def folder_of(recipe: Recipe, root: str) -> str:
 
 def others(recipe: Recipe, root: str) -> list[str]:
     """Sentence models besides the recipe's own whose vectors of the shards are here, by folder."""
-    shards = _plan.read_index(_plan.folder(root, "shard"))
+    shards = run_folder.read_index(run_folder.folder(root, "shard"))
     own = {encoder_label(name) for name in (recipe.embed.encoder, *recipe.embed.members)}
     found = []
-    for name in sorted(set(_store.list_folders(_plan.folder(root, "embed"))) - own):
-        index = _plan.read_index(_plan.folder(root, "embed", name))
+    for name in sorted(set(store.list_folders(run_folder.folder(root, "embed"))) - own):
+        index = run_folder.read_index(run_folder.folder(root, "embed", name))
         if not shards or not index or "backend" not in index["settings"]:
             continue  # fitted, or an ensemble
         matters = index["settings"]
         made = {entry["name"]: entry["fingerprint"] for entry in index["pieces"]}
         if all(
-            made.get(e["name"]) == _store.fingerprint("embed", matters, e["files"], [])
+            made.get(e["name"]) == store.fingerprint("embed", matters, e["files"], [])
             for e in shards["pieces"]
         ):
             found.append(matters["encoder"])
@@ -108,7 +107,7 @@ def others(recipe: Recipe, root: str) -> list[str]:
 
 def write_embeddings(piece: Piece) -> dict:
     """Write the caption vectors of one shard; a summary with their number."""
-    if summary := _store.finished(piece.output, piece.fingerprint):
+    if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     settings: EmbedSettings = piece.inputs["settings"]
     captions = _captions(piece.inputs["sidecar"])
@@ -117,7 +116,7 @@ def write_embeddings(piece: Piece) -> dict:
         parts = [(_vectors(uri), weight) for uri, weight in piece.inputs["members"]]
         vectors = encoders.join(*zip(*parts, strict=True))
     elif fitted.is_fitted(settings.encoder):
-        terms = _store.read_table(piece.inputs["terms"])
+        terms = parquet.read_table(piece.inputs["terms"])
         vectors = fitted.encode(texts, settings.encoder, terms)
     else:
         vectors = sentences.encode(texts, settings)
@@ -137,12 +136,12 @@ def write_embeddings(piece: Piece) -> dict:
         "dim": vectors.shape[1],
     }
     about = {"encoder": settings.encoder, "weights": piece.inputs["weights"]}
-    return _store.write_table(piece.output, table, piece.fingerprint, summary, **about)
+    return parquet.write_table(piece.output, table, piece.fingerprint, summary, **about)
 
 
 def write_terms(piece: Piece) -> dict:
     """Write the terms of an encoder that is fitted on the train captions; a summary."""
-    if summary := _store.finished(piece.output, piece.fingerprint):
+    if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     settings: EmbedSettings = piece.inputs["settings"]
     texts: list[str] = []
@@ -153,7 +152,7 @@ def write_terms(piece: Piece) -> dict:
     texts = texts[: settings.fit_captions]
     terms = fitted.fit(settings.encoder, texts)
     summary = {"captions": len(texts), "terms": terms.num_rows}
-    return _store.write_table(
+    return parquet.write_table(
         piece.output, terms, piece.fingerprint, summary, encoder=settings.encoder
     )
 
@@ -176,8 +175,8 @@ def encode(texts: list[str], settings: EmbedSettings, root: str | None = None) -
     if root is None:
         raise InputError(f"encoder {settings.encoder} is fitted in a run folder; name one")
     folder = _fit_folder(settings, root)
-    _plan.need_index(folder, "embed")
-    terms = _store.read_table(_store.join(folder, "terms.parquet"))
+    run_folder.need_index(folder, "embed")
+    terms = parquet.read_table(store.join(folder, "terms.parquet"))
     return fitted.encode(texts, settings.encoder, terms)
 
 
@@ -187,7 +186,7 @@ def depends_on(settings: EmbedSettings, root: str) -> dict:
         shares = {member.encoder: weight for member, weight in encoders.members(settings)}
         return {"encoder": settings.encoder, "weights": shares}
     if fitted.is_fitted(settings.encoder):
-        terms = _plan.need_index(_fit_folder(settings, root), "embed")
+        terms = run_folder.need_index(_fit_folder(settings, root), "embed")
         return {"encoder": settings.encoder, "weights": terms["version"]}
     names = ("encoder", "revision", "backend", "precision", "prompt", "prompt_name")
     weights = sentences.fingerprint(settings.encoder, settings.revision)
@@ -198,7 +197,7 @@ def _members(settings: EmbedSettings, root: str) -> list[tuple[str, dict[str, di
     """Of every member its folder, the entries of its pieces by name, and its weight."""
     out = []
     for member, weight in encoders.members(settings):
-        index = _plan.need_index(_folder(member, root), "embed")
+        index = run_folder.need_index(_folder(member, root), "embed")
         entries = {entry["name"]: entry for entry in index["pieces"]}
         out.append((_folder(member, root), entries, weight))
     return out
@@ -206,8 +205,8 @@ def _members(settings: EmbedSettings, root: str) -> list[tuple[str, dict[str, di
 
 def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
     """One piece: the terms of the train captions."""
-    shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
-    train = _plan.of_split(shards, "train")
+    shards = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    train = run_folder.of_split(shards, "train")
     if not train:
         raise InputError(
             f"encoder {settings.encoder} is fitted on train captions and there is no train split; "
@@ -217,10 +216,10 @@ def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
     folder = _fit_folder(settings, root)
     piece = Piece(
         name="terms",
-        output=_store.join(folder, "terms.parquet"),
-        fingerprint=_store.fingerprint("fit", matters, [entry["files"] for entry in train]),
+        output=store.join(folder, "terms.parquet"),
+        fingerprint=store.fingerprint("fit", matters, [entry["files"] for entry in train]),
         inputs={
-            "sidecars": [_plan.folder(root, "shard", f"{e['name']}.parquet") for e in train],
+            "sidecars": [run_folder.folder(root, "shard", f"{e['name']}.parquet") for e in train],
             "settings": settings,
         },
     )
@@ -228,18 +227,25 @@ def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
 
 
 def _folder(settings: EmbedSettings, root: str) -> str:
-    return _plan.folder(root, "embed", encoder_label(settings.encoder))
+    return run_folder.folder(root, "embed", encoder_label(settings.encoder))
 
 
 def _fit_folder(settings: EmbedSettings, root: str) -> str:
-    return _store.join(_folder(settings, root), "fitted")
+    return store.join(_folder(settings, root), "fitted")
 
 
 def _captions(sidecar: str) -> list[tuple[str, str, str]]:
     """(caption id, image id, text) of every caption of a shard, in the sidecar's order."""
-    samples = shard.read_sidecar(sidecar, ["image_id", "captions"]).to_pylist()
+    samples = read_sidecar(sidecar, ["image_id", "captions"]).to_pylist()
     return [(c["caption_id"], s["image_id"], c["text"]) for s in samples for c in s["captions"]]
 
 
 def _vectors(uri: str) -> np.ndarray:
-    return vector_matrix(_store.read_table(uri, ["vector"])["vector"])
+    return vector_matrix(parquet.read_table(uri, ["vector"])["vector"])
+
+
+def of_encoding(folder: Path | None) -> int:
+    """Of embedding a shard: the sentence model's files; 0 where a hub will send them."""
+    if folder is None:
+        return 0
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

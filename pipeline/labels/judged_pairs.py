@@ -15,8 +15,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.sharding.reading import Shards
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import run_folder, store
 from schemas.settings import CalibrateSettings
 
 COLUMNS = "caption_id,caption_id,score or image_id,caption_id,score"
@@ -81,10 +80,10 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
 
 def contents(settings: CalibrateSettings, root: str) -> list:
     """What the judged pairs depend on: hashes of the files, or the version of the shards."""
-    read = [_store.sha256(contents_of(settings.judgements))] if settings.judgements else []
+    read = [store.sha256(contents_of(settings.judgements))] if settings.judgements else []
     if settings.captions:
-        return [*read, _store.sha256(contents_of(settings.captions))]
-    return [*read, _plan.need_index(_plan.folder(root, "shard"), "shard")["version"]]
+        return [*read, store.sha256(contents_of(settings.captions))]
+    return [*read, run_folder.need_index(run_folder.folder(root, "shard"), "shard")["version"]]
 
 
 def _scaled(score_P: np.ndarray, settings: CalibrateSettings) -> np.ndarray:
@@ -131,7 +130,7 @@ def pairs(uri: str) -> list[tuple[str, str, str, float]]:
 def _captions(uri: str) -> dict[str, tuple[str, str]]:
     """(image id, text) by caption id, from a CSV or JSON lines."""
     try:
-        if ".jsonl" in _store.name_of(uri):
+        if ".jsonl" in store.name_of(uri):
             return {
                 str(caption_id): (str(row["image_id"]), text)
                 for row in map(json.loads, _text(uri).splitlines())
@@ -165,6 +164,6 @@ def _text(uri: str) -> str:
 def contents_of(uri: str) -> bytes:
     """A file's bytes, or the sentence that it is not there."""
     try:
-        return _store.read_bytes(uri)
+        return store.read_bytes(uri)
     except OSError as error:
         raise InputError(f"there is no file {uri}; name one that is there") from error

@@ -12,13 +12,11 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import InputError
-from pipeline.labels import decisions as _judgements
-from pipeline.labels import embed
+from pipeline.labels import decisions, embed
 from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import encoder_label, sentences
 from pipeline.labels.relevance_lists import Direction, Lists
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from schemas.relevance import ENCODINGS, RELEVANCE
 from schemas.settings import LabelSettings, Recipe
@@ -34,9 +32,9 @@ OF_PAGES = {"suspects"}
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: its images and captions against all of their split."""
-    embeddings = _plan.need_index(embed.folder_of(recipe, root), "embed")
+    embeddings = run_folder.need_index(embed.folder_of(recipe, root), "embed")
     encoder = encoder_label(recipe.embed.encoder)
-    folder = _plan.folder(root, "label", encoder)
+    folder = run_folder.folder(root, "label", encoder)
     settings = recipe.label
     _check_calibration(recipe)
     matters = {**depends_on(settings), **settings.model_dump(include=OF_LISTS)}
@@ -44,16 +42,16 @@ def plan(recipe: Recipe, root: str) -> Plan:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
     pieces = []
     for entry in embeddings["pieces"]:
-        others = _plan.of_split(embeddings, entry["split"])
-        uris = [_plan.folder(root, "embed", encoder, f"{e['name']}.parquet") for e in others]
-        sidecars = [_plan.folder(root, "shard", f"{e['name']}.parquet") for e in others]
-        version = _plan.version(others)
+        others = run_folder.of_split(embeddings, entry["split"])
+        uris = [run_folder.folder(root, "embed", encoder, f"{e['name']}.parquet") for e in others]
+        sidecars = [run_folder.folder(root, "shard", f"{e['name']}.parquet") for e in others]
+        version = run_folder.version(others)
         numbers = sum(other["captions"] * other["dim"] for other in others)
         pieces.append(
             Piece(
                 name=entry["name"],
-                output=_store.join(folder, f"{entry['name']}.parquet"),
-                fingerprint=_store.fingerprint("label", matters, entry["name"], version),
+                output=store.join(folder, f"{entry['name']}.parquet"),
+                fingerprint=store.fingerprint("label", matters, entry["name"], version),
                 inputs={
                     "embeddings": tuple(uris),
                     "sidecars": tuple(sidecars),
@@ -72,7 +70,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
 def _check_calibration(recipe: Recipe) -> None:
     """Stop where the fitted map is of another encoder's cosines."""
     uri, embed_ = recipe.label.calibration, recipe.embed
-    fitted_to = uri and _judgements.calibration(uri).encoder
+    fitted_to = uri and decisions.calibration(uri).encoder
     mine = "ensemble" if embed_.members else embed_.encoder
     if fitted_to and encoder_label(fitted_to) != encoder_label(mine):
         raise InputError(
@@ -83,17 +81,17 @@ def _check_calibration(recipe: Recipe) -> None:
 
 def depends_on(settings: LabelSettings) -> dict:
     """What the relevance of a pair depends on, files by their contents."""
-    decided = settings.overrides and _judgements.overrides(settings.overrides)
+    decided = settings.overrides and decisions.overrides(settings.overrides)
     return {
         **settings.model_dump(exclude=OF_LISTS | OF_PAGES),
-        "calibration": _judgements.contents(settings.calibration, "calibration"),
-        "overrides": decided and _store.fingerprint(sorted(decided)),
+        "calibration": decisions.contents(settings.calibration, "calibration"),
+        "overrides": decided and store.fingerprint(sorted(decided)),
     }
 
 
 def write_relevance(piece: Piece) -> dict:
     """Write the relevance lists of one shard; a summary with histograms of the relevance."""
-    if summary := _store.finished(piece.output, piece.fingerprint):
+    if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     inputs = piece.inputs
     settings: LabelSettings = inputs["settings"]
@@ -117,7 +115,7 @@ def write_relevance(piece: Piece) -> dict:
         **_histograms(mine, everyone, settings),
     }
     about = {"map": settings.map, "reduce": settings.reduce, "embeddings": inputs["version"]}
-    return _store.write_table(
+    return parquet.write_table(
         piece.output, table, piece.fingerprint, summary, encodings=ENCODINGS, **about
     )
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.labels.caption_vectors import Captions, cosine_map
+from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import rescore
-from pipeline.retrieval import approximate as _approximate
-from pipeline.retrieval import nearest as _neighbours
-from pipeline.sharding import shard
+from pipeline.labels.maps import cosine_map
+from pipeline.retrieval import approximate, nearest
+from pipeline.sharding import sidecar
 from schemas.settings import EmbedSettings, LabelSettings
 
 
@@ -43,11 +43,11 @@ class Direction:
         k = self.settings.top_k + int(np.bincount(place_P).max(initial=0))  # some may be put down
         above = self.settings.approximate_above
         if above is None or len(self.everyone.caption_ids) <= above:
-            cosine_QK, row_QK = _neighbours.top_k(queries, candidates, k, **how)
+            cosine_QK, row_QK = nearest.top_k(queries, candidates, k, **how)
             recall = None
         else:
-            cosine_QK, row_QK = _approximate.top_k(queries, candidates, k, **how)
-            recall = _approximate.recall(row_QK, queries, candidates, k, **how)
+            cosine_QK, row_QK = approximate.top_k(queries, candidates, k, **how)
+            recall = approximate.recall(row_QK, queries, candidates, k, **how)
         relevance_QK = cosine_map(self.settings)(cosine_QK.clamp(-1, 1))
         return Lists(relevance_QK, row_QK), recall
 
@@ -99,7 +99,7 @@ class Direction:
         text_of = {
             caption["caption_id"]: caption["text"]
             for uri in sidecars
-            for captions in shard.read_sidecar(uri, ["captions"])["captions"].to_pylist()
+            for captions in sidecar.read_sidecar(uri, ["captions"])["captions"].to_pylist()
             for caption in captions
         }
         query_texts = _texts(self.name[0], self.mine, text_of)

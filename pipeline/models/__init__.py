@@ -11,10 +11,9 @@ from torch import nn
 
 from pipeline.models import pretrained
 from pipeline.models.convolution import ConvolutionTower
-from pipeline.models.given import Given
 from pipeline.models.gru import GRUTower
 from pipeline.models.regions import RegionTower
-from pipeline.models.two_tower import TwoTower
+from pipeline.models.two_tower import Given, TwoTower
 from pipeline.models.vocabulary import PretrainedTokens, Vocabulary, vocabulary_of
 from schemas.settings import ModelSettings
 

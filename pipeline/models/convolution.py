@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.models.given import Given
+from pipeline.models.two_tower import Given
 from schemas.settings import ModelSettings
 
 WIDTHS = (1, 2, 4, 8)  # of the stages, in units of the first one's channels

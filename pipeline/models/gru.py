@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from pipeline.models.given import Given
 from pipeline.models.pooling import POOLINGS
+from pipeline.models.two_tower import Given
 from schemas.settings import ModelSettings
 
 

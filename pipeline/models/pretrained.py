@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.models.given import Given
+from pipeline.models.two_tower import Given
 from pipeline.models.vocabulary import PretrainedTokens
 from schemas.settings import ModelSettings
 

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from pipeline.models.given import Given
 from pipeline.models.pooling import POOLINGS
+from pipeline.models.two_tower import Given
 from schemas.settings import ModelSettings
 
 

@@ -1,5 +1,7 @@
 """Two towers into one space."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -29,3 +31,12 @@ class TwoTower(nn.Module):
         tower, _, inner = name.partition(".")
         scale = getattr(getattr(self, tower), "lr_scale", None)
         return scale(inner) if scale else 1.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the data and the pretrained model, if there is one, say of a tower's two ends."""
+
+    features: int | None  # width of a region vector; None where the shards hold images
+    words: int  # size of the vocabulary
+    model: nn.Module | None = None  # the Hugging Face model of the pretrained towers

@@ -5,11 +5,9 @@ import random
 from dataclasses import replace
 
 from pipeline.labels.encoders import encoder_label
-from pipeline.reports import figures as _figures
-from pipeline.reports.pictures import Pictures
-from pipeline.search.index import Hit
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.reports import figures
+from pipeline.reports.pictures import Hit, Pictures
+from pipeline.storage import parquet, run_folder, store
 from schemas.settings import Recipe
 
 # Thumbnails of a page are embedded once each; of many, smaller ones keep it within 5 MB.
@@ -23,7 +21,7 @@ class Showcase:
     def __init__(self, recipe: Recipe, root: str, name: str):
         self.recipe, self.root, self.name, self.settings = recipe, root, name, recipe.report
         self.pictures = Pictures(root, recipe.evaluate.split)
-        self.graded = _figures.graded_of(recipe, root, name)
+        self.graded = figures.graded_of(recipe, root, name)
         self.column = {i: n for n, i in enumerate(self.graded.captions.image_ids)}
         self.image_of = dict(
             zip(self.graded.captions.caption_ids, self.graded.captions.caption_image, strict=True)
@@ -33,8 +31,8 @@ class Showcase:
         self.named: dict[str, str] = {}
 
     def _rows(self, stage: str) -> dict[str, dict]:
-        folder = _plan.folder(self.root, stage, self.name)
-        rows = _figures.rankings(folder, "t2i").to_pylist()
+        folder = run_folder.folder(self.root, stage, self.name)
+        rows = figures.rankings(folder, "t2i").to_pylist()
         return {row["query_id"]: row for row in rows}
 
     @functools.cached_property
@@ -76,10 +74,12 @@ class Showcase:
 
     def suspects(self) -> list[dict]:
         """The annotated negatives with the highest label relevance, one a caption text."""
-        folder = _plan.folder(self.root, "label", encoder_label(self.recipe.embed.encoder))
+        folder = run_folder.folder(self.root, "label", encoder_label(self.recipe.embed.encoder))
         found: dict[str, tuple[float, str, int]] = {}
-        for entry in _plan.of_split(_plan.need_index(folder, "label"), self.recipe.evaluate.split):
-            table = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"))
+        for entry in run_folder.of_split(
+            run_folder.need_index(folder, "label"), self.recipe.evaluate.split
+        ):
+            table = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"))
             for row in table.to_pylist():
                 if row["direction"] == "t2i" and row["candidate"]:
                     text = self.pictures.captions[row["query_id"]]
@@ -111,7 +111,7 @@ class Showcase:
 
     def _query(self, caption_id: str, with_own: bool) -> dict:
         own = self.image_of[caption_id]
-        relevance_N = _figures.best_known(self.graded, "t2i", [caption_id])[0].tolist()
+        relevance_N = figures.best_known(self.graded, "t2i", [caption_id])[0].tolist()
         shown: list[dict] = []
         places: dict[str, int] = {}
         for label, rows in self.rankings.items():

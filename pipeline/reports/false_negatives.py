@@ -15,15 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.labels import decisions as _judgements
-from pipeline.labels import embed
+from pipeline.labels import decisions, embed
 from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import encoder_label
-from pipeline.reports import render as _pages
+from pipeline.reports import render
 from pipeline.reports.pictures import thumbnail
 from pipeline.sharding.reading import Shards
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from schemas.settings import Recipe
 
 LAYOUT = 1  # counts up when the page changes, so that it is made again
@@ -49,19 +47,19 @@ class Suspect:
 def version(recipe: Recipe, root: str) -> str:
     """What page and table depend on."""
     folders = [label_folder(recipe, root), *encoder_folders(root).values()]
-    versions = [(_plan.read_index(folder) or {}).get("version") for folder in folders]
-    return _store.fingerprint("suspects", LAYOUT, versions, recipe.label.suspects)
+    versions = [(run_folder.read_index(folder) or {}).get("version") for folder in folders]
+    return store.fingerprint("suspects", LAYOUT, versions, recipe.label.suspects)
 
 
 def label_folder(recipe: Recipe, root: str) -> str:
-    return _plan.folder(root, "label", encoder_label(recipe.embed.encoder))
+    return run_folder.folder(root, "label", encoder_label(recipe.embed.encoder))
 
 
 def encoder_folders(root: str) -> dict[str, str]:
     """Folders of the encoders whose embeddings are there, by name."""
-    folder = _plan.folder(root, "embed")
-    found = {name: _store.join(folder, name) for name in _store.list_folders(folder)}
-    return {name: uri for name, uri in found.items() if _plan.read_index(uri)}
+    folder = run_folder.folder(root, "embed")
+    found = {name: store.join(folder, name) for name in store.list_folders(folder)}
+    return {name: uri for name, uri in found.items() if run_folder.read_index(uri)}
 
 
 def page(found: list[Suspect], recipe: Recipe, root: str) -> str:
@@ -72,14 +70,14 @@ def page(found: list[Suspect], recipe: Recipe, root: str) -> str:
     for suspect in found:
         pictures = {"picture": picture(suspect.image_id), "other": picture(suspect.image_of)}
         splits.setdefault(suspect.split, []).append({**vars(suspect), **pictures})
-    return _pages.render(
+    return render.render(
         "false_negatives.html.j2",
         version=version(recipe, root),
         data=recipe.name,
         encoder=recipe.embed.encoder,
         map=recipe.label.map,
         splits=splits,
-        table=_store.join(label_folder(recipe, root), TABLE),
+        table=store.join(label_folder(recipe, root), TABLE),
         root=root,
     )
 
@@ -112,32 +110,32 @@ def table(found: list[Suspect], recipe: Recipe, root: str) -> bytes:
 
 def _filled_in(recipe: Recipe, root: str) -> tuple[list[dict], list[str]]:
     """The lines of the table there is that people filled in, and its columns."""
-    uri = _store.join(label_folder(recipe, root), TABLE)
-    if not _store.exists(uri):
+    uri = store.join(label_folder(recipe, root), TABLE)
+    if not store.exists(uri):
         return [], []
-    reader = csv.DictReader(io.StringIO(_store.read_bytes(uri).decode("utf-8-sig"), newline=""))
+    reader = csv.DictReader(io.StringIO(store.read_bytes(uri).decode("utf-8-sig"), newline=""))
     rows = [{k: v for k, v in row.items() if k is not None} for row in reader]
     return [row for row in rows if row.get("relevance")], list(reader.fieldnames or ())
 
 
 def suspects(recipe: Recipe, root: str) -> list[Suspect]:
     """The most relevant annotated negatives of every split that nobody has decided."""
-    index = _plan.need_index(label_folder(recipe, root), "label")
+    index = run_folder.need_index(label_folder(recipe, root), "label")
     decided = {(row["image_id"], row["caption_id"]) for row in _filled_in(recipe, root)[0]}
     if recipe.label.overrides:
-        decided |= {pair[:2] for pair in _judgements.overrides(recipe.label.overrides)}
+        decided |= {pair[:2] for pair in decisions.overrides(recipe.label.overrides)}
     shards = Shards(root)
     out: list[Suspect] = []
     for split in dict.fromkeys(entry["split"] for entry in index["pieces"]):
-        pairs = _pairs(recipe, root, _plan.of_split(index, split), decided)
+        pairs = _pairs(recipe, root, run_folder.of_split(index, split), decided)
         out += _shown(pairs, split, shards, recipe, root)
     return out
 
 
 def _pairs(recipe: Recipe, root: str, entries: list[dict], decided: set) -> list[tuple]:
     """(relevance, image id, caption id, the caption's own image) of a split's best candidates."""
-    uris = [_store.join(embed.folder_of(recipe, root), f"{e['name']}.parquet") for e in entries]
-    tables = [_store.read_table(uri, ["caption_id", "image_id"]) for uri in uris]
+    uris = [store.join(embed.folder_of(recipe, root), f"{e['name']}.parquet") for e in entries]
+    tables = [parquet.read_table(uri, ["caption_id", "image_id"]) for uri in uris]
     ids = pa.concat_tables([table.replace_schema_metadata() for table in tables])
     own = ids["image_id"].to_pylist()
     images = list(dict.fromkeys(own))
@@ -157,7 +155,7 @@ def _best(folder: str, entries: list[dict], keep: int) -> tuple[np.ndarray, ...]
     best = [np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)]
     seen = {"i2t": 0, "t2i": 0}  # queries of the shards before
     for entry in entries:
-        lists = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"))
+        lists = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"))
         for direction in seen:
             rows = lists.filter(pc.equal(lists["direction"], direction))
             candidates = rows["candidate"].combine_chunks()
@@ -212,10 +210,10 @@ def _cosines(pairs: list[tuple[str, str, str]], split: str, recipe: Recipe, root
     wanted = pa.array(list({image for image_id, _, own in pairs for image in (image_id, own)}))
     out: dict[str, dict[tuple[str, str], float]] = {}
     for name, folder in encoder_folders(root).items():
-        index = _plan.need_index(folder, "embed")
+        index = run_folder.need_index(folder, "embed")
         tables = []
-        for entry in _plan.of_split(index, split):
-            part = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"))
+        for entry in run_folder.of_split(index, split):
+            part = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"))
             tables.append(part.filter(pc.is_in(part["image_id"], wanted)))
         captions = Captions(pa.concat_tables([t.replace_schema_metadata() for t in tables]))
         row = {caption_id: n for n, caption_id in enumerate(captions.caption_ids)}

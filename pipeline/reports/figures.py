@@ -10,9 +10,8 @@ import torch
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.graded_relevance import Graded
 from pipeline.labels.encoders import encoder_label
-from pipeline.reports import render as _pages
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.reports import render
+from pipeline.storage import parquet, run_folder, store
 from schemas.settings import Recipe
 
 DEPTH = 10  # results of a query that count as found
@@ -38,10 +37,10 @@ def figures(recipe: Recipe, root: str, names: list[str]) -> list[Figure]:
 
 def rankings(folder: str, direction: str) -> pa.Table:
     """The rankings of a direction, of all shards, in order; empty where there are none."""
-    index = _plan.read_index(folder)
+    index = run_folder.read_index(folder)
     tables = []
     for entry in index["pieces"] if index else []:
-        table = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"))
+        table = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"))
         table = table.replace_schema_metadata()
         mine = np.array(table["direction"].to_pylist()) == direction
         tables.append(table.filter(pa.array(mine)))
@@ -62,7 +61,7 @@ def best_known(graded: Graded, direction: str, query_ids: list[str]) -> torch.Te
 def _curves(root: str, names: list[str]) -> Iterator[Figure]:
     """Loss and validation by step, a line a model."""
     history = {
-        name: _store.read_json(_plan.folder(root, "train", name, "history.json"))["records"]
+        name: store.read_json(run_folder.folder(root, "train", name, "history.json"))["records"]
         for name in names
     }
 
@@ -77,16 +76,16 @@ def _curves(root: str, names: list[str]) -> Iterator[Figure]:
 
         return draw
 
-    yield Figure("loss", _pages.figure(lines("train/loss", "loss")), "Training loss")
+    yield Figure("loss", render.figure(lines("train/loss", "loss")), "Training loss")
     if all(any("val/rsum" in record for record in records) for records in history.values()):
-        svg = _pages.figure(lines("val/rsum", "rSum"))
+        svg = render.figure(lines("val/rsum", "rSum"))
         yield Figure("val", svg, "rSum on val after every epoch")
 
 
 def _histogram(recipe: Recipe, root: str) -> Figure:
     """How label relevance is spread, over negatives and over held-out positives."""
-    folder = _plan.folder(root, "label", encoder_label(recipe.embed.encoder))
-    found = _store.read_json(_store.join(folder, "calibration.json"))
+    folder = run_folder.folder(root, "label", encoder_label(recipe.embed.encoder))
+    found = store.read_json(store.join(folder, "calibration.json"))
     split = found["splits"].get("train") or found["splits"][recipe.evaluate.split]
 
     def draw(axes) -> None:
@@ -104,7 +103,7 @@ def _histogram(recipe: Recipe, root: str) -> Figure:
         axes.legend(frameon=False, fontsize=8)
 
     caption = f"Relevance by {recipe.embed.encoder}, map {recipe.label.map}"
-    return Figure("relevance", _pages.figure(draw), caption)
+    return Figure("relevance", render.figure(draw), caption)
 
 
 def _found(recipe: Recipe, root: str, names: list[str]) -> Figure:
@@ -114,7 +113,7 @@ def _found(recipe: Recipe, root: str, names: list[str]) -> Figure:
         graded = graded_of(recipe, root, name)
         images = len(graded.captions.image_ids)
         for stage, label in (("evaluate", name), ("reranked", f"{name}, re-ranked")):
-            ranked = rankings(_plan.folder(root, stage, name), "t2i")
+            ranked = rankings(run_folder.folder(root, stage, name), "t2i")
             if len(ranked):
                 curves[label] = recall_by_relevance(ranked, graded)
 
@@ -134,7 +133,7 @@ def _found(recipe: Recipe, root: str, names: list[str]) -> Figure:
         axes.legend(frameon=False, fontsize=8)
 
     kind = "true relevance" if graded.facts is not None else f"relevance by {graded.encoder}"
-    svg = _pages.figure(draw)
+    svg = render.figure(draw)
     return Figure("recall", svg, f"Recall by relevance: captions as queries, {kind}")
 
 

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.formulas import metrics
+from pipeline.formulas import metrics as ranking_metrics
 from pipeline.labels import label
-from pipeline.labels.caption_vectors import Captions, cosine_map, graded
-from pipeline.reports import render as _pages
+from pipeline.labels.caption_vectors import Captions, graded
+from pipeline.labels.maps import cosine_map
+from pipeline.reports import render
 from pipeline.reports.false_negatives import encoder_folders, label_folder
 from pipeline.reports.pictures import thumbnail
 from pipeline.sharding.reading import Shards
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from schemas.settings import LabelSettings, Recipe
 
 LAYOUT = 1  # counts up when the page changes, so that it is made again
@@ -33,8 +33,8 @@ BINS = 50  # of the figure of best negatives
 def version(recipe: Recipe, root: str) -> str:
     """What the page depends on."""
     folders = [label_folder(recipe, root), *encoder_folders(root).values()]
-    versions = [(_plan.read_index(folder) or {}).get("version") for folder in folders]
-    return _store.fingerprint("labels", LAYOUT, versions)
+    versions = [(run_folder.read_index(folder) or {}).get("version") for folder in folders]
+    return store.fingerprint("labels", LAYOUT, versions)
 
 
 class Report:
@@ -43,7 +43,7 @@ class Report:
     def __init__(self, recipe: Recipe, root: str):
         self.recipe, self.root = recipe, root
         self.folder = label_folder(recipe, root)
-        self.index = _plan.need_index(self.folder, "label")
+        self.index = run_folder.need_index(self.folder, "label")
         self.names = list(dict.fromkeys(e["split"] for e in self.index["pieces"] if e["queries"]))
         self.lists = {name: self._lists(name) for name in self.names}
         self.samples = {name: Samples(name, root) for name in self.names}
@@ -51,8 +51,8 @@ class Report:
     def _lists(self, split: str) -> list[dict]:
         """Of every direction: queries, entropy, best negatives, and the share of near ones."""
         found: dict[str, list[tuple]] = {}
-        for entry in _plan.of_split(self.index, split):
-            lists = _store.read_table(_store.join(self.folder, f"{entry['name']}.parquet"))
+        for entry in run_folder.of_split(self.index, split):
+            lists = parquet.read_table(store.join(self.folder, f"{entry['name']}.parquet"))
             for direction in self.recipe.label.lists:
                 column = lists.filter(pc.equal(lists["direction"], direction))["relevance"]
                 found.setdefault(direction, []).append(of_lists(column.combine_chunks()))
@@ -104,7 +104,7 @@ class Report:
     def page(self) -> str:
         """The page; pictures are of the first split."""
         settings, shown = self.recipe.label, self.names[:1]
-        return _pages.render(
+        return render.render(
             "labels.html.j2",
             version=version(self.recipe, self.root),
             data=self.recipe.name,
@@ -142,7 +142,7 @@ class Report:
         best = {f"best of {found['direction']}": found["best"] for found in self.lists[split]}
         said = ("all pairs", "the most relevant negative of every query")
         return [
-            {"svg": _pages.figure(_bars(counts)), "caption": f"{split}: {about}"}
+            {"svg": render.figure(_bars(counts)), "caption": f"{split}: {about}"}
             for counts, about in zip((pairs, best), said, strict=True)
         ]
 
@@ -150,7 +150,7 @@ class Report:
         """Of every tenth of relevance its share of the negatives, and examples."""
         if not split:
             return []
-        encoder = _store.name_of(self.folder)
+        encoder = store.name_of(self.folder)
         spread = label.calibration(self.index["pieces"])["splits"][split]["histogram_negatives"]
         counts = np.array(spread).reshape(10, -1).sum(1)
         sample, shards = self.samples[split], Shards(self.root)
@@ -219,7 +219,7 @@ def of_lists(relevance: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 def agree(one_MN, other_MN, negative_MN) -> tuple[float, float]:
     """Mean over images of Spearman between two encoders, and of what their TOP negatives share."""
-    spearman_M = metrics.spearman(one_MN, other_MN, mask_QN=negative_MN)
+    spearman_M = ranking_metrics.spearman(one_MN, other_MN, mask_QN=negative_MN)
     k = min(TOP, int(negative_MN.sum(1).min()))
     tops = [c.masked_fill(~negative_MN, -torch.inf).topk(k).indices for c in (one_MN, other_MN)]
     same_M = (tops[0][:, :, None] == tops[1][:, None, :]).any(2).float().mean(1)
@@ -245,8 +245,8 @@ class Samples:
     def _read(self, encoder: str, columns: list[str] | None = None, keep=None) -> pa.Table:
         folder = self.encoders[encoder]
         parts = []
-        for entry in _plan.of_split(_plan.need_index(folder, "embed"), self.split):
-            part = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"), columns)
+        for entry in run_folder.of_split(run_folder.need_index(folder, "embed"), self.split):
+            part = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"), columns)
             parts.append(part.filter(keep) if keep is not None else part)
         return pa.concat_tables([part.replace_schema_metadata() for part in parts])
 

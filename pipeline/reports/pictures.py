@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -53,3 +54,16 @@ def jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:
 
 def data_uri(image: Image.Image, quality: int = QUALITY) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, quality)).decode()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A result: an image with its first caption, or a caption with its image."""
+
+    id: str
+    image_id: str
+    text: str
+    score: float
+    own: bool = False  # the query belongs to it
+    relevance: float | None = None
+    picture: str | None = None  # URI of a thumbnail

@@ -5,11 +5,10 @@ from collections import Counter
 import numpy as np
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.reports import render as _pages
+from pipeline.reports import render
 from pipeline.reports.pictures import data_uri
 from pipeline.sharding.reading import COLUMNS, Sample, Shards
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 
 LAYOUT = 1  # counts up when the page changes, so that it is made again
 SIDE = 256  # pixels of a picture's longer side
@@ -18,13 +17,13 @@ REJECTED = 60  # rejected samples that are shown
 
 def uri(root: str, split: str) -> str:
     """Where the page of a split lies."""
-    return _store.join(root, f"preview-{split}.html")
+    return store.join(root, f"preview-{split}.html")
 
 
 def entries(root: str, split: str) -> list[dict]:
     """The index's entries of a split's shards, or a sentence that names the splits."""
-    index = _plan.need_index(_plan.folder(root, "shard"), "shard")
-    found = _plan.of_split(index, split)
+    index = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    found = run_folder.of_split(index, split)
     if not found:
         known = dict.fromkeys(entry["split"] for entry in index["pieces"])
         raise InputError(f"no split {split!r} in {root}{did_you_mean(split, known)}")
@@ -33,15 +32,15 @@ def entries(root: str, split: str) -> list[dict]:
 
 def version(root: str, split: str, images: int) -> str:
     """What the page depends on."""
-    shards = _plan.version(entries(root, split))
-    return _store.fingerprint("preview", LAYOUT, shards, split, images)
+    shards = run_folder.version(entries(root, split))
+    return store.fingerprint("preview", LAYOUT, shards, split, images)
 
 
 def page(root: str, split: str, images: int) -> str:
     """The page of `images` samples, evenly spaced over the split's shards."""
     shards, found = Shards(root), entries(root, split)
     reasons = sum((Counter(entry["rejected"]) for entry in found), Counter())
-    return _pages.render(
+    return render.render(
         "preview.html.j2",
         version=version(root, split, images),
         split=split,
@@ -93,7 +92,7 @@ def _rejected(shards: Shards, found: list[dict]) -> list[dict]:
     columns = ["image_id", "uri", "captions", "reason"]
     for name in (entry["name"] for entry in found if entry["rejected"]):
         sidecar = shards.tar(name).removesuffix(".tar") + ".parquet"
-        table = _store.read_table(sidecar, columns)
+        table = parquet.read_table(sidecar, columns)
         for row in table.filter(table["reason"].is_valid()).to_pylist():
             out.append({**row, "shard": name})
         if len(out) >= REJECTED:

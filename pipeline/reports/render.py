@@ -5,7 +5,7 @@ import io
 
 import jinja2
 
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 
 @functools.cache
@@ -25,7 +25,7 @@ def render(template: str, **values) -> str:
 
 def is_current(uri: str, version: str) -> bool:
     """Whether the page at a URI was made from this version."""
-    return _store.exists(uri) and f'content="halftone {version}"' in _store.read_text(uri)
+    return store.exists(uri) and f'content="halftone {version}"' in store.read_text(uri)
 
 
 def figure(draw, *, width: float = 6.0, height: float = 3.0) -> str:

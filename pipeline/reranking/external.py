@@ -4,47 +4,22 @@ import csv
 import hashlib
 import resource
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation import external, protocols
-from pipeline.evaluation import tables as _tables
-from pipeline.evaluation.external import Gallery
+from pipeline.evaluation import external, protocols, results
 from pipeline.reranking import fitting, rerank
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import Training
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
-from pipeline.retrieval import ranks as _counting
-from pipeline.retrieval.ranks import Pairs
-from pipeline.storage import store as _store
+from pipeline.retrieval.scores import Gallery, Reranked
+from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe, RerankSettings
-
-
-@dataclass(frozen=True)
-class Reranked(Gallery):
-    """A gallery that has other scores where its texts ask: `matrix` is of i2t alone."""
-
-    t2i: torch.Tensor | None = None  # (M, N)
-
-    def places(self, i2t, t2i):
-        pairs = Pairs(*i2t), Pairs(*t2i)
-        found = [_counting.of_matrix(scores, *pairs) for scores in (self.matrix, self.t2i)]
-        return found[0][0], found[1][1]
-
-    def top(self, way: str, k: int):
-        return Gallery.top(self if way == "i2t" else replace(self, matrix=self.t2i), way, k)
-
-    def part(self, images, texts) -> "Reranked":
-        images, texts = list(images), list(texts)
-        t2i = replace(self, matrix=self.t2i)
-        ours, theirs = (Gallery.part(gallery, images, texts) for gallery in (self, t2i))
-        ids = ours.image_ids, ours.text_ids, ours.text_image_ids
-        return Reranked(*ids, matrix=ours.matrix, t2i=theirs.matrix)
 
 
 @dataclass(frozen=True)
@@ -90,7 +65,7 @@ def read(system: Gallery, splits: dict | None, recipe: Recipe, matrices=(None, N
 
 def read_splits(uri: str) -> dict[str, str]:
     """{image id: split} of a CSV."""
-    reader = csv.DictReader(_store.read_text(_store.absolute(uri)).splitlines())
+    reader = csv.DictReader(store.read_text(store.absolute(uri)).splitlines())
     if not {"image_id", "split"} <= set(reader.fieldnames or ()):
         raise InputError(f"{uri} must begin with a line that names image_id and split")
     return {row["image_id"]: row["split"] for row in reader}
@@ -126,8 +101,8 @@ def _similarities(system: Gallery, matrices, bank: dict, settings: RerankSetting
 def _version(system: Gallery, matrices, splits: dict | None) -> str:
     parts = [system.matrix] if system.vectors is None else system.vectors
     hashes = [hashlib.sha256(np.ascontiguousarray(part.numpy())).hexdigest() for part in parts]
-    hashes += [uri and _store.sha256(_store.read_bytes(_store.absolute(uri))) for uri in matrices]
-    return _store.fingerprint(hashes, system.image_ids, system.text_image_ids, splits)
+    hashes += [uri and store.sha256(store.read_bytes(store.absolute(uri))) for uri in matrices]
+    return store.fingerprint(hashes, system.image_ids, system.text_image_ids, splits)
 
 
 @dataclass(frozen=True)
@@ -163,12 +138,12 @@ def _trained(method: str, others: Others, recipe: Recipe, steps: list, folder: s
             f"leaprr.lists {lists}: --splits names no such images; name val or train images there"
         )
     val = others.problems.get("val") if lists == "train" else None
-    folder, own = _store.join(folder, method), settings.model_dump(mode="json")
+    folder, own = store.join(folder, method), settings.model_dump(mode="json")
     pool = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "bank_images"})
     piece = Piece(
         name="leaprr",
-        output=_store.join(folder, "history.json"),
-        fingerprint=_store.fingerprint("leaprr", method, own, pool, steps, others.version),
+        output=store.join(folder, "history.json"),
+        fingerprint=store.fingerprint("leaprr", method, own, pool, steps, others.version),
         inputs={"leaprr": settings, "steps": steps, "version": others.version},
     )
     plan = Plan.of("rerank", folder, [piece], own)
@@ -204,13 +179,13 @@ def apply(fitted: Fitted, others: Others, split: str) -> tuple[Reranked, dict]:
 def write(folder: str, gallery: Reranked) -> list[str]:
     """Writes the new scores (.npy), images down and texts across; their URIs."""
     return [
-        _array(_store.join(folder, f"{way}.npy"), scores)
+        _array(store.join(folder, f"{way}.npy"), scores)
         for way, scores in (("i2t", gallery.matrix), ("t2i", gallery.t2i))
     ]
 
 
 def _array(uri: str, scores: torch.Tensor) -> str:
-    with _store.temporary(uri) as path, open(path, "wb") as file:
+    with store.temporary(uri) as path, open(path, "wb") as file:
         np.save(file, np.ascontiguousarray(scores.numpy()))
     return uri
 
@@ -222,11 +197,11 @@ def table(found: dict, costs: dict, best: tuple, recipe: Recipe) -> tuple[list, 
     """
     rows = []
     for method, (values, intervals, _) in found.items():
-        recalls = _tables.recalls(values)
+        recalls = results.recalls(values)
         interval = "[{:.1f}, {:.1f}]".format(*intervals["rsum"])
         cost = [f"{costs[method][k]:.2f}" if method in costs else "-" for k in rerank.COSTS]
         star = " *" if method == best[0] else ""
         rows.append([method + star, *recalls, f"{values['rsum']:.1f}", interval, *cost])
-    columns = [rerank.heading(recipe.rerank.pool, best[1]), *_tables.RECALLS]
+    columns = [rerank.heading(recipe.rerank.pool, best[1]), *results.RECALLS]
     columns += ["rSum", "95 %", *rerank.COSTS.values()]
     return columns, rows, protocols.line(found["none"])

@@ -7,13 +7,12 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate
-from pipeline.evaluation.ranking import Vectors
+from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed
 from pipeline.reranking.problem import Problem, of_vectors
+from pipeline.retrieval.scores import Vectors
 from pipeline.sharding.exclusions import Leaving
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.vector_columns import vector_matrix
 from schemas.settings import Recipe, RerankSettings
 
@@ -22,7 +21,7 @@ NOBODY = Leaving()
 
 def inputs_of(recipe: Recipe, root: str, name: str) -> tuple[dict, dict]:
     """Where the vectors of train, val and the evaluated split lie, and their versions."""
-    evaluate.evaluated(recipe, root, name)
+    tower_vectors.evaluated(recipe, root, name)
     split = recipe.evaluate.split
     of = vectors_of(recipe, root, name, ("train", "val", split))
     if not of["train"][0] and recipe.rerank.pool == "inductive":
@@ -36,27 +35,29 @@ def inputs_of(recipe: Recipe, root: str, name: str) -> tuple[dict, dict]:
 
 def vectors_of(recipe: Recipe, root: str, name: str, splits: tuple[str, ...]) -> dict:
     """URIs and version of each split's tower vectors, and the URIs of its sentence vectors."""
-    folder = evaluate.vectors_folder(root, name)
-    index = _plan.need_index(folder, "evaluate")
+    folder = tower_vectors.vectors_folder(root, name)
+    index = run_folder.need_index(folder, "evaluate")
     asked = recipe.rerank.texts == "sentences"
-    sentences = _plan.need_index(embed.folder_of(recipe, root), "embed") if asked else None
+    sentences = run_folder.need_index(embed.folder_of(recipe, root), "embed") if asked else None
     found = {}
     for split in splits:
-        entries = _plan.of_split(index, split)
+        entries = run_folder.of_split(index, split)
         names = [f"{entry['name']}.parquet" for entry in entries]
-        version, others = _plan.version(entries), ()
+        version, others = run_folder.version(entries), ()
         if sentences is not None:
-            own = [e for e in _plan.of_split(sentences, split) if f"{e['name']}.parquet" in names]
-            version = _store.fingerprint(version, _plan.version(own))
-            others = tuple(_store.join(embed.folder_of(recipe, root), n) for n in names)
-        found[split] = tuple(_store.join(folder, n) for n in names), version, others
+            own = [
+                e for e in run_folder.of_split(sentences, split) if f"{e['name']}.parquet" in names
+            ]
+            version = store.fingerprint(version, run_folder.version(own))
+            others = tuple(store.join(embed.folder_of(recipe, root), n) for n in names)
+        found[split] = tuple(store.join(folder, n) for n in names), version, others
     return found
 
 
 @functools.lru_cache(maxsize=4)
 def _sentences(uris: tuple[str, ...], version: str) -> dict[str, np.ndarray]:
     """Sentence vectors by caption id."""
-    tables = [_store.read_table(uri, ["caption_id", "vector"]) for uri in uris]
+    tables = [parquet.read_table(uri, ["caption_id", "vector"]) for uri in uris]
     table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
     ids = table["caption_id"].to_pylist()
     return dict(zip(ids, vector_matrix(table["vector"]), strict=True))

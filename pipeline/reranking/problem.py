@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation.ranking import Vectors
 from pipeline.reranking.similarities import Similarities, Towers
+from pipeline.retrieval.scores import Vectors
 
 Pool = Literal["inductive", "transductive"]
 SIDES = {"i2t": ("image", "text"), "t2i": ("text", "image")}

@@ -15,25 +15,21 @@ import torch
 from safetensors.torch import load
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.evaluation import evaluate
-from pipeline.evaluation import ranking as _ranking
-from pipeline.evaluation import tables as _tables
-from pipeline.evaluation import task_memory as _task_memory
+from pipeline.evaluation import evaluate, ranking, results, task_memory, tower_vectors
 from pipeline.reranking import baselines, fitting
 from pipeline.reranking.inputs import bank_size, gallery_of, inputs_of, problem_of, vectors_of
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import Training
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.sharding.exclusions import Leaving
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
-from pipeline.training import train
+from pipeline.training import saved_model
 from pipeline.training.distributed import World
 from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
 from schemas.trials import TRIALS
 
-summary = train.summary  # LeaPRR's training leaves what that of the towers does
+summary = saved_model.summary  # LeaPRR's training leaves what that of the towers does
 COSTS = {"ms_per_query": "ms a query", "peak_mb": "MB"}
 
 
@@ -41,19 +37,19 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """A piece for every method: the settings of its steps, chosen on val."""
     check(recipe.rerank.method)
     inputs, versions = inputs_of(recipe, root, name)
-    folder = _plan.folder(root, "rerank", name)
+    folder = run_folder.folder(root, "rerank", name)
     matters = recipe.rerank.model_dump(mode="json", exclude={"method", "weights"})
-    vectors = _plan.need_index(evaluate.vectors_folder(root, name), "evaluate")
-    chosen_on = _plan.of_split(vectors, "val")
-    memory = _task_memory.of_rankings(chosen_on, [], recipe, scored=True)
+    vectors = run_folder.need_index(tower_vectors.vectors_folder(root, name), "evaluate")
+    chosen_on = run_folder.of_split(vectors, "val")
+    memory = task_memory.of_rankings(chosen_on, [], recipe, scored=True)
     pieces = []
     for method in recipe.rerank.method:
         weights = _weights_version(recipe.rerank.weights) if "leaprr" in method else ""
         pieces.append(
             Piece(
                 name=method,
-                output=_store.join(folder, f"{method}.parquet"),
-                fingerprint=_store.fingerprint("rerank", method, matters, versions, weights),
+                output=store.join(folder, f"{method}.parquet"),
+                fingerprint=store.fingerprint("rerank", method, matters, versions, weights),
                 inputs={**inputs, "method": method},
                 memory=memory,
             )
@@ -75,7 +71,7 @@ def check(methods: tuple[str, ...]) -> None:
 
 def write_reranker(piece: Piece) -> dict:
     """Choose each step's settings on val and write all trials; a summary with the steps."""
-    if summary := _store.finished(piece.output, piece.fingerprint):
+    if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     inputs, settings = piece.inputs, piece.inputs["rerank"]
     val = problem_of(inputs["vectors"], settings, "val")
@@ -97,7 +93,7 @@ def write_reranker(piece: Piece) -> dict:
 def _written(piece: Piece, trials: list[dict], summary: dict) -> dict:
     rows = [{**trial, "setting": str(trial["setting"])} for trial in trials]
     table = pa.Table.from_pylist(rows, schema=TRIALS)
-    return _store.write_table(piece.output, table, piece.fingerprint, summary)
+    return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
 # ---- LeaPRR's training -------------------------------------------------------------------------
@@ -117,7 +113,7 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
         method = entry["name"]
         if not method.endswith("leaprr"):
             continue
-        folder = _plan.folder(root, "rerank", name, method)
+        folder = run_folder.folder(root, "rerank", name, method)
         own = recipe.leaprr.model_dump(mode="json")
         settings = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "texts"})
         bank = entry["bank_images"]
@@ -125,14 +121,14 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
         about = [method, own, settings, versions, entry["steps"], others, bank]
         piece = Piece(
             name="leaprr",
-            output=_store.join(folder, "history.json"),
-            fingerprint=_store.fingerprint("leaprr", *about),
+            output=store.join(folder, "history.json"),
+            fingerprint=store.fingerprint("leaprr", *about),
             inputs={
                 **inputs,
                 "method": method,
                 "lists": lists,
                 "steps": entry["steps"],
-                "version": _store.fingerprint(versions),
+                "version": store.fingerprint(versions),
             },
         )
         plans.append(Plan.of("rerank", folder, [piece], own))
@@ -167,14 +163,14 @@ def _training_problems(inputs: dict) -> tuple[Problem, Problem | None]:
 
 def load_leaprr(folder: str) -> LeaPRR:
     """The trained model of a folder of stage 7, in evaluation mode."""
-    index = _plan.need_index(folder, "rerank")
+    index = run_folder.need_index(folder, "rerank")
     model = LeaPRR(LeaPRRSettings(**index["pieces"][0]["leaprr"]))
-    model.load_state_dict(load(_store.read_bytes(_store.join(folder, "model.safetensors"))))
+    model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
     return model.eval()
 
 
 def _weights_version(folder: str | None) -> str:
-    return _plan.need_index(folder, "rerank")["version"] if folder else ""
+    return run_folder.need_index(folder, "rerank")["version"] if folder else ""
 
 
 # ---- rankings ----------------------------------------------------------------------------------
@@ -197,11 +193,11 @@ def best(recipe: Recipe, root: str, name: str) -> tuple[str, float]:
 
     LeaPRR that learned the lists of val has none: what it gives there is no measure of it.
     """
-    index = _plan.need_index(_plan.folder(root, "rerank", name), "rerank")
+    index = run_folder.need_index(run_folder.folder(root, "rerank", name), "rerank")
     found = {}
     for entry in index["pieces"]:
         value = entry.get("val/rsum", -1.0)
-        trained = _plan.read_index(_plan.folder(root, "rerank", name, entry["name"]))
+        trained = run_folder.read_index(run_folder.folder(root, "rerank", name, entry["name"]))
         if "leaprr" in entry["name"] and recipe.rerank.weights is None and trained:
             value = trained["pieces"][0]["metrics"].get("val/rsum", -1.0)
         found[entry["name"]] = value
@@ -214,14 +210,14 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
 
     The best method's rankings are the stage's own; those of others lie in folders of their names.
     """
-    index = _plan.need_index(_plan.folder(root, "rerank", name), "rerank")
+    index = run_folder.need_index(run_folder.folder(root, "rerank", name), "rerank")
     first, _ = best(recipe, root, name)
     method = first if method is None else method
     entry = next(entry for entry in index["pieces"] if entry["name"] == method)
-    steps, weights, versions = entry["steps"], None, [_plan.version([entry])]
+    steps, weights, versions = entry["steps"], None, [run_folder.version([entry])]
     if method.endswith("leaprr"):
-        weights = recipe.rerank.weights or _plan.folder(root, "rerank", name, method)
-        trained = _plan.need_index(weights, "rerank")
+        weights = recipe.rerank.weights or run_folder.folder(root, "rerank", name, method)
+        trained = run_folder.need_index(weights, "rerank")
         steps = [*steps, {"method": "leaprr"}]
         versions.append(trained["version"])
     inputs, splits = inputs_of(recipe, root, name)
@@ -232,9 +228,9 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
         settings=recipe.rerank,
         steps=json.dumps(steps),
         weights=weights,
-        version=_store.fingerprint(versions, splits["train"], matters, method),
+        version=store.fingerprint(versions, splits["train"], matters, method),
     )
-    folder = _plan.folder(root, "reranked", name, *([] if method == first else [method]))
+    folder = run_folder.folder(root, "reranked", name, *([] if method == first else [method]))
     protocol = _protocol(recipe, method, entry)
     return evaluate.plan_rankings("reranked", folder, recipe, root, name, protocol, scorer)
 
@@ -285,7 +281,7 @@ def write_rankings(piece: Piece) -> dict:
         numbers = torch.tensor([rows[direction][id_] for id_ in query_ids])
         return reranker.scores(direction, numbers.to(World().device)).cpu()
 
-    summary = _ranking.write_rankings(piece, scored)
+    summary = ranking.write_rankings(piece, scored)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {**summary, "seconds": time.perf_counter() - started, "peak_mb": peak}
 
@@ -310,14 +306,14 @@ def heading(pool: str, val: float) -> str:
 
 def table(recipe: Recipe, root: str, name: str, found: dict[str, dict]) -> tuple[list, list]:
     """Column titles and rows of the methods compared, the base model first."""
-    base = _store.read_json(_plan.folder(root, "evaluate", name, "metrics.json"))["metrics"]
+    base = store.read_json(run_folder.folder(root, "evaluate", name, "metrics.json"))["metrics"]
     (chosen, val), rows = best(recipe, root, name), []
     for method, values in {"none": base, **found}.items():
         ndcg = [f"{values[f'{direction}_ndcg_label']:.3f}" for direction in SIDES]
         costs = [f"{values[key]:.1f}" if key in values else "-" for key in COSTS]
         star = " *" if method == chosen else ""
         rows.append(
-            [method + star, *_tables.recalls(values), f"{values['rsum']:.1f}", *ndcg, *costs]
+            [method + star, *results.recalls(values), f"{values['rsum']:.1f}", *ndcg, *costs]
         )
-    columns = [heading(recipe.rerank.pool, val), *_tables.RECALLS, "rSum", "label NDCG i2t", "t2i"]
+    columns = [heading(recipe.rerank.pool, val), *results.RECALLS, "rSum", "label NDCG i2t", "t2i"]
     return [*columns, *COSTS.values()], rows

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from pipeline.errors import InputError
-from pipeline.retrieval import nearest as _neighbours
+from pipeline.retrieval.nearest import top_k
 
 BLOCK = 256  # rows compared at a time
 FEW = 32  # lists of rows whose profiles are held at a time
@@ -75,7 +75,7 @@ class Towers:
     def nearest(self, side, rows_X, k):
         vectors, own = self._of(side, side)[rows_X], torch.arange(len(rows_X))
         k = min(k, len(rows_X) - 1)
-        values, places = _neighbours.top_k(vectors, None, k, query_owner=own, candidate_owner=own)
+        values, places = top_k(vectors, None, k, query_owner=own, candidate_owner=own)
         return values, places.long()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pipeline.errors import InputError
-from pipeline.retrieval import nearest as _neighbours
+from pipeline.retrieval import nearest
 from pipeline.retrieval.nearest import EMPTY, numbers, owners
 
 CELLS = 64  # of the inverted file's 4 √N that are looked at for a query
@@ -36,24 +36,24 @@ def top_k(
     groups, others = (int(g.max()) + 1 if len(g) else 0 for g in (query_group, group))
     keys_GK = torch.full((groups, min(k, others)), EMPTY)
     if not keys_GK.numel():
-        return _neighbours.opened(keys_GK)
+        return nearest.opened(keys_GK)
     index = _index(candidates_ND)
     rows_each = int(torch.bincount(group).max())  # whoever may stand in the way of K candidates
     own_rows = int(torch.bincount(own_N[own_N >= 0], minlength=1).max())
     wanted = min(k * rows_each + own_rows, len(candidates_ND))
     index.nprobe = min(index.nlist, max(CELLS, index.nlist * READ * wanted // len(candidates_ND)))
-    for start in range(0, len(queries_QD), _neighbours.BLOCK):
-        part = slice(start, start + _neighbours.BLOCK)
+    for start in range(0, len(queries_QD), nearest.BLOCK):
+        part = slice(start, start + nearest.BLOCK)
         _, found_QK = index.search(queries_QD[part].float().numpy(), wanted)
         found_QK = torch.from_numpy(found_QK)
         query_P, place_P = torch.nonzero(found_QK >= 0, as_tuple=True)
         row_P, query_P = found_QK[query_P, place_P], query_P + start
         known = (own_Q[query_P] != own_N[row_P]) | (own_Q[query_P] < 0)
         row_P, query_P = row_P[known], query_P[known]
-        score_P = _neighbours.products(queries_QD, candidates_ND, query_P, row_P)
-        keys_P = _neighbours.key(score_P, group[row_P])
-        _neighbours.merge(keys_GK, query_group[query_P], keys_P, grouped=True)
-    return _neighbours.opened(keys_GK)
+        score_P = nearest.products(queries_QD, candidates_ND, query_P, row_P)
+        keys_P = nearest.key(score_P, group[row_P])
+        nearest.merge(keys_GK, query_group[query_P], keys_P, grouped=True)
+    return nearest.opened(keys_GK)
 
 
 def recall(rows_GK, queries_QD, candidates_ND, k: int, *, query_group=None, **parts) -> float:
@@ -64,7 +64,7 @@ def recall(rows_GK, queries_QD, candidates_ND, k: int, *, query_group=None, **pa
     kept = torch.nonzero(place[query_group] >= 0)[:, 0]
     if parts.get("query_owner") is not None:
         parts["query_owner"] = torch.as_tensor(parts["query_owner"])[kept]
-    _, exact_GK = _neighbours.top_k(
+    _, exact_GK = nearest.top_k(
         queries_QD[kept], candidates_ND, k, query_group=place[query_group][kept], **parts
     )
     found = (exact_GK[:, :, None] == rows_GK[sample][:, None, :]).any(2) & (exact_GK >= 0)

@@ -169,15 +169,13 @@ class _Search:
         merge(self.keys_GK, queries.group[r], key(scores_P, candidates.group[c]), self.grouped)
 
     def _absorb_compiled(self, scan_RC, i: int, j: int, queries: Rows, both: bool) -> None:
-        from pipeline.retrieval import compiled as _neighbours_fast
+        from pipeline.retrieval import compiled
 
         sides = [
             tuple(part.numpy() for part in (r.vectors, r.scale, r.error, r.group, r.owner))
             for r in (queries, self.candidates)
         ]
-        _neighbours_fast.absorb(
-            scan_RC.numpy(), i, j, *sides, self.keys_GK.numpy(), both, self.grouped
-        )
+        compiled.absorb(scan_RC.numpy(), i, j, *sides, self.keys_GK.numpy(), both, self.grouped)
 
 
 def _rows(vectors_ND, longest: float, scan: str, group, owner) -> Rows:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.retrieval import nearest as _neighbours
+from pipeline.retrieval import nearest
 
 BLOCK = 2048  # rows and columns of a block of the product
 FEW = 256  # pairs at a time where nothing is compiled
@@ -47,7 +47,7 @@ def of_vectors(images_MD, texts_ND, i2t: Pairs, t2i: Pairs, *, fast: bool | None
     longest = [float(length.max()) if len(length) else 0.0 for length in lengths]
     # |fl(x·y) − x·y| ≤ D u |x| |y|; the rest is for the roundings of the bounds themselves.
     highest = torch.get_float32_matmul_precision() == "highest"
-    rounding = (images_MD.shape[1] + 16) * _neighbours.ROUNDING if highest else 2.0**-7
+    rounding = (images_MD.shape[1] + 16) * nearest.ROUNDING if highest else 2.0**-7
     compiled = _compiled(images_MD.device) if fast is None else fast
     sides = [
         _Side(images_MD, texts_ND, i2t, rounding * longest[1] * lengths[0], compiled),
@@ -107,12 +107,12 @@ class _Side:
 
     def _products(self, query_P, candidate_P) -> torch.Tensor:
         if self.compiled:
-            from pipeline.retrieval import compiled_ranks as _counting_fast
+            from pipeline.retrieval.compiled import products
 
             vectors = self.queries.numpy(), self.candidates.numpy()
-            return torch.from_numpy(_counting_fast.products(*vectors, query_P, candidate_P))
+            return torch.from_numpy(products(*vectors, query_P, candidate_P))
         rows = (torch.as_tensor(r, device=self.queries.device) for r in (query_P, candidate_P))
-        return _neighbours.products(self.queries, self.candidates, *rows)
+        return nearest.products(self.queries, self.candidates, *rows)
 
     def absorb(self, scores_RC, i: int, j: int, *, turned: bool) -> None:
         """Count in a block whose rows begin at query i, its columns at candidate j; or `turned`."""
@@ -133,16 +133,16 @@ class _Side:
         p, c = torch.nonzero((scores_PC >= low_P[:, None]) & ~above_PC, as_tuple=True)
         exact = scores_PC[p, c]
         if self.queries is not None:
-            exact = _neighbours.products(self.queries, self.candidates, query_P[p], c + j)
+            exact = nearest.products(self.queries, self.candidates, query_P[p], c + j)
         above_P = above_PC.sum(1).index_add_(0, p, (exact > known_P[p]).long())
         tied_P = torch.zeros_like(above_P).index_add_(0, p, (exact == known_P[p]).long())
         self.above_P[part] += above_P.cpu().numpy()
         self.tied_P[part] += tied_P.cpu().numpy()
 
     def _absorb_compiled(self, scores_RC, i: int, j: int, part: slice, turned: bool) -> None:
-        from pipeline.retrieval import compiled_ranks as _counting_fast
+        from pipeline.retrieval.compiled import count_columns, count_rows
 
-        count = _counting_fast.count_columns if turned else _counting_fast.count_rows
+        count = count_columns if turned else count_rows
         bounds = (t[part].numpy() for t in (self.low_P, self.high_P, self.threshold_P))
         none = torch.empty(0, 0)
         vectors = (none if v is None else v for v in (self.queries, self.candidates))
@@ -159,7 +159,7 @@ class _Side:
 
 
 def _compiled(device: torch.device) -> bool:
-    return device.type == "cpu" and _neighbours.has_numba()
+    return device.type == "cpu" and nearest.has_numba()
 
 
 def _view(buffer, shape) -> torch.Tensor:

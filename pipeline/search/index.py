@@ -12,22 +12,17 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate
-from pipeline.evaluation.ranking import Vectors
+from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions, graded
-from pipeline.reports import render as _pages
-from pipeline.reports.pictures import Pictures, data_uri, small
+from pipeline.reports.pictures import Hit, Pictures
 from pipeline.retrieval.nearest import top_k
-from pipeline.sharding import images as _images
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
-from pipeline.training import train
-from pipeline.training.data import decode
+from pipeline.retrieval.scores import Vectors
+from pipeline.sharding.decoding import decode
+from pipeline.sharding.images import Rejected, checked
+from pipeline.storage import run_folder, store
+from pipeline.training import saved_model
 from schemas.settings import Recipe
-
-PREVIEW = 256  # pixels of the longer side of a query's picture
-SHADES = "○◔◑◕●"  # of relevance, from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -43,33 +38,20 @@ class Query:
     shades: bool = False  # whether the relevance of results to the text is wanted
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A result: an image with its first caption, or a caption with its image."""
-
-    id: str
-    image_id: str
-    text: str
-    score: float
-    own: bool = False  # the query belongs to it
-    relevance: float | None = None
-    picture: str | None = None  # URI of a thumbnail
-
-
 class Gallery:
     """The ranked split of a run, ready to be searched with its model."""
 
     def __init__(self, recipe: Recipe, root: str, name: str):
         self.recipe, self.root, self.name = recipe, root, name
-        folder = evaluate.vectors_folder(root, name)
-        entries = evaluate.evaluated(recipe, root, name)
-        uris = tuple(_store.join(folder, f"{entry['name']}.parquet") for entry in entries)
-        self.vectors = Vectors.read(uris, _plan.version(entries))
+        folder = tower_vectors.vectors_folder(root, name)
+        entries = tower_vectors.evaluated(recipe, root, name)
+        uris = tuple(store.join(folder, f"{entry['name']}.parquet") for entry in entries)
+        self.vectors = Vectors.read(uris, run_folder.version(entries))
         self.pictures = Pictures(root, recipe.evaluate.split)
 
     @functools.cached_property
     def _model(self):
-        return train.load_model(_plan.folder(self.root, "train", self.name))
+        return saved_model.load_model(run_folder.folder(self.root, "train", self.name))
 
     def find(self, query: Query) -> list[Hit]:
         """The images nearest to a text, or the captions nearest to a picture."""
@@ -100,8 +82,8 @@ class Gallery:
     def _picture_vector(self, query: Query) -> torch.Tensor:
         """The model's vector (D,) of a picture, which is treated as those of the shards are."""
         try:
-            data = _images.checked(query.picture, self.recipe.shard).data
-        except _images.Rejected as reason:
+            data = checked(query.picture, self.recipe.shard).data
+        except Rejected as reason:
             raise InputError(f"the query is no picture Pillow can read: {reason}") from reason
         model, _, recipe = self._model
         payload = torch.from_numpy(np.array(decode(data, recipe.model.image_size)))[None]
@@ -149,10 +131,10 @@ class Gallery:
     @functools.cached_property
     def _captions(self) -> Captions:
         folder = embed.folder_of(self.recipe, self.root)
-        index = _plan.need_index(folder, "embed")
-        entries = _plan.of_split(index, self.recipe.evaluate.split)
-        uris = tuple(_store.join(folder, f"{entry['name']}.parquet") for entry in entries)
-        return Captions.read(uris, _plan.version(entries))
+        index = run_folder.need_index(folder, "embed")
+        entries = run_folder.of_split(index, self.recipe.evaluate.split)
+        uris = tuple(store.join(folder, f"{entry['name']}.parquet") for entry in entries)
+        return Captions.read(uris, run_folder.version(entries))
 
     @functools.cached_property
     def _caption_words(self) -> list[set[str]]:
@@ -204,71 +186,10 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
 
 
-def version(recipe: Recipe, root: str, name: str) -> str:
-    """What a search page depends on."""
-    vectors = _plan.need_index(evaluate.vectors_folder(root, name), "evaluate")
-    entries = _plan.version(_plan.of_split(vectors, recipe.evaluate.split))
-    return _store.fingerprint("search", entries, recipe.search.model_dump(mode="json"))
-
-
-def ask(gallery: Gallery, query: Query) -> tuple[list[Hit], str]:
-    """The hits of one query, and their page."""
-    hits = gallery.find(query)
-    return hits, _page(gallery, [query], [hits])
-
-
-def page(gallery: Gallery, queries: list[Query]) -> str:
-    """The search page: every query with what is nearest."""
-    return _page(gallery, queries, gallery.find_all(queries))
-
-
-def _page(gallery: Gallery, queries: list[Query], found: list[list[Hit]]) -> str:
-    written_for = {
-        text: image_id
-        for image_id in gallery.vectors.image_ids
-        for text in gallery.pictures.caption_texts(image_id)
-    }
-    shown = []
-    for query, hits in zip(queries, found, strict=True):
-        own = written_for.get(query.text)
-        hits = [replace(hit, own=hit.image_id == own) for hit in gallery.shown(hits)]
-        shown.append({"text": query.text, "hits": hits, "picture": preview(query.picture)})
-    recipe = gallery.recipe
-    return _pages.render(
-        "search.html.j2",
-        data=recipe.name,
-        model=gallery.name,
-        split=recipe.evaluate.split,
-        images=len(gallery.vectors.image_ids),
-        shades=any(query.shades for query in queries),
-        queries=shown,
-        root=gallery.root,
-        version=version(recipe, gallery.root, gallery.name),
-    )
-
-
-def table(hits: list[Hit]) -> tuple[list[str], list[list[str]]]:
-    """Column titles and rows for a terminal, the relevance as a shade."""
-    if any(hit.relevance is None for hit in hits) or not hits:
-        return ["score", "image", "caption"], [[f"{h.score:.3f}", h.image_id, h.text] for h in hits]
-    columns = ["", "relevance", "score", "image", "caption"]
-    return columns, [
-        [SHADES[round(h.relevance * 4)], f"{h.relevance:.2f}", f"{h.score:.3f}", h.image_id, h.text]
-        for h in hits
-    ]
-
-
-def preview(picture: bytes | None) -> str | None:
-    """A query's picture as a data URI; None of a text or of features."""
-    if picture is None or picture.startswith(b"\x93NUMPY"):
-        return None
-    return data_uri(small(_images.opened(picture), PREVIEW))
-
-
 def read_picture(uri: str) -> bytes:
     """The bytes of a query's picture."""
     try:
-        return _store.read_bytes(_store.absolute(uri))
+        return store.read_bytes(store.absolute(uri))
     except OSError as error:
         raise InputError(f"no picture at {uri}; give a file that exists") from error
 

@@ -22,10 +22,10 @@ from starlette.routing import Route
 
 from pipeline.errors import InputError
 from pipeline.labels import embed
-from pipeline.reports import pictures as _pictures
-from pipeline.reports import render as _pages
-from pipeline.search import index as search
-from pipeline.search.index import Gallery, Hit, Query
+from pipeline.reports import pictures, render
+from pipeline.reports.pictures import Hit
+from pipeline.search import index, page
+from pipeline.search.index import Gallery, Query
 from schemas.settings import ServeSettings
 
 IN_JSON = ("id", "image_id", "text", "score", "relevance", "picture")
@@ -111,7 +111,7 @@ class Service:
             query = await self._query(request)
             if query is not None:
                 shown = {"hits": self._linked(await self._found(query)), "text": query.text}
-                shown["picture"] = search.preview(query.picture)
+                shown["picture"] = page.preview(query.picture)
         except HTTPException as refused:
             error, status = refused.detail, refused.status_code
         asked = request.query_params
@@ -183,11 +183,11 @@ class Service:
         sample = self.gallery.pictures.samples[self.gallery.vectors.image_ids[row]]
         if sample.member.endswith(".npy"):
             return None
-        return _pictures.jpeg(_pictures.small(sample.load(), SIDE), 85)
+        return pictures.jpeg(pictures.small(sample.load(), SIDE), 85)
 
     def _html(self, asked, shown: dict | None, error: str | None) -> str:
         recipe = self.gallery.recipe
-        return _pages.render(
+        return render.render(
             "serve.html.j2",
             version="serve",
             data=recipe.name,
@@ -205,7 +205,7 @@ class Service:
     @functools.cached_property
     def examples(self) -> list[str]:
         """A few captions of the gallery, to begin with."""
-        return [query.text for query in search.default_queries(self.gallery)[:4]]
+        return [query.text for query in index.default_queries(self.gallery)[:4]]
 
 
 async def answered(gallery: Gallery, queries: Sequence[Query]) -> list[Answer]:

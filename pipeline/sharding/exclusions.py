@@ -12,7 +12,7 @@ import io
 from typing import NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 HEADER = ("kind", "id", "reason")
 KINDS = ("image", "caption")
@@ -61,7 +61,7 @@ def rows(uri: str) -> list[dict[str, str]]:
 
 def _text(uri: str) -> str:
     try:
-        return _store.read_bytes(_store.absolute(uri)).decode("utf-8-sig")
+        return store.read_bytes(store.absolute(uri)).decode("utf-8-sig")
     except OSError as error:
         raise InputError(
             f"no exclusion list at {uri}; `halftone audit` writes one, or give a CSV with the "

@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import InputError
 from pipeline.sources import FETCHING, source
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from schemas.manifest import MANIFEST, TRUTH
 from schemas.settings import Recipe, SourceSettings
@@ -25,14 +24,14 @@ BLOCK = 10_000  # rows that are held as Python objects at a time
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every part of the source."""
     settings = recipe.source
-    folder = _plan.folder(root, "ingest")
+    folder = run_folder.folder(root, "ingest")
     module = source(settings.kind)
     asked = settings.model_dump(exclude=FETCHING)
     pieces = [
         Piece(
             name=f"part-{number:05d}",
-            output=_store.join(folder, f"part-{number:05d}.parquet"),
-            fingerprint=_store.fingerprint("ingest", asked, part, module.inputs(settings, part)),
+            output=store.join(folder, f"part-{number:05d}.parquet"),
+            fingerprint=store.fingerprint("ingest", asked, part, module.inputs(settings, part)),
             inputs={"part": part, "settings": settings},
         )
         for number, part in enumerate(module.parts(settings))
@@ -43,7 +42,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
 def write_part(piece: Piece) -> dict:
     """Write the manifest rows of one part; a summary with the images of each split."""
     settings: SourceSettings = piece.inputs["settings"]
-    if summary := _store.finished(piece.output, piece.fingerprint):
+    if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     manifest, truth, splits = [], [], Counter()
     rows = iter(source(settings.kind).rows(settings, piece.inputs["part"]))
@@ -60,9 +59,9 @@ def write_part(piece: Piece) -> dict:
     table = pa.Table.from_batches(truth, TRUTH)
     if table.num_rows:
         uri = piece.output.replace("part-", "truth-")
-        summary |= _store.write_table(uri, table, piece.fingerprint, {})
+        summary |= parquet.write_table(uri, table, piece.fingerprint, {})
     table = pa.Table.from_batches(manifest, MANIFEST)
-    return _store.write_table(piece.output, table, piece.fingerprint, summary)
+    return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
 def check(plan: Plan) -> None:
@@ -94,10 +93,10 @@ def totals(index: dict) -> dict[str, int]:
 
 def read(folder: str, columns: list[str] | None = None) -> pa.Table:
     """The manifest's rows, all parts in order, with offsets of 64 bits: it may be of any size."""
-    names = sorted(name for name in _store.list_files(folder) if name.startswith("part-"))
+    names = sorted(name for name in store.list_files(folder) if name.startswith("part-"))
     schema = MANIFEST if columns is None else pa.schema([MANIFEST.field(c) for c in columns])
     schema = pa.schema([field.with_type(_large(field.type)) for field in schema])
-    tables = [_store.read_table(_store.join(folder, name), columns) for name in names]
+    tables = [parquet.read_table(store.join(folder, name), columns) for name in names]
     return pa.concat_tables([t.cast(schema) for t in tables] or [schema.empty_table()])
 
 
@@ -127,8 +126,8 @@ def digest(rows: pa.Table) -> str:
 
 def truth(folder: str) -> dict[str, str]:
     """Facts by image and caption id, where the source knows the truth; empty elsewhere."""
-    names = sorted(name for name in _store.list_files(folder) if name.startswith("truth-"))
-    tables = [_store.read_table(_store.join(folder, name)) for name in names]
+    names = sorted(name for name in store.list_files(folder) if name.startswith("truth-"))
+    tables = [parquet.read_table(store.join(folder, name)) for name in names]
     pairs = (zip(t["id"].to_pylist(), t["facts"].to_pylist(), strict=True) for t in tables)
     return dict(itertools.chain.from_iterable(pairs))
 

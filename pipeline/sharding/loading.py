@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pipeline import sources
 from pipeline.errors import InputError, Unreachable
 from pipeline.sharding.images import Rejected
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 AHEAD = 2  # payloads fetched ahead, for every thread
@@ -28,7 +28,7 @@ def in_order(
     try:
         for row in rows:
             load = functools.partial(_load, row["source"], row["uri"], source, max_bytes)
-            if not _store.is_local(row["uri"]):
+            if not store.is_local(row["uri"]):
                 load = pool.submit(load).result
             ahead.append((row, load))
             if len(ahead) > AHEAD * source.fetch_threads:
@@ -59,7 +59,7 @@ def _load(kind: str, uri: str, source: SourceSettings, max_bytes: int) -> bytes:
 
 def _check_file(uri: str, max_bytes: int) -> None:
     """Refuses what cannot be read to its end: a pipe or a device, a file larger than memory."""
-    if not _store.is_local(uri):
+    if not store.is_local(uri):
         return
     with contextlib.suppress(OSError, ValueError):  # not a path; or reading it will say why not
         info = os.stat(uri.removeprefix("file://"))

@@ -17,9 +17,8 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.sharding import shard
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.sharding import sidecar
+from pipeline.storage import run_folder, store
 
 COLUMNS = ["image_id", "key", "captions", "split", "member", "offset", "size", "sha256"]
 
@@ -40,8 +39,8 @@ class Sample:
 
     def read(self) -> bytes:
         """The image file's or feature file's bytes: one range read, checked by their hash."""
-        data = _store.read_bytes(self.tar, self.offset, self.size)
-        if _store.sha256(data) != self.sha256:
+        data = store.read_bytes(self.tar, self.offset, self.size)
+        if store.sha256(data) != self.sha256:
             raise InputError(
                 f"{self.member} in {self.tar} has other bytes than when it was written; "
                 "delete the tar and run `halftone shard` again"
@@ -58,8 +57,8 @@ class Shards:
     """The shards of a finished `halftone shard`."""
 
     def __init__(self, root: str):
-        self.folder = _plan.folder(_store.absolute(str(root)), "shard")
-        self.index = _plan.need_index(self.folder, "shard")
+        self.folder = run_folder.folder(store.absolute(str(root)), "shard")
+        self.index = run_folder.need_index(self.folder, "shard")
         self.entries = {entry["name"]: entry for entry in self.index["pieces"]}
 
     def names(self, split: str | None = None) -> list[str]:
@@ -75,7 +74,7 @@ class Shards:
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """The rows of a shard's sidecar (schemas/shard.py): its samples in the tar's order."""
-        return shard.read_sidecar(self._uri(name, "parquet"), columns)
+        return sidecar.read_sidecar(self._uri(name, "parquet"), columns)
 
     def samples(self, split: str | None = None) -> Iterator[Sample]:
         """Every sample of the shards, in order; no tar is opened."""
@@ -124,14 +123,14 @@ class Shards:
             raise InputError(
                 f"no shard {name!r} in {self.folder}{did_you_mean(name, self.entries)}"
             )
-        return _store.join(self.folder, f"{name}.{suffix}")
+        return store.join(self.folder, f"{name}.{suffix}")
 
 
 def stream(tar: str) -> Iterator[dict]:
     """Every sample of one tar, in order, as webdataset gives it; bytes are not decoded."""
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    with _store.opened(tar) as (fs, path):
+    with store.opened(tar) as (fs, path):
         file = fs.open(path, "rb")
     with file:
         try:

@@ -16,20 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.sharding import exclusions as _exclusions
-from pipeline.sharding import images as _images
-from pipeline.sharding import ingest
-from pipeline.sharding import loading as _payloads
-from pipeline.sharding import tar_writer as _tar_writer
+from pipeline.sharding import exclusions, images, ingest, loading, tar_writer
 from pipeline.sharding.images import Rejected
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.sharding.sidecar import EXCLUDED
+from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe
 from schemas.shard import SIDECAR
 
 REJECTED = "rejected.csv"  # beside the index: every sample and caption that was rejected
-EXCLUDED = "excluded"  # the kind of reason that was asked for: it counts against no budget
 NOT_IN_TARS = {"exclude", "failure_budget", "failures_in_a_row"}  # settings no byte depends on
 REASON_CHARS = 500  # of a reason that are kept: an address may be of any length
 as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
@@ -37,11 +32,11 @@ as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: which sample goes where follows from manifest and settings alone."""
-    source_folder = _plan.folder(root, "ingest")
-    _plan.need_index(source_folder, "ingest")
-    folder = _plan.folder(root, "shard")
+    source_folder = run_folder.folder(root, "ingest")
+    run_folder.need_index(source_folder, "ingest")
+    folder = run_folder.folder(root, "shard")
     settings = recipe.shard.model_dump(exclude=NOT_IN_TARS)
-    excluded = _exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
+    excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
     manifest = ingest.read(source_folder).combine_chunks()
     pieces = []
     for split, order in ingest.splits(manifest, recipe.source).items():
@@ -56,8 +51,8 @@ def plan(recipe: Recipe, root: str) -> Plan:
             pieces.append(
                 Piece(
                     name=name,
-                    output=_store.join(folder, f"{name}.parquet"),
-                    fingerprint=_store.fingerprint("shard", settings, ingest.digest(rows), listed),
+                    output=store.join(folder, f"{name}.parquet"),
+                    fingerprint=store.fingerprint("shard", settings, ingest.digest(rows), listed),
                     inputs=inputs | {"settings": recipe.shard, "source": recipe.source},
                 )
             )
@@ -66,12 +61,12 @@ def plan(recipe: Recipe, root: str) -> Plan:
 
 def write_shard(piece: Piece) -> dict:
     """Write one tar and its sidecar; a summary with what was accepted and why others were not."""
-    summary = _store.finished(piece.output, piece.fingerprint)
+    summary = parquet.finished(piece.output, piece.fingerprint)
     if summary and not _mended(piece, summary):
         return summary
     uri = piece.output.removesuffix(".parquet") + ".tar"
     rows, holds, failed = [], Counter(), 0
-    with _store.temporary(uri) as path, _tar_writer.Writer(path) as tar:
+    with store.temporary(uri) as path, tar_writer.Writer(path) as tar:
         for row, payload in _samples(piece, piece.inputs["rows"]):
             if payload:
                 row["offset"] = tar.add(_members(row, payload.data))
@@ -91,10 +86,10 @@ def write_shard(piece: Piece) -> dict:
         "holds": dict(holds),
         "rejected": _kinds(row["reason"] for row in rows),
         "captions_rejected": _kinds(c["reason"] for row in rows for c in row["captions_rejected"]),
-        "files": {_store.name_of(uri): {"bytes": tar.size, "sha256": tar.digest}},
+        "files": {store.name_of(uri): {"bytes": tar.size, "sha256": tar.digest}},
     }
     table = pa.Table.from_pylist(rows, schema=SIDECAR)
-    return _store.write_table(piece.output, table, piece.fingerprint, summary)
+    return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
 def check(plan: Plan, made: dict[str, dict], recipe: Recipe) -> None:
@@ -135,28 +130,21 @@ def totals(index: dict) -> dict:
     }
 
 
-def read_sidecar(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """The accepted samples of a shard, in the tar's order."""
-    columns = columns and [*columns, "reason"]
-    table = _store.read_table(uri, columns)
-    return table.filter(pc.is_null(table["reason"])).drop_columns(["reason"])
-
-
 # ---- samples -----------------------------------------------------------------------------------
 
 
-def _samples(piece: Piece, rows: pa.Table) -> Iterator[tuple[dict, _images.Payload | None]]:
+def _samples(piece: Piece, rows: pa.Table) -> Iterator[tuple[dict, images.Payload | None]]:
     """The sidecar's row of every sample and what it holds, None where it was rejected."""
     inputs = piece.inputs
     # No picture within max_pixels is larger: 16 bits, four channels, and metadata.
     max_bytes = 8 * inputs["settings"].max_pixels + 2**24
-    for row, load in _payloads.in_order(rows.to_pylist(), inputs["source"], max_bytes):
+    for row, load in loading.in_order(rows.to_pylist(), inputs["source"], max_bytes):
         yield _sample(row, load, inputs)
 
 
 def _sample(
     row: dict, load: Callable[[], bytes], inputs: dict
-) -> tuple[dict, _images.Payload | None]:
+) -> tuple[dict, images.Payload | None]:
     captions, rejected = _captions(row["captions"] or [], inputs)
     out = {"image_id": row["image_id"], "split": inputs["split"], "uri": row["uri"]}
     out |= {"captions": captions, "captions_rejected": rejected, "reason": None}
@@ -165,13 +153,13 @@ def _sample(
             raise Rejected(reason)
         if not captions:
             raise Rejected(rejected[0]["reason"] if rejected else "no caption: none is given")
-        payload = _images.checked(load(), inputs["settings"])
+        payload = images.checked(load(), inputs["settings"])
     except Rejected as why:
         return out | {"captions": row["captions"] or [], "reason": str(why)[:REASON_CHARS]}, None
     key = _key(row["image_id"])
     out |= {"key": key, "member": f"{key}.{payload.ending}", "size": len(payload.data)}
     out |= {"width": payload.width, "height": payload.height}
-    return out | {"sha256": _store.sha256(payload.data)}, payload
+    return out | {"sha256": store.sha256(payload.data)}, payload
 
 
 def _captions(captions: list[dict], inputs: dict) -> tuple[list[dict], list[dict]]:
@@ -211,7 +199,7 @@ def _key(image_id: str) -> str:
     plain = re.sub(r"[^\w-]", "_", image_id, flags=re.ASCII)
     if plain == image_id and len(plain) <= 80:
         return plain
-    return f"{plain[:60]}~{_store.fingerprint(image_id)}"  # no plain id holds a ~
+    return f"{plain[:60]}~{store.fingerprint(image_id)}"  # no plain id holds a ~
 
 
 # ---- rejected and excluded ---------------------------------------------------------------------
@@ -235,7 +223,7 @@ def _mended(piece: Piece, summary: dict) -> bool:
     """Whether a sample that failed is to be had now: a file was supplied, a server is back."""
     if not summary["rejected"].keys() - {EXCLUDED}:
         return False
-    before = _store.read_table(piece.output, ["image_id", "reason"]).to_pylist()
+    before = parquet.read_table(piece.output, ["image_id", "reason"]).to_pylist()
     failed = [row["image_id"] for row in before if _failed(row["reason"])]
     rows = piece.inputs["rows"]
     rows = rows.filter(pc.is_in(rows["image_id"], pa.array(failed, rows["image_id"].type)))
@@ -244,18 +232,18 @@ def _mended(piece: Piece, summary: dict) -> bool:
 
 def _write_rejected(plan: Plan, summaries: dict[str, dict]) -> str:
     """URI of the table of what was rejected; it is removed where nothing was."""
-    uri = _store.join(plan.folder, REJECTED)
+    uri = store.join(plan.folder, REJECTED)
     kinds = ("rejected", "captions_rejected")
     touched = [p for p in plan.pieces if any(summaries[p.name][kind] for kind in kinds)]
     if not touched:
-        _store.remove(uri)
+        store.remove(uri)
         return uri
     columns = ["image_id", "uri", "reason", "captions_rejected"]
     out = io.StringIO(newline="")
     table = csv.writer(out)
     table.writerow(["shard", "image_id", "caption_id", "reason", "uri"])
     with ThreadPoolExecutor(16) as pool:
-        sidecars = pool.map(lambda piece: _store.read_table(piece.output, columns), touched)
+        sidecars = pool.map(lambda piece: parquet.read_table(piece.output, columns), touched)
         for piece, sidecar in zip(touched, sidecars, strict=True):
             for row in sidecar.to_pylist():
                 where = [piece.name, row["image_id"]]
@@ -263,7 +251,7 @@ def _write_rejected(plan: Plan, summaries: dict[str, dict]) -> str:
                     table.writerow([*where, "", row["reason"], row["uri"]])
                 for caption in row["captions_rejected"]:
                     table.writerow([*where, caption["caption_id"], caption["reason"], row["uri"]])
-    _store.write_bytes(uri, out.getvalue().encode())
+    store.write_bytes(uri, out.getvalue().encode())
     return uri
 
 

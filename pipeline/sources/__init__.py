@@ -24,8 +24,8 @@ from pipeline.sources import (
     precomp,
     webdataset,
 )
-from pipeline.sources.readers import fetch as _fetch
-from pipeline.storage import store as _store
+from pipeline.sources.readers import fetch
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 SOURCES: dict[str, ModuleType] = {
@@ -56,6 +56,6 @@ def load(kind: str, uri: str, settings: SourceSettings) -> bytes:
 
     Raises OSError, ValueError or InputError; a message's words before the first colon say why.
     """
-    if _fetch.is_address(uri):
-        return _fetch.fetch(uri, settings)
-    return getattr(source(kind), "load", _store.read_bytes)(uri)
+    if fetch.is_address(uri):
+        return fetch.fetch(uri, settings)
+    return getattr(source(kind), "load", store.read_bytes)(uri)

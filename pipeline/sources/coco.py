@@ -11,8 +11,8 @@ their `coco_url`. A caption's id is its annotation's, as in the files that refer
 from collections.abc import Iterator
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations as _annotations
-from pipeline.storage import store as _store
+from pipeline.sources.readers import annotations
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a COCO caption file (captions_val2017.json), or a pattern (captions_*.json)"
@@ -20,20 +20,20 @@ EXPECTED = "a COCO caption file (captions_val2017.json), or a pattern (captions_
 
 def parts(settings: SourceSettings) -> list[str]:
     """The JSON files, sorted by name."""
-    return _annotations.files(settings, EXPECTED)
+    return annotations.files(settings, EXPECTED)
 
 
 def inputs(settings: SourceSettings, part: str) -> list:
     """The stamp of the JSON file."""
-    return _annotations.stamps([part])
+    return annotations.stamps([part])
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows in the order of the file's images."""
-    split = settings.split or _annotations.split_of(part)
+    split = settings.split or annotations.split_of(part)
     if not split:
         raise InputError(f"the name of {part} says no split (train, val, test); set source.split")
-    content = _annotations.read_json(part, EXPECTED)
+    content = annotations.read_json(part, EXPECTED)
     names = {}  # by COCO's number of the image
     for number, image in enumerate(images := _field(content, "images", list, part)):
         where = f"{part} image {number}"
@@ -42,12 +42,12 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
             raise InputError(f"{where} has id {coco_id}, as an earlier one; give each its own")
         names[coco_id] = _field(image, "file_name", str, where)
     captions = _captions(content, names, part)
-    ids = _annotations.image_ids(names.values())
+    ids = annotations.image_ids(names.values())
     folder = _folder(settings, part)
     for image in images:
         name = names[image["id"]]
-        uri = _store.join(folder, name) if folder else _url(image, part)
-        yield _annotations.row(ids[name], uri, split, captions[image["id"]], "coco")
+        uri = store.join(folder, name) if folder else _url(image, part)
+        yield annotations.row(ids[name], uri, split, captions[image["id"]], "coco")
 
 
 def _captions(content: dict, names: dict[int, str], part: str) -> dict[int, list[tuple[str, str]]]:
@@ -67,9 +67,9 @@ def _captions(content: dict, names: dict[int, str], part: str) -> dict[int, list
 def _folder(settings: SourceSettings, part: str) -> str | None:
     if not settings.images:
         return None
-    folder = _annotations.image_folder(settings)
-    inside = _store.join(folder, _store.name_of(part).removesuffix(".json").rpartition("_")[2])
-    return inside if _annotations.is_folder(inside) else folder
+    folder = annotations.image_folder(settings)
+    inside = store.join(folder, store.name_of(part).removesuffix(".json").rpartition("_")[2])
+    return inside if annotations.is_folder(inside) else folder
 
 
 def _url(image: dict, part: str) -> str:
@@ -82,4 +82,4 @@ def _url(image: dict, part: str) -> str:
 
 
 def _field(entry: dict, key: str, type_: type, where: str):
-    return _annotations.field(entry, key, type_, where, EXPECTED)
+    return annotations.field(entry, key, type_, where, EXPECTED)

@@ -13,10 +13,8 @@ import sys
 from collections.abc import Iterator
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations as _annotations
-from pipeline.sources.readers import parquet as _parquet
-from pipeline.sources.readers import tables as _tables
-from pipeline.storage import store as _store
+from pipeline.sources.readers import annotations, parquet, tables
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a .csv, .tsv or .parquet file, or a pattern of such files (data/*.csv)"
@@ -27,43 +25,43 @@ csv.field_size_limit(sys.maxsize)  # a caption that is too long is the shard sta
 
 def parts(settings: SourceSettings) -> list[str]:
     """The tables, sorted by name."""
-    return _annotations.files(settings, EXPECTED)
+    return annotations.files(settings, EXPECTED)
 
 
 def inputs(settings: SourceSettings, part: str) -> list:
     """The stamp of the table."""
-    return _annotations.stamps([part])
+    return annotations.stamps([part])
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows, one for each image in the order of first appearance."""
-    return _tables.images(_records(settings, part), part, "csv")
+    return tables.images(_records(settings, part), part, "csv")
 
 
 def load(uri: str) -> bytes:
     """The bytes in a cell of a Parquet table, or those of an image file."""
-    data = _parquet.cell_bytes(uri)
-    return _store.read_bytes(uri) if data is None else data
+    data = parquet.cell_bytes(uri)
+    return store.read_bytes(uri) if data is None else data
 
 
-def _records(settings: SourceSettings, part: str) -> Iterator[_tables.Record]:
-    folder = _annotations.image_folder(settings) if settings.images else part.rsplit("/", 1)[0]
-    table, _, ending = _store.name_of(part).rpartition(".")
-    split_of_all = settings.split or _annotations.split_of(part) or "train"
+def _records(settings: SourceSettings, part: str) -> Iterator[tables.Record]:
+    folder = annotations.image_folder(settings) if settings.images else part.rsplit("/", 1)[0]
+    table, _, ending = store.name_of(part).rpartition(".")
+    split_of_all = settings.split or annotations.split_of(part) or "train"
     in_cells, values = _read(settings, part, f".{ending.lower()}")
     column = settings.image_column
     for number, (image, caption, split, image_id) in enumerate(values):
         path = None
         if not in_cells:
-            path = _annotations.image_path(image, column, f"{part} row {number + 1}")
-        yield _tables.Record(
-            uri=_annotations.image_uri(folder, path)
+            path = annotations.image_path(image, column, f"{part} row {number + 1}")
+        yield tables.Record(
+            uri=annotations.image_uri(folder, path)
             if path
-            else _parquet.cell_uri(part, column, number),
+            else parquet.cell_uri(part, column, number),
             path=path,
-            captions=_annotations.texts(caption),
-            split=_tables.text(split) or split_of_all,
-            image_id=_tables.text(image_id),
+            captions=annotations.texts(caption),
+            split=tables.text(split) or split_of_all,
+            image_id=tables.text(image_id),
             name=f"{table}-{number:06d}",
         )
 
@@ -74,17 +72,17 @@ def _read(settings: SourceSettings, uri: str, ending: str) -> tuple[bool, Iterat
         return False, _read_text(settings, uri, DELIMITERS[ending])
     if ending != ".parquet":
         raise InputError(f"{uri} is neither .csv, .tsv nor .parquet; expected {EXPECTED}")
-    image, *others = _tables.columns(settings, _parquet.column_names(uri), uri)
-    in_cells = _parquet.holds_bytes(uri, image)
-    return in_cells, _parquet.rows(uri, [None if in_cells else image, *others])
+    image, *others = tables.columns(settings, parquet.column_names(uri), uri)
+    in_cells = parquet.holds_bytes(uri, image)
+    return in_cells, parquet.rows(uri, [None if in_cells else image, *others])
 
 
 def _read_text(settings: SourceSettings, uri: str, delimiter: str) -> Iterator[tuple]:
-    lines = (line + "\n" for line in _annotations.lines(uri))
+    lines = (line + "\n" for line in annotations.lines(uri))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
-        columns = _tables.columns(settings, header, uri)
+        columns = tables.columns(settings, header, uri)
         places = [None if column is None else header.index(column) for column in columns]
         for row in reader:
             if row:

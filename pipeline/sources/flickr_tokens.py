@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations as _annotations
-from pipeline.storage import store as _store
+from pipeline.sources.readers import annotations
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a Flickr token file (Flickr8k.token.txt)"
@@ -24,39 +24,39 @@ LINE = re.compile(r"(?P<name>[^\t]+?)(\.\d+)?#(?P<number>\d+)\t(?P<text>.*)")
 
 def parts(settings: SourceSettings) -> list[str]:
     """One part: the file is read as a whole."""
-    return [_annotations.file(settings, EXPECTED)]
+    return [annotations.file(settings, EXPECTED)]
 
 
 def inputs(settings: SourceSettings, part: str) -> list:
     """The stamps of the token file and the split lists beside it."""
-    return _annotations.stamps([part, *_lists(part).values()])
+    return annotations.stamps([part, *_lists(part).values()])
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows in the order in which the images first appear."""
-    folder = _annotations.image_folder(settings)
+    folder = annotations.image_folder(settings)
     lists = _lists(part)
     splits = {
-        name.strip(): split for split, list_ in lists.items() for name in _annotations.lines(list_)
+        name.strip(): split for split, list_ in lists.items() for name in annotations.lines(list_)
     }
     captions = _captions(part)
-    for name, image_id in _annotations.image_ids(captions).items():
+    for name, image_id in annotations.image_ids(captions).items():
         if split := splits.get(name) if lists else "train":
             texts = [(f"{image_id}#{number}", text) for number, text in captions[name]]
-            uri = _store.join(folder, name)
-            yield _annotations.row(image_id, uri, split, texts, "flickr_tokens")
+            uri = store.join(folder, name)
+            yield annotations.row(image_id, uri, split, texts, "flickr_tokens")
 
 
 def _lists(uri: str) -> dict[str, str]:
     folder = uri.rsplit("/", 1)[0]
-    there = _store.list_files(folder)
-    return {split: _store.join(folder, name) for split, name in LISTS.items() if name in there}
+    there = store.list_files(folder)
+    return {split: store.join(folder, name) for split, name in LISTS.items() if name in there}
 
 
 def _captions(uri: str) -> dict[str, list[tuple[str, str]]]:
     """Captions with their numbers, by image file name."""
     captions: dict[str, list[tuple[str, str]]] = {}
-    for number, line in enumerate(_annotations.lines(uri), 1):
+    for number, line in enumerate(annotations.lines(uri), 1):
         if not line.strip():
             continue
         if not (match := LINE.fullmatch(line)):

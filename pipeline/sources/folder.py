@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations as _annotations
-from pipeline.storage import store as _store
+from pipeline.sources.readers import annotations
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a folder of images with their captions in .txt files beside them"
@@ -18,11 +18,11 @@ EXPECTED = "a folder of images with their captions in .txt files beside them"
 
 def parts(settings: SourceSettings) -> list[str]:
     """The folder itself, for the files directly in it, and each folder in it."""
-    uri = _annotations.path(settings, EXPECTED)
-    if not _annotations.is_folder(uri):
-        found = "is a file" if _store.exists(uri) else "does not exist"
+    uri = annotations.path(settings, EXPECTED)
+    if not annotations.is_folder(uri):
+        found = "is a file" if store.exists(uri) else "does not exist"
         raise InputError(f"source.path {uri} {found}; expected {EXPECTED}")
-    inside = [_store.join(uri, name) for name in _listing(uri)[0]]
+    inside = [store.join(uri, name) for name in _listing(uri)[0]]
     return [uri, *inside]
 
 
@@ -33,58 +33,58 @@ def inputs(settings: SourceSettings, part: str) -> list:
         for name, stamp in _files(settings, part)
         if name.endswith(".txt") or _is_image(name)
     ]
-    return [_store.fingerprint(found)]
+    return [store.fingerprint(found)]
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows sorted by path; an image is called after its path inside `source.path`."""
-    root = _annotations.path(settings, EXPECTED)
+    root = annotations.path(settings, EXPECTED)
     names = [name for name, _ in _files(settings, part)]
     texts = {name for name in names if name.endswith(".txt")}
-    folder = _store.name_of(part) if part != root else ""
-    split = settings.split or _annotations.SPLIT_WORDS.get(folder.lower(), "train")
+    folder = store.name_of(part) if part != root else ""
+    split = settings.split or annotations.SPLIT_WORDS.get(folder.lower(), "train")
     images = [name for name in names if _is_image(name)]
-    for name, image_id in _annotations.image_ids(images).items():
-        text = _annotations.stem(name) + ".txt"
-        captions = _captions(_store.join(root, text), image_id) if text in texts else []
-        yield _annotations.row(image_id, _store.join(root, name), split, captions, "folder")
+    for name, image_id in annotations.image_ids(images).items():
+        text = annotations.stem(name) + ".txt"
+        captions = _captions(store.join(root, text), image_id) if text in texts else []
+        yield annotations.row(image_id, store.join(root, name), split, captions, "folder")
 
 
 def _captions(uri: str, image_id: str) -> list[tuple[str, str]]:
-    lines = [line for line in _annotations.lines(uri) if line.strip()]
+    lines = [line for line in annotations.lines(uri) if line.strip()]
     return [(f"{image_id}#{k}", line) for k, line in enumerate(lines)]
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(_annotations.IMAGE_TYPES)
+    return name.lower().endswith(annotations.IMAGE_TYPES)
 
 
 def _files(settings: SourceSettings, part: str) -> Iterator[tuple[str, list]]:
     """Names inside `source.path` and stamps of a part's files, in order."""
-    root = _annotations.path(settings, EXPECTED).rstrip("/")
+    root = annotations.path(settings, EXPECTED).rstrip("/")
     folders = [part.rstrip("/")]
     while folders:
         folder = folders.pop()
         inside, files = _listing(folder)
         for name in sorted(files):
-            yield _store.join(folder, name)[len(root) + 1 :], files[name]
+            yield store.join(folder, name)[len(root) + 1 :], files[name]
         if part.rstrip("/") != root:
-            folders += [_store.join(folder, name) for name in reversed(inside)]
+            folders += [store.join(folder, name) for name in reversed(inside)]
 
 
 def _listing(folder: str) -> tuple[list[str], dict[str, list]]:
     """Names of the folders in a folder, links left out, and the stamps of its files."""
-    if _store.is_local(folder):
+    if store.is_local(folder):
         with os.scandir(folder) as found:
             entries = list(found)
         folders = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
         stats = {e.name: e.stat(follow_symlinks=False) for e in entries if not e.is_dir()}
         files = {name: [stat.st_size, stat.st_mtime] for name, stat in stats.items()}
         return sorted(folders), files
-    with _store.opened(folder) as (fs, path):
+    with store.opened(folder) as (fs, path):
         entries = [e for e in fs.ls(path, detail=True) if e["name"].strip("/") != path.strip("/")]
-    folders = [_store.name_of(e["name"]) for e in entries if e["type"] == "directory"]
-    files = {_store.name_of(e["name"]): _stamp(e) for e in entries if e["type"] == "file"}
+    folders = [store.name_of(e["name"]) for e in entries if e["type"] == "directory"]
+    files = {store.name_of(e["name"]): _stamp(e) for e in entries if e["type"] == "file"}
     return sorted(folders), files
 
 

@@ -13,9 +13,8 @@ import threading
 from collections.abc import Iterator
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations as _annotations
-from pipeline.sources.readers import tables as _tables
-from pipeline.storage import store as _store
+from pipeline.sources.readers import annotations, tables
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a folder that Dataset.save_to_disk wrote, or hf://OWNER/NAME"
@@ -28,7 +27,7 @@ PART_ROWS = 10_000  # of a part
 
 def parts(settings: SourceSettings) -> list[str]:
     """'train:0:10000' and so on: a split and a range of its rows, or all if rows are gathered."""
-    path = _annotations.path(settings, EXPECTED)
+    path = annotations.path(settings, EXPECTED)
     return [
         f"{split}:{start}:{min(start + step, len(rows))}"
         for split, rows in _opened(path).items()
@@ -39,20 +38,20 @@ def parts(settings: SourceSettings) -> list[str]:
 
 def inputs(settings: SourceSettings, part: str) -> list:
     """The fingerprint that the library gives a split."""
-    dataset = _opened(_annotations.path(settings, EXPECTED))
+    dataset = _opened(annotations.path(settings, EXPECTED))
     return [dataset[part.split(":")[0]]._fingerprint]
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows, one for each image in the order of first appearance."""
-    path = _annotations.path(settings, EXPECTED)
-    return _tables.images(_records(settings, path, part), f"{path} {part}", "huggingface")
+    path = annotations.path(settings, EXPECTED)
+    return tables.images(_records(settings, path, part), f"{path} {part}", "huggingface")
 
 
 def load(uri: str) -> bytes:
     """The bytes in a row's image column, or those of the file it names."""
     if not (cell := CELL.fullmatch(uri)):
-        return _store.read_bytes(uri)
+        return store.read_bytes(uri)
     with _LOCK:  # threads of a shard ask for the same one at once
         images = _images(cell["path"], cell["split"], cell["column"])
     value = images[int(cell["row"])][cell["column"]]
@@ -60,32 +59,30 @@ def load(uri: str) -> bytes:
     if isinstance(data, bytes):
         return data
     if isinstance(value, dict) and value.get("path"):
-        return _store.read_bytes(value["path"])
+        return store.read_bytes(value["path"])
     raise InputError(f"no image in the row: {uri}")
 
 
-def _records(settings: SourceSettings, path: str, part: str) -> Iterator[_tables.Record]:
+def _records(settings: SourceSettings, path: str, part: str) -> Iterator[tables.Record]:
     split, start, stop = part.split(":")
     dataset = _opened(path)[split]
     there = dataset.column_names
-    image, caption, split_column, id_column = _tables.columns(settings, there, f"{path} {split}")
+    image, caption, split_column, id_column = tables.columns(settings, there, f"{path} {split}")
     written = getattr(dataset.features[image], "dtype", None) in ("string", "large_string")
     wanted = {caption, split_column, id_column, image if written else None} - {None}
-    folder = _annotations.image_folder(settings) if settings.images else path
-    known = settings.split or _annotations.SPLIT_WORDS.get(split, split)
+    folder = annotations.image_folder(settings) if settings.images else path
+    known = settings.split or annotations.SPLIT_WORDS.get(split, split)
     table = dataset.select_columns(sorted(wanted)).select(range(int(start), int(stop)))
     for number, row in enumerate(table, int(start)):
         name = None
         if written:
-            name = _annotations.image_path(row[image], image, f"{path} {split} row {number}")
-        yield _tables.Record(
-            uri=_annotations.image_uri(folder, name)
-            if name
-            else f"{path}#{split}/{image}/{number}",
+            name = annotations.image_path(row[image], image, f"{path} {split} row {number}")
+        yield tables.Record(
+            uri=annotations.image_uri(folder, name) if name else f"{path}#{split}/{image}/{number}",
             path=name,
-            captions=_annotations.texts(row[caption]),
-            split=_tables.text(row.get(split_column)) or known,
-            image_id=_tables.text(row.get(id_column)),
+            captions=annotations.texts(row[caption]),
+            split=tables.text(row.get(split_column)) or known,
+            image_id=tables.text(row.get(id_column)),
             name=f"{split}-{number:06d}",
         )
 
@@ -116,7 +113,7 @@ _LOCK = threading.Lock()
 def _opened(path: str) -> dict:
     """The splits by name; rows stay on disk until they are asked for."""
     datasets = _library()
-    if not path.startswith("hf://") and not _annotations.is_folder(path):
+    if not path.startswith("hf://") and not annotations.is_folder(path):
         raise InputError(f"source.path {path} does not exist; expected {EXPECTED}")
     try:
         if path.startswith("hf://"):

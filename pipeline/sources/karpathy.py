@@ -8,8 +8,8 @@ COCO's "restval" is train.
 
 from collections.abc import Iterator
 
-from pipeline.sources.readers import annotations as _annotations
-from pipeline.storage import store as _store
+from pipeline.sources.readers import annotations
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a Karpathy JSON file (dataset_flickr8k.json)"
@@ -17,30 +17,30 @@ EXPECTED = "a Karpathy JSON file (dataset_flickr8k.json)"
 
 def parts(settings: SourceSettings) -> list[str]:
     """One part: the file is read as a whole."""
-    return [_annotations.file(settings, EXPECTED)]
+    return [annotations.file(settings, EXPECTED)]
 
 
 def inputs(settings: SourceSettings, part: str) -> list:
     """The stamp of the JSON file."""
-    return _annotations.stamps([part])
+    return annotations.stamps([part])
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows in the order of the file."""
-    folder = _annotations.image_folder(settings)
-    images = _field(_annotations.read_json(part, EXPECTED), "images", list, part)
+    folder = annotations.image_folder(settings)
+    images = _field(annotations.read_json(part, EXPECTED), "images", list, part)
     names = [
         _field(image, "filename", str, f"{part} image {number}")
         for number, image in enumerate(images)
     ]
-    ids = _annotations.image_ids(names)
+    ids = annotations.image_ids(names)
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         where = f"{part} image {number}"
         split = _field(image, "split", str, where)
         inside = [image["filepath"]] if image.get("filepath") else []
-        yield _annotations.row(
+        yield annotations.row(
             ids[name],
-            _store.join(folder, *inside, name),
+            store.join(folder, *inside, name),
             "train" if split == "restval" else split,
             list(_captions(image, ids[name], where)),
             "karpathy",
@@ -54,4 +54,4 @@ def _captions(image: dict, image_id: str, where: str) -> Iterator[tuple[str, str
 
 
 def _field(entry: dict, key: str, type_: type, where: str):
-    return _annotations.field(entry, key, type_, where, EXPECTED)
+    return annotations.field(entry, key, type_, where, EXPECTED)

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations as _annotations
-from pipeline.storage import store as _store
+from pipeline.sources.readers import annotations
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a folder with train_ims.npy and train_caps.txt, or that folder and a name's beginning"
@@ -28,12 +28,12 @@ REPEATS = 5  # captions of an image in the public features, and copies of its ro
 
 def parts(settings: SourceSettings) -> list[str]:
     """The name before `_ims.npy` of each split."""
-    uri = _annotations.path(settings, EXPECTED).rstrip("/")
+    uri = annotations.path(settings, EXPECTED).rstrip("/")
     folder, prefix = uri, ""
-    names = _store.list_files(folder)
+    names = store.list_files(folder)
     if not names:
         folder, prefix = uri.rsplit("/", 1)
-        names = _store.list_files(folder)
+        names = store.list_files(folder)
     chosen = {}
     for named, split in SPLITS.items():  # later names win: val over dev, testall over test
         for begin in (f"{prefix}{named}", f"{prefix}_{named}"):
@@ -44,24 +44,24 @@ def parts(settings: SourceSettings) -> list[str]:
     for begin in chosen.values():
         if f"{begin}_caps.txt" not in names:
             raise InputError(f"{begin}_caps.txt is not beside {begin}_ims.npy in {folder}")
-    return [_store.join(folder, begin) for begin in chosen.values()]
+    return [store.join(folder, begin) for begin in chosen.values()]
 
 
 def inputs(settings: SourceSettings, part: str) -> list:
     """The stamps of the array, the captions and, where they are there, the ids."""
-    return _annotations.stamps([f"{part}_ims.npy", f"{part}_caps.txt", *_ids_file(part)])
+    return annotations.stamps([f"{part}_ims.npy", f"{part}_caps.txt", *_ids_file(part)])
 
 
 def _ids_file(part: str) -> list[str]:
     uri = f"{part}_ids.txt"
-    return [uri] if _store.exists(uri) else []
+    return [uri] if store.exists(uri) else []
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows of a split, one for each image in the order of the array."""
     array_uri = f"{part}_ims.npy"
     count = _header(array_uri)[0][0]
-    lines = list(_annotations.lines(f"{part}_caps.txt"))
+    lines = list(annotations.lines(f"{part}_caps.txt"))
     if not count or not lines or len(lines) % count:
         raise InputError(
             f"{part}_caps.txt has {len(lines)} lines, {array_uri} has {count} rows; "
@@ -76,7 +76,7 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         start = row // copies * per_image
         texts = lines[start : start + per_image]
         captions = [(f"{image_id}#{k}", text) for k, text in enumerate(texts)]
-        yield _annotations.row(image_id, f"{array_uri}#{row}", split, captions, "precomp")
+        yield annotations.row(image_id, f"{array_uri}#{row}", split, captions, "precomp")
 
 
 def load(uri: str) -> bytes:
@@ -92,12 +92,12 @@ def _split_name(part: str) -> str:
 
 def _ids(part: str, count: int) -> list[str] | None:
     for uri in _ids_file(part):
-        names = [line.strip() for line in _annotations.lines(uri)]
+        names = [line.strip() for line in annotations.lines(uri)]
         if len(names) != count:
             raise InputError(
                 f"{uri} has {len(names)} lines; expected {count}, one a row of the array"
             )
-        ids = _annotations.image_ids(names)
+        ids = annotations.image_ids(names)
         return [ids[name] for name in names]
     return None
 
@@ -125,7 +125,7 @@ def _place(uri: str) -> tuple[str, int]:
 @functools.lru_cache(maxsize=16)
 def _header(uri: str) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, type and the offset of the first byte of data of a .npy file."""
-    file = io.BytesIO(_store.read_bytes(uri, 0, HEADER_BYTES))
+    file = io.BytesIO(store.read_bytes(uri, 0, HEADER_BYTES))
     try:
         readers = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -148,7 +148,7 @@ def _row(uri: str, row: int) -> np.ndarray:
     if row >= shape[0]:
         raise InputError(f"{uri} has {shape[0]} rows; there is no row {row}")
     size = math.prod(shape[1:]) * dtype.itemsize
-    data = _store.read_bytes(uri, start + row * size, size)
+    data = store.read_bytes(uri, start + row * size, size)
     if len(data) < size:
         raise InputError(f"{uri} ends inside row {row}; copy the file again")
     return np.frombuffer(data, dtype).reshape(shape[1:])

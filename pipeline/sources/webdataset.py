@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations as _annotations
-from pipeline.sources.readers import fetch as _fetch
-from pipeline.storage import store as _store
+from pipeline.sources.readers import annotations, fetch
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
 RANGE = re.compile(r"(?P<tar>.+)#(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # a sample's name, and the suffix
-PAYLOADS = (*(ending[1:] for ending in _annotations.IMAGE_TYPES), "npy")
+PAYLOADS = (*(ending[1:] for ending in annotations.IMAGE_TYPES), "npy")
 TEXT_BYTES = 1 << 24  # of a .txt or .json member; a longer one is no caption
 
 
@@ -42,36 +41,36 @@ class _Sample:
 
 def parts(settings: SourceSettings) -> list[str]:
     """The tars, sorted by name."""
-    uri = _annotations.path(settings, EXPECTED)
-    if _fetch.is_address(uri):
+    uri = annotations.path(settings, EXPECTED)
+    if fetch.is_address(uri):
         raise InputError(
             f"source.path {uri} is a web address, of which ranges cannot be relied on; "
             "copy the tars to a folder or an object store"
         )
-    if not _annotations.is_folder(uri):
-        return _annotations.files(settings, EXPECTED)
-    names = sorted(name for name in _store.list_files(uri) if name.endswith(".tar"))
+    if not annotations.is_folder(uri):
+        return annotations.files(settings, EXPECTED)
+    names = sorted(name for name in store.list_files(uri) if name.endswith(".tar"))
     if not names:
         raise InputError(f"there is no .tar in source.path {uri}; expected {EXPECTED}")
-    return [_store.join(uri, name) for name in names]
+    return [store.join(uri, name) for name in names]
 
 
 def inputs(settings: SourceSettings, part: str) -> list:
     """The stamp of the tar."""
-    return _annotations.stamps([part])
+    return annotations.stamps([part])
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows in the order of the tar."""
     folder, name = part.split("/")[-2:]
-    named = _annotations.split_of(name) or _annotations.SPLIT_WORDS.get(folder.lower())
+    named = annotations.split_of(name) or annotations.SPLIT_WORDS.get(folder.lower())
     split_of_all = settings.split or named or "train"
     for sample in _samples(part):
         image_id = sample.about.get("image_id")
         if not isinstance(image_id, str):
             image_id = f"{name.removesuffix('.tar')}-{sample.name}"
         split = sample.about.get("split")
-        yield _annotations.row(
+        yield annotations.row(
             image_id,
             sample.image or f"{part}#{sample.name}",
             split if isinstance(split, str) else split_of_all,
@@ -85,7 +84,7 @@ def load(uri: str) -> bytes:
     if not (place := RANGE.fullmatch(uri)):
         raise InputError(f"no image in the sample: {uri}")
     size = int(place["size"])
-    data = _store.read_bytes(place["tar"], int(place["offset"]), size)
+    data = store.read_bytes(place["tar"], int(place["offset"]), size)
     if len(data) < size:
         raise InputError(f"tar is shorter than it was: {uri}")
     return data
@@ -96,7 +95,7 @@ def _captions(sample: _Sample, image_id: str) -> Iterator[tuple[str, str]]:
     captions = found if isinstance(found, list) else [found or sample.text]
     for k, caption in enumerate(captions):
         known = caption.get("caption_id") if isinstance(caption, dict) else None
-        for text in _annotations.texts(caption):
+        for text in annotations.texts(caption):
             yield str(known or f"{image_id}#{k}"), text
 
 
@@ -139,7 +138,7 @@ def _add(sample: _Sample, suffix: str, member: tarfile.TarInfo, data: bytes | No
 def _members(part: str) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
     """Regular members, with their bytes where they are texts; refuses a tar that is torn."""
     last = "its beginning"
-    with _annotations.opened(part) as file:
+    with annotations.opened(part) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as tar:
                 while member := tar.next():

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk that is no use as a cache
 
@@ -25,9 +25,9 @@ _no_room: set[Path] = set()  # copies that this machine's disk had no room for
 def read(uri: str, file: dict, limit: float, offset: int, size: int) -> bytes:
     """`size` bytes of a file from `offset`, of the copy that is kept here of a remote one."""
     try:
-        return _store.read_bytes(kept(uri, file, limit), offset, size)
+        return store.read_bytes(kept(uri, file, limit), offset, size)
     except FileNotFoundError:  # dropped by another process meanwhile
-        return _store.read_bytes(uri, offset, size)
+        return store.read_bytes(uri, offset, size)
 
 
 def kept(uri: str, file: dict, limit: float) -> str:
@@ -36,7 +36,7 @@ def kept(uri: str, file: dict, limit: float) -> str:
     `file` is {"bytes", "sha256"} of the whole file, as its stage's index has it, `limit` what all
     copies may take together (bytes).
     """
-    if _store.is_local(uri) or file["bytes"] > limit:
+    if store.is_local(uri) or file["bytes"] > limit:
         return uri
     path = folder() / file["sha256"]
     if path in _no_room:
@@ -85,8 +85,8 @@ def _fetch(uri: str, path: Path, file: dict, limit: float) -> None:
     with _locked(path.with_suffix(".lock")):
         if _is_whole(path, file):  # fetched by the process that this one waited for
             return
-        with _store.temporary(str(path)) as copy:
-            _store.ask(uri, lambda fs, there: fs.get_file(there, copy))
+        with store.temporary(str(path)) as copy:
+            store.ask(uri, lambda fs, there: fs.get_file(there, copy))
             if not _has(copy, file):
                 raise InputError(
                     f"{uri} has other bytes than when it was written; delete it and run the "

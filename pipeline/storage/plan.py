@@ -9,25 +9,8 @@ made again with the same bytes leaves the later stages as they are.
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import StageMissing
-from pipeline.storage import store as _store
-
-INDEX = "index.json"
-FOLDERS = {
-    "ingest": "1-manifest",
-    "shard": "2-shards",
-    "embed": "3-embeddings",
-    "label": "4-relevance",
-    "train": "5-model",
-    "evaluate": "6-rankings",
-    "rerank": "7-reranker",
-    "reranked": "8-reranked",
-}
-
-
-def folder(root: str, stage: str, *names: str) -> str:
-    """URI of a stage's folder in the run folder."""
-    return _store.join(root, FOLDERS[stage], *names)
+from pipeline.storage import store
+from pipeline.storage.run_folder import INDEX, read_index, version
 
 
 @dataclass(frozen=True)
@@ -59,13 +42,13 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         names = [(piece.name, piece.fingerprint) for piece in self.pieces]
-        return _store.fingerprint(self.stage, names, self.settings)
+        return store.fingerprint(self.stage, names, self.settings)
 
     @property
     def done(self) -> dict[str, dict]:
         """Summaries of the pieces that need no work, by name."""
         known = {entry["name"]: entry for entry in self.index.get("pieces", [])}
-        files = _store.list_files(self.folder)
+        files = store.list_files(self.folder)
         return {
             piece.name: known[piece.name]
             for piece in self.pieces
@@ -101,30 +84,7 @@ class Plan:
         named = {name for entry in entries for name in entry["files"]}
         for entry in self.index.get("pieces", []):
             for name in entry["files"].keys() - named:
-                _store.remove(_store.join(self.folder, name))
-        _store.sweep(self.folder)
-        _store.write_json(_store.join(self.folder, INDEX), index)
+                store.remove(store.join(self.folder, name))
+        store.sweep(self.folder)
+        store.write_json(store.join(self.folder, INDEX), index)
         return index
-
-
-def version(entries: list[dict]) -> str:
-    """Hash of what the pieces hold."""
-    return _store.fingerprint([entry["files"] for entry in entries])
-
-
-def read_index(folder: str) -> dict | None:
-    uri = _store.join(folder, INDEX)
-    return _store.read_json(uri) if _store.exists(uri) else None
-
-
-def need_index(folder: str, stage: str) -> dict:
-    """The index of an earlier stage, or the sentence that names the stage to run first."""
-    index = read_index(folder)
-    if index is None:
-        raise StageMissing(f"nothing in {folder}; run `halftone {stage}` first")
-    return index
-
-
-def of_split(index: dict, split: str) -> list[dict]:
-    """The entries of one split's pieces, in order."""
-    return [entry for entry in index["pieces"] if entry.get("split") == split]

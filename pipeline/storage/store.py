@@ -10,7 +10,6 @@ import errno
 import fcntl
 import functools
 import hashlib
-import io
 import json
 import logging
 import os
@@ -22,13 +21,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, Unreachable
 
-FINGERPRINT = b"halftone.fingerprint"
-SUMMARY = b"halftone.summary"
 WRITING = ".writing-"  # how the names of files begin that are not yet whole
 WAITS = (1, 2, 4, 8, 16)  # seconds before a store that did not answer is asked again
 # By name, and of any library: a line that fails, an answer that does not come or breaks off.
@@ -285,60 +280,3 @@ def sha256(data: bytes) -> str:
 def fingerprint(*parts: Any) -> str:
     """16 hex digits that stand for all the JSON-able parts: same parts, same digits."""
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode())[:16]
-
-
-def write_table(
-    uri: str,
-    table: pa.Table,
-    fingerprint: str,
-    summary: dict,
-    *,
-    encodings: dict[str, str] | None = None,
-    **metadata,
-) -> dict:
-    """Write Parquet with its fingerprint and summary; the summary with the file's size and hash.
-
-    `encodings` are Parquet's, by column path; where there are any, no column has a dictionary.
-    """
-    extra = {FINGERPRINT: fingerprint, SUMMARY: json.dumps(summary, sort_keys=True)}
-    extra |= {f"halftone.{key}": str(value) for key, value in metadata.items()}
-    buffer = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata({**(table.schema.metadata or {}), **extra}),
-        buffer,
-        compression="zstd",
-        use_dictionary=not encodings,
-        column_encoding=encodings,
-    )
-    data = buffer.getvalue()
-    write_bytes(uri, data)
-    return _with_file(summary, uri, data)
-
-
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
-
-
-def finished(uri: str, fingerprint: str) -> dict | None:
-    """The summary `write_table` returned for this file, if it is there with this fingerprint.
-
-    So must be, at their sizes, the other files the summary names (a shard's tar).
-    """
-    try:
-        data = read_bytes(uri)
-        metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
-    except (OSError, pa.ArrowInvalid):  # not there, or torn: a bad footer is an OSError
-        return None
-    if metadata.get(FINGERPRINT, b"").decode() != fingerprint:
-        return None
-    summary = json.loads(metadata[SUMMARY])
-    for name, file in summary.get("files", {}).items():
-        beside = join(uri.rpartition("/")[0], name)
-        if not exists(beside) or stamp(beside)[0] != file["bytes"]:
-            return None
-    return _with_file(summary, uri, data)
-
-
-def _with_file(summary: dict, uri: str, data: bytes) -> dict:
-    own = {name_of(uri): {"bytes": len(data), "sha256": sha256(data)}}
-    return {**summary, "files": {**summary.get("files", {}), **own}}

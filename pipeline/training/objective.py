@@ -110,3 +110,13 @@ class Objective:
 
 def _caption_ids(split: Split) -> list[str]:
     return split.table["captions"].combine_chunks().flatten().field("caption_id").to_pylist()
+
+
+def needs_embeddings(settings: TrainSettings) -> bool:
+    """Whether captions' vectors are used: by a graded loss or choice, or to find neighbours."""
+    return needs_labels(settings) or settings.neighbours > 1
+
+
+def needs_labels(settings: TrainSettings) -> bool:
+    """Whether relevance is used: by a graded loss, or to choose the best checkpoint."""
+    return needs_relevance(settings) or settings.select == "best_ndcg"

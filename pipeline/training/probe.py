@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from pipeline.storage.plan import Piece
 from pipeline.training.distributed import World
 from pipeline.training.trainer import Training
@@ -20,7 +20,7 @@ def probe(piece: Piece) -> dict:
     Takes real steps on the real batches and writes nothing to the run folder.
     """
     with tempfile.TemporaryDirectory() as folder:
-        apart = replace(piece, output=_store.join(folder, "history.json"))
+        apart = replace(piece, output=store.join(folder, "history.json"))
         training = Training(apart, World(), lambda records: None, lambda: False)
         settings, steps = training.settings, training.order.steps
         training.learner.parallel.train()

@@ -13,33 +13,24 @@ from pipeline import models
 from pipeline.errors import InputError
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions
-from pipeline.retrieval import nearest as _neighbours
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.retrieval import nearest
+from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
-from pipeline.training import checkpoint as _checkpoint
-from pipeline.training import validation as _validation
+from pipeline.training import checkpoint as checkpoint_files
+from pipeline.training import validation
 from pipeline.training.augmentation import Augment
-from pipeline.training.data import Batch, Loader, Order, Split
+from pipeline.training.data import Batch, Split
 from pipeline.training.distributed import World
 from pipeline.training.learner import Learner, NotFinite
-from pipeline.training.objective import Objective, needs_relevance
-from schemas.settings import Recipe, TrainSettings
+from pipeline.training.loader import Loader
+from pipeline.training.objective import Objective, needs_embeddings, needs_relevance
+from pipeline.training.sampler import Order
+from schemas.settings import Recipe
 
 Report = Callable[[list[dict]], None]  # takes new records, from every worker
 SPARE = 4  # neighbours known for each place of a group: some are taken when its turn comes
 COLLAPSED = 0.99  # mean cosine of a batch's images or texts above which they are all one
 CHOSEN_BY = {"best": "val/rsum", "best_ndcg": "val/ndcg_label"}  # the higher the better
-
-
-def needs_embeddings(settings: TrainSettings) -> bool:
-    """Whether captions' vectors are used: by a graded loss or choice, or to find neighbours."""
-    return needs_labels(settings) or settings.neighbours > 1
-
-
-def needs_labels(settings: TrainSettings) -> bool:
-    """Whether relevance is used: by a graded loss, or to choose the best checkpoint."""
-    return needs_relevance(settings) or settings.select == "best_ndcg"
 
 
 @dataclass
@@ -108,7 +99,7 @@ class Training:
 
     @property
     def checkpoints(self) -> str:
-        return _store.join(self.folder, "checkpoints")
+        return store.join(self.folder, "checkpoints")
 
     @property
     def over(self) -> bool:
@@ -156,9 +147,9 @@ class Training:
 
     def _keep(self, error: NotFinite) -> str:
         """Keep the batch of a step that was not finite; where it lies."""
-        uri = _store.join(self.folder, f"not-finite-{error.step}-{self.world.rank}.safetensors")
+        uri = store.join(self.folder, f"not-finite-{error.step}-{self.world.rank}.safetensors")
         tensors = {k: v.cpu().contiguous() for k, v in error.batch.tensors().items()}
-        _store.write_bytes(uri, save(tensors, {"step": str(error.step)}))
+        store.write_bytes(uri, save(tensors, {"step": str(error.step)}))
         return f"its batch is kept in {uri}"
 
     def _checkpoint_due(self, logged: bool) -> bool:
@@ -175,16 +166,16 @@ class Training:
         if self.val_split is None:
             return {}
         with self.learner.as_evaluated():
-            images, texts, owners = _validation.encode_split(
+            images, texts, owners = validation.encode_split(
                 self.learner.model,
                 self.vocabulary,
                 self.val_split,
                 self.world,
                 max_words=self.recipe.model.max_words,
             )
-        metrics = _validation.recalls(images, texts, owners)
+        metrics = validation.recalls(images, texts, owners)
         if self.val_captions is not None:
-            metrics |= _validation.graded(images, texts, self.val_captions, self.recipe.label)
+            metrics |= validation.graded(images, texts, self.val_captions, self.recipe.label)
         return metrics
 
     def _write_checkpoint(self, metrics: dict) -> None:
@@ -207,23 +198,23 @@ class Training:
                 "optimizer": rest,
                 "records": self.records,  # those beside it may be another try's, not yet dead
             }
-            _store.write_json(_store.join(self.checkpoints, "records.json"), self.records)
-            _checkpoint.write(self.checkpoints, about, tensors, self.vocabulary.state)
+            store.write_json(store.join(self.checkpoints, "records.json"), self.records)
+            checkpoint_files.write(self.checkpoints, about, tensors, self.vocabulary.state)
         self.world.barrier()
         self.report(self.records[self.reported :])
         self.reported = len(self.records)
 
     def _resume(self) -> None:
         """Go on from this training's newest checkpoint, else from the one of `train.resume`."""
-        found, self.torn = _checkpoint.latest(self.checkpoints)
+        found, self.torn = checkpoint_files.latest(self.checkpoints)
         mine = found is not None and found[0].fingerprint == self.piece.fingerprint
         given = self.settings.resume
         elsewhere = not mine and given not in (None, "latest")
-        if elsewhere and (found := _checkpoint.read(given)) is None:
+        if elsewhere and (found := checkpoint_files.read(given)) is None:
             raise InputError(f"train.resume {given} is no whole checkpoint; give its folder")
         if found is None or not (mine or given):
             if self.world.rank == 0:  # what lies here belongs to other settings
-                _store.remove(self.checkpoints)
+                store.remove(self.checkpoints)
             self.world.barrier()
             return
         checkpoint, files = found
@@ -256,25 +247,24 @@ class Training:
 
     def _check_storage(self) -> None:
         """Every worker must read in the run folder what another one wrote there."""
-        folder = _store.join(self.folder, "probes")
+        folder = store.join(self.folder, "probes")
         mine, other = (
-            _store.join(folder, str((self.world.rank + shift) % self.world.size))
-            for shift in (0, 1)
+            store.join(folder, str((self.world.rank + shift) % self.world.size)) for shift in (0, 1)
         )
         problem = ""
         try:
-            _store.write_bytes(mine, self.piece.fingerprint.encode())
+            store.write_bytes(mine, self.piece.fingerprint.encode())
         except OSError as error:
             problem = f"cannot write in {self.root}: {error}"
         self.world.barrier()
         try:
-            seen = problem or _store.read_bytes(other).decode() == self.piece.fingerprint
+            seen = problem or store.read_bytes(other).decode() == self.piece.fingerprint
             problem = problem or ("" if seen else f"reads an old {other}")
         except OSError:
             problem = f"cannot read {other}, which another worker wrote"
         problems = self.world.together_said(problem)
         if self.world.rank == 0:
-            _store.remove(folder)
+            store.remove(folder)
         if problems:
             raise InputError(
                 f"{problems[0]}; --root must be storage that every node reads and writes (a shared "
@@ -284,16 +274,16 @@ class Training:
     def publish(self) -> None:
         """Put the selected checkpoint's weights where the later stages look for them."""
         if self.world.rank == 0:
-            chosen = _store.join(self.checkpoints, _checkpoint.name_of(self.best["step"]))
-            found = _checkpoint.read(chosen)
+            chosen = store.join(self.checkpoints, checkpoint_files.name_of(self.best["step"]))
+            found = checkpoint_files.read(chosen)
             if found is None:
                 raise InputError(f"{chosen} is torn; delete it and train again")
             checkpoint, _ = found
-            model = _store.read_bytes(_store.join(chosen, "model.safetensors"))
+            model = store.read_bytes(store.join(chosen, "model.safetensors"))
             words = (json.dumps(self.vocabulary.state) + "\n").encode()
             outputs = {"model.safetensors": model, "vocabulary.json": words}
             for name, data in outputs.items():
-                _store.write_bytes(_store.join(self.folder, name), data)
+                store.write_bytes(store.join(self.folder, name), data)
             ends = [record for record in self.records if "epoch" in record]
             summary = {
                 "epoch": checkpoint.epoch,
@@ -305,18 +295,18 @@ class Training:
                 "architecture": self.architecture,
                 "recipe": self.recipe.model_dump(mode="json"),
                 "files": {
-                    name: {"bytes": len(data), "sha256": _store.sha256(data)}
+                    name: {"bytes": len(data), "sha256": store.sha256(data)}
                     for name, data in outputs.items()
                 },
             }
             history = {"summary": summary, "records": self.records}
-            _store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})
+            store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})
         self.world.barrier()
 
 
 def _split_if_any(root: str, split: str, **read) -> Split | None:
-    index = _plan.need_index(_plan.folder(root, "shard"), "shard")
-    some = any(entry["samples"] for entry in _plan.of_split(index, split))
+    index = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    some = any(entry["samples"] for entry in run_folder.of_split(index, split))
     return Split(root, split, **read) if some else None
 
 
@@ -325,10 +315,10 @@ def _embeddings(recipe: Recipe, root: str, split: str) -> tuple[Captions | None,
     if not needs_embeddings(recipe.train):
         return None, None
     folder = embed.folder_of(recipe, root)
-    entries = _plan.of_split(_plan.need_index(folder, "embed"), split)
+    entries = run_folder.of_split(run_folder.need_index(folder, "embed"), split)
     entries = [entry for entry in entries if entry["captions"]]
-    version = _plan.version(entries)
-    uris = tuple(_store.join(folder, f"{entry['name']}.parquet") for entry in entries)
+    version = run_folder.version(entries)
+    uris = tuple(store.join(folder, f"{entry['name']}.parquet") for entry in entries)
     return Captions.read(uris, version), version
 
 
@@ -339,4 +329,4 @@ def _near(captions: Captions | None, group: int) -> np.ndarray | None:
     image_N = torch.from_numpy(captions.image_of)
     of = {"query_group": image_N, "candidate_group": image_N}
     of |= {"query_owner": image_N, "candidate_owner": image_N}
-    return _neighbours.top_k(captions.vectors, None, SPARE * group, **of)[1].numpy()
+    return nearest.top_k(captions.vectors, None, SPARE * group, **of)[1].numpy()

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from s3fs import S3FileSystem
 
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from tests.helpers.namespaces import HOME, ROOT, Machine, Namespaces, wait_for, why_not
 
 RUN = (
@@ -151,8 +151,8 @@ def mlflow(round: Round) -> None:
     round.says("what it lacks waits in")
     round.start(round.cluster.mlflow)
     round.end()
-    pending = _store.join(round.root, "tracking-pending.json")
-    assert not _store.exists(pending), "MLflow still lacks what was kept for it"
+    pending = store.join(round.root, "tracking-pending.json")
+    assert not store.exists(pending), "MLflow still lacks what was kept for it"
 
 
 def disk(round: Round) -> None:
@@ -184,8 +184,8 @@ def compare(root: str, other: str) -> None:
     for stage in SAME_BYTES:
         here, there = (
             {
-                name: _store.sha256(_store.read_bytes(_store.join(folder, stage, name)))
-                for name in _store.list_files(_store.join(folder, stage))
+                name: store.sha256(store.read_bytes(store.join(folder, stage, name)))
+                for name in store.list_files(store.join(folder, stage))
                 if not name.endswith(".html")  # they name their run folder
             }
             for folder in (root, other)
@@ -193,7 +193,7 @@ def compare(root: str, other: str) -> None:
         assert here == there, f"{stage} differs"
     for stage in ("6-rankings", "8-reranked"):
         here, there = (
-            _store.read_json(_store.join(folder, stage, "main", "metrics.json"))["metrics"]
+            store.read_json(store.join(folder, stage, "main", "metrics.json"))["metrics"]
             for folder in (root, other)
         )
         assert here == there, f"{stage} differs: {here}, {there}"

@@ -31,7 +31,7 @@ import psutil
 
 from pipeline.sharding import ingest, shard
 from pipeline.sharding.reading import Shards
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import Recipe
 
 KINDS = ("task", "worker", "raylet", "driver", "everything")
@@ -48,13 +48,13 @@ DEADLINE = 600  # seconds for one run, on a machine with much else to do
 
 def drive(root: str, workers: int, seed: int) -> None:
     """`halftone shard`, with so many workers and the pieces in an order of this seed."""
-    from jobs.cluster import tasks as _cluster
+    from jobs.cluster import tasks
 
-    _cluster.start_here(workers)
+    tasks.start_here(workers)
     plan = shard.plan(RECIPE, root)
     pieces = plan.pending
     random.Random(seed).shuffle(pieces)
-    made = _cluster.fan_out(shard.write_shard, pieces)
+    made = tasks.fan_out(shard.write_shard, pieces)
     shard.check(plan, made, RECIPE)
     plan.finish(made)
 
@@ -77,7 +77,7 @@ def undisturbed(root: Path) -> dict[str, str]:
 
 
 def hashes(root: Path) -> dict[str, str]:
-    return {f.name: _store.sha256(f.read_bytes()) for f in (root / "2-shards").iterdir()}
+    return {f.name: store.sha256(f.read_bytes()) for f in (root / "2-shards").iterdir()}
 
 
 def done(root: Path) -> dict[str, int]:
@@ -177,7 +177,7 @@ class Chaos:
                 continue
         finished = done(root)
         kill.finished = len(finished)
-        kill.half = len(list((root / "2-shards").glob(f"{_store.WRITING}*")))
+        kill.half = len(list((root / "2-shards").glob(f"{store.WRITING}*")))
         self.kills.append(kill)
         before.append((kill, finished))
         if kill.kind in FATAL:

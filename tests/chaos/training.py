@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.sharding import ingest, shard
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from pipeline.training import train
 from schemas.settings import Recipe
 
@@ -52,12 +52,13 @@ def recipe_of(workers: int) -> Recipe:
 
 def drive(root: str, workers: int) -> None:
     """`halftone train` on a Ray with room for so many workers."""
-    from jobs.cluster import tasks as _cluster
+    from jobs.cluster import tasks
+    from jobs.cluster import training as ray_training
 
-    _cluster.start_here(workers + 1)
+    tasks.start_here(workers + 1)
     recipe = recipe_of(workers)
     plan = train.plan(recipe, root, "main")
-    _cluster.train(train.fit, plan.pieces[0], recipe.train, lambda records: None)
+    ray_training.train(train.fit, plan.pieces[0], recipe.train, lambda records: None)
 
 
 def start(root: Path, workers: int) -> psutil.Popen:
@@ -88,7 +89,7 @@ class Outcome:
     @classmethod
     def of(cls, root: Path) -> "Outcome":
         folder = root / "5-model/main"
-        records = _store.read_json(str(folder / "history.json"))["records"]
+        records = store.read_json(str(folder / "history.json"))["records"]
         losses = [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
         return cls(load_file(folder / "model.safetensors"), losses)
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.sharding import shard
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, store
+from pipeline.storage.plan import Piece
 from schemas.manifest import MANIFEST
 from schemas.settings import Recipe, ShardSettings, SourceSettings
 from tests.helpers.stages import ingested
@@ -59,7 +59,7 @@ def from_files(folder, rows, **settings) -> list[dict]:
 def files(root, stage="2-shards") -> dict[str, str]:
     """Hash of every file of a stage, by name."""
     folder = Path(root) / stage
-    return {file.name: _store.sha256(file.read_bytes()) for file in sorted(folder.iterdir())}
+    return {file.name: store.sha256(file.read_bytes()) for file in sorted(folder.iterdir())}
 
 
 def samples(root) -> list[dict]:
@@ -67,13 +67,13 @@ def samples(root) -> list[dict]:
     return [
         {**row, "tar": str(file.with_suffix(".tar"))}
         for file in sorted((Path(root) / "2-shards").glob("*.parquet"))
-        for row in _store.read_table(str(file)).to_pylist()
+        for row in parquet.read_table(str(file)).to_pylist()
     ]
 
 
 def member(row: dict) -> bytes:
     """The picture's or the features' bytes in the tar."""
-    return _store.read_bytes(row["tar"], row["offset"], row["size"])
+    return store.read_bytes(row["tar"], row["offset"], row["size"])
 
 
 def piece(folder, rows: list[dict], name="train-000000", excluded=None, source=None, **settings):
@@ -86,7 +86,7 @@ def piece(folder, rows: list[dict], name="train-000000", excluded=None, source=N
     inputs = {"rows": pa.Table.from_pylist(rows, MANIFEST), "split": "train"}
     inputs |= {"settings": ShardSettings(**settings), "source": SourceSettings(**(source or {}))}
     inputs |= {"excluded": excluded or {}}
-    return _plan.Piece(name, f"{folder}/{name}.parquet", "f", inputs)
+    return Piece(name, f"{folder}/{name}.parquet", "f", inputs)
 
 
 def written(folder, rows: list[dict], **how) -> list[dict]:
@@ -94,7 +94,7 @@ def written(folder, rows: list[dict], **how) -> list[dict]:
     made = piece(folder, rows, **how)
     shard.write_shard(made)
     tar = made.output.replace(".parquet", ".tar")
-    return [row | {"tar": tar} for row in _store.read_table(made.output).to_pylist()]
+    return [row | {"tar": tar} for row in parquet.read_table(made.output).to_pylist()]
 
 
 def picture(path, mode="RGB", size=(24, 16), form=None, **how) -> Path:

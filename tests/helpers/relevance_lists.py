@@ -4,8 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.labels import label
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from schemas.embedding import embedding_schema
 from schemas.settings import Recipe
 from tests.helpers.stages import finish
@@ -22,7 +21,7 @@ def cosine(a, b) -> float:
 def embeddings(root: str, counts: dict[str, list[int]], dim=6, seed=0, twins=True) -> dict:
     """Embeddings by hand: random directions, a few of them the same; {caption_id: (image, v)}."""
     rng = np.random.default_rng(seed)
-    folder = _plan.folder(root, "embed", "hand")
+    folder = run_folder.folder(root, "embed", "hand")
     pieces, out = [], {}
     for name, of_images in counts.items():
         rows = []
@@ -37,9 +36,11 @@ def embeddings(root: str, counts: dict[str, list[int]], dim=6, seed=0, twins=Tru
                 out[f"{image}#{k}"] = (image, vector.astype(np.float64))
         table = pa.Table.from_pylist(rows, schema=embedding_schema(dim))
         summary = {"split": name.split("-")[0], "captions": len(rows), "dim": dim}
-        written = _store.write_table(f"{folder}/{name}.parquet", table, "hand", summary)
+        written = parquet.write_table(f"{folder}/{name}.parquet", table, "hand", summary)
         pieces.append({**written, "name": name, "fingerprint": "hand"})
-    _store.write_json(f"{folder}/index.json", {"pieces": pieces, "version": _plan.version(pieces)})
+    store.write_json(
+        f"{folder}/index.json", {"pieces": pieces, "version": run_folder.version(pieces)}
+    )
     return out
 
 
@@ -48,4 +49,4 @@ def labelled(root: str, **how) -> list[dict]:
     recipe = Recipe(name="t", embed={"encoder": "hand"}, label=how)
     plan = label.plan(recipe, root)
     finish(plan, label.write_relevance)
-    return [row for piece in plan.pieces for row in _store.read_table(piece.output).to_pylist()]
+    return [row for piece in plan.pieces for row in parquet.read_table(piece.output).to_pylist()]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from pipeline.errors import InputError
 from pipeline.labels import embed, label
 from pipeline.reranking import rerank
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from pipeline.training import train
 from schemas.settings import Recipe
 from tests.helpers.stages import SCENES, finish, make_here, sharded
@@ -38,7 +38,7 @@ def refused(here, capsys):
     def run(command: str | None, *argv: str) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            _cli.main(command, list(argv))
+            main.main(command, list(argv))
         printed = capsys.readouterr()
         assert stop.value.code == 2 and printed.out == ""
         assert "Traceback" not in printed.err
@@ -209,9 +209,9 @@ def pictures(here) -> list[str]:
 
 
 def test_a_truncated_image_is_set_aside_and_counted(pictures, here, capsys):
-    _cli.main("ingest", pictures)
+    main.main("ingest", pictures)
     capsys.readouterr()
-    _cli.main("shard", [*pictures, "--json"])
+    main.main("shard", [*pictures, "--json"])
     printed = capsys.readouterr()
     results = json.loads(printed.out)["models"]
     shown = list(results.values())[-1]["shard"]
@@ -221,7 +221,7 @@ def test_a_truncated_image_is_set_aside_and_counted(pictures, here, capsys):
 
 
 def test_too_many_bad_images_stop_the_stage_and_what_comes_after(refused, pictures):
-    _cli.main("ingest", pictures)
+    main.main("ingest", pictures)
     options = [*pictures, "--shard.failure_budget", "0.01"]
     sentence = refused("shard", *options)
     assert "1 of 21 samples were rejected (1 × image does not decode)" in sentence
@@ -295,7 +295,7 @@ def evaluated(half_way) -> tuple[str, list[str]]:
     ]
     for folder in ("5-model/main", "6-rankings/main/vectors"):
         index = {"version": "v", "pieces": pieces}
-        _store.write_json(f"{root}/{folder}/index.json", index)
+        store.write_json(f"{root}/{folder}/index.json", index)
     return root, [*options, "--recipe", "drawn_tiny"]
 
 
@@ -322,7 +322,7 @@ def test_a_run_folder_that_is_a_file_is_named(refused, here):
 
 @pytest.mark.parametrize("command", ["run", *STAGES, "report"])
 def test_a_dry_run_on_nothing_writes_nothing(here, command):
-    _cli.main(command, ["--recipe", "drawn_tiny", "--root", "run", "--dry-run"])
+    main.main(command, ["--recipe", "drawn_tiny", "--root", "run", "--dry-run"])
     assert files(here) == {}
 
 
@@ -330,13 +330,13 @@ def test_a_dry_run_on_nothing_writes_nothing(here, command):
 def test_a_dry_run_half_way_writes_nothing_and_changes_nothing(half_way, command):
     root, options = half_way
     before = files(root)
-    _cli.main(command, ["--recipe", "drawn_tiny", *options, "--dry-run"])
+    main.main(command, ["--recipe", "drawn_tiny", *options, "--dry-run"])
     assert files(root) == before
 
 
 def test_a_dry_run_says_what_would_be_made_and_what_is_there(half_way, capsys):
     _, options = half_way
-    _cli.main("run", ["--recipe", "drawn_tiny", *options, "--label.map", "half", "--dry-run"])
+    main.main("run", ["--recipe", "drawn_tiny", *options, "--label.map", "half", "--dry-run"])
     lines = capsys.readouterr().err.splitlines()
     said = {stage: line for line in lines for stage in STAGES if line[2:].startswith(stage)}
     assert "nothing to do, 3 done" in said["ingest"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 
-from jobs.cluster import tasks as _cluster
+from jobs.cluster import tasks
 from pipeline.errors import InputError, Unreachable
 from pipeline.storage.plan import Piece
 from tests.helpers.paths import ROOT
@@ -72,7 +72,7 @@ def refuse_and_count(piece: Piece) -> dict:
 
 def test_every_piece_has_its_summary(ray_here):
     done = []
-    made = _cluster.fan_out(square, pieces(40), done=lambda piece, summary: done.append(piece.name))
+    made = tasks.fan_out(square, pieces(40), done=lambda piece, summary: done.append(piece.name))
     assert made == {p.name: {"value": p.inputs["i"] ** 2} for p in pieces(40)}
     assert sorted(done) == sorted(made)
 
@@ -87,51 +87,51 @@ def test_nothing_to_do_starts_nothing():
 
 def test_bad_input_in_a_task_comes_back_as_bad_input_with_the_pieces_name(ray_here):
     with pytest.raises(InputError, match="piece-003: the file is empty; give one that is not"):
-        _cluster.fan_out(refuse, pieces(6))
+        tasks.fan_out(refuse, pieces(6))
 
 
 def test_a_failure_names_the_piece_and_keeps_its_cause(ray_here):
-    with pytest.raises(_cluster.WorkFailed, match="piece-000 failed: .*three by nothing") as error:
-        _cluster.fan_out(fail, pieces(1))
+    with pytest.raises(tasks.WorkFailed, match="piece-000 failed: .*three by nothing") as error:
+        tasks.fan_out(fail, pieces(1))
     assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 
 def test_a_killed_worker_costs_its_piece_another_try(ray_here, tmp_path):
-    made = _cluster.fan_out(die_once, pieces(4, folder=str(tmp_path)))
+    made = tasks.fan_out(die_once, pieces(4, folder=str(tmp_path)))
     assert [made[p.name]["value"] for p in pieces(4)] == [0, 1, 2, 3]
     assert (tmp_path / "piece-001").exists()
 
 
 def test_what_is_lost_and_made_again_is_told_by_name(ray_here, tmp_path):
     said = []
-    _cluster.fan_out(die_once, pieces(3, folder=str(tmp_path)), say=said.append)
+    tasks.fan_out(die_once, pieces(3, folder=str(tmp_path)), say=said.append)
     (line,) = said
     assert line == "  piece-001: its worker was lost; it is made again, try 2 of 4"
 
 
 def test_storage_that_does_not_answer_costs_another_try(ray_here, tmp_path):
     said = []
-    made = _cluster.fan_out(no_storage_at_first, pieces(1, folder=str(tmp_path)), say=said.append)
+    made = tasks.fan_out(no_storage_at_first, pieces(1, folder=str(tmp_path)), say=said.append)
     assert list(made) == ["piece-000"] and (tmp_path / "piece-000").read_text() == "xx"
     assert "piece-000: s3://bucket/it cannot be reached: timed out (on " in said[0]
 
 
 def test_a_disk_that_stays_full_is_given_up_with_its_sentence(ray_here, tmp_path, monkeypatch):
-    monkeypatch.setattr(_cluster, "TRIES", 2)
-    with pytest.raises(_cluster.WorkFailed, match="piece-000 failed: .*No space left on device"):
-        _cluster.fan_out(full_disk, pieces(1, folder=str(tmp_path)), say=lambda line: None)
+    monkeypatch.setattr(tasks, "TRIES", 2)
+    with pytest.raises(tasks.WorkFailed, match="piece-000 failed: .*No space left on device"):
+        tasks.fan_out(full_disk, pieces(1, folder=str(tmp_path)), say=lambda line: None)
     assert (tmp_path / "piece-000").read_text() == "xx"
 
 
 def test_bad_input_is_not_tried_again(ray_here, tmp_path):
     with pytest.raises(InputError, match="the file is empty"):
-        _cluster.fan_out(refuse_and_count, pieces(1, folder=str(tmp_path)))
+        tasks.fan_out(refuse_and_count, pieces(1, folder=str(tmp_path)))
     assert (tmp_path / "piece-000").read_text() == "x"
 
 
 def test_a_piece_larger_than_every_node_runs_alone_on_the_largest(ray_here):
     large = [Piece(f"piece-{i}", "", str(i), {"i": i}, memory=2**50) for i in range(2)]
-    assert _cluster.fan_out(square, large) == {"piece-0": {"value": 0}, "piece-1": {"value": 1}}
+    assert tasks.fan_out(square, large) == {"piece-0": {"value": 0}, "piece-1": {"value": 1}}
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def nodes(ray_here, monkeypatch):
     """What a stage sees of a cluster of so many nodes, some of them with a GPU."""
     import ray
 
-    def seen(*resources: dict, gpu: bool = False) -> _cluster._Nodes:
+    def seen(*resources: dict, gpu: bool = False) -> tasks._Nodes:
         here = ray.get_runtime_context().get_node_id()
         names = [here, *(f"node-{i}" for i in range(1, len(resources)))]
         alive = [
@@ -147,12 +147,12 @@ def nodes(ray_here, monkeypatch):
             for name, has in zip(names, resources, strict=True)
         ]
         monkeypatch.setattr(ray, "nodes", lambda: alive)
-        return _cluster._Nodes(pieces(1), gpu, said.append)
+        return tasks._Nodes(pieces(1), gpu, said.append)
 
     said: list[str] = []
     seen.said = said
-    monkeypatch.setattr(_cluster._Nodes, "alive", {})
-    monkeypatch.setattr(_cluster._Nodes, "not_ready", set())
+    monkeypatch.setattr(tasks._Nodes, "alive", {})
+    monkeypatch.setattr(tasks._Nodes, "not_ready", set())
     return seen
 
 
@@ -190,7 +190,7 @@ def test_inputs_in_flight_fill_half_a_store_at_most(nodes):
 
     seen = nodes({"CPU": 4.0, **STORE}, {"CPU": 4.0, **STORE})
     assert seen.window() == 32
-    seen.largest = _cluster._bytes(Piece("p", "", "f", {"rows": np.zeros(10**7, np.int8)}))
+    seen.largest = tasks._bytes(Piece("p", "", "f", {"rows": np.zeros(10**7, np.int8)}))
     assert seen.window() == 5
 
 
@@ -218,7 +218,7 @@ def test_a_node_that_cannot_be_made_ready_is_named_with_its_reason_and_left_out(
     )
     reason = "[Errno 28] No space left on device: '/mnt/ray'"
     assert seen.passing(error) == f"node-1 could not be made ready: {reason}"
-    in_the_next_stage = _cluster._Nodes(pieces(1), False, print)
+    in_the_next_stage = tasks._Nodes(pieces(1), False, print)
     assert in_the_next_stage.left_out() == {"ray.io/node-id": "!in(node-1)"}
 
 
@@ -249,7 +249,7 @@ def test_with_json_standard_output_is_json_alone(finished_run, tiny_encoder, cap
     from ray._private.worker import print_to_stdstream
 
     from jobs import evaluate
-    from jobs.cli import main as _cli
+    from jobs.cli import main
     from tests.helpers.stages import TINY
 
     def beside_a_dying_node(run, evaluated=evaluate.run):
@@ -258,7 +258,7 @@ def test_with_json_standard_output_is_json_alone(finished_run, tiny_encoder, cap
 
     monkeypatch.setattr(evaluate, "run", beside_a_dying_node)
     command = [*TINY, "--root", finished_run, "--encoder", tiny_encoder, "--json"]
-    _cli.main("evaluate", command)
+    main.main("evaluate", command)
     said = capsys.readouterr()
     assert "base" in json.loads(said.out)["models"]["main"]["metrics"]
     assert "marked dead" in said.err

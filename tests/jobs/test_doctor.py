@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main as _cli
-from jobs.cluster import examine as _cluster_doctor
-from jobs.cluster import health as doctor
-from pipeline.storage import store as _store
+from jobs.cli import main
+from jobs.cluster import examine, health
+from pipeline.storage import store
 from tests.helpers.paths import ROOT
 
 HOUSE = ROOT
@@ -46,16 +45,16 @@ DRIVER = {**MACHINE, "root": "s3://bucket/run", "mlflow_uri": "http://head:5000"
 GPUS = {"there": 2, "names": ["H200"] * 2, "nccl": "2.27.3", "torch": "2.13.0"}
 
 
-def cluster(**faults) -> list[doctor.Line]:
+def cluster(**faults) -> list[health.Line]:
     """The lines of three nodes, the second with faults."""
     machines = {f"node-{k}": copy.deepcopy(MACHINE) for k in "abc"}
     machines["node-b"] |= faults
-    return doctor.lines(DRIVER, machines)
+    return health.lines(DRIVER, machines)
 
 
 def test_a_healthy_cluster_is_a_line_a_check():
     lines = cluster()
-    assert [line.check for line in lines] == list(doctor.CHECKS)
+    assert [line.check for line in lines] == list(health.CHECKS)
     assert {line.level for line in lines} == {"ok"}
     assert {line.where for line in lines} == {"all 3 nodes"}
     assert not any(line.do for line in lines)
@@ -109,23 +108,23 @@ def test_a_slow_answer_is_no_wrong_clock():
 
 def test_nodes_with_gpus_must_have_one_nccl():
     machines = {k: {**MACHINE, "gpu": GPUS, "ray_gpus": 2.0} for k in "abc"}
-    assert {line.level for line in doctor.lines(DRIVER, machines)} == {"ok"}
+    assert {line.level for line in health.lines(DRIVER, machines)} == {"ok"}
     machines["c"] = {**machines["c"], "gpu": GPUS | {"nccl": "2.21.5"}}
-    wrong = [line for line in doctor.lines(DRIVER, machines) if line.level != "ok"]
+    wrong = [line for line in health.lines(DRIVER, machines) if line.level != "ok"]
     assert [(line.check, line.level, line.where) for line in wrong] == [("gpu", "fail", "c")]
 
 
 def test_one_machines_mlflow_file_is_no_server_for_many():
     driver = {**DRIVER, "mlflow_uri": "sqlite:////home/me/mlflow.db"}
-    (line,) = (x for x in doctor.lines(driver, {"a": MACHINE, "b": MACHINE}) if x.check == "mlflow")
+    (line,) = (x for x in health.lines(driver, {"a": MACHINE, "b": MACHINE}) if x.check == "mlflow")
     assert line.level == "warn" and "mlflow server" in line.do
-    assert all(line.level == "ok" for line in doctor.lines(driver, {"a": MACHINE}))
+    assert all(line.level == "ok" for line in health.lines(driver, {"a": MACHINE}))
 
 
 def test_many_nodes_of_one_fault_are_one_line():
     machines = {f"node-{k}": {**MACHINE, "open_files": 4096} for k in range(1000)}
     machines["node-0"] = MACHINE
-    lines = [line for line in doctor.lines(DRIVER, machines) if line.check == "open files"]
+    lines = [line for line in health.lines(DRIVER, machines) if line.check == "open files"]
     assert [line.level for line in lines] == ["warn", "ok"]
     assert lines[0].where == "node-1, node-2, node-3 and 996 more"
 
@@ -134,17 +133,17 @@ def test_many_nodes_of_one_fault_are_one_line():
 
 
 def test_what_one_writes_another_reads(folder):
-    assert doctor.write_probe(folder, "a") is None
-    assert doctor.read_probe(folder, "a") is None
-    assert doctor.read_probe(folder, "b") == "it is not there"
-    _store.write_bytes(_store.join(folder, "b"), b"else")
-    assert doctor.read_probe(folder, "b") == "it holds other bytes"
+    assert health.write_probe(folder, "a") is None
+    assert health.read_probe(folder, "a") is None
+    assert health.read_probe(folder, "b") == "it is not there"
+    store.write_bytes(store.join(folder, "b"), b"else")
+    assert health.read_probe(folder, "b") == "it holds other bytes"
 
 
 def test_storage_that_cannot_be_written_says_why(tmp_path):
     (tmp_path / "file").touch()
-    assert "file" in doctor.write_probe(str(tmp_path / "file"), "a")
-    assert doctor.write_probe("zzz://bucket/run", "a")
+    assert "file" in health.write_probe(str(tmp_path / "file"), "a")
+    assert health.write_probe("zzz://bucket/run", "a")
 
 
 @pytest.fixture
@@ -168,21 +167,21 @@ def server():
 
 def test_an_mlflow_server_answers_or_the_reason_is_told(server):
     uri, answers = server
-    assert doctor.mlflow_probe(uri) is None and doctor.mlflow_probe(f"{uri}/") is None
+    assert health.mlflow_probe(uri) is None and health.mlflow_probe(f"{uri}/") is None
     answers[0] = 403
-    assert "403" in doctor.mlflow_probe(uri)
-    assert "refused" in doctor.mlflow_probe("http://127.0.0.1:9")
-    assert doctor.mlflow_probe("sqlite:////tmp/mlflow.db") is None
+    assert "403" in health.mlflow_probe(uri)
+    assert "refused" in health.mlflow_probe("http://127.0.0.1:9")
+    assert health.mlflow_probe("sqlite:////tmp/mlflow.db") is None
 
 
 # ---- what a job would upload -------------------------------------------------------------------
 
 
 def test_this_checkout_is_a_small_package():
-    sizes = _cluster_doctor.upload(HOUSE)
+    sizes = examine.upload(HOUSE)
     assert {"jobs/cli/main.py", "pipeline/sharding/shard.py", "recipes/drawn.yaml"} <= set(sizes)
     assert not [name for name in sizes if name.startswith((".venv", ".git/", "runs", "mlruns"))]
-    assert doctor.upload(sizes).level == "ok"
+    assert health.upload(sizes).level == "ok"
 
 
 def test_data_in_the_folder_is_not_sent_and_what_is_large_is_named(tmp_path):
@@ -191,12 +190,12 @@ def test_data_in_the_folder_is_not_sent_and_what_is_large_is_named(tmp_path):
     for name in ("data/a.txt", "images/1.jpg", "shards/train-000000.tar", "jobs/a.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"0")
-    assert set(_cluster_doctor.upload(tmp_path)) == {".rayignore", ".gitignore", "jobs/a.py"}
+    assert set(examine.upload(tmp_path)) == {".rayignore", ".gitignore", "jobs/a.py"}
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "big.bin").write_bytes(bytes(12 * 2**20))
-    line = doctor.upload(_cluster_doctor.upload(tmp_path))
+    line = health.upload(examine.upload(tmp_path))
     assert line.level == "warn" and "12.0 of them notes" in line.said
-    assert doctor.upload({"notes/big.bin": 101 * 2**20}).level == "fail"
+    assert health.upload({"notes/big.bin": 101 * 2**20}).level == "fail"
 
 
 # ---- with Ray ----------------------------------------------------------------------------------
@@ -206,7 +205,7 @@ def doctored(capsys, *argv) -> tuple[int, dict]:
     """Exit code, and the lines by check."""
     code = 0
     try:
-        _cli.main("doctor", [*argv, "--json"])
+        main.main("doctor", [*argv, "--json"])
     except SystemExit as stop:
         code = stop.code
     return code, {line["check"]: line for line in json.loads(capsys.readouterr().out)}
@@ -214,7 +213,7 @@ def doctored(capsys, *argv) -> tuple[int, dict]:
 
 def test_this_machine_is_looked_at_and_nothing_is_left_behind(ray_here, tmp_path, capsys):
     code, lines = doctored(capsys, "--root", str(tmp_path / "run"))
-    assert set(lines) >= set(doctor.CHECKS)
+    assert set(lines) >= set(health.CHECKS)
     for check in ("ray", "python", "packages", "code", "clock", "storage", "mlflow"):
         assert lines[check]["level"] == "ok", lines[check]
     assert code == any(line["level"] == "fail" for line in lines.values())

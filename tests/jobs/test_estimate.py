@@ -8,17 +8,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from jobs.cli import main as _cli
-from jobs.cli import recipes as _recipes
-from jobs.cluster import estimate
-from jobs.cluster import rates as _rates
-from jobs.cluster import tower_cost as _tower_cost
+from jobs.cli import main, recipes
+from jobs.cluster import estimate, rates, tower_cost
 from pipeline.errors import InputError
 from pipeline.formulas.losses import LOSSES, WeightedSum
 from pipeline.sharding import ingest
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
-from pipeline.training.data import Order, Split
+from pipeline.storage import run_folder, store
+from pipeline.training.data import Split
+from pipeline.training.sampler import Order
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
 from tests.helpers.paths import ROOT
 from tests.helpers.stages import sharded
@@ -85,12 +82,12 @@ def test_the_memory_of_a_loss_is_what_it_takes(names, torch_alone):
 
 
 def test_every_loss_has_its_memory():
-    assert set(_rates.SCORES) == set(LOSSES)
+    assert set(rates.SCORES) == set(LOSSES)
 
 
 def test_a_rate_that_was_measured_names_where():
     house = ROOT
-    for name, rate in _rates.RATES.items():
+    for name, rate in rates.RATES.items():
         if rate.measured.startswith("bench."):
             assert (house / f"{rate.measured.replace('.', '/')}.py").exists(), name
         if rate.measured.endswith(".md"):
@@ -103,12 +100,12 @@ def test_a_rate_that_was_measured_names_where():
 
 def test_the_towers_are_counted_on_themselves():
     settings = ModelSettings(image="regions", dim=32, word_dim=8)
-    cost = _tower_cost.towers(settings, words=100, tokens=5)
+    cost = tower_cost.towers(settings, words=100, tokens=5)
     model = 100 * 8 + 3 * 32 * (8 + 32 + 2) + 2048 * 32 + 32  # words, GRU, regions
     assert cost.counted and cost.parameters == pytest.approx(model, rel=0.02)
     arithmetic = 2 * (36 * 2048 * 32 + 5 * 3 * 32 * (8 + 32))
     assert cost.flops == pytest.approx(arithmetic, rel=0.1)
-    deeper = _tower_cost.towers(ModelSettings(image="regions", dim=64), words=100, tokens=5)
+    deeper = tower_cost.towers(ModelSettings(image="regions", dim=64), words=100, tokens=5)
     assert deeper.activations > cost.activations > 36 * 32 * 4
 
 
@@ -116,11 +113,11 @@ def test_clip_costs_what_is_published():
     settings = ModelSettings(
         image="pretrained", text="pretrained", pretrained="openai/clip-vit-base-patch32"
     )
-    cost = _tower_cost.towers(settings, words=1, tokens=1)
+    cost = tower_cost.towers(settings, words=1, tokens=1)
     assert cost.parameters == 151_277_312 and not cost.counted
     assert 14e9 < cost.flops < 15.5e9  # 4.4 and 3 G multiply-adds
     saving = settings.model_copy(update={"gradient_checkpointing": True})
-    assert 15 * _tower_cost.towers(saving, words=1, tokens=1).activations < cost.activations
+    assert 15 * tower_cost.towers(saving, words=1, tokens=1).activations < cost.activations
 
 
 # ---- against a run -----------------------------------------------------------------------------
@@ -142,9 +139,9 @@ def test_a_run_folder_is_counted_and_planned_as_it_is(run):
     data = estimate.collection(recipe, root, None, 5, 1e5)
     assert data.images == {"train": 60, "val": 10, "test": 20} and "2-shards" in data.known
     found = {stage.name: stage for stage in estimate.stages(recipe, data, {"main": recipe})}
-    index = _plan.need_index(_plan.folder(root, "shard"), "shard")
+    index = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
     assert found["shard"].pieces == len(index["pieces"]) == 4 + 1 + 2
-    stored = sum(_store.list_files(_plan.folder(root, "shard")).values())
+    stored = sum(store.list_files(run_folder.folder(root, "shard")).values())
     assert found["shard"].storage == pytest.approx(stored, rel=0.5)
     order = Order(
         Split(root, "train", image_size=32), batch_size=8, lanes=8, pairs="caption", seed=0
@@ -163,7 +160,7 @@ def test_the_manifest_alone_is_counted_too(run, tmp_path):
 
 
 def planned(capsys, *argv) -> dict:
-    _cli.main("plan", [*argv, "--json"])
+    main.main("plan", [*argv, "--json"])
     return json.loads(capsys.readouterr().out)
 
 
@@ -176,7 +173,7 @@ def test_the_plan_is_a_document_and_a_table(capsys, tmp_path):
     assert plan["cost"] == pytest.approx(plan["hours"] * 4 * 30)
     assert stages["shard"]["pieces"] == 105 and stages["embed"]["at_once"] == 32
     assert stages["shard"]["basis"] == "measured" and stages["train main"]["basis"] == "assumed"
-    _cli.main("plan", [*COCO, *MANY, *GPUS, *at])
+    main.main("plan", [*COCO, *MANY, *GPUS, *at])
     table = capsys.readouterr().out
     assert "coco_clip on 4 nodes of 8 cores, 32 GB, 8 GPUs of 80 GB" in table
     assert "train main" in table and "hours" in table
@@ -187,7 +184,7 @@ def test_variants_are_trained_each_and_the_data_is_made_once(capsys, tmp_path):
     names = [s["name"] for s in planned(capsys, "--root", str(tmp_path / "none"))["stages"]]
     assert names.count("shard") == 1
     assert [n for n in names if n.startswith("train")] == [
-        f"train {name}" for name, _ in _recipes.resolve("drawn", {}, None)
+        f"train {name}" for name, _ in recipes.resolve("drawn", {}, None)
     ]
 
 
@@ -198,7 +195,7 @@ def test_more_nodes_help_until_the_pieces_are_used_up(run):
     for nodes in (1, 2, 4, 8, 1000):
         cluster = recipe.cluster.model_copy(update={"nodes": nodes})
         some = recipe.model_copy(update={"cluster": cluster})
-        times.append(estimate._embed(some, data).seconds - _rates.of("start"))
+        times.append(estimate._embed(some, data).seconds - rates.of("start"))
     assert times[0] / times[1] == pytest.approx(2, rel=0.05)
     assert times == sorted(times, reverse=True)
 
@@ -240,7 +237,7 @@ def test_pictures_that_hold_up_a_gpu_are_told(capsys, tmp_path):
 )
 def test_what_cannot_work_is_refused_in_a_sentence(argv, sentence, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        _cli.main("plan", [*argv, "--root", str(tmp_path / "none")])
+        main.main("plan", [*argv, "--root", str(tmp_path / "none")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and sentence in said and len(said.splitlines()) == 1
 
@@ -248,7 +245,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(argv, sentence, capsys, tmp_p
 def test_fewer_shards_than_lanes_are_refused_among_nodes_and_told_on_one(capsys, tmp_path):
     at = ["--root", str(tmp_path / "none")]
     with pytest.raises(SystemExit):
-        _cli.main("plan", ["--recipe", "drawn_tiny", "--cluster.nodes", "2", *at])
+        main.main("plan", ["--recipe", "drawn_tiny", "--cluster.nodes", "2", *at])
     said = capsys.readouterr().err
     assert "4 train shards for 8 lanes, and 2 nodes would fetch the same shards" in said
     assert any("4 train shards for 8 lanes" in w for w in _warned(capsys, "drawn_tiny", at))
@@ -260,7 +257,7 @@ def _warned(capsys, recipe: str, at: list[str]) -> list[str]:
 
 
 def test_a_worker_needs_less_with_fsdp_and_more_with_averages():
-    cost = _tower_cost.Towers(10**8, 1e9, 1e6, True)
+    cost = tower_cost.Towers(10**8, 1e9, 1e6, True)
     model = ModelSettings()
 
     def weights(**settings) -> float:

@@ -6,17 +6,14 @@ import re
 import pytest
 import yaml
 
-from jobs.cli import main as _cli
-from jobs.cli import recipes as _recipes
+from jobs.cli import main, recipes
 from pipeline.errors import InputError
 from schemas.settings import SECTIONS, Recipe
 from tests.helpers.paths import ROOT
 
 ROOM = ROOT / "recipes"
 RECIPES = sorted(file.stem for file in ROOM.glob("*.yaml"))
-SETTINGS = [
-    (section, *setting) for section in SECTIONS for setting in _recipes.settings_of(section)
-]
+SETTINGS = [(section, *setting) for section in SECTIONS for setting in recipes.settings_of(section)]
 
 
 def nothing(parser):
@@ -25,8 +22,8 @@ def nothing(parser):
 
 def resolved(*argv, command="run") -> dict[str, Recipe]:
     """The settings of every model that a command line asks for."""
-    options, overrides = _cli._parse(command, list(argv), nothing)
-    return dict(_recipes.resolve(options.recipe or _cli.DEFAULT, overrides, options.name))
+    options, overrides = main._parse(command, list(argv), nothing)
+    return dict(recipes.resolve(options.recipe or main.DEFAULT, overrides, options.name))
 
 
 def only(*argv) -> Recipe:
@@ -64,7 +61,7 @@ def test_every_recipe_resolves_and_says_what_it_is(name):
     written = yaml.safe_load((ROOM / f"{name}.yaml").read_text())
     assert list(models) == list(written.get("variants", ["main"]))
     assert {recipe.name for recipe in models.values()} == {name}
-    assert len(_recipes.known()[name]) > 20
+    assert len(recipes.known()[name]) > 20
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -176,7 +173,7 @@ def test_one_variant_can_be_chosen_and_another_name_is_a_model_without_variants(
 
 
 def test_seeds_make_each_model_once_for_each():
-    models = _recipes.seeded(_recipes.resolve("drawn_tiny", {}, "m"), "0,7")
+    models = recipes.seeded(recipes.resolve("drawn_tiny", {}, "m"), "0,7")
     assert {name: recipe.train.seed for name, recipe in models} == {"m.seed0": 0, "m.seed7": 7}
     first = models[0][1].model_dump(exclude={"train"})
     assert first == models[1][1].model_dump(exclude={"train"})
@@ -185,7 +182,7 @@ def test_seeds_make_each_model_once_for_each():
 @pytest.mark.parametrize("seeds", ["", "1", "1,1", "1;2", "0,-1", "a,b"])
 def test_seeds_are_two_or_more_numbers(seeds):
     with pytest.raises(InputError, match="give 0,1,2"):
-        _recipes.seeded(_recipes.resolve("drawn_tiny", {}, "m"), seeds)
+        recipes.seeded(recipes.resolve("drawn_tiny", {}, "m"), seeds)
 
 
 def test_a_recipe_without_variants_makes_one_model():
@@ -338,7 +335,7 @@ def test_every_setting_that_is_a_path_is_made_absolute():
     """Those whose description says so: a URI, or a name or folder of a model."""
     word = re.compile(r"\bURI\b|name,? or a? ?folder|folder, pattern")
     named = {(section, name) for section, name, _, about in SETTINGS if word.search(about)}
-    known = {(section, name) for section, names in _recipes.PATHS.items() for name in names}
+    known = {(section, name) for section, names in recipes.PATHS.items() for name in names}
     assert named <= known
 
 
@@ -352,21 +349,21 @@ def test_every_setting_has_a_description(section, name, default, about):
 
 def test_every_section_is_in_the_help_of_some_stage():
     shown = {
-        section for name, (_, own) in _cli.COMMANDS.items() if name != "run" for section in own
+        section for name, (_, own) in main.COMMANDS.items() if name != "run" for section in own
     }
-    assert shown == set(SECTIONS) == set(_cli.COMMANDS["run"][1])
+    assert shown == set(SECTIONS) == set(main.COMMANDS["run"][1])
 
 
-@pytest.mark.parametrize("command", sorted(_cli.COMMANDS))
+@pytest.mark.parametrize("command", sorted(main.COMMANDS))
 def test_help_shows_each_setting_of_the_stage_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        _cli.main(command, ["--help"])
+        main.main(command, ["--help"])
     assert stop.value.code == 0
     page = re.sub(r"\s", "", capsys.readouterr().out)
     for section, name, default, about in SETTINGS:
         flag = f"--{section}.{name}"
-        if section in _cli.COMMANDS[command][1]:
-            written = f"{about} (default {_cli._written(default)})"
+        if section in main.COMMANDS[command][1]:
+            written = f"{about} (default {main._written(default)})"
             assert flag in page and re.sub(r"\s", "", written) in page, flag
         else:
             assert flag + "V" not in page, flag
@@ -374,15 +371,15 @@ def test_help_shows_each_setting_of_the_stage_with_its_default(command, capsys):
 
 def test_the_overview_names_every_command(capsys):
     with pytest.raises(SystemExit) as stop:
-        _cli.main(None, [])
+        main.main(None, [])
     assert stop.value.code == 0
     page = capsys.readouterr().out
-    assert all(re.search(rf"^  {name} ", page, re.M) for name in _cli.COMMANDS)
+    assert all(re.search(rf"^  {name} ", page, re.M) for name in main.COMMANDS)
 
 
 def test_the_recipes_are_listed_with_what_they_are(capsys):
-    _cli.main("recipes", [])
+    main.main("recipes", [])
     page = capsys.readouterr().out
-    _cli.main("recipes", ["--json"])
-    assert json.loads(capsys.readouterr().out) == _recipes.known()
-    assert all(name in page and about in page for name, about in _recipes.known().items())
+    main.main("recipes", ["--json"])
+    assert json.loads(capsys.readouterr().out) == recipes.known()
+    assert all(name in page and about in page for name, about in recipes.known().items())

@@ -13,10 +13,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from jobs.tracking import tracker as _track
+from jobs.tracking import tracker as mlflow_tracker
 from jobs.tracking.tracker import Tracker
 from pipeline.sources import drawn
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_one_parent_run_with_a_child_a_stage(runs):
 
 
 def test_the_loss_is_there_by_step_and_once(client, runs, finished_run):
-    records = _store.read_json(f"{finished_run}/5-model/main/history.json")["records"]
+    records = store.read_json(f"{finished_run}/5-model/main/history.json")["records"]
     logged = client.get_metric_history(runs["train"].info.run_id, "train/loss")
     assert [m.step for m in logged] == [r["step"] for r in records if "train/loss" in r]
 
@@ -92,7 +92,7 @@ def test_a_server_that_is_away_does_not_stop_the_work(tmp_path, monkeypatch, cap
         for r in client.search_runs([client.get_experiment_by_name("experiment").experiment_id])
     }
     assert found["train"] == {"x": 1.0, "train/loss": 0.5, "y": 2.0}
-    assert not _store.exists(f"{root}/tracking-pending.json")
+    assert not store.exists(f"{root}/tracking-pending.json")
 
 
 def test_the_same_run_goes_on_after_a_restart(tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ def test_the_model_is_registered_and_the_best_version_has_an_alias(client, runs,
     assert version.run_id == runs["train"].info.run_id
     best = max(
         record.get("val/rsum", -1.0)
-        for record in _store.read_json(f"{finished_run}/5-model/main/history.json")["records"]
+        for record in store.read_json(f"{finished_run}/5-model/main/history.json")["records"]
     )
     assert float(version.tags["val_rsum"]) == pytest.approx(best)
     assert client.get_model_version_by_alias("drawn_tiny", "main").version == version.version
@@ -124,7 +124,7 @@ def test_the_model_is_registered_and_the_best_version_has_an_alias(client, runs,
     [("info_nce+smooth_ndcg", "info_nce-smooth_ndcg"), ("v2", "model-v2"), ("best", "model-best")],
 )
 def test_any_models_name_makes_an_alias(name, alias):
-    assert _track._alias(name) == alias
+    assert mlflow_tracker._alias(name) == alias
 
 
 def test_the_load_of_the_node_is_logged(tmp_path, monkeypatch):
@@ -155,8 +155,8 @@ def test_a_server_that_goes_away_ends_no_training_and_is_asked_once(monkeypatch)
         asked.append(records)
         raise MlflowException("API request failed: connection refused")
 
-    monkeypatch.setattr(_track, "_record", no_answer)
-    record = _track._Recorder("http://127.0.0.1:9", "run")
+    monkeypatch.setattr(mlflow_tracker, "_record", no_answer)
+    record = mlflow_tracker._Recorder("http://127.0.0.1:9", "run")
     record([{"step": 1, "train/loss": 2.0}])
     record([{"step": 2, "train/loss": 1.0}])
     assert len(asked) == 1
@@ -168,9 +168,9 @@ def test_what_waits_is_written_by_a_run_that_has_nothing_to_do(tmp_path, monkeyp
     away.away = True
     away.log("train", metrics={"seconds": 3.0})
     away.finish()
-    assert _store.exists(f"{root}/tracking-pending.json")
+    assert store.exists(f"{root}/tracking-pending.json")
     Tracker("experiment", root, "main").finish()
-    assert not _store.exists(f"{root}/tracking-pending.json")
+    assert not store.exists(f"{root}/tracking-pending.json")
     client = MlflowClient(away.uri)
     experiment = client.get_experiment_by_name("experiment").experiment_id
     (train,) = client.search_runs([experiment], "tags.`halftone.stage` = 'train'")

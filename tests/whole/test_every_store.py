@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed, label
 from pipeline.sharding import ingest, shard
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
-from pipeline.training import train
+from pipeline.storage import parquet, run_folder, store
+from pipeline.training import saved_model, train
 from pipeline.training.data import Split
 from schemas.settings import Recipe
 from tests.helpers.stages import TINY
@@ -57,9 +56,9 @@ def run(recipe: Recipe, root: str, stages=tuple(STAGES)) -> dict[str, list[str]]
 def files(root: str, stages=tuple(STAGES)) -> dict[str, str]:
     """Hash of every file of the stages, by name."""
     return {
-        f"{stage}/{name}": _store.sha256(_store.read_bytes(_store.join(root, stage, name)))
+        f"{stage}/{name}": store.sha256(store.read_bytes(store.join(root, stage, name)))
         for stage in stages
-        for name in _store.list_files(_store.join(root, stage))
+        for name in store.list_files(store.join(root, stage))
     }
 
 
@@ -82,9 +81,9 @@ def roots(tmp_path_factory, bucket, tiny_encoder) -> dict[str, str]:
 def copy(roots, folder) -> str:
     """A copy of the finished run, in the same kind of store as `folder`."""
     for stage in STAGES:
-        for name in _store.list_files(_store.join(roots["disk"], stage)):
-            data = _store.read_bytes(_store.join(roots["disk"], stage, name))
-            _store.write_bytes(_store.join(folder, stage, name), data)
+        for name in store.list_files(store.join(roots["disk"], stage)):
+            data = store.read_bytes(store.join(roots["disk"], stage, name))
+            store.write_bytes(store.join(folder, stage, name), data)
     return folder
 
 
@@ -100,10 +99,10 @@ def test_a_run_moved_to_another_store_has_nothing_to_do(copy, tiny_encoder):
 
 
 def test_what_is_lost_is_made_again_with_the_same_bytes(copy, roots, tiny_encoder):
-    folder = _store.join(copy, "2-shards")
-    _store.remove(_store.join(folder, "train-000001.tar"))
-    _store.remove(_store.join(folder, "val-000000.parquet"))
-    _store.remove(_store.join(copy, "4-relevance/tiny/test-000000.parquet"))
+    folder = store.join(copy, "2-shards")
+    store.remove(store.join(folder, "train-000001.tar"))
+    store.remove(store.join(folder, "val-000000.parquet"))
+    store.remove(store.join(copy, "4-relevance/tiny/test-000000.parquet"))
     made = run(small(tiny_encoder), copy)
     assert made["2-shards"] == ["train-000001", "val-000000"]
     assert made["3-embeddings/tiny"] == [] and made["4-relevance/tiny"] == ["test-000000"]
@@ -114,20 +113,20 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(copy, roots, tiny_encode
 def test_what_is_torn_is_made_again_with_the_same_bytes(copy, roots, tiny_encoder, share):
     torn = ("2-shards/train-000000.tar", "2-shards/test-000000.parquet")
     for name in torn:
-        uri = _store.join(copy, name)
-        data = _store.read_bytes(uri)
-        _store.write_bytes(uri, data[: int(share * len(data))])
+        uri = store.join(copy, name)
+        data = store.read_bytes(uri)
+        store.write_bytes(uri, data[: int(share * len(data))])
     made = run(small(tiny_encoder), copy)
     assert made["2-shards"] == ["train-000000", "test-000000"]
     assert files(copy) == files(roots["disk"])
 
 
 def test_without_its_index_a_stage_finds_its_pieces_done(copy, roots, tiny_encoder):
-    tar = _store.join(copy, "2-shards", "train-000000.tar")
-    before = _store.stamp(tar)
-    _store.remove(_store.join(copy, "2-shards", "index.json"))
+    tar = store.join(copy, "2-shards", "train-000000.tar")
+    before = store.stamp(tar)
+    store.remove(store.join(copy, "2-shards", "index.json"))
     run(small(tiny_encoder), copy)
-    assert _store.stamp(tar) == before
+    assert store.stamp(tar) == before
     assert files(copy) == files(roots["disk"])
 
 
@@ -166,14 +165,14 @@ def test_a_model_trained_and_evaluated_from_any_store_is_the_same(copy, roots, t
         recipe = small(tiny_encoder)
         plan = train.plan(recipe, root, "main")
         train.fit(plan.pieces[0], lambda records: None)
-        plan.finish({"model": train.summary(plan.pieces[0])})
-        vectors = evaluate.plan_vectors(recipe, root, "main")
-        vectors.finish({p.name: evaluate.write_vectors(p) for p in vectors.pending})
-        model, *_ = train.load_model(_plan.folder(root, "train", "main"))
-        folder = _store.join(root, "6-rankings", "main", "vectors")
+        plan.finish({"model": saved_model.summary(plan.pieces[0])})
+        vectors = tower_vectors.plan_vectors(recipe, root, "main")
+        vectors.finish({p.name: tower_vectors.write_vectors(p) for p in vectors.pending})
+        model, *_ = saved_model.load_model(run_folder.folder(root, "train", "main"))
+        folder = store.join(root, "6-rankings", "main", "vectors")
         tables = {
-            n: _store.read_table(_store.join(folder, n))
-            for n in _store.list_files(folder)
+            n: parquet.read_table(store.join(folder, n))
+            for n in store.list_files(folder)
             if n.endswith(".parquet")
         }
         return model.state_dict(), {n: t["vector"].to_pylist() for n, t in tables.items()}
@@ -197,8 +196,8 @@ def test_the_whole_command_gives_the_same_tars_and_numbers_on_s3(
     assert len(shards) == 11 and shards == files(finished_run, ["2-shards"])
     for stage in ("6-rankings", "8-reranked"):
         here, there = (
-            _store.read_json(_store.join(at, stage, "main", "metrics.json"))["metrics"]
+            store.read_json(store.join(at, stage, "main", "metrics.json"))["metrics"]
             for at in (root, finished_run)
         )
         assert here == there
-    assert _store.exists(_store.join(root, "report.html"))
+    assert store.exists(store.join(root, "report.html"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.cli.main import main
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, store
 from schemas.shard import SIDECAR
 from tests.helpers.stages import TINY
 
@@ -32,9 +32,9 @@ def made(capsys, command, arguments) -> dict[str, int]:
 
 def test_every_stage_left_its_index(finished_run):
     for folder in ("1-manifest", "2-shards", "3-embeddings/tiny", "4-relevance/tiny"):
-        assert _store.exists(f"{finished_run}/{folder}/index.json"), folder
+        assert store.exists(f"{finished_run}/{folder}/index.json"), folder
     for folder in ("5-model", "6-rankings", "7-reranker", "8-reranked"):
-        assert _store.exists(f"{finished_run}/{folder}/main/index.json"), folder
+        assert store.exists(f"{finished_run}/{folder}/main/index.json"), folder
 
 
 def test_a_second_run_does_nothing(run_copy, capsys):
@@ -118,7 +118,7 @@ def test_a_dry_run_on_nothing_names_the_first_stages_work(tmp_path, tiny_encoder
 
 def test_metrics_stand_with_their_protocol(finished_run):
     for stage in ("6-rankings", "8-reranked"):
-        found = _store.read_json(f"{finished_run}/{stage}/main/metrics.json")
+        found = store.read_json(f"{finished_run}/{stage}/main/metrics.json")
         recalls = [v for k, v in found["metrics"].items() if "_R_at_" in k]
         assert np.isclose(sum(recalls), found["metrics"]["rsum"])
         assert 0 < found["metrics"]["i2t_ndcg_truth"] <= 1
@@ -137,7 +137,7 @@ def test_shards_open_in_webdataset(finished_run):
     assert len(samples) == 96 + 16 + 32
     assert samples[0]["jpg"].size == (48, 48)
     assert samples[0]["txt"] == samples[0]["json"]["captions"][0]["text"]
-    sidecar = _store.read_table(str(tars[0].with_suffix(".parquet")))
+    sidecar = parquet.read_table(str(tars[0].with_suffix(".parquet")))
     assert sidecar.schema.remove_metadata().equals(SIDECAR)
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from tests.helpers.datasets import checked, member, picture, table_of, written
 
 # ---- files that are not the picture they should be ---------------------------------------------
@@ -245,14 +245,14 @@ def test_a_refusal_of_the_storage_is_quarantined_in_its_words(tmp_path, why, mon
 
     number = getattr(errno, why)
     (tmp_path / "good.jpg").write_bytes(JPEG)
-    read = _store.read_bytes
+    read = store.read_bytes
 
     def refusing(uri, *where):
         if uri.endswith("bad.jpg"):
             raise OSError(number, os.strerror(number), uri)
         return read(uri, *where)
 
-    monkeypatch.setattr(_store, "read_bytes", refusing)
+    monkeypatch.setattr(store, "read_bytes", refusing)
     rows = [{"image_id": name, "uri": f"{tmp_path}/{name}.jpg"} for name in ("bad", "good")]
     bad, good = written(tmp_path / "shard", rows)
     assert bad["reason"] == f"unreadable ({os.strerror(number)}): {tmp_path}/bad.jpg"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from tests.chaos import shards
 from tests.helpers.stages import TINY
 
@@ -51,7 +51,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(
     assert start(root, tiny_encoder).wait(180) == 0
     for stage in ("6-rankings", "8-reranked"):
         here, there = (
-            _store.read_json(f"{folder}/{stage}/main/metrics.json")["metrics"]
+            store.read_json(f"{folder}/{stage}/main/metrics.json")["metrics"]
             for folder in (finished_run, root)
         )
         assert here == there

@@ -3,7 +3,7 @@
 import pytest
 from s3fs import S3FileSystem
 
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from tests.helpers.namespaces import Namespaces, wait_for, why_not
 from tests.helpers.stages import TINY
 
@@ -14,9 +14,9 @@ SAME_BYTES = ("1-manifest", "2-shards", "3-embeddings/tiny")
 
 def hashes(root: str, stage: str) -> dict[str, str]:
     """sha256 of every file directly in a stage's folder, by name."""
-    folder = _store.join(root, stage)
-    names = _store.list_files(folder)
-    return {name: _store.sha256(_store.read_bytes(_store.join(folder, name))) for name in names}
+    folder = store.join(root, stage)
+    names = store.list_files(folder)
+    return {name: store.sha256(store.read_bytes(store.join(folder, name))) for name in names}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_job_on_two_nodes_of_which_one_dies_gives_what_one_machine_gives(
             assert hashes(root, stage) == hashes(finished_run, stage)
         for stage in ("6-rankings", "8-reranked"):
             here, there = (
-                _store.read_json(_store.join(folder, stage, "main", "metrics.json"))["metrics"]
+                store.read_json(store.join(folder, stage, "main", "metrics.json"))["metrics"]
                 for folder in (root, finished_run)
             )
             assert here == there

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import recipes as _recipes
+from jobs.cli import recipes
 from jobs.cli.main import COMMANDS, MODULES, _parser, arguments_of, module_of
 from schemas.settings import SECTIONS
 from tests.helpers.paths import ROOT
@@ -86,7 +86,7 @@ def test_commands_in_documents_exist(document):
     for command in re.findall(r"^(?:\.venv/bin/)?halftone (\w+)", text, re.M):
         assert command in COMMANDS, command
     for recipe in re.findall(r"--recipe ([a-z]\w*)(?![\w.])", text):
-        assert recipe in _recipes.known() or recipe in ("mine",), recipe
+        assert recipe in recipes.known() or recipe in ("mine",), recipe
     for target in re.findall(r"`make (\w+)`", text):
         assert re.search(rf"^{target}:", (HOUSE / "Makefile").read_text(), re.M), target
 
@@ -103,4 +103,4 @@ def test_options_in_documents_exist(document):
             assert flag in options or (inside in options and inside != flag), (command, flag)
     for section, name in re.findall(r"`(?:--)?([a-z]+)\.([a-z_0-9]+)[` =]", text):
         if section in SECTIONS and name not in ("html", "py"):  # a page, a module
-            assert name in {known for known, *_ in _recipes.settings_of(section)}, (section, name)
+            assert name in {known for known, *_ in recipes.settings_of(section)}, (section, name)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from jobs.cli import main as _cli
-from jobs.tracking import tracker as _track
+from jobs.cli import main
+from jobs.tracking import tracker
 from pipeline.errors import InputError
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from tests.helpers.stages import make_here
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/verysecret"
@@ -22,7 +22,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG/verysecret"
 )
 def test_a_uri_with_a_password_is_refused_without_repeating_it(uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    for refused in (lambda: _store.absolute(uri), lambda: _track.default_uri("/run")):
+    for refused in (lambda: store.absolute(uri), lambda: tracker.default_uri("/run")):
         with pytest.raises(InputError, match="by the environment") as error:
             refused()
         assert not any(part in str(error.value) for part in (SECRET, "hidden", "12345", "AKIA"))
@@ -33,14 +33,14 @@ def test_a_uri_with_a_password_is_refused_without_repeating_it(uri, monkeypatch)
     ["s3://bucket/run", "http://head:5000", "http://head:5000/@me", "s3://b/a:b@c", "gs://b/x@y"],
 )
 def test_other_uris_are_left_as_they_are(uri):
-    assert _store.absolute(uri) == uri
+    assert store.absolute(uri) == uri
 
 
 @pytest.mark.parametrize("flag", ["--root", "--source.path", "--source.images", "--shard.exclude"])
 def test_the_command_line_refuses_it_too(flag, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        _cli.main("ingest", ["--recipe", "flickr8k", flag, f"s3://key:{SECRET}@bucket/run"])
+        main.main("ingest", ["--recipe", "flickr8k", flag, f"s3://key:{SECRET}@bucket/run"])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and SECRET not in said and "holds a password" in said
     assert list(tmp_path.iterdir()) == []
@@ -56,7 +56,7 @@ def test_keys_of_the_environment_are_in_nothing_that_is_left_behind(tmp_path, mo
     sizes = ["--source.train_images", "24", "--shard.samples", "12", "--encoder", "trigrams"]
     for command in ("ingest", "shard", "embed"):
         root = ["--recipe", "drawn_tiny", "--root", str(tmp_path / "run")]
-        _cli.main(command, [*root, *sizes])
+        main.main(command, [*root, *sizes])
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert any(file.name == "mlflow.db" for file in files)
     assert any(file.suffix == ".tar" for file in files)

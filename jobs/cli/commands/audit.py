@@ -1,9 +1,9 @@
 """halftone audit: duplicates within and across splits, and a list to leave them out by."""
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.sharding.checks import audit
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 
 def run(run: Run) -> None:
@@ -20,9 +20,9 @@ def run(run: Run) -> None:
     else:
         run.show.out.print("no duplicates")
     names = {"pairs": "duplicates.csv", "list": "exclusions.csv"}
-    places = {word: _store.join(plan.folder, file) for word, file in names.items()}
+    places = {word: store.join(plan.folder, file) for word, file in names.items()}
     run.show.where(places | {"then": f"halftone shard --shard.exclude {places['list']}"})
 
 
 if __name__ == "__main__":
-    _cli.main("audit")
+    main.main("audit")

@@ -1,9 +1,8 @@
 """halftone calibrate: people's judgements become a map from cosine to relevance."""
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.run import Run
-from pipeline.labels import calibrate
-from pipeline.labels import calibration_report as report
+from pipeline.labels import calibrate, calibration_report
 
 
 def run(run: Run) -> None:
@@ -15,17 +14,22 @@ def run(run: Run) -> None:
         judged = found[0].judged
         stage.note(pairs=len(judged.judgement_P), left_out=judged.left_out)
         stage.start()
-        run.track.log("calibrate", metrics=report.metrics(found))
+        run.track.log("calibrate", metrics=calibration_report.metrics(found))
         for uri in kept.values():
-            run.track.artifact("calibrate", *report.artifact(uri))
+            run.track.artifact("calibrate", *calibration_report.artifact(uri))
     if run.dry:
         return
-    run.show.table("", report.COLUMNS, report.rows(found), report.protocol(found, run.recipe))
-    for line in report.verdicts(found):
+    run.show.table(
+        "",
+        calibration_report.COLUMNS,
+        calibration_report.rows(found),
+        calibration_report.protocol(found, run.recipe),
+    )
+    for line in calibration_report.verdicts(found):
         run.show.out.print(line, soft_wrap=True)
-    run.show.where(report.commands(found, kept, run.root))
-    run.results["calibrate"] |= {"agreement": report.numbers(found), "maps": kept}
+    run.show.where(calibration_report.commands(found, kept, run.root))
+    run.results["calibrate"] |= {"agreement": calibration_report.numbers(found), "maps": kept}
 
 
 if __name__ == "__main__":
-    _cli.main("calibrate")
+    main.main("calibrate")

@@ -2,7 +2,7 @@
 
 import json
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.show import Show
 from pipeline.errors import InputError
 from pipeline.evaluation import compare
@@ -52,4 +52,4 @@ def document(base: compare.Result, other: compare.Result) -> dict:
 
 
 if __name__ == "__main__":
-    _cli.main("compare")
+    main.main("compare")

@@ -2,11 +2,10 @@
 
 import json
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.show import Show
 from pipeline.errors import InputError
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import run_folder, store
 
 
 def run(root: str, options) -> None:
@@ -25,11 +24,11 @@ def run(root: str, options) -> None:
 def contents(root: str) -> list[dict]:
     """The finished stages: folder, version, number of pieces, bytes."""
     out = []
-    for stage in _plan.FOLDERS.values():
-        inside = _store.list_folders(_store.join(root, stage))
+    for stage in run_folder.FOLDERS.values():
+        inside = store.list_folders(store.join(root, stage))
         for name in ["", *inside]:
-            folder = _store.join(root, *filter(None, (stage, name)))
-            if index := _plan.read_index(folder):
+            folder = store.join(root, *filter(None, (stage, name)))
+            if index := run_folder.read_index(folder):
                 files = [f for entry in index["pieces"] for f in entry["files"].values()]
                 out.append(
                     {
@@ -43,4 +42,4 @@ def contents(root: str) -> list[dict]:
 
 
 if __name__ == "__main__":
-    _cli.main("info")
+    main.main("info")

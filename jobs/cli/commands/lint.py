@@ -2,9 +2,9 @@
 
 import json
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.show import Show
-from jobs.cluster import tasks as _cluster
+from jobs.cluster import tasks
 from pipeline.sharding.checks import lint
 from pipeline.sharding.checks.lint import Finding
 
@@ -46,7 +46,7 @@ def look(uri: str, show: Show, *, decode: bool = True) -> tuple[list[Finding], i
     """Findings, number of shards, number of samples; each shard is looked at by a Ray task."""
     pieces, findings = lint.plan(uri, decode=decode)
     with show.progress("lint", len(pieces)) as advance:
-        checked = _cluster.fan_out(lint.check, pieces, done=lambda *_: advance())
+        checked = tasks.fan_out(lint.check, pieces, done=lambda *_: advance())
     findings += [found for piece in pieces for found in checked[piece.name]["findings"]]
     findings += lint.across(checked)
     shards = sum(piece.inputs["kind"] == "shard" for piece in pieces)
@@ -54,4 +54,4 @@ def look(uri: str, show: Show, *, decode: bool = True) -> tuple[list[Finding], i
 
 
 if __name__ == "__main__":
-    _cli.main("lint")
+    main.main("lint")

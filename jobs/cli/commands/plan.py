@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.show import Show
 from jobs.cluster import estimate
 from jobs.cluster.estimate import GB, Stage
@@ -57,4 +57,4 @@ def _time(stage: Stage) -> str:
 
 
 if __name__ == "__main__":
-    _cli.main("plan")
+    main.main("plan")

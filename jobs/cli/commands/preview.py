@@ -1,10 +1,10 @@
 """halftone preview: a page of a split's pictures and captions, and of what was rejected."""
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.errors import InputError
 from pipeline.reports import preview
-from pipeline.storage import store as _store
+from pipeline.storage import store
 
 
 def arguments(parser) -> None:
@@ -18,10 +18,10 @@ def run(run: Run, options) -> None:
     page = preview.uri(run.root, options.split)
     with run.stage("preview") as stage:
         if stage.page(page, preview.version(run.root, options.split, images)):
-            _store.write_bytes(page, preview.page(run.root, options.split, images).encode())
+            store.write_bytes(page, preview.page(run.root, options.split, images).encode())
     if not run.dry:
         run.show.where({"preview": page})
 
 
 if __name__ == "__main__":
-    _cli.main("preview")
+    main.main("preview")

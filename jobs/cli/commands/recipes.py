@@ -2,12 +2,12 @@
 
 import json
 
-from jobs.cli import main as _cli
-from jobs.cli import recipes as _recipes
+from jobs.cli import main
+from jobs.cli.recipes import known
 
 
 def run(options) -> None:
-    recipes = _recipes.known()
+    recipes = known()
     if options.json:
         print(json.dumps(recipes))
         return
@@ -17,4 +17,4 @@ def run(options) -> None:
 
 
 if __name__ == "__main__":
-    _cli.main("recipes")
+    main.main("recipes")

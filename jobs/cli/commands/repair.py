@@ -1,10 +1,10 @@
 """halftone repair: what is broken in manifest and shards is made again, and nothing else."""
 
 from jobs import ingest, shard
-from jobs.cli import main as _cli
+from jobs.cli import main
 from jobs.cli.commands import lint
 from jobs.cli.run import Run
-from jobs.cluster import tasks as _cluster
+from jobs.cluster import tasks
 from pipeline.sharding.checks import repair
 
 STAGES = {"ingest": ingest.run, "shard": shard.run}
@@ -47,8 +47,8 @@ def closing(runs: list[Run]) -> None:
             "`halftone run` makes what depends on them again"
         )
     if problems:
-        raise _cluster.WorkFailed("\n".join(["not repaired:", *problems]))
+        raise tasks.WorkFailed("\n".join(["not repaired:", *problems]))
 
 
 if __name__ == "__main__":
-    _cli.main("repair")
+    main.main("repair")

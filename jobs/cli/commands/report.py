@@ -1,12 +1,10 @@
 """halftone report: one page about all the models of a run folder."""
 
-from jobs.cli import main as _cli
-from jobs.cli import recipes as _recipes
+from jobs.cli import main, recipes
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.reports import render as _pages
-from pipeline.reports import report
-from pipeline.storage import store as _store
+from pipeline.reports import render, report, results
+from pipeline.storage import store
 
 
 def run(run: Run) -> None:
@@ -23,14 +21,14 @@ def closing(runs: list[Run]) -> None:
 def write(runs: list[Run]) -> None:
     """The page of these and the folder's other models, unless it is there; to MLflow too."""
     last, names = runs[-1], [run.name for run in runs]
-    if not report.results(last.root, names):
+    if not results.results(last.root, names):
         raise InputError(f"no metrics in {last.root}; run `halftone evaluate` first")
-    names = report.beside(last.root, _recipes.saved(last.root, {}, None), names) + names
-    uri = _store.join(last.root, "report.html")
-    if _pages.is_current(uri, report.version(last.recipe, last.root, names)):
+    names = results.beside(last.root, recipes.saved(last.root, {}, None), names) + names
+    uri = store.join(last.root, "report.html")
+    if render.is_current(uri, report.version(last.recipe, last.root, names)):
         return
     page = report.build(last.recipe, last.root, names).encode()
-    _store.write_bytes(uri, page)
+    store.write_bytes(uri, page)
     figures = report.figures(last.recipe, last.root, names)
     for run in runs:
         run.track.artifact("", "report.html", page)
@@ -41,17 +39,17 @@ def write(runs: list[Run]) -> None:
 
 def table(runs: list[Run]) -> None:
     root, show = runs[-1].root, runs[-1].show
-    columns, rows = report.short_table(root, [run.name for run in runs])
-    protocol = report.results(root, [runs[-1].name])[-1][2]
-    show.table("", columns, rows, report.protocol_line(protocol))
+    columns, rows = results.short_table(root, [run.name for run in runs])
+    protocol = results.results(root, [runs[-1].name])[-1][2]
+    show.table("", columns, rows, results.protocol_line(protocol))
 
 
 def spread(runs: list[Run]) -> None:
     """Means over the training seeds, of models that were trained with several."""
-    columns, rows = report.seeds_table(runs[-1].root, [run.name for run in runs])
+    columns, rows = results.seeds_table(runs[-1].root, [run.name for run in runs])
     if rows:
         runs[-1].show.table("over training seeds: mean ± standard deviation", columns, rows, "")
 
 
 if __name__ == "__main__":
-    _cli.main("report")
+    main.main("report")

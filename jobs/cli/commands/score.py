@@ -2,14 +2,11 @@
 
 import json
 
-from jobs.cli import external_options as _systems
-from jobs.cli import main as _cli
-from jobs.cli import recipes as _recipes
+from jobs.cli import external_options, main, recipes
 from jobs.cli.show import Show
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate, external, protocols
-from pipeline.evaluation import human_agreement as _people
-from pipeline.storage import store as _store
+from pipeline.evaluation import external, human_agreement, protocols, tower_vectors, trec
+from pipeline.storage import store
 
 OPTIONS = (
     ("run-i2t", "TREC run of images as queries"),
@@ -22,7 +19,7 @@ OPTIONS = (
 
 
 def arguments(parser) -> None:
-    _systems.arguments(parser, *OPTIONS)
+    external_options.arguments(parser, *OPTIONS)
 
 
 def run(root: str, options) -> None:
@@ -33,7 +30,7 @@ def run(root: str, options) -> None:
     system = _system(root, options)
     tables = protocols.measure(system, names, given)
     if options.people:
-        tables["judgements"] = _people.measure(system, _people.read(options.people))
+        tables["judgements"] = human_agreement.measure(system, human_agreement.read(options.people))
     show = Show(quiet=options.json)
     if options.json:
         print(json.dumps({name: table._asdict() for name, table in tables.items()}))
@@ -41,16 +38,18 @@ def run(root: str, options) -> None:
         for table in tables.values():
             show.table("", ["", "value", "95 %"], protocols.rows(table), protocols.line(table))
     if options.write_trec:
-        for uri in external.write_trec(_store.absolute(options.write_trec), system):
+        for uri in trec.write_trec(store.absolute(options.write_trec), system):
             show.line(uri)
 
 
 def _system(root: str, options):
     """What is measured: of other people, or the model of a run folder."""
-    if _systems.kind(options):
-        return _systems.read(options)
-    return external.of_vectors(evaluate.read_vectors(_recipes.saved(root, {}, options.name), root))
+    if external_options.kind(options):
+        return external_options.read(options)
+    return external.of_vectors(
+        tower_vectors.read_vectors(recipes.saved(root, {}, options.name), root)
+    )
 
 
 if __name__ == "__main__":
-    _cli.main("score")
+    main.main("score")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import EmbedSettings
 
 # all-MiniLM-L6-v2 comes with a Python package too, for machines that reach no model hub.
@@ -177,7 +177,7 @@ def fingerprint(encoder: str, revision: str | None = None) -> str:
     """Hash of a model's files on this disk, or of name and revision where a hub will send it."""
     folder = path(encoder)
     if folder is None:
-        return _store.fingerprint(encoder, revision)
+        return store.fingerprint(encoder, revision)
     digests = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
@@ -190,4 +190,4 @@ def fingerprint(encoder: str, revision: str | None = None) -> str:
             f"{folder} holds other weights than {PACKAGED}: sha256 {weights}, expected "
             f"{PACKAGED_SHA256}; reinstall halftone-itr[minilm]"
         )
-    return _store.fingerprint(digests)
+    return store.fingerprint(digests)

@@ -19,13 +19,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from pipeline.errors import InputError
-from pipeline.evaluation.ranking import other
 from pipeline.reranking import fitting
 from pipeline.reranking.leaprr import losses
 from pipeline.reranking.leaprr.model import LeaPRR, Lists, lists
 from pipeline.reranking.problem import SIDES, Problem, View
-from pipeline.storage import store as _store
-from pipeline.training import checkpoint as _checkpoint
+from pipeline.retrieval.scores import other
+from pipeline.storage import store
+from pipeline.training.checkpoint import latest, name_of, write
 from pipeline.training.distributed import World
 from schemas.settings import LeaPRRSettings
 
@@ -123,7 +123,7 @@ class Training:
 
     @property
     def checkpoints(self) -> str:
-        return _store.join(self.piece.output.rsplit("/", 1)[0], "checkpoints")
+        return store.join(self.piece.output.rsplit("/", 1)[0], "checkpoints")
 
     def run_epoch(self) -> None:
         """Train one epoch, validate, write a checkpoint, report."""
@@ -225,16 +225,16 @@ class Training:
                 "optimizer": {"param_groups": optimizer["param_groups"]},
             }
             files = {"model": get_model_state_dict(self.model, options=WHOLE), "optimizer": tensors}
-            _store.write_json(_store.join(self.checkpoints, "records.json"), self.records)
-            _checkpoint.write(self.checkpoints, about, files, [])
+            store.write_json(store.join(self.checkpoints, "records.json"), self.records)
+            write(self.checkpoints, about, files, [])
         self.world.barrier()
         self.report([record])
 
     def _resume(self) -> None:
-        found, _ = _checkpoint.latest(self.checkpoints)
+        found, _ = latest(self.checkpoints)
         if found is None or found[0].fingerprint != self.piece.fingerprint:
             if self.world.rank == 0:
-                _store.remove(self.checkpoints)
+                store.remove(self.checkpoints)
             self.world.barrier()
             return
         checkpoint, files = found
@@ -246,17 +246,17 @@ class Training:
         whole = {"state": state, "param_groups": checkpoint.optimizer["param_groups"]}
         set_optimizer_state_dict(self.model, self.optimizer, whole, options=WHOLE)
         self.epoch, self.step, self.best = checkpoint.epoch, checkpoint.step, checkpoint.best
-        records = _store.read_json(_store.join(self.checkpoints, "records.json"))
+        records = store.read_json(store.join(self.checkpoints, "records.json"))
         self.records = [record for record in records if record["step"] <= self.step]
 
     def publish(self) -> None:
         """Put the best checkpoint's weights and the history where the later pieces look."""
         if self.world.rank == 0:
-            name = _checkpoint.name_of(self.best["step"])
-            uri = _store.join(self.checkpoints, name, "model.safetensors")
-            weights = _store.read_bytes(uri)
+            name = name_of(self.best["step"])
+            uri = store.join(self.checkpoints, name, "model.safetensors")
+            weights = store.read_bytes(uri)
             folder = self.piece.output.rsplit("/", 1)[0]
-            _store.write_bytes(_store.join(folder, "model.safetensors"), weights)
+            store.write_bytes(store.join(folder, "model.safetensors"), weights)
             files = {"model.safetensors": len(weights)}
             summary = {
                 "epoch": self.best["epoch"],
@@ -265,10 +265,10 @@ class Training:
                 "leaprr": self.settings.model_dump(mode="json"),
                 "steps": self.steps,
                 "files": {
-                    name: {"bytes": size, "sha256": _store.sha256(weights)}
+                    name: {"bytes": size, "sha256": store.sha256(weights)}
                     for name, size in files.items()
                 },
             }
             history = {"summary": summary, "records": self.records}
-            _store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})
+            store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})
         self.world.barrier()

@@ -14,12 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sharding import images as _images
-from pipeline.sharding import shard
-from pipeline.sharding.checks import hashes as _hashes
-from pipeline.sharding.checks import tar_reader as _tars
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.sharding.checks import tar_reader
+from pipeline.sharding.checks.hashes import (
+    codes,
+    equal_pairs,
+    first_of,
+    near_pairs,
+    normalised,
+    of_picture,
+    originals,
+)
+from pipeline.sharding.images import opened
+from pipeline.sharding.sidecar import EXCLUDED, read_sidecar
+from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from schemas.hashes import HASHES
 from schemas.settings import Recipe
@@ -32,16 +39,16 @@ EXCLUSIONS = ("kind", "id", "split", "reason", "like")
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: the hashes of its samples."""
-    shards = _plan.need_index(_plan.folder(root, "shard"), "shard")
+    shards = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
     folder = folder_of(root)
     pieces = [
         Piece(
             name=entry["name"],
-            output=_store.join(folder, f"{entry['name']}.parquet"),
-            fingerprint=_store.fingerprint("audit", HASHING, entry["files"]),
+            output=store.join(folder, f"{entry['name']}.parquet"),
+            fingerprint=store.fingerprint("audit", HASHING, entry["files"]),
             inputs={
-                "tar": _plan.folder(root, "shard", f"{entry['name']}.tar"),
-                "sidecar": _plan.folder(root, "shard", f"{entry['name']}.parquet"),
+                "tar": run_folder.folder(root, "shard", f"{entry['name']}.tar"),
+                "sidecar": run_folder.folder(root, "shard", f"{entry['name']}.parquet"),
                 "split": entry["split"],
             },
         )
@@ -51,30 +58,30 @@ def plan(recipe: Recipe, root: str) -> Plan:
 
 
 def folder_of(root: str) -> str:
-    return _store.join(root, "audit")
+    return store.join(root, "audit")
 
 
 def write_hashes(piece: Piece) -> dict:
     """Write the hashes of one shard's samples; a summary with their number."""
-    if summary := _store.finished(piece.output, piece.fingerprint):
+    if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     columns = ["image_id", "captions", "member", "offset", "size"]
     rows = []
-    with _tars.opened(piece.inputs["tar"]) as file:
-        for row in shard.read_sidecar(piece.inputs["sidecar"], columns).to_pylist():
+    with tar_reader.opened(piece.inputs["tar"]) as file:
+        for row in read_sidecar(piece.inputs["sidecar"], columns).to_pylist():
             file.seek(row["offset"])
             rows.append(_hashed(row, file.read(row["size"])))
     table = pa.Table.from_pylist(rows, schema=HASHES)
     summary = {"split": piece.inputs["split"], "samples": len(rows)}
-    return _store.write_table(piece.output, table, piece.fingerprint, summary)
+    return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
 def _hashed(row: dict, data: bytes) -> dict:
-    captions = [{**c, "text": _hashes.normalised(c["text"])} for c in row["captions"]]
+    captions = [{**c, "text": normalised(c["text"])} for c in row["captions"]]
     out = {"image_id": row["image_id"], "captions": captions}
     if row["member"].endswith(".npy"):
-        return out | {"exact": bytes.fromhex(_store.sha256(data))}
-    picture = _hashes.of_picture(_images.opened(data))
+        return out | {"exact": bytes.fromhex(store.sha256(data))}
+    picture = of_picture(opened(data))
     return out | {
         "exact": picture.pixels,
         "perceptual": picture.perceptual,
@@ -116,7 +123,7 @@ class Duplicates:
     def excluded(self) -> list[dict]:
         """As `exclusions.csv` has them: of those that are alike, all but the first."""
         sides = np.array([pair[:2] for pair in self.pairs], np.int64).reshape(-1, 2)
-        like = _hashes.originals(len(self.table), sides[:, 0], sides[:, 1])
+        like = originals(len(self.table), sides[:, 0], sides[:, 1])
         kinds = {pair[:2]: pair.kind for pair in reversed(self.pairs)}
         out = []
         for row in np.flatnonzero(like >= 0).tolist():
@@ -135,11 +142,11 @@ class Duplicates:
 def images(plan: Plan, distance: int) -> Duplicates:
     """Pictures or features with equal content, and pictures that look alike."""
     table = _in_order(plan, ["image_id", "exact", "perceptual", "colours"])
-    exact, splits = _hashes.codes(table["exact"]), _hashes.codes(table["split"])
-    first = _hashes.first_of(exact, splits)
+    exact, splits = codes(table["exact"]), codes(table["split"])
+    first = first_of(exact, splits)
     pairs = [
         Pair(i, j, "exact copy", 0, f"sha256 {table['exact'][j].as_py().hex()[:16]}…")
-        for i, j in zip(*(side.tolist() for side in _hashes.equal_pairs(exact, first)), strict=True)
+        for i, j in zip(*(side.tolist() for side in equal_pairs(exact, first)), strict=True)
     ]
     # Of exact copies the first alone is compared further.
     seen = pc.is_valid(table["perceptual"]).to_numpy() & (first == np.arange(len(first)))
@@ -147,7 +154,7 @@ def images(plan: Plan, distance: int) -> Duplicates:
     hashes = table["perceptual"].take(rows).to_numpy().astype(np.uint64)
     colours = np.frombuffer(b"".join(table["colours"].take(rows).to_pylist()), np.uint8)
     colours = colours.reshape(-1, 48).astype(np.int16)
-    i, j = _hashes.near_pairs(hashes, distance)
+    i, j = near_pairs(hashes, distance)
     off = np.abs(colours[i] - colours[j]).mean(axis=1)
     for n in np.flatnonzero((off <= COLOURS) & (exact[rows[i]] != exact[rows[j]])):
         bits = int(np.bitwise_count(hashes[i[n]] ^ hashes[j[n]]))
@@ -164,11 +171,11 @@ def captions(plan: Plan) -> Duplicates:
     table = table.select(["split", "shard"]).take(pc.list_parent_indices(listed))
     table = table.add_column(0, "id", listed.flatten().field("caption_id"))
     texts = pa.chunked_array([listed.flatten().field("text")])
-    keys = _hashes.codes(texts)
-    first = _hashes.first_of(keys, _hashes.codes(table["split"]))
+    keys = codes(texts)
+    first = first_of(keys, codes(table["split"]))
     pairs = [
         Pair(i, j, "same caption", 0, texts[j].as_py())
-        for i, j in zip(*(side.tolist() for side in _hashes.equal_pairs(keys, first)), strict=True)
+        for i, j in zip(*(side.tolist() for side in equal_pairs(keys, first)), strict=True)
     ]
     return Duplicates("caption", table, sorted(pairs, key=lambda pair: (pair.row, pair.like)))
 
@@ -177,7 +184,7 @@ def _in_order(plan: Plan, columns: list[str]) -> pa.Table:
     """The hashes of all shards with split and shard, in the order of what is kept."""
     tables = []
     for piece in sorted(plan.pieces, key=lambda piece: _rank(piece.inputs["split"])):
-        table = _store.read_table(piece.output, columns).replace_schema_metadata()
+        table = parquet.read_table(piece.output, columns).replace_schema_metadata()
         for name, value in (("split", piece.inputs["split"]), ("shard", piece.name)):
             table = table.append_column(name, pa.array([value] * len(table), pa.string()))
         tables.append(table)
@@ -208,19 +215,19 @@ def write(plan: Plan, recipe: Recipe, root: str) -> dict[str, Duplicates]:
         writer = csv.DictWriter(text, header, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        _store.write_bytes(_store.join(plan.folder, name), text.getvalue().encode())
+        store.write_bytes(store.join(plan.folder, name), text.getvalue().encode())
     return found
 
 
 def _left_out(root: str) -> list[dict]:
     """What the shards were made without, as their sidecars tell, in the list's columns."""
-    folder, out = _plan.folder(root, "shard"), []
-    prefix = f"{shard.EXCLUDED}: "
-    for entry in _plan.need_index(folder, "shard")["pieces"]:
-        if shard.EXCLUDED not in entry["rejected"] | entry["captions_rejected"]:
+    folder, out = run_folder.folder(root, "shard"), []
+    prefix = f"{EXCLUDED}: "
+    for entry in run_folder.need_index(folder, "shard")["pieces"]:
+        if EXCLUDED not in entry["rejected"] | entry["captions_rejected"]:
             continue
         columns = ["image_id", "split", "reason", "captions_rejected"]
-        sidecar = _store.read_table(_store.join(folder, f"{entry['name']}.parquet"), columns)
+        sidecar = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"), columns)
         for row in sidecar.to_pylist():
             things = [("image", row["image_id"], row["reason"] or "")]
             things += [("caption", c["caption_id"], c["reason"]) for c in row["captions_rejected"]]

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.sharding.checks.shard_check import AGAIN, IDS, Finding, check_shard
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece
 from schemas.settings import ShardSettings
 
@@ -23,24 +22,24 @@ ANY_SIZE = ShardSettings(max_pixels=2**40)  # what was sharded was found small e
 
 def plan(uri: str, *, decode: bool = True) -> tuple[list[Piece], list[Finding]]:
     """A piece for every shard and for the files of every other stage; and what is wrong at once."""
-    uri = _store.absolute(uri)
+    uri = store.absolute(uri)
     if uri.endswith(".tar"):
-        if not _store.exists(uri):
+        if not store.exists(uri):
             raise InputError(f"no tar at {uri}; give a tar, a folder of tars or a run folder")
         pieces, _ = _shards(uri.rpartition("/")[0], decode)
         return [piece for piece in pieces if piece.output == uri], []
-    folders = _store.list_folders(uri)
+    folders = store.list_folders(uri)
     pieces: list[Piece] = []
     found: list[Finding] = []
-    if _plan.FOLDERS["shard"] in folders:
+    if run_folder.FOLDERS["shard"] in folders:
         pieces, found = _stages(uri)
-        shards, more = _shards(_plan.folder(uri, "shard"), decode)
+        shards, more = _shards(run_folder.folder(uri, "shard"), decode)
         return pieces + shards, found + more
-    if _tars_in(uri) or _store.exists(_store.join(uri, _plan.INDEX)):
+    if _tars_in(uri) or store.exists(store.join(uri, run_folder.INDEX)):
         return _shards(uri, decode)
     for name in folders:
-        for tar in _tars_in(inside := _store.join(uri, name)):
-            about = {"tar": _store.join(inside, tar), "split": name}
+        for tar in _tars_in(inside := store.join(uri, name)):
+            about = {"tar": store.join(inside, tar), "split": name}
             about["settings"] = ShardSettings() if decode else None
             pieces.append(_piece(f"{name}/{_stem(tar)}", about))
     if not pieces:
@@ -55,35 +54,35 @@ def _piece(name: str, about: dict[str, Any]) -> Piece:
 
 
 def _stem(uri: str) -> str:
-    return _store.name_of(uri).rpartition(".")[0]
+    return store.name_of(uri).rpartition(".")[0]
 
 
 def _tars_in(folder: str) -> list[str]:
-    return sorted(name for name in _store.list_files(folder) if name.endswith(".tar"))
+    return sorted(name for name in store.list_files(folder) if name.endswith(".tar"))
 
 
 def _shards(folder: str, decode: bool) -> tuple[list[Piece], list[Finding]]:
     """The shards of one folder: of Halftone with sidecars and an index, or tars alone."""
-    names = _store.list_files(folder)
+    names = store.list_files(folder)
     root, _, last = folder.rpartition("/")
     repair = f"`halftone repair --root {root}` writes it again"
-    repair = repair if last == _plan.FOLDERS["shard"] else ""
+    repair = repair if last == run_folder.FOLDERS["shard"] else ""
     entries, found = _index(folder, repair)
     sidecars = (name for name in names if name.endswith(".parquet"))
-    ours = bool(entries or repair) or _is_sidecar(_store.join(folder, next(sidecars, "none")))
+    ours = bool(entries or repair) or _is_sidecar(store.join(folder, next(sidecars, "none")))
     stems = {_stem(n) for n in names if n.endswith(".tar") or (ours and n.endswith(".parquet"))}
     pieces = []
     for name in [*entries, *sorted(stems - entries.keys())]:
         tar, sidecar = f"{name}.tar", f"{name}.parquet"
         about = {
-            "tar": _store.join(folder, tar) if tar in names else "",
-            "sidecar": _store.join(folder, sidecar) if ours and sidecar in names else "",
+            "tar": store.join(folder, tar) if tar in names else "",
+            "sidecar": store.join(folder, sidecar) if ours and sidecar in names else "",
             "entry": entries.get(name, {}),
             "repair": repair,
             "settings": (ANY_SIZE if ours else ShardSettings()) if decode else None,
         }
         if entries and name not in entries:
-            file = _store.join(folder, tar if tar in names else sidecar)
+            file = store.join(folder, tar if tar in names else sidecar)
             found.append(Finding(file, "a shard that the index does not name", "remove it"))
             continue
         if ours:
@@ -97,33 +96,33 @@ def _shards(folder: str, decode: bool) -> tuple[list[Piece], list[Finding]]:
 
 def _index(folder: str, repair: str) -> tuple[dict[str, dict], list[Finding]]:
     """The index's entries by name; a finding where it is missing or does not fit itself."""
-    uri = _store.join(folder, _plan.INDEX)
-    if not _store.exists(uri):
-        finding = Finding(uri, "no index: the stage was not finished", repair, _plan.INDEX)
+    uri = store.join(folder, run_folder.INDEX)
+    if not store.exists(uri):
+        finding = Finding(uri, "no index: the stage was not finished", repair, run_folder.INDEX)
         return {}, [finding] if repair else []
     try:
-        index = _store.read_json(uri)
+        index = store.read_json(uri)
         entries = {entry["name"]: entry for entry in index["pieces"]}
-        if index["version"] == _plan.version(index["pieces"]):
+        if index["version"] == run_folder.version(index["pieces"]):
             return entries, []
         what = f"its version {index['version']} is not that of its pieces"
     except (ValueError, KeyError, TypeError) as error:
         entries, what = {}, f"torn index: {error}"
-    return entries, [Finding(uri, what, repair or AGAIN, _plan.INDEX if repair else "")]
+    return entries, [Finding(uri, what, repair or AGAIN, run_folder.INDEX if repair else "")]
 
 
 def _is_sidecar(uri: str) -> bool:
     """Whether a Parquet file is Halftone's: other tools put some of their own beside their tars."""
     try:
-        metadata = pq.read_schema(pa.BufferReader(_store.read_bytes(uri))).metadata
+        metadata = pq.read_schema(pa.BufferReader(store.read_bytes(uri))).metadata
     except (OSError, pa.ArrowInvalid):
         return False
-    return _store.FINGERPRINT in (metadata or {})
+    return parquet.FINGERPRINT in (metadata or {})
 
 
 def _lonely(folder: str, name: str, about: dict) -> list[Finding]:
     """Findings about a tar without sidecar and a sidecar without tar."""
-    tar, sidecar = (_store.join(folder, f"{name}.{end}") for end in ("tar", "parquet"))
+    tar, sidecar = (store.join(folder, f"{name}.{end}") for end in ("tar", "parquet"))
     do, mends = about["repair"] or AGAIN, name if about["repair"] else ""
     out = []
     if not about["tar"]:
@@ -137,12 +136,12 @@ def _stages(root: str) -> tuple[list[Piece], list[Finding]]:
     """A piece for the files of every finished stage but the shards."""
     pieces: list[Piece] = []
     found: list[Finding] = []
-    for stage, top in _plan.FOLDERS.items():
-        for inside in ["", *_store.list_folders(_store.join(root, top))]:
+    for stage, top in run_folder.FOLDERS.items():
+        for inside in ["", *store.list_folders(store.join(root, top))]:
             name = "/".join(filter(None, (top, inside)))
-            folder = _store.join(root, name)
-            files = _store.list_files(folder)
-            if stage == "shard" or not (_plan.INDEX in files or (files and stage == "ingest")):
+            folder = store.join(root, name)
+            files = store.list_files(folder)
+            if stage == "shard" or not (run_folder.INDEX in files or (files and stage == "ingest")):
                 continue
             again = f"remove it and run `halftone run --root {root}`"
             repair = f"`halftone repair --root {root}` makes it again" if stage == "ingest" else ""
@@ -160,13 +159,13 @@ def check(piece: Piece) -> dict:
 
 def _check_files(piece: Piece) -> dict:
     about, findings = piece.inputs, []
-    sizes = _store.list_files(about["folder"])
+    sizes = store.list_files(about["folder"])
     for entry in about["entries"]:
         for name, file in entry["files"].items():
-            uri = _store.join(about["folder"], name)
+            uri = store.join(about["folder"], name)
             if name not in sizes:
                 what = "missing file: the index names it"
-            elif (sha := _store.sha256(_store.read_bytes(uri))) != file["sha256"]:
+            elif (sha := store.sha256(store.read_bytes(uri))) != file["sha256"]:
                 what = f"other bytes: sha256 {sha[:12]}…, the index says {file['sha256'][:12]}…"
             else:
                 continue
@@ -200,7 +199,7 @@ def _twice(kind: str, rows: pa.Table) -> Finding | None:
         return None
     first = repeated[0].as_py()
     one, two = rows.filter(pc.equal(rows["id"], first)).to_pylist()[:2]
-    here, there = (f"{_store.name_of(row['tar'])} ({row['split']})" for row in (one, two))
+    here, there = (f"{store.name_of(row['tar'])} ({row['split']})" for row in (one, two))
     more = f" (and {len(repeated) - 1:,} more)" if len(repeated) > 1 else ""
     what = f"{kind} id that is there more than once: {first!r} in {here} and in {there}{more}"
     return Finding(two["tar"], what, "give every one an id of its own and write the tars again")

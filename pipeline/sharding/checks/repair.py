@@ -3,8 +3,7 @@
 from pipeline.errors import InputError
 from pipeline.sharding import ingest, shard
 from pipeline.sharding.checks.shard_check import Finding
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Plan
 from schemas.settings import Recipe
 
@@ -16,22 +15,22 @@ def broken(root: str, findings: list[Finding]) -> dict[str, set[str]]:
     """Names of the pieces of ingest and shard that findings say to make again, by stage."""
     out: dict[str, set[str]] = {stage: set() for stage in PLANS}
     for finding in (finding for finding in findings if finding.shard):
-        of_shard = finding.file.startswith(_store.join(_plan.folder(root, "shard"), ""))
+        of_shard = finding.file.startswith(store.join(run_folder.folder(root, "shard"), ""))
         out["shard" if of_shard else "ingest"].add(finding.shard)
     return out
 
 
 def clear(recipe: Recipe, root: str, stage: str, names: set[str]) -> dict[str, dict]:
     """Remove the files of a stage's broken pieces; what the index recorded of them, by name."""
-    folder = _plan.folder(root, stage)
-    if _plan.INDEX in names:
-        _store.remove(_store.join(folder, _plan.INDEX))
+    folder = run_folder.folder(root, stage)
+    if run_folder.INDEX in names:
+        store.remove(store.join(folder, run_folder.INDEX))
     plan = PLANS[stage](recipe, root)
-    pieces = names - {_plan.INDEX}
+    pieces = names - {run_folder.INDEX}
     _need_same_settings(plan, pieces)
     for name in pieces:
         for file in FILES[stage]:
-            _store.remove(_store.join(folder, file.format(name.removeprefix("part-"))))
+            store.remove(store.join(folder, file.format(name.removeprefix("part-"))))
     recorded = {entry["name"]: entry["files"] for entry in plan.index.get("pieces", [])}
     return {name: recorded.get(name, {}) for name in pieces}
 
@@ -45,7 +44,7 @@ def _need_same_settings(plan: Plan, names: set[str]) -> None:
         if piece.name in known:
             same = known[piece.name] == piece.fingerprint
         else:
-            same = _store.finished(piece.output, piece.fingerprint)
+            same = parquet.finished(piece.output, piece.fingerprint)
         if not same:
             raise InputError(
                 f"{piece.name} in {plan.folder} is whole but was made with other settings than "
@@ -56,7 +55,7 @@ def _need_same_settings(plan: Plan, names: set[str]) -> None:
 
 def verdicts(root: str, stage: str, recorded: dict[str, dict]) -> dict[str, str]:
     """Of every piece made again: "as before", "other bytes", or "nothing to compare with"."""
-    index = _plan.need_index(_plan.folder(root, stage), stage)
+    index = run_folder.need_index(run_folder.folder(root, stage), stage)
     now = {entry["name"]: entry["files"] for entry in index["pieces"]}
     words = {True: "as before", False: "other bytes"}
     return {

@@ -7,8 +7,8 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sharding.checks import tar_reader as _tars
-from pipeline.storage import store as _store
+from pipeline.sharding.checks import tar_reader
+from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece
 
 # Of every sample, for what only shows over all shards: ids, split, hash of the picture's bytes.
@@ -72,8 +72,8 @@ def check_shard(piece: Piece) -> dict:
     found = Found(piece.name, about["repair"])
     rows = _sidecar(about, found) if about["sidecar"] else None
     records: list[dict] = []
-    with _tars.opened(about["tar"]) as file:
-        _same_bytes(about, about["tar"], *_tars.digest(file), found)
+    with tar_reader.opened(about["tar"]) as file:
+        _same_bytes(about, about["tar"], *tar_reader.digest(file), found)
         found.intact = bool(about["entry"]) and not found.first
         samples, whole = _samples(file, about["tar"], found)
         rows = rows if whole else None  # of half a tar nothing more needs to be said
@@ -93,15 +93,15 @@ def check_shard(piece: Piece) -> dict:
 def _sidecar(about: dict, found: Found) -> dict[str, dict] | None:
     """The accepted samples by key; None where the sidecar cannot be read."""
     uri = about["sidecar"]
-    data = _store.read_bytes(uri)
-    _same_bytes(about, uri, len(data), _store.sha256(data), found)
+    data = store.read_bytes(uri)
+    _same_bytes(about, uri, len(data), store.sha256(data), found)
     try:
         table = pq.read_table(pa.BufferReader(data))
         rows = {row["key"]: row for row in table.to_pylist() if not row["reason"]}
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         found.add(uri, "torn sidecar", " ".join(str(error).split())[:120])
         return None
-    summary = json.loads((table.schema.metadata or {}).get(_store.SUMMARY, b"{}"))
+    summary = json.loads((table.schema.metadata or {}).get(parquet.SUMMARY, b"{}"))
     about["entry"] = about["entry"] or {**summary, "split": summary.get("split", about["split"])}
     for key, row in rows.items():
         if row["split"] != about["entry"]["split"]:
@@ -111,21 +111,21 @@ def _sidecar(about: dict, found: Found) -> dict[str, dict] | None:
 
 def _same_bytes(about: dict, uri: str, size: int, sha256: str, found: Found) -> None:
     """A finding where a file's bytes are not those the index (or the sidecar) recorded."""
-    known = about["entry"].get("files", {}).get(_store.name_of(uri))
+    known = about["entry"].get("files", {}).get(store.name_of(uri))
     if known and (known["bytes"], known["sha256"]) != (size, sha256):
         told = f"{known['bytes']:,} bytes, sha256 {known['sha256'][:12]}… were written"
         found.add(uri, "other bytes", f"{size:,} bytes, sha256 {sha256[:12]}…, where {told}")
 
 
-def _samples(file: BinaryIO, tar: str, found: Found) -> tuple[list[_tars.Sample], bool]:
+def _samples(file: BinaryIO, tar: str, found: Found) -> tuple[list[tar_reader.Sample], bool]:
     """The tar's whole samples in order, and whether it could be read to its end."""
-    samples: list[_tars.Sample] = []
+    samples: list[tar_reader.Sample] = []
     seen: set[str] = set()
     try:
-        for info in _tars.members(file):
+        for info in tar_reader.members(file):
             if info.isdir():
                 continue
-            name = _tars.NAME.fullmatch(info.name)
+            name = tar_reader.NAME.fullmatch(info.name)
             if not info.isfile():
                 found.add(tar, "a member that is no plain file", repr(info.name))
                 continue
@@ -142,28 +142,28 @@ def _samples(file: BinaryIO, tar: str, found: Found) -> tuple[list[_tars.Sample]
                 if key in seen:
                     found.add(tar, "a sample whose members are not adjacent", repr(info.name))
                 seen.add(key)
-                samples.append(_tars.Sample(key))
+                samples.append(tar_reader.Sample(key))
             if ending in samples[-1].members:
                 found.add(tar, "a member that is there twice", repr(info.name))
             samples[-1].members[ending] = info
-    except _tars.Torn as error:
+    except tar_reader.Torn as error:
         found.add(tar, "torn tar", str(error))
         return samples[:-1], False
     return samples, True
 
 
-def _sample(file: BinaryIO, sample: _tars.Sample, about: dict, found: Found) -> dict:
+def _sample(file: BinaryIO, sample: tar_reader.Sample, about: dict, found: Found) -> dict:
     """Ids, split and hash of a sample whose members were looked at."""
     texts: dict[str, bytes] = {}
     sha256, payload, tar = None, sample.payload(), about["tar"]
     for ending, info in sample.members.items():
-        data = _tars.content(file, info)
-        if problem := _tars.problem(info.name, data, about["settings"]):
+        data = tar_reader.content(file, info)
+        if problem := tar_reader.problem(info.name, data, about["settings"]):
             found.add(tar, "a member that cannot be used", f"{info.name!r}: {problem}")
         elif ending in ("json", "txt"):
             texts[ending] = data
         if info is payload:
-            sha256 = _store.sha256(data)
+            sha256 = store.sha256(data)
     described = json.loads(texts.get("json", b"{}"))
     captions = described.get("captions", [])
     captions = captions if isinstance(captions, list) else [captions]
@@ -183,7 +183,7 @@ def _sample(file: BinaryIO, sample: _tars.Sample, about: dict, found: Found) -> 
 
 
 def _same_as_sidecar(
-    sample: _tars.Sample, record: dict, row: dict | None, sidecar: str, found: Found
+    sample: tar_reader.Sample, record: dict, row: dict | None, sidecar: str, found: Found
 ) -> None:
     if row is None:
         found.add(sidecar, "a sample of the tar that is not in the sidecar", repr(sample.key))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from pipeline.sharding import images as _images
-from pipeline.storage import store as _store
+from pipeline.sharding import images
+from pipeline.storage import store
 from schemas.settings import ShardSettings
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -36,7 +36,7 @@ class Sample:
 
 def opened(uri: str) -> BinaryIO:
     """The file, seekable; a remote one is read into memory once."""
-    return open(uri, "rb") if _store.is_local(uri) else io.BytesIO(_store.read_bytes(uri))
+    return open(uri, "rb") if store.is_local(uri) else io.BytesIO(store.read_bytes(uri))
 
 
 def digest(file: BinaryIO) -> tuple[int, str]:
@@ -83,8 +83,8 @@ def problem(name: str, data: bytes, settings: ShardSettings | None) -> str | Non
             if not data.decode("utf-8").strip():
                 return "an empty caption"
         elif settings and ending in PAYLOADS:
-            _images.checked(data, settings)
-    except _images.Rejected as reason:
+            images.checked(data, settings)
+    except images.Rejected as reason:
         return str(reason)
     except ValueError as error:  # no UTF-8, no JSON
         return str(error)

@@ -28,8 +28,8 @@ import numpy as np
 import PIL
 
 from pipeline.errors import InputError
-from pipeline.sources.drawn import captions as _sentences
-from pipeline.sources.drawn import scenes as _scenes
+from pipeline.sources.drawn import captions as drawn_captions
+from pipeline.sources.drawn import scenes as drawn_scenes
 from pipeline.sources.drawn.scenes import COLOURS, GROUNDS, MOST_THINGS, SHAPES, SIZES, TEXTURES
 from schemas.settings import SourceSettings
 
@@ -64,9 +64,9 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows of a range of scenes, each with the facts of the scene and of its captions."""
     split, start, stop = part.split(":")
     for index in range(int(start), int(stop)):
-        scene = _scenes.scene(settings.seed, split, index)
+        scene = drawn_scenes.scene(settings.seed, split, index)
         rng = random.Random(f"captions {settings.seed}/{split}/{index}")
-        written = _sentences.captions(scene, rng)
+        written = drawn_captions.captions(scene, rng)
         image_id = f"{split}-{index:06d}"
         ids = [f"{image_id}#{k}" for k in range(len(written))]
         facts = [scene_facts(scene), *map(caption_facts, written)]
@@ -103,21 +103,21 @@ def load(uri: str) -> bytes:
         raise InputError(
             f"{uri!r} is not a drawn scene; expected drawn:SEED/SPLIT/INDEX/SIZE"
         ) from None
-    scene = _scenes.scene(seed, split, index)
-    return _scenes.picture(scene, size, f"{seed}/{split}/{index}")
+    scene = drawn_scenes.scene(seed, split, index)
+    return drawn_scenes.picture(scene, size, f"{seed}/{split}/{index}")
 
 
 # ---- the truth ---------------------------------------------------------------------------------
 
 
-def scene_facts(scene: _scenes.Scene) -> str:
+def scene_facts(scene: drawn_scenes.Scene) -> str:
     """JSON of a scene: its things as [shape, colour, size, texture, x, y], and its ground."""
     return json.dumps(
         {"things": [astuple(thing) for thing in scene.things], "ground": scene.ground}
     )
 
 
-def caption_facts(caption: _sentences.Caption) -> str:
+def caption_facts(caption: drawn_captions.Caption) -> str:
     """JSON of what a caption asserts; null where it does not say."""
     facts = asdict(caption)
     del facts["text"]
@@ -156,7 +156,7 @@ def _scene_arrays(scenes: list[dict]):
             things_MTA[i, t, _columns(look)] = 1
             places_MT2[i, t] = x, y
     apart = places_MT2[:, None, :, :] - places_MT2[:, :, None, :]  # of things t, u: u's less t's
-    holds_MRTT = (apart >= _scenes.APART).transpose(0, 3, 1, 2).astype(np.float32)
+    holds_MRTT = (apart >= drawn_scenes.APART).transpose(0, 3, 1, 2).astype(np.float32)
     number_M = np.array([len(facts["things"]) for facts in scenes])
     ground_M = np.array([GROUNDS.index(facts["ground"]) for facts in scenes])
     return things_MTA, holds_MRTT, number_M, ground_M

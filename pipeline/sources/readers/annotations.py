@@ -9,7 +9,7 @@ from typing import BinaryIO
 from braceexpand import braceexpand
 
 from pipeline.errors import InputError
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -25,7 +25,7 @@ def path(settings: SourceSettings, expected: str) -> str:
     """The absolute `source.path`; `expected` says in the error what it should be."""
     if not settings.path:
         raise InputError(f"source.path is not given; the {settings.kind} source reads {expected}")
-    return _store.absolute(settings.path)
+    return store.absolute(settings.path)
 
 
 def file(settings: SourceSettings, expected: str) -> str:
@@ -33,7 +33,7 @@ def file(settings: SourceSettings, expected: str) -> str:
     uri = path(settings, expected)
     if is_folder(uri):
         raise InputError(f"source.path {uri} is a folder; expected {expected}")
-    if not _store.exists(uri):
+    if not store.exists(uri):
         raise InputError(f"source.path {uri} does not exist; expected {expected}")
     return uri
 
@@ -41,7 +41,7 @@ def file(settings: SourceSettings, expected: str) -> str:
 def files(settings: SourceSettings, expected: str) -> list[str]:
     """The files `source.path` names: one, or all of a pattern (`data/*.csv`, `{000..099}.tar`)."""
     uri = path(settings, expected)
-    if not any(sign in uri for sign in "*?[{") or _store.exists(uri):
+    if not any(sign in uri for sign in "*?[{") or store.exists(uri):
         return [file(settings, expected)]
     found = [name for pattern in braceexpand(uri) for name in _matches(pattern)]
     if not found:
@@ -52,9 +52,9 @@ def files(settings: SourceSettings, expected: str) -> list[str]:
 def _matches(pattern: str) -> list[str]:
     if not any(sign in pattern for sign in "*?["):
         return [pattern]
-    with _store.opened(pattern) as (fs, path):
+    with store.opened(pattern) as (fs, path):
         found = sorted(fs.glob(path))
-    return found if _store.is_local(pattern) else [fs.unstrip_protocol(name) for name in found]
+    return found if store.is_local(pattern) else [fs.unstrip_protocol(name) for name in found]
 
 
 def stamps(uris: Iterable[str]) -> list[list]:
@@ -62,7 +62,7 @@ def stamps(uris: Iterable[str]) -> list[list]:
     out = []
     for uri in uris:
         try:
-            out.append([uri, *_store.stamp(uri)])
+            out.append([uri, *store.stamp(uri)])
         except FileNotFoundError:
             raise InputError(f"{uri} does not exist; mend source.path") from None
     return out
@@ -74,21 +74,21 @@ def image_folder(settings: SourceSettings) -> str:
         raise InputError(
             f"source.images is not given; the {settings.kind} source needs the image files' folder"
         )
-    uri = _store.absolute(settings.images)
+    uri = store.absolute(settings.images)
     if not is_folder(uri):
-        found = "is not a folder" if _store.exists(uri) else "does not exist"
+        found = "is not a folder" if store.exists(uri) else "does not exist"
         raise InputError(f"source.images {uri} {found}; expected the folder of the image files")
     return uri
 
 
 def is_folder(uri: str) -> bool:
-    with _store.opened(uri) as (fs, path):
+    with store.opened(uri) as (fs, path):
         return fs.isdir(path)
 
 
 def opened(uri: str) -> BinaryIO:
     """The file opened for reading, from wherever it is."""
-    with _store.opened(uri) as (fs, path):
+    with store.opened(uri) as (fs, path):
         return fs.open(path, "rb")
 
 
@@ -138,7 +138,7 @@ def image_path(cell, column: str, where: str) -> str:
 
 def image_uri(folder: str, path: str) -> str:
     """An image's path inside the folder, or the path itself where it is absolute or a URI."""
-    return path if path.startswith("/") or "://" in path else _store.join(folder, path)
+    return path if path.startswith("/") or "://" in path else store.join(folder, path)
 
 
 def stem(name: str) -> str:
@@ -159,7 +159,7 @@ def image_ids(paths: Iterable[str]) -> dict[str, str]:
 
 def split_of(uri: str) -> str | None:
     """The split a file is named after (captions_val2017.json: val), None without such a word."""
-    words = re.split(r"[^a-z]+", _store.name_of(uri).lower())
+    words = re.split(r"[^a-z]+", store.name_of(uri).lower())
     splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
     return splits.pop() if len(splits) == 1 else None
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations as _annotations
+from pipeline.sources.readers import annotations
 
 CELL = re.compile(r"(?P<table>.+\.parquet)#(?P<column>.+)/(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
 GROUP_BYTES = 1 << 30  # of a row group's images, all of which are read for one of them
@@ -80,7 +80,7 @@ def cell_bytes(uri: str) -> bytes | None:
 
 def _opened(uri: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(_annotations.opened(uri))
+        return pq.ParquetFile(annotations.opened(uri))
     except pa.ArrowInvalid as error:
         raise InputError(f"{uri} is not a Parquet file ({error})") from None
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.sources.readers import annotations as _annotations
+from pipeline.sources.readers import annotations
 from schemas.settings import SourceSettings
 
 
@@ -55,14 +55,14 @@ def images(records: Iterable[Record], part: str, source: str) -> Iterator[dict]:
         image = found.setdefault(record.key, _Image(record))
         _agree(image.first, record, f"{part} row {number}")
         image.captions += record.captions
-    ids = _annotations.image_ids(
+    ids = annotations.image_ids(
         image.first.path for image in found.values() if image.first.path is not None
     )
     for image in found.values():
         first = image.first
         image_id = first.image_id or ids.get(first.path) or first.name
         captions = [(f"{image_id}#{k}", text) for k, text in enumerate(image.captions)]
-        yield _annotations.row(image_id, first.uri, first.split, captions, source)
+        yield annotations.row(image_id, first.uri, first.split, captions, source)
 
 
 def _agree(first: Record, record: Record, where: str) -> None:

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from pipeline.errors import InputError
-from pipeline.evaluation import compare, evaluate, intervals
+from pipeline.evaluation import compare, evaluate, intervals, results
 from pipeline.evaluation.intervals import Queries
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import run_folder, store
 from tests.helpers.stages import finish
 from tests.pipeline.evaluation.test_ranking import recipe_of, write_run
 
@@ -96,19 +95,19 @@ def roots(tmp_path_factory) -> list[str]:
         write_run(root, counts_of, seed=seed)
         for stage, *where in (("shard",), ("label", "hand"), ("train", "main")):
             index = {"pieces": [], "version": f"{stage}-{name if stage == 'train' else 'same'}"}
-            _store.write_json(_plan.folder(root, stage, *where, "index.json"), index)
+            store.write_json(run_folder.folder(root, stage, *where, "index.json"), index)
         recipe = recipe_of(train={"seed": seed})
         plan = evaluate.plan(recipe, root, "main")
         finish(plan, evaluate.write_rankings)
-        _store.write_json(_store.join(plan.folder, "metrics.json"), evaluate.results(plan, recipe))
+        store.write_json(store.join(plan.folder, "metrics.json"), results.results(plan, recipe))
         settings = yaml.safe_dump(recipe.model_dump(mode="json")).encode()
-        _store.write_bytes(_store.join(root, "settings-main.yaml"), settings)
+        store.write_bytes(store.join(root, "settings-main.yaml"), settings)
         out.append(root)
     return out
 
 
 def test_runs_are_compared_by_what_changed_and_by_what_it_did(roots, capsys):
-    _cli.main("compare", [roots[0], f"{roots[1]}:main", "--json"])
+    main.main("compare", [roots[0], f"{roots[1]}:main", "--json"])
     found = json.loads(capsys.readouterr().out)["b:main"]
     assert found["changes"] == {
         "train.seed": ["0", "1"],
@@ -118,7 +117,7 @@ def test_runs_are_compared_by_what_changed_and_by_what_it_did(roots, capsys):
     assert set(found["p"]) == set(found["metrics"][0]) - {"i2t_MedR", "t2i_MedR"}
     for name, (low, high) in found["intervals"][0].items():
         assert low <= found["metrics"][0][name] <= high
-    _cli.main("compare", roots[:2])
+    main.main("compare", roots[:2])
     printed = capsys.readouterr().out
     assert "train.seed" in printed and "difference" in printed and "rsum" in printed
     assert "The same: data version" in " ".join(printed.split())
@@ -153,5 +152,5 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(roots, tmp_path, capsys):
     with pytest.raises(InputError, match="holds no model"):
         compare.read(str(tmp_path))
     with pytest.raises(SystemExit) as stop:
-        _cli.main("compare", [roots[0]])
+        main.main("compare", [roots[0]])
     assert stop.value.code == 2 and "two or more" in capsys.readouterr().err

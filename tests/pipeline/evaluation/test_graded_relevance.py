@@ -7,10 +7,8 @@ import pyarrow as pa
 import pytest
 
 from jobs import embed, ingest, shard
-from pipeline.evaluation import evaluate
-from pipeline.evaluation import graded_relevance as _graded
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.evaluation import evaluate, graded_relevance, results
+from pipeline.storage import run_folder, store
 from schemas.embedding import embedding_schema
 from schemas.settings import Recipe
 from tests.helpers.stages import finish
@@ -38,18 +36,18 @@ def write_encoder(root, name: str, backend: str | None = "torch", files="hand") 
         about = {"split": piece.split("-")[0], "captions": len(rows), "dim": 8}
         made.append((piece, pa.Table.from_pylist(rows, schema=embedding_schema(8)), about))
         shards.append({"name": piece, "files": "hand", "split": about["split"]})
-    folder = _plan.folder(str(root), "embed", name)
+    folder = run_folder.folder(str(root), "embed", name)
     write_stage(folder, made)
-    index = _plan.read_index(folder)
+    index = run_folder.read_index(folder)
     for entry in index["pieces"]:
-        entry["fingerprint"] = _store.fingerprint("embed", settings, files, [])
-    _store.write_json(f"{folder}/index.json", {**index, "settings": settings})
-    place = _plan.folder(str(root), "shard", "index.json")
-    _store.write_json(place, {"pieces": shards, "version": "hand"})
+        entry["fingerprint"] = store.fingerprint("embed", settings, files, [])
+    store.write_json(f"{folder}/index.json", {**index, "settings": settings})
+    place = run_folder.folder(str(root), "shard", "index.json")
+    store.write_json(place, {"pieces": shards, "version": "hand"})
 
 
 def judge(root, **sections) -> str:
-    return _graded.judged_by(recipe_of(**sections), str(root)).embed.encoder
+    return graded_relevance.judged_by(recipe_of(**sections), str(root)).embed.encoder
 
 
 def test_unset_it_is_another_sentence_model_that_is_here_or_else_the_labels(tmp_path):
@@ -67,10 +65,10 @@ def test_unset_it_is_another_sentence_model_that_is_here_or_else_the_labels(tmp_
 
 def test_a_map_of_the_labels_cosines_is_not_used_on_anothers(tmp_path):
     recipe = recipe_of(label={"map": "logistic", "overrides": "x.csv"}, evaluate={"encoder": "b"})
-    found = _graded.judged_by(recipe, str(tmp_path))
+    found = graded_relevance.judged_by(recipe, str(tmp_path))
     assert (found.label.map, found.label.overrides) == ("clip", "x.csv")
     halved = recipe_of(label={"map": "half"}, evaluate={"encoder": "b"})
-    assert _graded.judged_by(halved, str(tmp_path)).label.map == "half"
+    assert graded_relevance.judged_by(halved, str(tmp_path)).label.map == "half"
 
 
 def test_rankings_follow_their_judge_and_name_it(tmp_path):
@@ -86,7 +84,7 @@ def test_rankings_follow_their_judge_and_name_it(tmp_path):
         plan = evaluate.plan(recipe, str(tmp_path), "main")
         assert plan.settings["label_encoder"] == encoder and not plan.pending
         assert plan.settings["labels_trained_on"] == (encoder == "hand")
-        found[encoder] = evaluate.metrics(plan)
+        found[encoder] = results.metrics(plan)
     assert found["hand"]["rsum"] == found["another"]["rsum"]
     assert found["hand"]["i2t_ndcg_label"] != found["another"]["i2t_ndcg_label"]
 
@@ -128,6 +126,6 @@ def test_embed_makes_the_judges_vectors_too(tmp_path):
     for job in (ingest, shard, embed):
         job.run(here)
     for encoder in ("tfidf", "trigrams"):
-        index = _plan.read_index(_plan.folder(here.root, "embed", encoder))
+        index = run_folder.read_index(run_folder.folder(here.root, "embed", encoder))
         assert sum(entry["captions"] for entry in index["pieces"]) == 5 * 28
     assert here.notes["encoder"] == "tfidf"

@@ -9,10 +9,18 @@ import scipy.stats
 import torch
 from sklearn.metrics import ndcg_score
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate, external, protocols
-from pipeline.evaluation import human_agreement as _people
+from pipeline.evaluation import (
+    evaluate,
+    external,
+    human_agreement,
+    protocols,
+    results,
+    tower_vectors,
+    trec,
+)
+from pipeline.retrieval.scores import Gallery
 from tests.helpers.stages import finish
 from tests.pipeline.evaluation.test_ranking import recipe_of, write_run
 
@@ -49,7 +57,7 @@ def slow(uri: str, vectors: dict) -> tuple[dict, dict]:
 def test_figures_are_those_of_scipy_and_scikit_learn(judged):
     root, uri, vectors = judged
     gallery = external.of_vectors(evaluate_vectors(root))
-    table = _people.measure(gallery, _people.read(uri), 50)
+    table = human_agreement.measure(gallery, human_agreement.read(uri), 50)
     scores, relevance = slow(uri, vectors)
     s, r = ([of[pair] for pair in scores] for of in (scores, relevance))
     found = table.metrics
@@ -71,19 +79,19 @@ def test_figures_are_those_of_scipy_and_scikit_learn(judged):
 
 
 def evaluate_vectors(root: str):
-    return evaluate.read_vectors([("main", recipe_of())], root)
+    return tower_vectors.read_vectors([("main", recipe_of())], root)
 
 
 def test_a_model_that_scores_all_alike_agrees_with_nobody(judged):
     root, uri, _ = judged
     gallery = external.of_vectors(evaluate_vectors(root))
-    alike = external.Gallery(
+    alike = Gallery(
         gallery.image_ids,
         gallery.text_ids,
         gallery.text_image_ids,
         matrix=torch.zeros(len(gallery.image_ids), len(gallery.text_ids)),
     )
-    found = _people.measure(alike, _people.read(uri), 20).metrics
+    found = human_agreement.measure(alike, human_agreement.read(uri), 20).metrics
     assert not {"judged_kendall", "judged_spearman"} & found.keys()  # there is no order
     assert found["i2t_ndcg_judged"] < 0.95  # the mean over all orders
 
@@ -95,18 +103,18 @@ def test_people_are_among_the_results_of_evaluate_and_their_file_is_followed(jud
     plan = evaluate.plan(recipe, root, "main")
     finish(plan, evaluate.write_rankings)
     plan = evaluate.plan(recipe, root, "main")
-    found = json.loads(json.dumps(evaluate.all_results(plan, recipe, root, "main")))
+    found = json.loads(json.dumps(results.all_results(plan, recipe, root, "main")))
     assert set(found["tables"]) == {"own", "judgements"}
-    assert set(_people.FIGURES) <= found["metrics"].keys()
+    assert set(human_agreement.FIGURES) <= found["metrics"].keys()
     own = protocols.Table(**found["tables"]["own"])
     assert own.metrics["rsum"] == pytest.approx(found["metrics"]["rsum"])
     assert "folds" in protocols.line(own) and found["protocol"]["label_encoder"] == "hand"
-    version = evaluate.results_version(plan, recipe)
+    version = results.results_version(plan, recipe)
     assert version == found["version"]
     assert not evaluate.plan(recipe_of(), root, "main").pending  # rankings do not depend on them
     with open(uri, "a") as file:
         file.write("\ntest-000000/0#0,1,test-000000/0,c")
-    assert evaluate.results_version(plan, recipe) != version
+    assert results.results_version(plan, recipe) != version
 
 
 def test_the_command_prints_them_for_any_models_scores(tmp_path, monkeypatch, capsys):
@@ -115,11 +123,11 @@ def test_the_command_prints_them_for_any_models_scores(tmp_path, monkeypatch, ca
     (tmp_path / "p.csv").write_text(
         "image_id,caption_id,score\n0,0,5\n0,1,1\n1,1,4\n1,7,1\n2,2,5\n2,3,2\n"
     )
-    _cli.main("score", ["--matrix", "matrix.npy", "--people", "p.csv", "--json"])
+    main.main("score", ["--matrix", "matrix.npy", "--people", "p.csv", "--json"])
     table = json.loads(capsys.readouterr().out)["judgements"]
     assert table["metrics"]["i2t_ndcg_judged"] == pytest.approx(1)
     assert table["protocol"]["scale"] == [1, 5]
-    _cli.main("score", ["--matrix", "matrix.npy", "--people", "p.csv"])
+    main.main("score", ["--matrix", "matrix.npy", "--people", "p.csv"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "judged_kendall" in printed and "6 pairs of 3 images and 5 captions" in printed
 
@@ -137,14 +145,14 @@ def test_the_command_prints_them_for_any_models_scores(tmp_path, monkeypatch, ca
 def test_judgements_that_say_nothing_are_refused(tmp_path, text, sentence):
     uri = tmp_path / "p.csv"
     uri.write_text(text)
-    gallery = external.Gallery(["0"], ["0", "1"], ["0", "0"], matrix=torch.tensor([[0.1, 0.2]]))
+    gallery = Gallery(["0"], ["0", "1"], ["0", "0"], matrix=torch.tensor([[0.1, 0.2]]))
     with pytest.raises(InputError, match=sentence):
-        _people.measure(gallery, _people.read(str(uri)), 20)
+        human_agreement.measure(gallery, human_agreement.read(str(uri)), 20)
 
 
 def test_a_run_of_lists_has_no_score_for_every_pair(tmp_path):
     uri = tmp_path / "p.csv"
     uri.write_text("image_id,caption_id,score\ni,t,1\ni,u,2\n")
-    runs = external.Runs({"i2t": {"i": {"t": 0.5, "u": 0.1}}, "t2i": {}})
+    runs = trec.Runs({"i2t": {"i": {"t": 0.5, "u": 0.1}}, "t2i": {}})
     with pytest.raises(InputError, match="TREC run"):
-        _people.measure(runs, _people.read(str(uri)), 20)
+        human_agreement.measure(runs, human_agreement.read(str(uri)), 20)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.cli import main as _cli
+from jobs.cli import main
 from pipeline.errors import InputError
 from pipeline.evaluation import external, protocols
-from pipeline.evaluation.external import Gallery
-from pipeline.storage import store as _store
+from pipeline.retrieval.scores import Gallery
+from pipeline.storage import store
 
 torch.set_num_threads(1)
 
@@ -153,7 +153,7 @@ ARRAYS = ["--images", "images.npy", "--texts", "texts.npy", *IDS]
 
 
 def score(capsys, *argv) -> dict:
-    _cli.main("score", [*argv, "--json"])
+    main.main("score", [*argv, "--json"])
     (table,) = json.loads(capsys.readouterr().out).values()
     return table
 
@@ -188,7 +188,7 @@ def test_constant_scores_give_chance(files, capsys):
 def test_arrays_are_read_wherever_they_lie(tmp_path):
     np.save(tmp_path / "matrix.npy", np.eye(3))
     elsewhere = f"memory://{tmp_path.name}/matrix.npy"
-    _store.write_bytes(elsewhere, (tmp_path / "matrix.npy").read_bytes())
+    store.write_bytes(elsewhere, (tmp_path / "matrix.npy").read_bytes())
     for uri in (f"{tmp_path}/matrix.npy", f"file://{tmp_path}/matrix.npy", elsewhere):
         assert (external.array(uri) == np.eye(3)).all()
     with pytest.raises(InputError, match="memory://.*is no array"):
@@ -223,7 +223,7 @@ def test_a_sixth_caption_is_dropped_where_the_protocol_has_five():
 def test_what_cannot_be_scored_is_said_in_a_sentence(files, capsys, argv, sentence):
     (files / "a.run").write_text("i0 Q0 t0 1 0.9 x\n")
     with pytest.raises(SystemExit) as stop:
-        _cli.main("score", argv)
+        main.main("score", argv)
     assert stop.value.code == 2 and sentence in capsys.readouterr().err
 
 

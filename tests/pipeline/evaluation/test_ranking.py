@@ -8,14 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.evaluation import evaluate
-from pipeline.evaluation import ranking as _ranking
-from pipeline.evaluation.ranking import Vectors
-from pipeline.formulas import metrics as dense
-from pipeline.formulas.metrics import recall_at
+from pipeline.evaluation import evaluate, ranking, results, tower_vectors
+from pipeline.formulas.metrics import expected_rank, ndcg, recall_at
+from pipeline.retrieval import scores as retrieval_scores
+from pipeline.retrieval.scores import Vectors
 from pipeline.sources import drawn
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.manifest import TRUTH
 from schemas.settings import Recipe, SourceSettings
@@ -55,19 +53,19 @@ def write_run(root, counts=ALL, draw=random_unit, dim=16, seed=0) -> dict[str, n
         towers.append((name, pa.Table.from_pylist(rows, schema=tower_schema(dim)), about))
         encoded = pa.Table.from_pylist(encoded, schema=embedding_schema(8))
         labels.append((name, encoded, about | {"dim": 8}))
-    write_stage(evaluate.vectors_folder(root, "main"), towers)
-    write_stage(_plan.folder(root, "embed", "hand"), labels)
-    write_stage(_plan.folder(root, "ingest"), [])
+    write_stage(tower_vectors.vectors_folder(root, "main"), towers)
+    write_stage(run_folder.folder(root, "embed", "hand"), labels)
+    write_stage(run_folder.folder(root, "ingest"), [])
     return made
 
 
 def write_stage(folder: str, tables: list) -> None:
     pieces = []
     for name, table, about in tables:
-        written = _store.write_table(f"{folder}/{name}.parquet", table, "hand", about)
+        written = parquet.write_table(f"{folder}/{name}.parquet", table, "hand", about)
         pieces.append({**written, "name": name, "fingerprint": "hand"})
-    index = {"pieces": pieces, "version": _plan.version(pieces)}
-    _store.write_json(f"{folder}/index.json", index)
+    index = {"pieces": pieces, "version": run_folder.version(pieces)}
+    store.write_json(f"{folder}/index.json", index)
 
 
 def recipe_of(**sections) -> Recipe:
@@ -78,8 +76,8 @@ def ranked(root, recipe=None) -> tuple[list[dict], dict[str, float]]:
     """Every query's ranking and the averages."""
     plan = evaluate.plan(recipe or recipe_of(), str(root), "main")
     finish(plan, evaluate.write_rankings)
-    rows = [row for piece in plan.pieces for row in _store.read_table(piece.output).to_pylist()]
-    return rows, evaluate.metrics(plan)
+    rows = [row for piece in plan.pieces for row in parquet.read_table(piece.output).to_pylist()]
+    return rows, results.metrics(plan)
 
 
 def candidates_of(vectors: dict, query: str) -> list[str]:
@@ -150,7 +148,9 @@ def test_label_ndcg_is_that_of_a_slow_loop(tmp_path, reduce):
     rows, _ = ranked(tmp_path, recipe_of(label={"reduce": reduce}))
     encoded = {}
     for name in TEST:
-        table = _store.read_table(_plan.folder(str(tmp_path), "embed", "hand", f"{name}.parquet"))
+        table = parquet.read_table(
+            run_folder.folder(str(tmp_path), "embed", "hand", f"{name}.parquet")
+        )
         for row in table.to_pylist():
             encoded[row["caption_id"]] = unit(np.array(row["vector"], np.float64))
 
@@ -190,7 +190,7 @@ def test_ranks_do_not_depend_on_how_the_split_is_cut_into_shards_and_blocks(
     run_of_random_vectors, tmp_path, monkeypatch
 ):
     _, _, rows, metrics = run_of_random_vectors
-    monkeypatch.setattr(_ranking, "BLOCK", 2)
+    monkeypatch.setattr(ranking, "BLOCK", 2)
     write_run(tmp_path)
     small = ranked(tmp_path, recipe_of(evaluate={"top_k": 5}))
     for row, other in zip(rows, small[0], strict=True):
@@ -208,7 +208,7 @@ def test_truth_ndcg_is_that_of_the_true_relevance_where_the_source_knows_it(tmp_
         facts |= dict(zip(own, known, strict=False))
     rows = [{"id": id_, "facts": fact} for id_, fact in facts.items()]
     table = pa.Table.from_pylist(rows, schema=TRUTH)
-    write_stage(_plan.folder(str(tmp_path), "ingest"), [("truth-00000", table, {})])
+    write_stage(run_folder.folder(str(tmp_path), "ingest"), [("truth-00000", table, {})])
 
     truth = drawn.relevance([facts[i] for i in images], [facts[t] for t in texts])
     rankings, metrics = ranked(tmp_path)
@@ -258,18 +258,18 @@ def test_ties_are_those_of_the_dense_formulas_wherever_the_list_ends(tmp_path, t
     vectors = write_run(tmp_path, draw=one_of_three)
     recipe = recipe_of(evaluate={"top_k": top_k, "ndcg_at": ndcg_at})
     plan = evaluate.plan(recipe, str(tmp_path), "main")
-    graded = _ranking.Graded(plan.pieces[0].inputs)
+    graded = ranking.Graded(plan.pieces[0].inputs)
     for row in ranked(tmp_path, recipe)[0]:
         query = row["query_id"]
         ids = candidates_of(vectors, query)
         sides = [torch.tensor(np.array([vectors[i] for i in side])) for side in ([query], ids)]
-        scores = _ranking.scores(*sides)
+        scores = retrieval_scores.scores(*sides)
         own = torch.tensor([[image_of(i) == image_of(query) for i in ids]])
         relevance = graded(row["direction"], [query])["ndcg_label"]
-        expected = dense.ndcg(scores, relevance, k=ndcg_at).item()
+        expected = ndcg(scores, relevance, k=ndcg_at).item()
         assert row["ndcg_label"] == pytest.approx(expected)
-        assert row["rank"] == dense.expected_rank(scores, own).item()
-        assert row["R_at_5"] == pytest.approx(dense.recall_at(scores, own, 5).item())
+        assert row["rank"] == expected_rank(scores, own).item()
+        assert row["R_at_5"] == pytest.approx(recall_at(scores, own, 5).item())
         assert len(row["candidate_id"]) == min(top_k, len(ids))
 
 
@@ -288,13 +288,13 @@ def test_rankings_that_are_finished_are_not_written_again(tmp_path):
 
 def test_a_pair_is_positive_where_both_belong_to_one_image():
     queries, candidates = ["b", "x", "a"], ["a", "b", "a", "c"]
-    found = _ranking.own(queries, candidates)
+    found = retrieval_scores.own(queries, candidates)
     expected = [(i, j) for i, q in enumerate(queries) for j, c in enumerate(candidates) if q == c]
     assert sorted(zip(*(rows.tolist() for rows in found), strict=True)) == expected
 
 
 def vectors_of(root, *names) -> Vectors:
-    folder = evaluate.vectors_folder(str(root), "main")
+    folder = tower_vectors.vectors_folder(str(root), "main")
     return Vectors.read(tuple(f"{folder}/{name}.parquet" for name in names), str(root))
 
 

@@ -4,19 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import recipes as _recipes
-from pipeline.evaluation import evaluate
-from pipeline.evaluation import task_memory as _task_memory
+from jobs.cli import recipes
+from pipeline.evaluation import evaluate, task_memory, tower_vectors
 from pipeline.labels import embed
 from pipeline.labels.encoders import sentences
 from pipeline.reranking import rerank
-from pipeline.storage import plan as _plan
+from pipeline.storage import run_folder
 
 
 @pytest.fixture
 def finished(finished_run):
     """The settings and the folder of a finished run."""
-    ((_, recipe),) = _recipes.saved(finished_run, {}, None)
+    ((_, recipe),) = recipes.saved(finished_run, {}, None)
     return recipe, finished_run
 
 
@@ -30,15 +29,15 @@ def test_embedding_takes_the_encoders_files(finished):
 
 def test_vectors_take_the_decoded_pictures_or_the_regions_and_the_model(finished):
     recipe, root = finished
-    shards = _plan.read_index(_plan.folder(root, "shard"))
-    model = _plan.read_index(_plan.folder(root, "train", "main"))
-    (entry,) = _plan.of_split(shards, "test")
+    shards = run_folder.read_index(run_folder.folder(root, "shard"))
+    model = run_folder.read_index(run_folder.folder(root, "train", "main"))
+    (entry,) = run_folder.of_split(shards, "test")
     weights = model["pieces"][0]["files"]["model.safetensors"]["bytes"]
     pixels = 3 * recipe.model.image_size**2 * entry["samples"]
-    by_name = {p.name: p.memory for p in evaluate.plan_vectors(recipe, root, "main").pieces}
+    by_name = {p.name: p.memory for p in tower_vectors.plan_vectors(recipe, root, "main").pieces}
     assert pixels + weights < by_name[entry["name"]] < 2 * (pixels + 2 * weights)
     regions = recipe.model.model_copy(update={"image": "regions"})
-    held = _task_memory.of_vectors(entry, recipe.model_copy(update={"model": regions}), model)
+    held = task_memory.of_vectors(entry, recipe.model_copy(update={"model": regions}), model)
     assert held - by_name[entry["name"]] == entry["files"][f"{entry['name']}.tar"]["bytes"] - pixels
 
 
@@ -52,13 +51,13 @@ def test_rankings_take_more_where_other_scores_are_made_and_re_ranking_asks_for_
 
 def test_rankings_of_coco_take_what_was_measured():
     """5,000 images with 25,000 captions, 2,000 images in the bank: MB above a small one's."""
-    _, recipe = _recipes.resolve("drawn", {"rerank": {"bank_images": 2000}}, None)[0]
+    _, recipe = recipes.resolve("drawn", {"rerank": {"bank_images": 2000}}, None)[0]
 
     def megabytes(dim: int, judged: int, scored: bool) -> float:
         model = recipe.model.model_copy(update={"dim": dim})
         entries = [{"images": 5000, "captions": 25_000, "dim": judged}]
         own = recipe.model_copy(update={"model": model})
-        return _task_memory.of_rankings(entries, entries, own, scored) / 1e6
+        return task_memory.of_rankings(entries, entries, own, scored) / 1e6
 
     assert megabytes(1024, 384, False) - megabytes(256, 384, False) == pytest.approx(153, rel=0.1)
     assert megabytes(256, 1024, False) - megabytes(256, 384, False) == pytest.approx(247, rel=0.1)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.formulas.kernels import rows as _rows
+from pipeline.formulas.kernels.rows import CACHE
 from pipeline.formulas.losses import GRADED, LOSSES, both_directions
 from pipeline.formulas.losses.kendall import pair_count
 from tests import reference
@@ -237,7 +237,7 @@ def test_both_directions_by_blocks_is_the_sum_of_the_two(name, monkeypatch):
     plain, blocked = scores.clone().requires_grad_(), scores.clone().requires_grad_()
     rows = LOSSES[name](plain, target, mask_QN=mask).mean()
     whole = (rows + LOSSES[name](plain.T, target.T, mask_QN=mask.T).mean()) / 2
-    monkeypatch.setitem(_rows.CACHE, "cpu", 2)  # so that blocks are of two rows
+    monkeypatch.setitem(CACHE, "cpu", 2)  # so that blocks are of two rows
     both = both_directions(name, blocked, target, mask_QN=mask)
     torch.testing.assert_close(both, whole)
     whole.backward()

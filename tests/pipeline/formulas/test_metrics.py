@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from pipeline.formulas import metrics
-from pipeline.formulas.kernels import pairs as _pairs
-from pipeline.formulas.kernels import rows as _rows
-from pipeline.formulas.kernels import sort as _sort
+from pipeline.formulas.kernels import pairs, sort
 from pipeline.formulas.kernels.pairs import inversions
+from pipeline.formulas.kernels.rows import CACHE
 from pipeline.formulas.kernels.sort import largest, order_of_rows, sort_rows_
 from pipeline.formulas.losses import LOSSES, smooth_ndcg
 from tests import reference
@@ -200,7 +199,7 @@ either_way = pytest.mark.parametrize("numba", [True, False], ids=["numba", "torc
 def passes(numba, monkeypatch):
     """With numba's passes, or as if it were not installed."""
     if not numba:
-        for module in (_sort, _pairs, metrics):
+        for module in (sort, pairs, metrics):
             monkeypatch.setattr(module, "compiled", lambda: None)
 
 
@@ -244,7 +243,7 @@ def test_long_rows_are_ordered_as_by_a_stable_sort(dtype, passes):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_ndcg_of_long_rows_is_that_of_scikit_learn(k, dtype, passes, monkeypatch):
     """By blocks of rows, with ties across place k, masked candidates and a NaN."""
-    monkeypatch.setitem(_rows.CACHE, "cpu", 3000)
+    monkeypatch.setitem(CACHE, "cpu", 3000)
     generator = torch.Generator().manual_seed(0)
     scores, relevance = torch.rand(2, 7, 1500, generator=generator, dtype=dtype)
     scores[::2] = (20 * scores[::2]).round() / 20

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.formulas.kernels import rows as _rows
 from pipeline.formulas.kernels.binned import REACH
+from pipeline.formulas.kernels.rows import CACHE
 from pipeline.formulas.kernels.smooth_rank import Exact, smooth_rank, stepper
 from pipeline.formulas.losses import both_directions, smooth_ndcg
 from tests import reference
@@ -118,7 +118,7 @@ def test_chunks_and_rows_do_not_show(monkeypatch):
     mask = torch.rand(7, 23, generator=torch.manual_seed(2)) < 0.7
     results = []
     for cache in (1, 40, 23 * 23 * 3, 2**20):
-        monkeypatch.setitem(_rows.CACHE, "cpu", cache)
+        monkeypatch.setitem(CACHE, "cpu", cache)
         for method in ("chunked", "binned"):
             own = scores.clone().requires_grad_()
             rank = smooth_rank(own, tau=0.1, method=method, mask_QN=mask, error=1e-6)

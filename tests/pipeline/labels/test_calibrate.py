@@ -13,12 +13,10 @@ from sklearn.metrics import roc_auc_score
 
 from jobs.cli.main import main
 from pipeline.errors import InputError
-from pipeline.labels import agreement as _agreement
-from pipeline.labels import calibrate, label
-from pipeline.labels import judged_pairs as _judged
+from pipeline.labels import agreement, calibrate, judged_pairs, label
 from pipeline.labels.calibrate import Candidate
-from pipeline.labels.caption_vectors import cosine_map
 from pipeline.labels.judged_pairs import Judged
+from pipeline.labels.maps import cosine_map
 from schemas.settings import CalibrateSettings, LabelSettings, Recipe
 from tests.helpers.relevance_lists import COUNTS, embeddings
 
@@ -27,17 +25,17 @@ def test_measures_are_those_of_a_sample_drawn_again():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 12, 80) / 12, rng.integers(0, 6, 80) / 5  # many ties
     images = np.array([f"i{n // 3}" for n in range(80)])
-    weights = _agreement.resamples(images, 20, 1)
+    weights = agreement.resamples(images, 20, 1)
     assert (weights[0] == 1).all()
     assert all(np.ptp(weights[r][images == i]) == 0 for r in range(21) for i in set(images))
-    found = _agreement.measured(x, y, weights, 0.6)
+    found = agreement.measured(x, y, weights, 0.6)
     for r, weight in enumerate(weights.astype(int)):
         a, b = np.repeat(x, weight), np.repeat(y, weight)
         assert found["spearman"][r] == pytest.approx(stats.spearmanr(a, b).statistic)
         assert found["pearson"][r] == pytest.approx(stats.pearsonr(a, b).statistic)
         assert found["auc"][r] == pytest.approx(roc_auc_score(b >= 0.6, a))
         assert found["error"][r] == pytest.approx(np.sqrt(((a - b) ** 2).mean()))
-    value, low, high = _agreement.interval(found["spearman"])
+    value, low, high = agreement.interval(found["spearman"])
     assert value == found["spearman"][0] and low < high
 
 
@@ -54,9 +52,9 @@ def judged(count=600, images=120, seed=0, cross=0.2) -> Judged:
 
 def candidate(name: str, cosine_LE, pairs: Judged, settings: CalibrateSettings) -> Candidate:
     out = Candidate(name, cosine_LE, pairs, "max")
-    weights = _agreement.resamples(pairs.image_P2[:, 0], settings.resamples, 0)
+    weights = agreement.resamples(pairs.image_P2[:, 0], settings.resamples, 0)
     for map_, r in out.held_out(calibrate.folds(pairs, settings)).items():
-        out.rows[map_] = _agreement.measured(r, pairs.judgement_P, weights, 0.6)
+        out.rows[map_] = agreement.measured(r, pairs.judgement_P, weights, 0.6)
     return out
 
 
@@ -97,7 +95,7 @@ def test_weights_are_of_what_helps_and_the_ensemble_is_better():
     singles = [candidate(f"e{n}", cosines[:, [n]], pairs, settings) for n in range(3)]
     both = candidate(calibrate.ENSEMBLE, cosines, pairs, settings)
     gain = both.rows["clip"]["spearman"] - singles[0].rows["clip"]["spearman"]
-    assert _agreement.interval(gain)[1] > 0
+    assert agreement.interval(gain)[1] > 0
 
 
 def test_the_weight_of_a_mean_of_links_is_that_of_each():
@@ -159,7 +157,7 @@ def data(tmp_path_factory):
 def test_pairs_are_read_with_captions_from_either_file(data, tmp_path):
     judgements = str(data / "judged.csv")
     read = [
-        _judged.read(CalibrateSettings(judgements=judgements, captions=str(data / name)), "")
+        judged_pairs.read(CalibrateSettings(judgements=judgements, captions=str(data / name)), "")
         for name in ("captions.csv", "captions.jsonl.gz")
     ]
     for found in read:
@@ -173,7 +171,7 @@ def test_an_image_is_compared_by_its_other_captions(data, tmp_path):
     judgements = tmp_path / "judged.csv"
     judgements.write_text("image_id,caption_id,score\ni0,c0-1,5\ni0,c7-2,1\ni9,c8-0,0\n")
     captions = str(data / "captions.csv")
-    found = _judged.read(
+    found = judged_pairs.read(
         CalibrateSettings(judgements=str(judgements), captions=captions, highest=5), ""
     )
     text = {row[1]: row[2] for row in csv.reader(Path(captions).read_text().splitlines())}
@@ -207,19 +205,19 @@ def test_judgements_that_are_none_are_told(data, tmp_path, text, more, message):
         judgements=str(tmp_path / "judged.csv"), captions=str(data / "captions.csv"), **more
     )
     with pytest.raises(InputError, match=message):
-        _judged.read(settings, "")
+        judged_pairs.read(settings, "")
 
 
 def test_files_that_are_not_there_are_told(data, tmp_path):
     with pytest.raises(InputError, match="give --judgements FILE"):
-        _judged.read(CalibrateSettings(), "")
+        judged_pairs.read(CalibrateSettings(), "")
     with pytest.raises(InputError, match="there is no file .*gone.csv"):
-        _judged.read(CalibrateSettings(judgements=str(tmp_path / "gone.csv")), "")
+        judged_pairs.read(CalibrateSettings(judgements=str(tmp_path / "gone.csv")), "")
     settings = {"judgements": str(data / "judged.csv"), "captions": str(data / "judged.csv")}
     with pytest.raises(InputError, match="holds no captions"):
-        _judged.read(CalibrateSettings(**settings), "")
+        judged_pairs.read(CalibrateSettings(**settings), "")
     with pytest.raises(InputError, match="run `halftone shard` first"):
-        _judged.read(CalibrateSettings(judgements=str(data / "judged.csv")), str(tmp_path))
+        judged_pairs.read(CalibrateSettings(judgements=str(data / "judged.csv")), str(tmp_path))
 
 
 def test_the_command_writes_maps_that_label_reads(data, tmp_path, tiny_encoder, ray_here, capsys):

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.labels import decisions as _judgements
-from pipeline.labels import label
+from pipeline.labels import decisions, label
 from pipeline.labels.caption_vectors import Captions, graded
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder
 from pipeline.training.distributed import World
 from pipeline.training.objective import Objective
 from schemas.settings import LabelSettings, Recipe
@@ -119,7 +117,9 @@ def test_what_people_decided_stands_in_the_lists(tmp_path, top_k):
 
 def test_what_people_decided_stands_in_training_and_evaluation(tmp_path):
     embeddings(str(tmp_path), COUNTS)
-    uris = tuple(_plan.folder(str(tmp_path), "embed", "hand", f"{name}.parquet") for name in COUNTS)
+    uris = tuple(
+        run_folder.folder(str(tmp_path), "embed", "hand", f"{name}.parquet") for name in COUNTS
+    )
     captions = Captions.read(uris, str(tmp_path))
     uri = written(
         tmp_path,
@@ -169,7 +169,7 @@ def test_what_people_decided_stands_in_training_and_evaluation(tmp_path):
 def test_a_table_of_decisions_that_is_none_is_refused(tmp_path, text, message):
     uri = written(tmp_path, "decided.csv", text)
     with pytest.raises(InputError, match=message):
-        _judgements.overrides(uri)
+        decisions.overrides(uri)
 
 
 def test_files_count_by_their_contents(tmp_path):
@@ -187,5 +187,5 @@ def test_files_count_by_their_contents(tmp_path):
     assert len(label.plan(recipe, root).pending) == len(COUNTS)
     assert label.depends_on(recipe.label) != before
     finish(label.plan(recipe, root), label.write_relevance)
-    lists = _store.read_table(label.plan(recipe, root).pieces[0].output).to_pylist()
+    lists = parquet.read_table(label.plan(recipe, root).pieces[0].output).to_pylist()
     assert np.float16(0.5) in lists[0]["relevance"]

@@ -16,8 +16,7 @@ from jobs.cli.main import main
 from pipeline.errors import InputError, StageMissing
 from pipeline.labels import embed
 from pipeline.labels.encoders import sentences
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from schemas.settings import EmbedSettings, Recipe
 from tests.helpers.stages import SCENES, finish, sharded, without_the_second_shard
 
@@ -54,17 +53,21 @@ def root(embedded, tmp_path) -> str:
 
 
 def rows_of(root, stage, name, *folders) -> list[dict]:
-    return _store.read_table(_plan.folder(root, stage, *folders, f"{name}.parquet")).to_pylist()
+    return parquet.read_table(
+        run_folder.folder(root, stage, *folders, f"{name}.parquet")
+    ).to_pylist()
 
 
 def texts_of(root: str, split: str) -> list[str]:
-    names = [e["name"] for e in _plan.of_split(_plan.read_index(f"{root}/2-shards"), split)]
+    names = [
+        e["name"] for e in run_folder.of_split(run_folder.read_index(f"{root}/2-shards"), split)
+    ]
     return [c["text"] for n in names for s in rows_of(root, "shard", n) for c in s["captions"]]
 
 
 def vectors_of(root: str, split: str, label: str) -> np.ndarray:
-    index = _plan.read_index(f"{root}/3-embeddings/{label}")
-    names = [e["name"] for e in _plan.of_split(index, split)]
+    index = run_folder.read_index(f"{root}/3-embeddings/{label}")
+    names = [e["name"] for e in run_folder.of_split(index, split)]
     return np.array([row["vector"] for n in names for row in rows_of(root, "embed", n, label)])
 
 
@@ -76,7 +79,7 @@ def files_of(root: str, label: str) -> dict[str, bytes]:
 
 
 def test_embeddings_are_unit_vectors_in_the_order_of_the_sidecar(embedded):
-    for entry in _plan.read_index(f"{embedded}/2-shards")["pieces"]:
+    for entry in run_folder.read_index(f"{embedded}/2-shards")["pieces"]:
         samples = rows_of(embedded, "shard", entry["name"])
         expected = [(c["caption_id"], s["image_id"]) for s in samples for c in s["captions"]]
         found = rows_of(embedded, "embed", entry["name"], "tiny")
@@ -92,7 +95,7 @@ def test_an_embedding_is_the_encoder_s_own_vector_of_the_caption(embedded, tiny_
 
 
 def test_embeddings_say_which_encoder_made_them(embedded, tiny_encoder):
-    table = _store.read_table(f"{embedded}/3-embeddings/tiny/val-000000.parquet")
+    table = parquet.read_table(f"{embedded}/3-embeddings/tiny/val-000000.parquet")
     assert table.schema.metadata[b"halftone.encoder"].decode() == tiny_encoder
     weights = table.schema.metadata[b"halftone.weights"].decode()
     assert weights == sentences.fingerprint(tiny_encoder)
@@ -155,7 +158,7 @@ def test_a_shard_of_which_nothing_was_accepted_has_no_embeddings(recipe, tmp_pat
     ensemble = EmbedSettings(encoder="ensemble", members={tiny: 1, "lsa-8": 1, "trigrams-9": 1})
     run_all(ensemble, root)
     for label, dim in (("tiny", 32), ("lsa-8", 8), ("trigrams-9", 9), ("ensemble", 49)):
-        pieces = _plan.read_index(f"{root}/3-embeddings/{label}")["pieces"]
+        pieces = run_folder.read_index(f"{root}/3-embeddings/{label}")["pieces"]
         assert [p["captions"] > 0 for p in pieces] == [True, False, True, True, True]
         assert {p["dim"] for p in pieces} == {dim}
 
@@ -195,15 +198,15 @@ def test_other_terms_make_its_embeddings_again(root):
     assert run_all(settings, root) == [1, 5]
     fewer = settings.model_copy(update={"fit_captions": 20})
     assert run_all(fewer, root) == [1, 5]
-    [terms] = _plan.read_index(f"{root}/3-embeddings/tfidf-16/fitted")["pieces"]
+    [terms] = run_folder.read_index(f"{root}/3-embeddings/tfidf-16/fitted")["pieces"]
     assert terms["captions"] == 20
 
 
 def test_without_train_captions_nothing_is_fitted(root):
     uri = f"{root}/2-shards/index.json"
-    index = _store.read_json(uri)
-    index["pieces"] = _plan.of_split(index, "test")
-    _store.write_json(uri, index)
+    index = store.read_json(uri)
+    index["pieces"] = run_folder.of_split(index, "test")
+    store.write_json(uri, index)
     with pytest.raises(InputError, match="there is no train split"):
         run_all(EmbedSettings(encoder="lsa"), root)
     with pytest.raises(InputError, match="is fitted in a run folder; name one"):
@@ -309,13 +312,13 @@ def test_an_encoder_that_tells_nothing_apart_stops_the_stage(root, recipe, monke
 
 def test_captions_that_repeat_stop_the_stage(root, recipe):
     uri = f"{root}/2-shards/train-000000.parquet"
-    table = _store.read_table(uri)
+    table = parquet.read_table(uri)
     captions = table["captions"].to_pylist()
     for caption in captions[0]:
         caption["text"] = "again"
     place = table.schema.get_field_index("captions")
     table = table.set_column(place, table.schema.field(place), [captions])
-    _store.write_table(uri, table, "changed", {})
+    parquet.write_table(uri, table, "changed", {})
     settings = EmbedSettings(encoder=recipe.embed.encoder, max_duplicates=0, prompt="other")
     with pytest.raises(InputError, match="of the captions repeat another of their shard"):
         run_all(settings, root)

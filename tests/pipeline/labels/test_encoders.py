@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from pipeline.errors import InputError
 from pipeline.labels import encoders
 from pipeline.labels.encoders import cross, fitted, sentences
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import EmbedSettings
 
 WORDS = ["an", "the", "red", "blue", "dog", "cat", "boy", "ball", "park", "runs", "sits", "near"]
@@ -204,7 +204,7 @@ def test_the_packaged_encoder_is_the_one_it_is_called_after(monkeypatch):
     path = sentences.path(sentences.PACKAGED)
     assert path is not None, "install halftone-itr[minilm]"
     weights = (path / "model.safetensors").read_bytes()
-    assert _store.sha256(weights) == sentences.PACKAGED_SHA256
+    assert store.sha256(weights) == sentences.PACKAGED_SHA256
     sentences.fingerprint.cache_clear()
     monkeypatch.setattr(sentences, "PACKAGED_SHA256", "0" * 64)
     with pytest.raises(InputError, match="other weights than all-MiniLM-L6-v2.*reinstall"):

@@ -10,14 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.labels import embed, label
-from pipeline.labels import relevance_lists as _lists
+from pipeline.labels import embed, label, relevance_lists
 from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import sentences
 from pipeline.labels.relevance_lists import Direction, Lists
-from pipeline.sharding import shard
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.sharding import sidecar
+from pipeline.storage import run_folder
+from pipeline.storage.parquet import read_table, write_table
 from pipeline.storage.vector_columns import vector_column
 from schemas.relevance import ENCODINGS
 from schemas.settings import LabelSettings, Recipe
@@ -33,7 +32,13 @@ def recipe(tiny_encoder) -> Recipe:
 def test_a_shard_of_which_nothing_was_accepted_has_no_embeddings_and_no_labels(recipe, tmp_path):
     root = str(tmp_path)
     without_the_second_shard(recipe, root)
-    assert [e["samples"] for e in _plan.read_index(f"{root}/2-shards")["pieces"]] == [5, 0, 2, 3, 4]
+    assert [e["samples"] for e in run_folder.read_index(f"{root}/2-shards")["pieces"]] == [
+        5,
+        0,
+        2,
+        3,
+        4,
+    ]
     index = finish(embed.plan(recipe, root), embed.write_embeddings)
     assert [entry["captions"] > 0 for entry in index["pieces"]] == [True, False, True, True, True]
     index = finish(label.plan(recipe, root), label.write_relevance)
@@ -126,7 +131,9 @@ def test_every_pair_is_counted_in_a_histogram(tmp_path_factory, counts, seed, ma
 
 def test_held_out_positives_are_those_of_a_slow_loop(tmp_path):
     captions = embeddings(str(tmp_path), COUNTS)
-    uris = tuple(_plan.folder(str(tmp_path), "embed", "hand", f"{name}.parquet") for name in COUNTS)
+    uris = tuple(
+        run_folder.folder(str(tmp_path), "embed", "hand", f"{name}.parquet") for name in COUNTS
+    )
     everyone = Captions.read(uris, str(tmp_path))
     for how in (LabelSettings(), LabelSettings(map="half", reduce="mean")):
         found = everyone.held_out(everyone.image_ids, how).tolist()
@@ -206,23 +213,23 @@ def test_a_pair_takes_no_more_than_four_bytes(tmp_path):
     queries, k, gallery = 2000, 64, 500_000
     rng = np.random.default_rng(0)
     captions = embeddings(str(tmp_path), {"train-000000": [1] * queries})
-    uri = _plan.folder(str(tmp_path), "embed", "hand", "train-000000.parquet")
+    uri = run_folder.folder(str(tmp_path), "embed", "hand", "train-000000.parquet")
     mine = Captions.read((uri,), "random ids")
     lists = Lists(
         torch.from_numpy(rng.normal(0.4, 0.1, (queries, k)).clip(0, 1)).float(),
         torch.from_numpy(rng.integers(0, gallery, (queries, k), np.int32)),
     )
     table = label._table(Direction("t2i", mine, mine, LabelSettings()), lists)
-    written = _store.write_table(f"{tmp_path}/l.parquet", table, "f", {}, encodings=ENCODINGS)
+    written = write_table(f"{tmp_path}/l.parquet", table, "f", {}, encodings=ENCODINGS)
     with_ids = written["files"]["l.parquet"]["bytes"]
-    written = _store.write_table(f"{tmp_path}/i.parquet", table.select(["query_id"]), "f", {})
+    written = write_table(f"{tmp_path}/i.parquet", table.select(["query_id"]), "f", {})
     pairs = sum(len(row) for row in table["candidate"].to_pylist())
     assert len(captions) == queries and pairs == queries * k
     assert (with_ids - written["files"]["i.parquet"]["bytes"]) / pairs < 4
     parquet = pq.ParquetFile(f"{tmp_path}/l.parquet").metadata.row_group(0)
     encodings = {parquet.column(c).path_in_schema: parquet.column(c).encodings for c in range(4)}
     assert all(encoding in encodings[column] for column, encoding in ENCODINGS.items())
-    back = _store.read_table(f"{tmp_path}/l.parquet")
+    back = read_table(f"{tmp_path}/l.parquet")
     row, order = lists.row_QK.sort(dim=1)
     assert np.array_equal(np.stack(back["candidate"].to_numpy()), row.numpy())
     error = np.stack(back["relevance"].to_numpy()) - lists.relevance_QK.gather(1, order).numpy()
@@ -260,7 +267,7 @@ def test_a_cross_encoder_scores_the_lists_again(recipe, tmp_path, monkeypatch, r
         words = [(set(a.split()), set(b.split())) for a, b in pairs]
         return np.array([len(a & b) / len(a | b) for a, b in words], np.float32)
 
-    monkeypatch.setattr(_lists, "rescore", overlap)
+    monkeypatch.setattr(relevance_lists, "rescore", overlap)
     weights = tmp_path / "cross"
     weights.mkdir()
     (weights / "weights").write_text("some")
@@ -274,12 +281,14 @@ def test_a_cross_encoder_scores_the_lists_again(recipe, tmp_path, monkeypatch, r
     samples = [
         sample
         for name in ("test-000000",)
-        for sample in shard.read_sidecar(_plan.folder(root, "shard", f"{name}.parquet")).to_pylist()
+        for sample in sidecar.read_sidecar(
+            run_folder.folder(root, "shard", f"{name}.parquet")
+        ).to_pylist()
     ]
     texts = [[c["text"] for c in sample["captions"]] for sample in samples]
     flat = {c["caption_id"]: c["text"] for sample in samples for c in sample["captions"]}
     piece = next(piece for piece in plan.pieces if piece.name == "test-000000")
-    lists = _store.read_table(piece.output).to_pylist()
+    lists = read_table(piece.output).to_pylist()
     assert lists
     for row in lists:
         if row["direction"] != "t2i":

@@ -20,10 +20,14 @@ from transformers import (
 
 from pipeline import models as towers
 from pipeline.models import TwoTower
-from pipeline.training import train
+from pipeline.training import saved_model
 from schemas.settings import ModelSettings
 from tests.helpers.stages import TINY
-from tests.pipeline.training.test_train import data, fit, recipe_with  # noqa: F401  (a fixture, and its users)
+from tests.pipeline.training.test_train import (
+    data,  # noqa: F401  (a fixture, and its users)
+    fit,  # noqa: F401  (a fixture, and its users)
+    recipe_with,  # noqa: F401  (a fixture, and its users)
+)
 
 SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
 SIDE |= {"num_attention_heads": 2}
@@ -218,7 +222,7 @@ def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa:
     flags += ["--model.pretrained", str(folder), "--model.freeze", "1", "--train.epochs", "1"]
     fit(recipe_with(recipe.embed.encoder, *TINY, *flags), root, "clip")
     shutil.rmtree(folder)
-    model, vocabulary, _ = train.load_model(f"{root}/5-model/clip")
+    model, vocabulary, _ = saved_model.load_model(f"{root}/5-model/clip")
     with torch.inference_mode():
         images, texts = model(pictures(), *vocabulary.encode(CAPTIONS, 64))
     assert images.shape == texts.shape == (3, 24)

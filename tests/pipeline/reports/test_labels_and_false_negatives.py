@@ -16,11 +16,9 @@ from scipy import stats
 from jobs.cli.main import main
 from pipeline.labels import embed, label
 from pipeline.labels.caption_vectors import Captions
-from pipeline.reports import false_negatives
-from pipeline.reports import labels as label_report
+from pipeline.reports import false_negatives, labels
 from pipeline.sharding.reading import Shards
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import run_folder, store
 from schemas.settings import Recipe
 from tests.helpers.stages import finish, sharded
 
@@ -56,8 +54,8 @@ def run(tmp_path_factory):
 
 def relevance(root: str, recipe: Recipe, split: str) -> tuple[Captions, torch.Tensor]:
     """All captions of a split, and their relevance (M, N) where an image is another's, else -1."""
-    index = _plan.read_index(embed.folder_of(recipe, root))
-    names = [entry["name"] for entry in _plan.of_split(index, split)]
+    index = run_folder.read_index(embed.folder_of(recipe, root))
+    names = [entry["name"] for entry in run_folder.of_split(index, split)]
     uris = tuple(f"{embed.folder_of(recipe, root)}/{name}.parquet" for name in names)
     captions = Captions.read(uris, f"{root} {split}")
     r_MN = captions.relevance(captions.image_ids, recipe.label)
@@ -127,8 +125,8 @@ def test_what_people_fill_in_comes_back_as_relevance_and_stays(run, tmp_path):
     root, recipe = run
     found = false_negatives.suspects(recipe, root)
     uri = f"{false_negatives.label_folder(recipe, root)}/{false_negatives.TABLE}"
-    _store.write_bytes(uri, false_negatives.table(found, recipe, root))
-    rows = list(csv.DictReader(io.StringIO(_store.read_text(uri))))
+    store.write_bytes(uri, false_negatives.table(found, recipe, root))
+    rows = list(csv.DictReader(io.StringIO(store.read_text(uri))))
     assert tuple(rows[0])[: len(false_negatives.COLUMNS)] == false_negatives.COLUMNS
     assert all(row["relevance"] == "" for row in rows)
     rows[0] |= {"relevance": "1", "who": "me"}
@@ -147,13 +145,13 @@ def test_what_people_fill_in_comes_back_as_relevance_and_stays(run, tmp_path):
     again = false_negatives.suspects(recipe, root)
     asked = {(s.image_id, c) for s in again for c in s.caption_ids}
     assert not asked & {(row["image_id"], row["caption_id"]) for row in rows[:2]}
-    _store.write_bytes(uri, false_negatives.table(again, recipe, root))
-    kept = list(csv.DictReader(io.StringIO(_store.read_text(uri))))
+    store.write_bytes(uri, false_negatives.table(again, recipe, root))
+    kept = list(csv.DictReader(io.StringIO(store.read_text(uri))))
     assert [r for r in kept if r["relevance"]] == rows[:2]
     # Lines that wait for an answer do not make the labels anew.
     after = label.plan(recipe, root).pieces
     assert [p.fingerprint for p in before] == [p.fingerprint for p in after]
-    _store.remove(uri)
+    store.remove(uri)
 
 
 PAIRS = st.tuples(st.integers(0, 5), st.integers(0, 5))
@@ -180,19 +178,19 @@ def test_the_best_pairs_are_those_of_a_sort(values, seen, keep):
 
 def test_entropy_and_best_of_lists():
     lists = [[0.5, 0.5], [], [1.0, 0.0, 0.0], [0.3], [0.0, 0.0], [0.2, 0.6, 0.1, 0.1]]
-    entropy, best = label_report.of_lists(pa.array(lists, pa.list_(pa.float16())))
+    entropy, best = labels.of_lists(pa.array(lists, pa.list_(pa.float16())))
     p = np.array([0.2, 0.6, 0.1, 0.1])
     assert entropy == pytest.approx([1, 0, 1, 1, -(p * np.log(p)).sum() / np.log(4)], abs=1e-3)
     assert best == pytest.approx([0.5, 1, 0.3, 0, 0.6], abs=1e-3)
-    assert label_report.of_lists(pa.array([[]], pa.list_(pa.float16())))[0].size == 0
+    assert labels.of_lists(pa.array([[]], pa.list_(pa.float16())))[0].size == 0
 
 
 def test_encoders_agree_with_themselves_and_with_a_slow_loop():
     rng = np.random.default_rng(0)
     one, other = (torch.from_numpy(rng.random((4, 30))) for _ in range(2))
     negative = torch.from_numpy(rng.random((4, 30)) < 0.8)
-    assert label_report.agree(one, one, negative) == (pytest.approx(1), 1)
-    spearman, overlap = label_report.agree(one, other, negative)
+    assert labels.agree(one, one, negative) == (pytest.approx(1), 1)
+    spearman, overlap = labels.agree(one, other, negative)
     values = []
     shared = []
     for a, b, keep in zip(one.numpy(), other.numpy(), negative.numpy(), strict=True):
@@ -204,7 +202,7 @@ def test_encoders_agree_with_themselves_and_with_a_slow_loop():
 
 def test_the_report_counts_what_there_is(run):
     root, recipe = run
-    report = label_report.Report(recipe, root)
+    report = labels.Report(recipe, root)
     captions, r_MN = relevance(root, recipe, "test")
     (i2t, t2i) = report.lists["test"]
     assert (i2t["queries"], t2i["queries"]) == (8, 16)
@@ -220,7 +218,7 @@ def test_the_report_counts_what_there_is(run):
             assert tenth["low"] <= shown["relevance"] <= tenth["high"]
     page = report.page()
     assert "<script" not in page and not re.search(r'(?:src|href)="(?!data:|#)', page)
-    assert label_report.version(recipe, root) in page and "tfidf, trigrams-64" in page
+    assert labels.version(recipe, root) in page and "tfidf, trigrams-64" in page
     metrics = report.metrics()
     assert metrics["test/i2t/entropy"] == i2t["entropy"] and np.isfinite([*metrics.values()]).all()
 
@@ -234,11 +232,11 @@ def test_the_command_leaves_pages_and_table_in_the_folder_and_in_mlflow(run, ray
     argv = ["--recipe", "drawn_tiny", "--root", root, "--encoder", "tfidf", *source]
     names = {"labels.html", "false-negatives.html", "false-negatives.csv"}
     main("label", argv)
-    assert names <= set(_store.list_files(folder))
-    before = {name: _store.stamp(f"{folder}/{name}") for name in names}
+    assert names <= set(store.list_files(folder))
+    before = {name: store.stamp(f"{folder}/{name}") for name in names}
     main("label", argv)
-    assert before == {name: _store.stamp(f"{folder}/{name}") for name in names}
-    ids = _store.read_json(f"{root}/tracking.json")
+    assert before == {name: store.stamp(f"{folder}/{name}") for name in names}
+    ids = store.read_json(f"{root}/tracking.json")
     ((uri, known),) = ids.items()
     client = MlflowClient(uri)
     assert names <= {file.path for file in client.list_artifacts(known["main/label"])}

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs.cli import recipes as _recipes
-from pipeline.evaluation import evaluate
-from pipeline.labels import label
-from pipeline.reports import figures as _figures
-from pipeline.reports import report
+from jobs.cli import recipes
+from pipeline.evaluation import evaluate, tower_vectors
+from pipeline.evaluation import results as evaluation_results
+from pipeline.labels import label as label_stage
+from pipeline.reports import figures, report
+from pipeline.reports import results as report_results
 from pipeline.reports.examples import Showcase
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.settings import Recipe
 from tests.helpers import browser as browsing
@@ -46,9 +46,9 @@ def unit(vector) -> np.ndarray:
 
 def write_stage(folder: str, table: pa.Table, images: int, captions: int) -> None:
     about = {"split": "test", "images": images, "captions": captions, "dim": 16}
-    written = _store.write_table(f"{folder}/test-000000.parquet", table, "hand", about)
+    written = parquet.write_table(f"{folder}/test-000000.parquet", table, "hand", about)
     pieces = [{**written, "name": "test-000000", "fingerprint": "hand"}]
-    _store.write_json(f"{folder}/index.json", {"pieces": pieces, "version": "hand"})
+    store.write_json(f"{folder}/index.json", {"pieces": pieces, "version": "hand"})
 
 
 def write_vectors(root: str, caption_of: dict[str, str]) -> None:
@@ -65,9 +65,9 @@ def write_vectors(root: str, caption_of: dict[str, str]) -> None:
         embeddings.append({"caption_id": caption_id, "image_id": image_id, "vector": vector})
     count = len(caption_of)
     table = pa.Table.from_pylist(towers, schema=tower_schema(16))
-    write_stage(evaluate.vectors_folder(root, "main"), table, count, count)
+    write_stage(tower_vectors.vectors_folder(root, "main"), table, count, count)
     table = pa.Table.from_pylist(embeddings, schema=embedding_schema(8))
-    write_stage(_plan.folder(root, "embed", "hand"), table, count, count)
+    write_stage(run_folder.folder(root, "embed", "hand"), table, count, count)
 
 
 @pytest.fixture(scope="module")
@@ -91,22 +91,22 @@ def large(tmp_path_factory) -> tuple[str, Recipe]:
         report={"queries": IMAGES},
     )
     sharded(recipe, root)
-    sidecar = _store.read_table(f"{root}/2-shards/test-000000.parquet").to_pylist()
+    sidecar = parquet.read_table(f"{root}/2-shards/test-000000.parquet").to_pylist()
     write_vectors(str(root), {r["image_id"]: r["captions"][0]["caption_id"] for r in sidecar})
-    labels = label.plan(recipe, str(root))
-    index = finish(labels, label.write_relevance)
-    found = label.calibration(index["pieces"])
-    _store.write_json(_store.join(labels.folder, "calibration.json"), found)
+    labels = label_stage.plan(recipe, str(root))
+    index = finish(labels, label_stage.write_relevance)
+    found = label_stage.calibration(index["pieces"])
+    store.write_json(store.join(labels.folder, "calibration.json"), found)
     plan = evaluate.plan(recipe, str(root), "main")
     finish(plan, evaluate.write_rankings)
     shutil.copytree(root / "6-rankings/main", root / "8-reranked/main")
-    metrics = evaluate.metrics(plan)
+    metrics = evaluation_results.metrics(plan)
     for stage, protocol in (("6-rankings", {}), ("8-reranked", {"rerank": "hand"})):
         intervals = {"rsum": [metrics["rsum"] - 1.25, metrics["rsum"] + 2.5]}
         found = {"metrics": metrics, "intervals": intervals, "protocol": plan.settings | protocol}
-        _store.write_json(f"{root}/{stage}/main/metrics.json", found)
+        store.write_json(f"{root}/{stage}/main/metrics.json", found)
     records = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0, "val/rsum": 9.0}]
-    _store.write_json(f"{root}/5-model/main/history.json", {"records": records})
+    store.write_json(f"{root}/5-model/main/history.json", {"records": records})
     return str(root), recipe
 
 
@@ -155,23 +155,23 @@ def test_it_shows_every_part(page):
 
 
 def test_intervals_stand_below_their_numbers(page, large):
-    metrics = _store.read_json(f"{large[0]}/6-rankings/main/metrics.json")["metrics"]
+    metrics = store.read_json(f"{large[0]}/6-rankings/main/metrics.json")["metrics"]
     rsum = metrics["rsum"]
     assert f"{rsum:.1f}<small>{rsum - 1.25:.1f}–{rsum + 2.5:.1f}</small>" in page
     assert "95 % interval" in page
-    columns, rows = report.table(large[0], ["main"])
+    columns, rows = report_results.table(large[0], ["main"])
     at = columns.index("i2t R@1")
     assert rows[0][at]["text"] == f"{metrics['i2t_R_at_1']:.1f}" and not rows[0][at]["interval"]
 
 
 def test_recall_by_relevance_is_that_of_a_plain_count(large, monkeypatch):
     root, recipe = large
-    monkeypatch.setattr(_figures, "QUERIES", 40)
-    monkeypatch.setattr(_figures, "FEWEST", 1)
-    graded = _figures.graded_of(recipe, root, "main")
-    ranked = _figures.rankings(f"{root}/6-rankings/main", "t2i")
+    monkeypatch.setattr(figures, "QUERIES", 40)
+    monkeypatch.setattr(figures, "FEWEST", 1)
+    graded = figures.graded_of(recipe, root, "main")
+    ranked = figures.rankings(f"{root}/6-rankings/main", "t2i")
     assert len(ranked) == IMAGES
-    found = _figures.recall_by_relevance(ranked, graded)
+    found = figures.recall_by_relevance(ranked, graded)
     there, early = [0] * 10, [0] * 10
     for row in ranked.to_pylist()[::25]:
         (relevance,) = graded("t2i", [row["query_id"]])["ndcg_label"].tolist()
@@ -223,24 +223,24 @@ def test_seeds_are_told_by_their_mean_and_deviation(tmp_path):
     for stage, factor in (("evaluate", 1), ("reranked", 2)):
         for name, rsum in (("a.seed0", 100.0), ("a.seed1", 104.0), ("b.seed0", 90.0), ("c", 1.0)):
             metrics = {"rsum": rsum * factor, "i2t_ndcg_label": 0.5, "t2i_ndcg_label": 0.25}
-            uri = _plan.folder(root, stage, name, "metrics.json")
-            _store.write_json(uri, {"metrics": metrics, "protocol": {}})
-    columns, rows = report.seeds_table(root, ["a.seed0", "a.seed1", "b.seed0", "c"])
+            uri = run_folder.folder(root, stage, name, "metrics.json")
+            store.write_json(uri, {"metrics": metrics, "protocol": {}})
+    columns, rows = report_results.seeds_table(root, ["a.seed0", "a.seed1", "b.seed0", "c"])
     assert columns == ["", "seeds", "rSum", "label NDCG i2t", "label NDCG t2i"]
     assert rows == [
         ["a", "2", "102.0 ± 2.8", "0.500 ± 0.000", "0.250 ± 0.000"],
         ["a, re-ranked", "2", "204.0 ± 5.7", "0.500 ± 0.000", "0.250 ± 0.000"],
     ]
-    assert report.seeds_table(root, ["b.seed0", "c"])[1] == []
+    assert report_results.seeds_table(root, ["b.seed0", "c"])[1] == []
 
 
 def test_a_finished_run_has_a_report_with_true_relevance(finished_run):
     page = (Path(finished_run) / "report.html").read_text()
     assert "captions as queries, true relevance" in page
-    results = report.results(finished_run, ["main"])
+    results = report_results.results(finished_run, ["main"])
     assert [result.label for result in results] == ["main", "main, re-ranked"]
     assert f"{results[0].metrics['rsum']:.1f}" in page
-    ((_, recipe),) = _recipes.saved(finished_run, {}, None)
+    ((_, recipe),) = recipes.saved(finished_run, {}, None)
     shown = Showcase(recipe, finished_run, "main")
     for query in shown.drawn():
         for ranking in query["rankings"]:
@@ -283,22 +283,22 @@ def test_models_measured_alike_stand_in_one_table(tmp_path, monkeypatch):
         "mine": (protocol, True),
     }
     for name, (under, _) in models.items():
-        uri = _plan.folder(root, "evaluate", name, "metrics.json")
-        _store.write_json(uri, {"metrics": {}, "protocol": under})
+        uri = run_folder.folder(root, "evaluate", name, "metrics.json")
+        store.write_json(uri, {"metrics": {}, "protocol": under})
 
     def plan(recipe, root, name):
         return SimpleNamespace(complete=models[name][1])
 
     monkeypatch.setattr(evaluate, "plan", plan)
     known = [(name, None) for name in (*models, "never evaluated")]
-    assert report.beside(root, known, ["mine"]) == ["other"]
+    assert report_results.beside(root, known, ["mine"]) == ["other"]
 
 
 def test_rows_name_the_method_where_several_re_rank():
     def row(label, method):
-        return report.Result(label, {}, {"rerank": method})
+        return report_results.Result(label_stage, {}, {"rerank": method})
 
     one, two = row("a, re-ranked", "inverted softmax"), row("b, re-ranked", "krnn")
-    assert report._label(one, [row("a", "none"), one]) == "a, re-ranked"
-    assert report._label(one, [one, two]) == "a, re-ranked: inverted softmax"
-    assert report._label(row("a", "none"), [row("a", "none"), one, two]) == "a"
+    assert report_results._label(one, [row("a", "none"), one]) == "a, re-ranked"
+    assert report_results._label(one, [one, two]) == "a, re-ranked: inverted softmax"
+    assert report_results._label(row("a", "none"), [row("a", "none"), one, two]) == "a"

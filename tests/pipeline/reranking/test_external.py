@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.cli import main as _cli
-from pipeline.evaluation.external import Gallery
-from pipeline.reranking import external as _rerank_others
-from pipeline.reranking import fitting
-from pipeline.reranking.external import Reranked
+from jobs.cli import main
+from pipeline.reranking import external, fitting
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import galleries
 from pipeline.reranking.problem import SIDES
+from pipeline.retrieval.scores import Gallery, Reranked
 from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
 
 torch.set_num_threads(1)
@@ -58,7 +56,7 @@ def files(tmp_path):
 
 
 def command(capsys, *flags) -> dict:
-    _cli.main("rerank", [*map(str, flags), "--json"])
+    main.main("rerank", [*map(str, flags), "--json"])
     return json.loads(capsys.readouterr().out)
 
 
@@ -124,7 +122,7 @@ def test_leaprr_is_trained_once_and_its_weights_go_to_other_systems(files, tmp_p
 
 
 def test_the_table_is_printed_with_pool_and_protocol(files, capsys):
-    _cli.main("rerank", [*files["matrix"], "--rerank.method", "krnn"])
+    main.main("rerank", [*files["matrix"], "--rerank.method", "krnn"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "inductive; * best on val" in printed and "krnn *" in printed
     assert "12 images, 24 captions" in printed and "In brackets" in printed
@@ -141,7 +139,7 @@ def test_inductive_scores_of_a_matrix_do_not_depend_on_other_queries(method):
 
 
 def scores(gallery: Gallery, method: str, direction: str) -> torch.Tensor:
-    others = _rerank_others.read(gallery, splits(), Recipe(name="others"))
+    others = external.read(gallery, splits(), Recipe(name="others"))
     torch.manual_seed(0)
     if method == "leaprr":
         steps, model = [{"method": method}], LeaPRR(SMALLER).eval()
@@ -168,7 +166,7 @@ def test_without_splits_all_images_are_ranked_and_nothing_is_chosen(files, capsy
 def test_images_of_no_split_are_left_out_and_the_bank_is_cut():
     few = {id_: split for id_, split in splits().items() if int(id_) % 2 == 0}
     settings = Recipe(name="others", rerank=RerankSettings(bank_images=3))
-    others = _rerank_others.read(system(), few, settings)
+    others = external.read(system(), few, settings)
     problem = others.problems["test"]
     assert others.gallery.image_ids == [str(n) for n in range(0, 12, 2)]
     assert problem.gallery["image"].tolist() == list(range(0, 12, 2))
@@ -178,7 +176,7 @@ def test_images_of_no_split_are_left_out_and_the_bank_is_cut():
 
 
 def test_train_is_dealt_into_galleries_and_banks_of_its_own():
-    problem = _rerank_others.read(system(), splits(), Recipe(name="others")).problems["train"]
+    problem = external.read(system(), splits(), Recipe(name="others")).problems["train"]
     for part in galleries(problem, 5, seed=0):
         both = torch.cat([part.gallery["image"], part.bank["image"]])
         assert sorted(both.tolist()) == list(range(22, 31))
@@ -223,7 +221,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(files, tmp_path, capsys, flags,
 )
 def test_an_option_that_nothing_would_read_is_refused(capsys, flags, said):
     with pytest.raises(SystemExit) as ended:
-        _cli.main("rerank", flags)
+        main.main("rerank", flags)
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ from pipeline.reranking.leaprr.training import Training, galleries
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Towers
 from pipeline.storage.plan import Piece
-from pipeline.training import checkpoint as _checkpoint
+from pipeline.training import checkpoint
 from schemas.settings import LeaPRRSettings
 from tests.helpers.paths import GOLDEN
 from tests.pipeline.reranking.test_methods import SMALL, problem
@@ -231,7 +231,7 @@ def test_two_workers_train_what_one_trains(tmp_path):
     settings = PLANTED.model_copy(update={"epochs": 1, "alignment": 0.5, "batch_size": 29})
     alone = trained(tmp_path / "one", planted(1), planted(2), settings)
     multiprocessing.spawn(many, (2, str(tmp_path)), nprocs=2)
-    found, _ = _checkpoint.latest(str(tmp_path / "checkpoints"))
+    found, _ = checkpoint.latest(str(tmp_path / "checkpoints"))
     weights = found[1]["model"]
     for name, value in alone.model.state_dict().items():
         assert torch.allclose(weights[name], value, atol=2e-4), name

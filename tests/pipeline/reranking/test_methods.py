@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation.ranking import Vectors
 from pipeline.reranking import baselines, fitting
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.problem import SIDES, Problem, numbers, of_vectors
 from pipeline.reranking.similarities import Matrices, Towers
+from pipeline.retrieval.scores import Vectors
 from schemas.settings import LeaPRRSettings
 
 SMALL = LeaPRRSettings(

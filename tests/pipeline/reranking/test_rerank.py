@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import tower_vectors
 from pipeline.reranking import baselines, rerank
-from pipeline.reranking import problem as _problem
+from pipeline.reranking import problem as problem_module
 from pipeline.reranking.problem import Problem
 from pipeline.reranking.similarities import Towers
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder
 from schemas.embedding import tower_schema
 from tests.helpers.stages import finish
 from tests.pipeline.evaluation.test_ranking import (
@@ -74,7 +73,7 @@ def test_hubness_is_the_same_in_parts(monkeypatch):
     rng = np.random.default_rng(0)
     candidates, bank = unit(rng.normal(size=(7, 4))), unit(rng.normal(size=(99, 4)))
     whole = hubness(candidates, bank, 10.0)
-    monkeypatch.setattr(_problem, "CELLS", 30)
+    monkeypatch.setattr(problem_module, "CELLS", 30)
     assert torch.allclose(hubness(candidates, bank, 10.0), whole, atol=1e-6)
 
 
@@ -83,10 +82,10 @@ def reranked(root, recipe) -> tuple[dict, list[dict], list[dict]]:
     root = str(root)
     plan = rerank.plan(recipe, root, "main")
     index = finish(plan, rerank.write_reranker)
-    trials = _store.read_table(plan.pieces[0].output).to_pylist()
+    trials = parquet.read_table(plan.pieces[0].output).to_pylist()
     plan = rerank.plan_reranked(recipe, root, "main")
     finish(plan, rerank.write_rankings)
-    rows = [row for piece in plan.pieces for row in _store.read_table(piece.output).to_pylist()]
+    rows = [row for piece in plan.pieces for row in parquet.read_table(piece.output).to_pylist()]
     return index["pieces"][0]["steps"][0], trials, rows
 
 
@@ -154,10 +153,10 @@ def with_a_hub(rng, dim: int) -> np.ndarray:
 def test_a_hub_is_demoted(tmp_path):
     counts = {"test-000000": [1] * 12, "val-000000": [1] * 8, "train-000000": [1] * 20}
     vectors = write_run(tmp_path, counts, with_a_hub)
-    folder = evaluate.vectors_folder(str(tmp_path), "main")
+    folder = tower_vectors.vectors_folder(str(tmp_path), "main")
     tables = []
     for name, of_images in counts.items():
-        rows = _store.read_table(f"{folder}/{name}.parquet").to_pylist()
+        rows = parquet.read_table(f"{folder}/{name}.parquet").to_pylist()
         if name == "test-000000":
             rows[0]["vector"] = np.eye(16, dtype=np.float32)[0]  # the hub: image test-000000/0
         about = {"split": name.split("-")[0], "images": len(of_images), "captions": len(of_images)}
@@ -189,7 +188,7 @@ def test_reranked_rankings_say_how_they_were_made(tmp_path):
     write_run(tmp_path)
     recipe = recipe_of(rerank={"betas": (7.0,), "bank_images": 3})
     reranked(tmp_path, recipe)
-    index = _plan.read_index(_plan.folder(str(tmp_path), "reranked", "main"))
+    index = run_folder.read_index(run_folder.folder(str(tmp_path), "reranked", "main"))
     protocol = index["settings"]
     assert (protocol["rerank"], protocol["pool"]) == ("inverted softmax", "inductive")
     assert (protocol["bank_images"], protocol["beta_i2t"], protocol["images"]) == (3, 7.0, 7)
@@ -224,7 +223,7 @@ def stage(root, recipe) -> tuple[list, list[dict]]:
             plan.finish({piece.name: rerank.summary(piece)})
     plan = rerank.plan_reranked(recipe, root, "main")
     finish(plan, rerank.write_rankings)
-    return trainings, [r for p in plan.pieces for r in _store.read_table(p.output).to_pylist()]
+    return trainings, [r for p in plan.pieces for r in parquet.read_table(p.output).to_pylist()]
 
 
 @pytest.mark.parametrize("lists", ["train", "val"])
@@ -243,7 +242,9 @@ def test_leaprr_ends_a_chain_and_moves_the_first_candidates_alone(tmp_path, pool
         assert a["score"] == pytest.approx(b["score"])
         assert sorted(a["candidate_id"][:k]) == sorted(b["candidate_id"][:k])
         assert a["candidate_id"][k:] == b["candidate_id"][k:]
-    protocol = _plan.read_index(_plan.folder(str(tmp_path), "reranked", "main"))["settings"]
+    protocol = run_folder.read_index(run_folder.folder(str(tmp_path), "reranked", "main"))[
+        "settings"
+    ]
     assert protocol["rerank"] == "inverted softmax, then leaprr" and protocol["pool"] == pool
     _, on_val = rerank.best(recipe, str(tmp_path), "main")
     assert on_val == -1 if lists == "val" else on_val > 0  # what it learned from is no measure
@@ -270,7 +271,7 @@ def test_weights_trained_on_one_run_re_rank_another(tmp_path):
     settings = {"method": "leaprr", "bank_images": 8}
     recipe = recipe_of(rerank=settings, leaprr=LEAPRR)
     stage(here, recipe)
-    weights = _plan.folder(str(here), "rerank", "main", "leaprr")
+    weights = run_folder.folder(str(here), "rerank", "main", "leaprr")
     transferred = recipe_of(rerank={**settings, "weights": weights})
     trainings, rows = stage(there, transferred)
     assert trainings == []
@@ -289,7 +290,7 @@ def test_lists_of_a_run_whose_towers_have_not_seen_them(tmp_path):
     settings = {"method": "leaprr", "bank_images": 8}
     recipe = recipe_of(rerank=settings, leaprr={**LEAPRR, "lists": str(there)})
     (plan,), _ = stage(here, recipe)
-    fitted = _plan.read_index(_plan.folder(str(here), "rerank", "main"))
+    fitted = run_folder.read_index(run_folder.folder(str(here), "rerank", "main"))
     write_run(there, seed=6)
     (changed,) = rerank.plan_training(recipe, str(here), "main", fitted)
     assert plan.pieces[0].fingerprint != changed.pieces[0].fingerprint
@@ -305,7 +306,7 @@ def test_of_several_methods_the_best_on_val_is_the_stage_s_ranking(tmp_path):
     best, on_val = rerank.best(recipe, root, "main")
     assert values[best] == on_val == max(values.values())
     folders = {m: rerank.plan_reranked(recipe, root, "main", m).folder for m in methods}
-    assert folders.pop(best) == _plan.folder(root, "reranked", "main")
+    assert folders.pop(best) == run_folder.folder(root, "reranked", "main")
     assert all(folder.endswith(method) for method, folder in folders.items())
 
 
@@ -320,7 +321,7 @@ def test_sentence_vectors_compare_captions_where_they_are_asked_for(tmp_path):
     _, rows = stage(tmp_path, recipe_of(rerank=settings))
     _, others = stage(tmp_path, recipe_of(rerank={**settings, "texts": "sentences"}))
     assert [row["score"] for row in rows] != [row["score"] for row in others]
-    index = _plan.read_index(_plan.folder(str(tmp_path), "reranked", "main"))
+    index = run_folder.read_index(run_folder.folder(str(tmp_path), "reranked", "main"))
     assert index["settings"]["texts"] == "hand"
 
 

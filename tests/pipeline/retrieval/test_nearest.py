@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.formulas import relevance
-from pipeline.retrieval import approximate as _approximate
-from pipeline.retrieval import nearest as _neighbours
+from pipeline.retrieval import approximate, nearest
 from pipeline.retrieval.nearest import largest, top_k
 
 SCANS = ("fp32", "bf16", "int8")
@@ -57,7 +56,7 @@ def test_neighbours_are_those_of_brute_force_in_any_arithmetic(scan, fast, data)
     candidates = vectors(count, width, data.draw(st.integers(0, 99)))
     queries = vectors(data.draw(st.integers(1, 40)), width, 100)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_neighbours, "BLOCK", block)
+        patch.setattr(nearest, "BLOCK", block)
         found = top_k(queries, candidates, k, scan=scan, fast=fast)
         assert_same(found, brute_force(queries, candidates, k))
         found = top_k(candidates, None, k, scan=scan, fast=fast)
@@ -83,7 +82,7 @@ def test_grouped_neighbours_are_those_of_brute_force(fast, symmetric, counts, gr
     v = vectors(len(group), 5, seed)
     owners = {"query_owner": group, "candidate_owner": group} if own else {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_neighbours, "BLOCK", 8)
+        patch.setattr(nearest, "BLOCK", 8)
         found = top_k(
             v, None if symmetric else v.clone(), k, scan="int8", fast=fast, **of, **owners
         )
@@ -156,8 +155,8 @@ def test_the_bound_of_a_scan_s_error_holds(scan):
     for spread in (0.0, 1.0, 3.0):  # all alike, unlike, and a few large numbers among small ones
         v = torch.randn(200, 96, generator=generator)
         v = v.sign() * v.abs() ** spread * (1 + torch.rand(200, 1, generator=generator))
-        rows = _neighbours._rows(v, float(v.norm(dim=1).max()), scan, None, None)
-        scanned = _neighbours._product(rows.codes, rows.codes, torch.empty(200 * 200))
+        rows = nearest._rows(v, float(v.norm(dim=1).max()), scan, None, None)
+        scanned = nearest._product(rows.codes, rows.codes, torch.empty(200 * 200))
         scanned = scanned * rows.scale * rows.scale[:, None]
         error = (scanned.double() - v.double() @ v.double().T).abs()
         assert (error <= rows.error[:, None] + rows.error).all()
@@ -170,7 +169,7 @@ def test_an_unknown_scan_is_refused():
 
 def test_without_numba_neighbours_are_found_all_the_same(monkeypatch):
     v = vectors(1100, 4, 0)
-    monkeypatch.setattr(_neighbours, "has_numba", lambda: False)
+    monkeypatch.setattr(nearest, "has_numba", lambda: False)
     monkeypatch.setitem(sys.modules, "pipeline.retrieval.compiled", None)
     assert_same(top_k(v, None, 3), brute_force(v, v, 3))
 
@@ -188,8 +187,8 @@ def test_the_largest_of_a_block_have_the_lowest_rows_in_ties(queries, count, k, 
 
 @pytest.mark.parametrize("groups", ["none", "queries", "candidates"])
 def test_approximate_neighbours_are_real_ones_and_their_recall_is_what_is_said(groups, monkeypatch):
-    monkeypatch.setattr(_approximate, "CELLS", 1)  # so that a few are missed
-    monkeypatch.setattr(_approximate, "READ", 0)
+    monkeypatch.setattr(approximate, "CELLS", 1)  # so that a few are missed
+    monkeypatch.setattr(approximate, "READ", 0)
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(60, 16, generator=generator)
     v = centres.repeat(40, 1) + 0.4 * torch.randn(2400, 16, generator=generator)
@@ -201,11 +200,11 @@ def test_approximate_neighbours_are_real_ones_and_their_recall_is_what_is_said(g
         "query_owner": image,
         "candidate_owner": image,
     }
-    value, row = _approximate.top_k(v, v, 10, **of)
+    value, row = approximate.top_k(v, v, 10, **of)
     exact_value, exact_row = top_k(v, v, 10, **of)
     assert ((exact_value - value) >= 0).all()  # nobody better was there to be found
     found = [len(set(a) & set(b)) for a, b in zip(row.tolist(), exact_row.tolist(), strict=True)]
     real = sum(found) / exact_row.numel()
-    assert abs(_approximate.recall(row, v, v, 10, **of) - real) < 0.03
+    assert abs(approximate.recall(row, v, v, 10, **of) - real) < 0.03
     assert 0.2 < real < 1
     assert all(len({n for n in r if n >= 0}) == sum(n >= 0 for n in r) for r in row.tolist())

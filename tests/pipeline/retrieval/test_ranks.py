@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.formulas import metrics
-from pipeline.formulas import metrics_from_ranks as places
-from pipeline.retrieval import ranks as _counting
+from pipeline.formulas import metrics, metrics_from_ranks
+from pipeline.retrieval import ranks
 from pipeline.retrieval.ranks import Pairs
 
 torch.set_num_threads(1)
@@ -37,12 +36,12 @@ def dense(metric, scores, positive, **more):
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("block", [16, 2048])
 def test_places_and_metrics_are_those_of_the_dense_formulas(monkeypatch, copies, fast, block):
-    monkeypatch.setattr(_counting, "BLOCK", block)
+    monkeypatch.setattr(ranks, "BLOCK", block)
     a_MD, b_ND, of_images, of_texts = gallery(block, copies=copies)
     exact_MN = (a_MD.double() @ b_ND.double().T).float()
     pairs = pairs_of(of_images), pairs_of(of_texts)
-    found = _counting.of_vectors(a_MD, b_ND, *pairs, fast=fast)
-    given = _counting.of_matrix(exact_MN, *pairs, fast=fast)
+    found = ranks.of_vectors(a_MD, b_ND, *pairs, fast=fast)
+    given = ranks.of_matrix(exact_MN, *pairs, fast=fast)
     for side, pair, scores, positive, same in zip(
         found, pairs, (exact_MN, exact_MN.T), (of_images, of_texts), given, strict=True
     ):
@@ -65,7 +64,7 @@ def test_places_and_metrics_are_those_of_the_dense_formulas(monkeypatch, copies,
 
 def per_query(pair, side, queries, total_Q=None):
     parts = (torch.from_numpy(part) for part in (pair.query_P, *side))
-    values = places.per_query(*parts, queries, total_Q=total_Q)
+    values = metrics_from_ranks.per_query(*parts, queries, total_Q=total_Q)
     return {name: value.numpy() for name, value in values.items()}
 
 
@@ -77,7 +76,7 @@ def test_equal_vectors_tie_at_any_width(fast, width):
     own = torch.arange(33)[None, :] // 3 == torch.arange(11)[:, None]
     pairs = pairs_of(own), pairs_of(own.T)
     for side, others, pair in zip(
-        _counting.of_vectors(a_MD, b_ND, *pairs, fast=fast), (33, 11), pairs, strict=True
+        ranks.of_vectors(a_MD, b_ND, *pairs, fast=fast), (33, 11), pairs, strict=True
     ):
         assert set(side.above_P) == {0} and set(side.tied_P) == {others}
         found = per_query(pair, side, 11 if others == 33 else 33)["R_at_1"]
@@ -95,13 +94,13 @@ def test_neighbours_in_float32_are_told_apart():
     pairs = Pairs(np.zeros(200, int), np.arange(200))
     none = Pairs(np.zeros(0, int), np.zeros(0, int))
     for fast in (False, True):
-        side, _ = _counting.of_vectors(query, texts, pairs, none, fast=fast)
+        side, _ = ranks.of_vectors(query, texts, pairs, none, fast=fast)
         assert side.above_P.tolist() == (exact[None] > exact[:, None]).sum(1).tolist()
 
 
 def test_a_positive_that_no_list_holds_is_never_found():
-    query_P, above_P = torch.tensor([0, 1]), torch.tensor([places.NOWHERE, 0])
-    values = places.per_query(
+    query_P, above_P = torch.tensor([0, 1]), torch.tensor([metrics_from_ranks.NOWHERE, 0])
+    values = metrics_from_ranks.per_query(
         query_P, above_P, torch.ones(2, dtype=int), 3, total_Q=torch.tensor([1, 2, 4])
     )
     assert values["R_at_10"].tolist() == [0, 1, 0]
@@ -113,6 +112,6 @@ def test_scores_that_are_no_numbers_are_refused():
     pairs = Pairs(np.array([0]), np.array([0]))
     bad = torch.tensor([[float("nan"), 1.0]])
     with pytest.raises(InputError, match="NaN"):
-        _counting.of_vectors(bad, bad, pairs, pairs)
+        ranks.of_vectors(bad, bad, pairs, pairs)
     with pytest.raises(InputError, match="NaN"):
-        _counting.of_matrix(bad, pairs, pairs)
+        ranks.of_matrix(bad, pairs, pairs)

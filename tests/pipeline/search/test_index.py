@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.cli import recipes as _recipes
+from jobs.cli import recipes
 from jobs.cli.main import main
 from pipeline.errors import InputError
-from pipeline.evaluation.ranking import scores
-from pipeline.search import index as search
+from pipeline.retrieval.scores import scores
+from pipeline.search import index
 from pipeline.search.index import Gallery, Query
+from pipeline.search.page import SHADES
 
 
 @pytest.fixture(scope="module")
 def gallery(finished_run) -> Gallery:
-    ((name, recipe),) = _recipes.saved(finished_run, {}, None)
+    ((name, recipe),) = recipes.saved(finished_run, {}, None)
     return Gallery(recipe, finished_run, name)
 
 
@@ -60,8 +61,8 @@ def test_filters_take_out_before_the_nearest_are_chosen(gallery):
         kept = [
             h.image_id
             for h in all_hits
-            if any(set(words.split()) <= search._words(c) for c in captions(h.image_id))
-            and not any(set(without.split()) & search._words(c) for c in captions(h.image_id))
+            if any(set(words.split()) <= index._words(c) for c in captions(h.image_id))
+            and not any(set(without.split()) & index._words(c) for c in captions(h.image_id))
         ]
         assert [h.image_id for h in hits] == kept
         few = gallery.find(Query("a red circle", top=2, words=words, without=without))
@@ -95,7 +96,7 @@ def test_a_picture_finds_captions_as_its_own_vector_does(gallery):
     assert [h.id for h in hits] == [gallery.vectors.text_ids[i] for i in best.indices]
     assert [h.text for h in hits] == [gallery.pictures.captions[h.id] for h in hits]
     some = gallery.find(Query(picture=data, top=4, without="a"))
-    assert all("a" not in search._words(h.text) for h in some)
+    assert all("a" not in index._words(h.text) for h in some)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_the_terminal_shows_shades_and_the_page_has_everything_in_it(finished_ru
     out, said = capsys.readouterr()
     hits = json.loads(out)["models"]["main"]["hits"]
     assert 0 < len(hits) <= 8 and all(0 <= hit["relevance"] <= 1 for hit in hits)
-    assert any(shade in said for shade in search.SHADES)
+    assert any(shade in said for shade in SHADES)
     page = Path(finished_run, "search.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
 

@@ -11,15 +11,13 @@ import pytest
 import requests
 from PIL import Image
 
-from jobs.cli import recipes as _recipes
+from jobs.cli import recipes
 from jobs.cli.main import main
-from jobs.cluster import serving as _cluster_serve
+from jobs.cluster import serving
 from pipeline.errors import InputError
-from pipeline.search import index as search
-from pipeline.search import service as serve
+from pipeline.search import index, service
 from pipeline.search.index import Query
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder
 from tests.helpers import browser as browsing
 
 
@@ -30,26 +28,26 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def gallery(finished_run) -> search.Gallery:
+def gallery(finished_run) -> index.Gallery:
     settings = {"serve": {"port": free_port(), "max_upload": 3_000_000}}
-    ((name, recipe),) = _recipes.saved(finished_run, settings, None)
-    return search.Gallery(recipe, finished_run, name)
+    ((name, recipe),) = recipes.saved(finished_run, settings, None)
+    return index.Gallery(recipe, finished_run, name)
 
 
 @pytest.fixture(scope="module")
 def address(gallery) -> str:
-    url = _cluster_serve.start(gallery.recipe, gallery.root, gallery.name)
+    url = serving.start(gallery.recipe, gallery.root, gallery.name)
     yield url
-    _cluster_serve.stop()
+    serving.stop()
 
 
 @pytest.fixture(scope="module")
 def known(finished_run) -> list[dict]:
     """Captions whose own image the ranking has first, alone."""
-    folder = _plan.folder(finished_run, "evaluate", "main")
-    entries = _plan.need_index(folder, "evaluate")["pieces"]
+    folder = run_folder.folder(finished_run, "evaluate", "main")
+    entries = run_folder.need_index(folder, "evaluate")["pieces"]
     rows = [
-        r for e in entries for r in _store.read_table(f"{folder}/{e['name']}.parquet").to_pylist()
+        r for e in entries for r in parquet.read_table(f"{folder}/{e['name']}.parquet").to_pylist()
     ]
     found = [r for r in rows if r["direction"] == "t2i" and r["rank"] == 1 and r["R_at_1"] == 1]
     assert found, "the tiny model is to get at least one caption right"
@@ -223,10 +221,10 @@ def test_strange_hosts_are_refused_on_loopback(address):
 
 def test_other_hosts_and_names_are_a_setting(gallery):
     settings = gallery.recipe.serve
-    assert serve.allowed_hosts(settings) == list(serve.LOOPBACK)
-    assert serve.allowed_hosts(settings.model_copy(update={"host": "0.0.0.0"})) == ["*"]
+    assert service.allowed_hosts(settings) == list(service.LOOPBACK)
+    assert service.allowed_hosts(settings.model_copy(update={"host": "0.0.0.0"})) == ["*"]
     named = settings.model_copy(update={"host": "0.0.0.0", "names": ("search.example",)})
-    assert serve.allowed_hosts(named) == ["search.example"]
+    assert service.allowed_hosts(named) == ["search.example"]
 
 
 def test_it_listens_on_loopback_alone(address):
@@ -250,7 +248,7 @@ def test_a_port_that_is_taken_is_a_sentence(gallery):
             update={"serve": gallery.recipe.serve.model_copy(update=update)}
         )
         with pytest.raises(InputError, match="cannot listen on 127.0.0.1.*give another"):
-            _cluster_serve.start(recipe, gallery.root, gallery.name)
+            serving.start(recipe, gallery.root, gallery.name)
 
 
 @pytest.fixture(scope="module")

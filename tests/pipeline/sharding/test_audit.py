@@ -13,7 +13,14 @@ from PIL import Image, ImageFilter
 
 from jobs.cli.main import main
 from pipeline.sharding.checks import audit
-from pipeline.sharding.checks import hashes as _hashes
+from pipeline.sharding.checks.hashes import (
+    equal_pairs,
+    first_of,
+    near_pairs,
+    normalised,
+    of_picture,
+    originals,
+)
 from schemas.settings import Recipe
 from tests.helpers.stages import finish, sharded
 
@@ -53,7 +60,7 @@ OTHERS = {
 
 
 def bits(a: Image.Image, b: Image.Image) -> int:
-    a, b = (_hashes.of_picture(image).perceptual for image in (a, b))
+    a, b = (of_picture(image).perceptual for image in (a, b))
     return (a ^ b).bit_count()
 
 
@@ -66,14 +73,14 @@ def test_a_picture_is_near_its_copies_and_far_from_others(seed):
 
 def test_the_same_pixels_in_other_files_have_the_same_exact_hash():
     image = scene(1)
-    hashes = [_hashes.of_picture(reopened(image, kind)) for kind in ("PNG", "BMP", "TIFF")]
+    hashes = [of_picture(reopened(image, kind)) for kind in ("PNG", "BMP", "TIFF")]
     assert len(set(hashes)) == 1
-    assert _hashes.of_picture(image.resize((96, 384))).pixels != hashes[0].pixels
+    assert of_picture(image.resize((96, 384))).pixels != hashes[0].pixels
 
 
 @pytest.mark.parametrize("colour", ["white", "black", "#445566"])
 def test_a_flat_picture_has_no_shapes_to_compare(colour):
-    assert _hashes.of_picture(Image.new("RGB", (40, 30), colour)).perceptual is None
+    assert of_picture(Image.new("RGB", (40, 30), colour)).perceptual is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +95,7 @@ def test_a_flat_picture_has_no_shapes_to_compare(colour):
     ],
 )
 def test_captions_are_compared_without_case_punctuation_and_spacing(one, other, same):
-    assert (_hashes.normalised(one) == _hashes.normalised(other)) is same
+    assert (normalised(one) == normalised(other)) is same
 
 
 # ---- pairs, against brute force ----------------------------------------------------------------
@@ -108,7 +115,7 @@ def clustered(rng, rows: int) -> np.ndarray:
 @given(st.integers(0, 2**32), st.integers(0, 120), st.integers(0, 10))
 def test_near_pairs_are_all_those_of_a_double_loop(seed, rows, distance):
     hashes = clustered(np.random.default_rng(seed), rows)
-    i, j = _hashes.near_pairs(hashes, distance)
+    i, j = near_pairs(hashes, distance)
     found = list(zip(i.tolist(), j.tolist(), strict=True))
     numbers = [int(h) for h in hashes]
     expected = {
@@ -124,7 +131,7 @@ def test_near_pairs_are_all_those_of_a_double_loop(seed, rows, distance):
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), max_size=40))
 def test_equal_pairs_join_all_copies_and_nothing_else(rows):
     keys, splits = (np.array([row[n] for row in rows], np.int64) for n in (0, 1))
-    i, j = _hashes.equal_pairs(keys, _hashes.first_of(keys, splits))
+    i, j = equal_pairs(keys, first_of(keys, splits))
     pairs = set(zip(i.tolist(), j.tolist(), strict=True))
     assert all(a < b and keys[a] == keys[b] for a, b in pairs)
     assert len(pairs) == len(i) <= 3 * len(rows)
@@ -141,7 +148,7 @@ def test_equal_pairs_join_all_copies_and_nothing_else(rows):
 @given(st.sets(st.tuples(st.integers(0, 11), st.integers(0, 11)).filter(lambda p: p[0] < p[1])))
 def test_what_stays_has_no_like_and_what_leaves_is_left_out_for_one_that_stays(pairs):
     i, j = (np.array([pair[n] for pair in pairs], np.int64) for n in (0, 1))
-    like = _hashes.originals(12, i, j)
+    like = originals(12, i, j)
     stays = {row for row in range(12) if like[row] < 0}
     assert not any(a in stays and b in stays for a, b in pairs)
     for row in set(range(12)) - stays:
@@ -152,7 +159,7 @@ def test_a_hundred_thousand_hashes_are_not_compared_each_with_each():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, 100_000, dtype=np.uint64)
     hashes[:50] = hashes[50:100] ^ np.uint64(0b111)
-    i, j = _hashes.near_pairs(hashes, 6)
+    i, j = near_pairs(hashes, 6)
     assert set(zip(range(50), range(50, 100), strict=True)) <= set(
         zip(i.tolist(), j.tolist(), strict=True)
     )
@@ -244,7 +251,7 @@ def test_copies_are_found_with_the_one_that_is_kept(run):
 
 def test_other_colours_are_no_near_copy(data, tmp_path):
     image = scene(11)
-    pair = _hashes.of_picture(image), _hashes.of_picture(rotated(image))
+    pair = of_picture(image), of_picture(rotated(image))
     assert pair[0].colours != pair[1].colours
     hashes = np.array([p.colours for p in pair])
     off = np.abs(np.subtract(*(np.frombuffer(h, np.uint8).astype(int) for h in hashes))).mean()

@@ -8,11 +8,10 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.evaluation import evaluate
-from pipeline.reports import report
+from pipeline.reports import results
 from pipeline.reranking import rerank
-from pipeline.sharding import exclusions as _exclusions
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.sharding import exclusions
+from pipeline.storage import parquet, run_folder
 from schemas.settings import RerankSettings
 from tests.pipeline.evaluation.test_ranking import (
     candidates_of,
@@ -37,7 +36,7 @@ def test_a_list_is_read_with_its_reasons(tmp_path):
         '\ufeffkind,id,split,reason\r\nimage,"a,b",train,twice\r\ncaption,a#1,train,\r\n'
         "image,🐕,x,first\r\nimage,🐕,x,second\r\n",
     )
-    assert _exclusions.read(uri) == {
+    assert exclusions.read(uri) == {
         ("image", "a,b"): "twice",
         ("caption", "a#1"): "",
         ("image", "🐕"): "first",
@@ -60,7 +59,7 @@ def test_a_list_is_read_with_its_reasons(tmp_path):
 def test_a_bad_list_is_a_sentence_with_the_line(tmp_path, text, sentence):
     uri = str(tmp_path / "none.csv") if text is None else listed(tmp_path, text)
     with pytest.raises(InputError, match=sentence):
-        _exclusions.read(uri)
+        exclusions.read(uri)
 
 
 def test_images_leave_with_their_captions_and_without_any(tmp_path):
@@ -69,7 +68,7 @@ def test_images_leave_with_their_captions_and_without_any(tmp_path):
         "kind,id,reason\nimage,a,x\ncaption,b#0,x\ncaption,c#0,x\ncaption,c#1,x\nimage,z,x\n",
     )
     captions = {"a": ["a#0", "a#1"], "b": ["b#0", "b#1"], "c": ["c#0", "c#1"], "d": ["d#0"]}
-    leaving = _exclusions.leaving(uri, captions)
+    leaving = exclusions.leaving(uri, captions)
     assert leaving.images == {"a", "c"}
     assert leaving.captions == {"a#0", "a#1", "b#0", "c#0", "c#1"}
 
@@ -120,7 +119,7 @@ def test_label_ndcg_is_over_the_candidates_that_stay(evaluated):
     root, vectors, _, _, (rows, _) = evaluated
     encoded = {}
     for name in ("test-000000", "test-000001"):
-        table = _store.read_table(_plan.folder(str(root), "embed", "hand", f"{name}.parquet"))
+        table = parquet.read_table(run_folder.folder(str(root), "embed", "hand", f"{name}.parquet"))
         for row in table.to_pylist():
             vector = np.array(row["vector"], np.float64)
             encoded[row["caption_id"]] = vector / np.linalg.norm(vector)
@@ -149,7 +148,7 @@ def test_the_protocol_counts_what_was_left_out(evaluated):
     assert protocol["excluded"] == {"images": 2, "captions": 3}
     assert protocol["images"] == whole["images"] - 2
     assert protocol["captions"] == whole["captions"] - 3 and "excluded" not in whole
-    assert "2 images, 3 captions excluded" in report.protocol_line(protocol)
+    assert "2 images, 3 captions excluded" in results.protocol_line(protocol)
 
 
 def test_a_list_is_part_of_the_fingerprint_by_what_it_takes_out_of_the_split(evaluated, tmp_path):
@@ -174,7 +173,7 @@ def test_re_ranking_ranks_what_stays_with_each_candidates_own_bias(evaluated):
     ):
         plan = plan_of(recipe, str(root), "main")
         plan.finish({piece.name: write(piece) for piece in plan.pending})
-    again = [r for piece in plan.pieces for r in _store.read_table(piece.output).to_pylist()]
+    again = [r for piece in plan.pieces for r in parquet.read_table(piece.output).to_pylist()]
     assert len(again) == len(rows)
     for before, row in zip(rows, again, strict=True):
         asking = "#" in row["query_id"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from pipeline.sharding import images as _images
+from pipeline.sharding import images
 from pipeline.sharding.images import Rejected
 from schemas.settings import ShardSettings
 from tests.helpers.datasets import picture
@@ -31,7 +31,7 @@ def encoded(image: Image.Image, form="JPEG", **how) -> bytes:
 
 def decoded(data: bytes, **settings) -> Image.Image:
     """The picture as the tar holds it."""
-    payload = _images.checked(data, ShardSettings(**settings))
+    payload = images.checked(data, ShardSettings(**settings))
     image = Image.open(io.BytesIO(payload.data))
     assert image.size == (payload.width, payload.height)
     assert image.format == {"jpg": "JPEG", "png": "PNG"}[payload.ending]
@@ -47,7 +47,7 @@ def decoded(data: bytes, **settings) -> Image.Image:
 @pytest.mark.parametrize("check", [True, False])
 def test_pictures_that_every_trainer_reads_keep_their_bytes(tmp_path, mode, form, check):
     data = picture(tmp_path / "a", mode, form=form).read_bytes()
-    payload = _images.checked(data, ShardSettings(decode_check=check))
+    payload = images.checked(data, ShardSettings(decode_check=check))
     ending = {"JPEG": "jpg", "PNG": "png"}[form]
     assert payload == (data, ending, "pictures", 24, 16)
 
@@ -55,7 +55,7 @@ def test_pictures_that_every_trainer_reads_keep_their_bytes(tmp_path, mode, form
 def test_a_photo_with_a_second_picture_behind_it_keeps_its_bytes():
     data = encoded(smooth(40, 30), "MPO", save_all=True, append_images=[smooth(40, 30)])
     assert Image.open(io.BytesIO(data)).n_frames == 2
-    assert _images.checked(data, KEEP)[:2] == (data, "jpg")
+    assert images.checked(data, KEEP)[:2] == (data, "jpg")
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_a_picture_is_turned_as_exif_says(form, orientation):
     corner = Image.new("RGB", (48, 32), "black")
     corner.paste("white", (0, 0, 24, 16))  # upper left quarter
     exif = Image.Exif()
-    exif[_images.ORIENTATION] = orientation
+    exif[images.ORIENTATION] = orientation
     data = encoded(corner, form, exif=exif)
     image = decoded(data)
     assert image.size == ((48, 32) if orientation < 5 else (32, 48))
-    assert image.getexif().get(_images.ORIENTATION, 1) == 1
+    assert image.getexif().get(images.ORIENTATION, 1) == 1
     at = {  # where the quarter is once the picture is upright
         **{1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1)},
         **{5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)},
@@ -131,9 +131,9 @@ def test_a_picture_is_turned_as_exif_says(form, orientation):
 
 def test_damaged_exif_turns_nothing_and_costs_no_picture():
     exif = Image.Exif()
-    exif[_images.ORIENTATION] = 6
+    exif[images.ORIENTATION] = 6
     data = encoded(smooth(48, 32), exif=exif).replace(b"MM\x00*", b"MM\xff\xff")
-    assert _images.checked(data, KEEP)[:2] == (data, "jpg")
+    assert images.checked(data, KEEP)[:2] == (data, "jpg")
 
 
 # ---- size --------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_damaged_exif_turns_nothing_and_costs_no_picture():
 )
 def test_the_size_under_each_policy(policy, size, becomes):
     data = encoded(smooth(*size))
-    payload = _images.checked(data, ShardSettings(resize=policy, size=100))
+    payload = images.checked(data, ShardSettings(resize=policy, size=100))
     assert (payload.width, payload.height) == becomes
     assert (payload.data == data) == (becomes == size)  # encoded anew only where it must be
     assert Image.open(io.BytesIO(payload.data)).size == becomes
@@ -178,7 +178,7 @@ def test_a_crop_is_the_middle_square():
 
 def test_a_turned_picture_is_cut_after_it_was_turned():
     exif = Image.Exif()
-    exif[_images.ORIENTATION] = 6
+    exif[images.ORIENTATION] = 6
     image = decoded(encoded(smooth(900, 300), exif=exif), resize="longer", size=90)
     assert image.size == (30, 90)
 
@@ -187,7 +187,7 @@ def test_a_turned_picture_is_cut_after_it_was_turned():
 def test_letting_the_decoder_shrink_changes_no_picture_visibly(policy, monkeypatch):
     data = encoded(smooth(1200, 900), quality=95)
     fast = decoded(data, resize=policy, size=96, quality=100)
-    monkeypatch.setattr(_images, "_draft", lambda image, settings: None)
+    monkeypatch.setattr(images, "_draft", lambda image, settings: None)
     slow = decoded(data, resize=policy, size=96, quality=100)
     assert fast.size == slow.size
     assert np.abs(np.asarray(ImageChops.difference(fast, slow)).astype(float)).mean() < 1.0
@@ -195,9 +195,9 @@ def test_letting_the_decoder_shrink_changes_no_picture_visibly(policy, monkeypat
 
 def test_quality_is_that_of_pictures_encoded_anew_alone(tmp_path):
     data = picture(tmp_path / "a", size=(64, 64), form="PNG").read_bytes()
-    assert _images.checked(data, ShardSettings(quality=10)).data == data
+    assert images.checked(data, ShardSettings(quality=10)).data == data
     small, large = (
-        len(_images.checked(data, ShardSettings(quality=q, resize="longer", size=60)).data)
+        len(images.checked(data, ShardSettings(quality=q, resize="longer", size=60)).data)
         for q in (10, 95)
     )
     assert small < large / 3
@@ -208,7 +208,7 @@ def test_quality_is_that_of_pictures_encoded_anew_alone(tmp_path):
 
 def verdict(data: bytes) -> bool:
     try:
-        _images.checked(data, KEEP)
+        images.checked(data, KEEP)
         return True
     except Rejected:
         return False
@@ -257,8 +257,8 @@ def test_the_check_agrees_with_a_full_decode_on_damaged_bytes(tmp_path, how):
 def test_without_the_check_only_the_header_is_read(tmp_path):
     data = picture(tmp_path / "a", size=(64, 64), form="JPEG").read_bytes()[:-1000]
     with pytest.raises(Rejected, match="image does not decode: image file is truncated"):
-        _images.checked(data, KEEP)
-    assert _images.checked(data, ShardSettings(decode_check=False)).data == data
+        images.checked(data, KEEP)
+    assert images.checked(data, ShardSettings(decode_check=False)).data == data
 
 
 def test_max_pixels_alone_decides_whatever_pillow_thinks(monkeypatch):
@@ -266,9 +266,9 @@ def test_max_pixels_alone_decides_whatever_pillow_thinks(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 9 times over: Pillow's own error
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _images.checked(data, ShardSettings(max_pixels=9000)).data == data
+        assert images.checked(data, ShardSettings(max_pixels=9000)).data == data
         with pytest.raises(Rejected, match="too many pixels: 100 × 90"):
-            _images.checked(data, ShardSettings(max_pixels=8999))
+            images.checked(data, ShardSettings(max_pixels=8999))
     assert Image.MAX_IMAGE_PIXELS == 1000  # as it was, for others in this process
 
 
@@ -276,6 +276,6 @@ def test_a_reason_holds_nothing_that_changes_from_run_to_run():
     reasons = set()
     for _ in range(3):
         with pytest.raises(Rejected) as error:
-            _images.checked(b"<html>404</html>", KEEP)
+            images.checked(b"<html>404</html>", KEEP)
         reasons.add(str(error.value))
     assert len(reasons) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.sharding import ingest
-from pipeline.storage import store as _store
+from pipeline.storage import parquet
 from pipeline.storage.plan import Plan
 from schemas.settings import Recipe
 from tests.helpers.datasets import FIVE, drawn, files, table_of, with_source
@@ -202,6 +202,6 @@ def test_an_empty_image_id_is_refused(tmp_path):
     rows = table(5, image_id="")
     folder = tmp_path / "1-manifest"
     folder.mkdir()
-    _store.write_table(f"{folder}/part-00000.parquet", rows, "f", {})
+    parquet.write_table(f"{folder}/part-00000.parquet", rows, "f", {})
     with pytest.raises(InputError, match="1 images have an empty id"):
         ingest.check(Plan.of("ingest", str(folder), [], {"path": "x"}))

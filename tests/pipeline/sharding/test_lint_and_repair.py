@@ -14,8 +14,7 @@ from jobs.cli.main import main
 from pipeline.errors import InputError
 from pipeline.sharding import ingest, shard
 from pipeline.sharding.checks import lint, repair
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.storage import parquet, run_folder, store
 from schemas.settings import Recipe
 from tests.helpers.stages import SCENES, finish, sharded
 
@@ -65,20 +64,20 @@ def on_index(root: Path, change) -> None:
     file = root / "2-shards/index.json"
     index = json.loads(file.read_text())
     change(index)
-    index["version"] = _plan.version(index["pieces"])
+    index["version"] = run_folder.version(index["pieces"])
     file.write_text(json.dumps(index))
 
 
 def on_sidecar(root: Path, change) -> None:
     """Other rows in a sidecar, recorded as if they had been written so."""
     uri = str(root / "2-shards/train-000000.parquet")
-    table = _store.read_table(uri)
+    table = parquet.read_table(uri)
     rows = table.to_pylist()
     change(rows)
     metadata = table.schema.metadata
-    summary = json.loads(metadata[_store.SUMMARY])
+    summary = json.loads(metadata[parquet.SUMMARY])
     new = table.from_pylist(rows, schema=table.schema.remove_metadata())
-    written = _store.write_table(uri, new, metadata[_store.FINGERPRINT].decode(), summary)
+    written = parquet.write_table(uri, new, metadata[parquet.FINGERPRINT].decode(), summary)
     on_index(root, lambda index: index["pieces"][0].update(files=written["files"]))
 
 
@@ -307,7 +306,7 @@ def test_lint_ends_with_0_when_clean_and_1_with_findings(root, ray_here, capsys)
 
 def sums(root: Path) -> dict[str, str]:
     folders = (root / "1-manifest", root / "2-shards")
-    return {str(f.relative_to(root)): _store.sha256(f.read_bytes())
+    return {str(f.relative_to(root)): store.sha256(f.read_bytes())
             for folder in folders for f in folder.iterdir()}  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.errors import InputError, StageMissing
 from pipeline.sharding.reading import Shards
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from schemas.settings import Recipe
 from tests.helpers.stages import sharded
 
@@ -31,7 +31,7 @@ def shards(folder) -> Shards:
 
 def members(tar: str) -> dict[str, bytes]:
     """The bytes of every member, as `tarfile` finds them."""
-    with tarfile.open(fileobj=io.BytesIO(_store.read_bytes(tar))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(store.read_bytes(tar))) as archive:
         return {member.name: archive.extractfile(member).read() for member in archive}
 
 
@@ -39,7 +39,7 @@ def test_shards_are_named_in_order(shards):
     train = ["train-000000", "train-000001", "train-000002"]
     assert shards.names("train") == train and shards.names("val") == ["val-000000"]
     assert shards.names() == [*train, "val-000000", "test-000000"]
-    assert _store.exists(shards.tar("train-000002"))
+    assert store.exists(shards.tar("train-000002"))
 
 
 def test_every_sample_is_what_its_tar_holds(shards):
@@ -60,14 +60,14 @@ def test_a_sample_is_found_by_its_image_and_no_other_bytes_are_read(shards, monk
     whole = {sample.image_id: sample.read() for sample in shards.samples()}
     shards.sample("train-000000")  # reads the sidecars
     read = []
-    real = _store.read_bytes
+    real = store.read_bytes
 
     def spy(uri: str, offset: int = 0, size: int | None = None) -> bytes:
         data = real(uri, offset, size)
         read.append(len(data))
         return data
 
-    monkeypatch.setattr(_store, "read_bytes", spy)
+    monkeypatch.setattr(store, "read_bytes", spy)
     for image_id in ("train-000019", "test-000002", "train-000007"):
         assert shards.sample(image_id).read() == whole[image_id]
         assert read.pop() == len(whole[image_id]) and not read
@@ -136,19 +136,19 @@ def test_what_is_not_there_is_answered_with_what_is(shards, tmp_path):
 
 def test_bytes_that_changed_in_the_tar_are_not_handed_out(shards):
     sample = shards.sample("val-000002")
-    data = bytearray(_store.read_bytes(sample.tar))
+    data = bytearray(store.read_bytes(sample.tar))
     data[sample.offset + 100] ^= 1
-    _store.write_bytes(sample.tar, bytes(data))
+    store.write_bytes(sample.tar, bytes(data))
     with pytest.raises(InputError, match="val-000002.jpg in .* has other bytes than when it was"):
         sample.read()
 
 
 def test_a_tar_that_lost_its_end_is_not_taken_for_a_whole_one(shards):
     sample = list(shards.samples("val"))[3]
-    data = _store.read_bytes(sample.tar)
-    _store.write_bytes(sample.tar, data[: sample.offset - tarfile.BLOCKSIZE])  # between samples
+    data = store.read_bytes(sample.tar)
+    store.write_bytes(sample.tar, data[: sample.offset - tarfile.BLOCKSIZE])  # between samples
     with pytest.raises(InputError, match="holds 3 samples, its index says 5; delete it"):
         list(shards.stream("val"))
-    _store.write_bytes(sample.tar, data[: sample.offset + 100])
+    store.write_bytes(sample.tar, data[: sample.offset + 100])
     with pytest.raises(InputError, match="is torn .*; delete it and run `halftone shard` again"):
         list(shards.stream("val"))

@@ -16,10 +16,8 @@ from PIL import Image
 
 from pipeline import sources
 from pipeline.errors import InputError
-from pipeline.sharding import loading as _payloads
-from pipeline.sharding import shard
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
+from pipeline.sharding import loading, shard, sidecar
+from pipeline.storage import run_folder, store
 from schemas.settings import Recipe
 from tests.helpers.datasets import (
     checked,
@@ -82,9 +80,9 @@ def test_a_bad_sample_is_rejected_with_its_reason_and_the_others_are_kept(tmp_pa
     assert by_id[bad]["key"] is by_id[bad]["member"] is by_id[bad]["offset"] is None
     with tarfile.open(found[0]["tar"]) as tar:
         assert tar.getnames() == ["good.jpg", "good.txt", "good.json"]
-    entry = _plan.read_index(f"{tmp_path}/run/2-shards")["pieces"][0]
+    entry = run_folder.read_index(f"{tmp_path}/run/2-shards")["pieces"][0]
     assert entry["samples"] == 1 and entry["rejected"] == {reason: 1}
-    accepted = shard.read_sidecar(found[0]["tar"].replace(".tar", ".parquet"), ["image_id"])
+    accepted = sidecar.read_sidecar(found[0]["tar"].replace(".tar", ".parquet"), ["image_id"])
     assert accepted.to_pylist() == [{"image_id": "good"}]
 
 
@@ -125,7 +123,7 @@ def test_captions_lose_needless_blanks_and_bad_ones_are_left_out(tmp_path):
     assert [reason.split(":")[0] for reason in reasons] == kinds
     (sample,) = webdataset.WebDataset(row["tar"], shardshuffle=False)
     assert sample["txt"] == b"a dog" and json.loads(sample["json"])["captions"] == row["captions"]
-    (entry,) = _plan.read_index(f"{tmp_path}/run/2-shards")["pieces"]
+    (entry,) = run_folder.read_index(f"{tmp_path}/run/2-shards")["pieces"]
     assert entry["captions"] == 2 and entry["captions_rejected"] == dict.fromkeys(kinds, 1)
     assert entry["rejected"] == {}
 
@@ -214,7 +212,7 @@ def test_excluded_images_and_captions_are_left_out_and_cost_no_budget(tmp_path):
     ]
     assert by_id["b"]["reason"] == "excluded: same as z"
     assert by_id["c"]["reason"] == "excluded: no reason given"
-    (entry,) = _plan.read_index(f"{tmp_path}/run/2-shards")["pieces"]
+    (entry,) = run_folder.read_index(f"{tmp_path}/run/2-shards")["pieces"]
     assert entry["samples"] == 1 and entry["rejected"] == {"excluded": 2}
     assert shard.write_shard(shard.plan(recipe, f"{tmp_path}/run").pieces[0])["samples"] == 3
 
@@ -264,7 +262,7 @@ def slow_store(tmp_path, monkeypatch):
     for n in range(40):
         uri = f"memory://{tmp_path.name}/{n}.jpg"
         if n % 10 != 7:
-            _store.write_bytes(uri, data)
+            store.write_bytes(uri, data)
         rows.append({"image_id": f"{n}", "uri": uri})
     return rows, seen
 
@@ -284,11 +282,11 @@ def test_no_more_is_fetched_ahead_than_the_threads_need(slow_store):
     rows = [row | {"source": "csv"} for row in rows]
     settings = piece("", rows, source={"fetch_threads": 2}).inputs["source"]
     ahead = []
-    for taken, (_, load) in enumerate(_payloads.in_order(rows, settings, 10**6)):
+    for taken, (_, load) in enumerate(loading.in_order(rows, settings, 10**6)):
         ahead.append(seen["fetched"] - taken)
         if taken % 10 != 7:
             load()
-    assert max(ahead) <= 2 * _payloads.AHEAD + 1
+    assert max(ahead) <= 2 * loading.AHEAD + 1
 
 
 def test_a_shard_that_stops_fetches_no_more(tmp_path, slow_store):
@@ -362,7 +360,7 @@ def test_odd_image_ids_come_back_from_the_tar(tmp_path):
 
 
 def test_the_job_says_where_to_look(tmp_path, capsys, monkeypatch):
-    from jobs.cli import main as _cli
+    from jobs.cli import main
 
     make_here(monkeypatch)
     monkeypatch.setattr("jobs.cli.run.Tracker", MagicMock())
@@ -370,7 +368,7 @@ def test_the_job_says_where_to_look(tmp_path, capsys, monkeypatch):
     recipe = table_of(tmp_path, [("a.jpg", "a", "train"), ("gone.jpg", "b", "train")])
     root = ingested(recipe, tmp_path / "run")
     flags = ["--source.kind", "csv", "--source.path", recipe.source.path]
-    _cli.main("shard", [*flags, "--root", root, "--shard.failure_budget", "0.5"])
+    main.main("shard", [*flags, "--root", root, "--shard.failure_budget", "0.5"])
     printed = capsys.readouterr()
     assert f"{root}/2-shards/rejected.csv" in printed.err
     assert "rejected: file missing 1" in printed.err

@@ -9,19 +9,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipeline.sharding import ingest, shard
-from pipeline.sharding import tar_writer as _tar_writer
-from pipeline.storage import plan as _plan
-from pipeline.storage import store as _store
-from tests.helpers.datasets import (
-    FIVE,
-    drawn,
-    files,
-    picture,
-    samples,
-    table_of,
-    with_shard,
-)
+from pipeline.sharding import ingest, shard, tar_writer
+from pipeline.storage import run_folder, store
+from tests.helpers.datasets import FIVE, drawn, files, picture, samples, table_of, with_shard
 from tests.helpers.stages import finish, ingested, sharded
 
 
@@ -46,7 +36,7 @@ def test_shards_in_a_remote_store_have_the_bytes_of_those_on_disk(drawn_run, tmp
     root = f"memory://{tmp_path.name}"
     sharded(drawn(), root)
     for name, digest in files(drawn_run).items():
-        assert _store.sha256(_store.read_bytes(f"{root}/2-shards/{name}")) == digest, name
+        assert store.sha256(store.read_bytes(f"{root}/2-shards/{name}")) == digest, name
 
 
 def test_another_seed_packs_train_in_another_order_and_nothing_else(drawn_run, tmp_path):
@@ -126,10 +116,10 @@ def test_shards_that_are_no_longer_named_are_removed(tmp_path):
 
 def test_a_sidecar_finds_every_picture_in_its_tar(drawn_run):
     for row in samples(drawn_run):
-        data = _store.read_bytes(row["tar"], row["offset"], row["size"])
+        data = store.read_bytes(row["tar"], row["offset"], row["size"])
         with tarfile.open(row["tar"]) as tar:
             assert tar.extractfile(row["member"]).read() == data
-        assert _store.sha256(data) == row["sha256"]
+        assert store.sha256(data) == row["sha256"]
         assert Image.open(io.BytesIO(data)).size == (row["width"], row["height"])
 
 
@@ -161,7 +151,7 @@ def test_a_tar_has_the_bytes_that_tarfile_writes(drawn_run, tmp_path):
 def test_a_header_is_that_of_tarfile(name, size):
     info = tarfile.TarInfo(name)
     info.size = size
-    assert _tar_writer.header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+    assert tar_writer.header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_webdataset_reads_the_same_samples(drawn_run):
@@ -170,14 +160,14 @@ def test_webdataset_reads_the_same_samples(drawn_run):
         read = list(webdataset.WebDataset(str(tar), shardshuffle=False))
         assert [sample["__key__"] for sample in read] == [row["key"] for row in rows]
         for row, sample in zip(rows, read, strict=True):
-            assert _store.sha256(sample["jpg"]) == row["sha256"]
+            assert store.sha256(sample["jpg"]) == row["sha256"]
             assert sample["txt"].decode() == row["captions"][0]["text"]
             about = json.loads(sample["json"])
             assert about == {name: row[name] for name in about} and len(about) == 6
 
 
 def test_the_index_counts_what_the_tars_hold(drawn_run):
-    index = _plan.read_index(f"{drawn_run}/2-shards")
+    index = run_folder.read_index(f"{drawn_run}/2-shards")
     for entry in index["pieces"]:
         rows = [row for row in samples(drawn_run) if Path(row["tar"]).stem == entry["name"]]
         assert entry["samples"] == len(rows)
@@ -185,7 +175,7 @@ def test_the_index_counts_what_the_tars_hold(drawn_run):
         assert entry["rejected"] == {}
         for name, about in entry["files"].items():
             data = Path(drawn_run, "2-shards", name).read_bytes()
-            assert about == {"bytes": len(data), "sha256": _store.sha256(data)}
+            assert about == {"bytes": len(data), "sha256": store.sha256(data)}
     totals = shard.totals(index)
     assert (totals["shards"], totals["samples"], totals["rejected"]) == (5, 32, 0)
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pipeline import sources
-from pipeline.sources.readers import fetch as _fetch
+from pipeline.sources.readers import fetch
 from schemas.settings import SourceSettings
 
 IMAGE = bytes(range(256)) * 40
@@ -148,8 +148,8 @@ class Hostile(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_fetch, "BACKOFF", 0.01)
-    monkeypatch.setattr(_fetch, "LONGEST_WAIT", 0.3)
+    monkeypatch.setattr(fetch, "BACKOFF", 0.01)
+    monkeypatch.setattr(fetch, "LONGEST_WAIT", 0.3)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
     server.daemon_threads = True
     server.asked, server.over = collections.Counter(), threading.Event()
@@ -226,7 +226,7 @@ def test_an_empty_body_and_an_image_called_html_are_handed_on(server):
 
 
 def test_a_server_that_is_busy_is_left_alone_for_as_long_as_it_says(server, monkeypatch):
-    monkeypatch.setattr(_fetch, "LONGEST_WAIT", 5.0)
+    monkeypatch.setattr(fetch, "LONGEST_WAIT", 5.0)
     started = time.monotonic()
     load(server, "busy-once", fetch_timeout=5)
     assert 1.0 <= time.monotonic() - started < 3
@@ -251,7 +251,7 @@ def test_many_threads_fetch_at_once_over_kept_connections(server):
         found = list(pool.map(fetched, names))
     expected = {"missing": "fetch failed (404)"}
     assert found == [expected.get(name, IMAGE) for name in names]
-    assert not _fetch._SESSION.cookies, "those of a million hosts would pile up"
+    assert not fetch._SESSION.cookies, "those of a million hosts would pile up"
 
 
 @pytest.mark.parametrize("url", ["http://", "https://[::bad/1.jpg", "HTTP://exa mple/1.jpg"])

@@ -10,7 +10,7 @@ import pytest
 from pipeline import sources
 from pipeline.errors import InputError
 from pipeline.sources import source
-from pipeline.sources.readers import parquet as _parquet
+from pipeline.sources.readers import parquet
 from schemas.settings import SourceSettings
 from tests.pipeline.sources.test_formats import captions, refused, rows_of
 
@@ -188,7 +188,7 @@ def test_cells_of_a_remote_table_are_read_a_row_group_at_a_time(tmp_path):
     rows = rows_of("csv", "memory://tables/*.parquet")
     assert rows[7]["uri"] == "memory:///tables/t.parquet#image/7"
     assert source("csv").load(rows[7]["uri"]) == BYTES[7]
-    column = _parquet._column("memory:///tables/t.parquet", "image", 2)
+    column = parquet._column("memory:///tables/t.parquet", "image", 2)
     assert len(column) == 3, "the group of rows 6 to 8 and no other"
 
 
@@ -205,7 +205,7 @@ def test_cells_that_cannot_be_loaded_are_named(tmp_path):
 
 
 def test_a_table_of_huge_row_groups_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(_parquet, "GROUP_BYTES", 10)
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 10)
     write_cells(tmp_path / "t.parquet", BYTES)
     sentence = refused("csv", tmp_path / "t.parquet")
     assert "images in row group 0" in sentence and "row_group_size=100" in sentence

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.storage import cache as _cache
-from pipeline.storage import store as _store
+from pipeline.storage import cache as shard_cache
+from pipeline.storage import store
 
 MANY = 10**9  # bytes: room for all
 
@@ -18,28 +18,28 @@ MANY = 10**9  # bytes: room for all
 def cache(tmp_path, monkeypatch) -> Path:
     """A new folder for the copies, and a process that knows none of them."""
     monkeypatch.setenv("HALFTONE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_cache, "_whole", set())
-    monkeypatch.setattr(_cache, "_no_room", set())
+    monkeypatch.setattr(shard_cache, "_whole", set())
+    monkeypatch.setattr(shard_cache, "_no_room", set())
     return tmp_path / "cache"
 
 
 def remote(name: str, data: bytes) -> tuple[str, dict]:
     """A file in a store that is not this machine's, with its entry in the index."""
     uri = f"memory://{name}"
-    _store.write_bytes(uri, data)
-    return uri, {"bytes": len(data), "sha256": _store.sha256(data)}
+    store.write_bytes(uri, data)
+    return uri, {"bytes": len(data), "sha256": store.sha256(data)}
 
 
 @pytest.fixture
 def fetched(monkeypatch) -> list[str]:
     """The files that were fetched."""
-    names, fetch = [], _cache._fetch
+    names, fetch = [], shard_cache._fetch
 
     def counted(uri: str, *rest) -> None:
-        names.append(_store.name_of(uri))
+        names.append(store.name_of(uri))
         fetch(uri, *rest)
 
-    monkeypatch.setattr(_cache, "_fetch", counted)
+    monkeypatch.setattr(shard_cache, "_fetch", counted)
     return names
 
 
@@ -49,30 +49,32 @@ def copies(cache: Path) -> set[bytes]:
 
 def test_a_file_is_fetched_once_and_read_in_parts(cache, fetched):
     uri, file = remote("a", b"0123456789")
-    assert _cache.read(uri, file, MANY, 2, 3) == b"234"
-    _store.remove(uri)
-    assert _cache.read(uri, file, MANY, 7, 9) == b"789"
+    assert shard_cache.read(uri, file, MANY, 2, 3) == b"234"
+    store.remove(uri)
+    assert shard_cache.read(uri, file, MANY, 7, 9) == b"789"
     assert fetched == ["a"] and copies(cache) == {b"0123456789"}
 
 
 def test_a_file_of_this_machine_is_read_where_it_is(cache, tmp_path):
     (tmp_path / "a").write_bytes(b"0123")
-    assert _cache.kept(str(tmp_path / "a"), {"bytes": 4, "sha256": ""}, MANY) == str(tmp_path / "a")
+    assert shard_cache.kept(str(tmp_path / "a"), {"bytes": 4, "sha256": ""}, MANY) == str(
+        tmp_path / "a"
+    )
     assert not cache.exists()
 
 
 def test_the_least_recently_used_is_dropped(cache, fetched):
     (a, of_a), (b, of_b), (c, of_c) = (remote(n, n.encode() * 10) for n in "abc")
     for uri, file in ((a, of_a), (b, of_b), (a, of_a), (c, of_c)):
-        _cache.read(uri, file, 25, 0, 10)
+        shard_cache.read(uri, file, 25, 0, 10)
     assert copies(cache) == {b"a" * 10, b"c" * 10}
-    assert _cache.read(b, of_b, 25, 0, 2) == b"bb"
+    assert shard_cache.read(b, of_b, 25, 0, 2) == b"bb"
     assert fetched == ["a", "b", "c", "b"] and copies(cache) == {b"b" * 10, b"c" * 10}
 
 
 def test_a_file_larger_than_the_limit_is_not_kept(cache, fetched):
     uri, file = remote("a", b"0123456789")
-    assert _cache.read(uri, file, 9, 2, 3) == b"234"
+    assert shard_cache.read(uri, file, 9, 2, 3) == b"234"
     assert fetched == [] and not cache.exists()
 
 
@@ -81,15 +83,15 @@ def test_a_torn_copy_is_fetched_anew(cache, torn):
     uri, file = remote("a", b"0123456789")
     cache.mkdir()
     (cache / file["sha256"]).write_bytes(torn)
-    assert _cache.read(uri, file, MANY, 0, 10) == b"0123456789"
+    assert shard_cache.read(uri, file, MANY, 0, 10) == b"0123456789"
     assert copies(cache) == {b"0123456789"}
 
 
 def test_a_file_that_is_not_what_its_index_says_is_refused(cache):
     uri, file = remote("a", b"0123456789")
-    _store.write_bytes(uri, b"0123456780")
+    store.write_bytes(uri, b"0123456780")
     with pytest.raises(InputError, match="memory://a has other bytes than when it was written"):
-        _cache.read(uri, file, MANY, 0, 10)
+        shard_cache.read(uri, file, MANY, 0, 10)
     assert copies(cache) == set()
 
 
@@ -97,21 +99,21 @@ def test_a_full_disk_costs_the_copy_and_not_the_work(cache, monkeypatch, fetched
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_cache, "_has", full)
+    monkeypatch.setattr(shard_cache, "_has", full)
     uri, file = remote("a", b"0123456789")
-    assert [_cache.read(uri, file, MANY, at, 1) for at in (1, 2)] == [b"1", b"2"]
+    assert [shard_cache.read(uri, file, MANY, at, 1) for at in (1, 2)] == [b"1", b"2"]
     assert fetched == ["a"]
 
 
 def test_a_copy_dropped_by_another_process_is_read_from_its_store(cache, monkeypatch):
     uri, file = remote("a", b"0123456789")
-    monkeypatch.setattr(_cache, "kept", lambda *_: str(cache / "gone"))
-    assert _cache.read(uri, file, MANY, 2, 3) == b"234"
+    monkeypatch.setattr(shard_cache, "kept", lambda *_: str(cache / "gone"))
+    assert shard_cache.read(uri, file, MANY, 2, 3) == b"234"
 
 
 def test_a_file_that_is_nowhere_is_missing(cache):
     with pytest.raises(FileNotFoundError):
-        _cache.read("memory://nowhere/a", {"bytes": 3, "sha256": "0" * 64}, MANY, 0, 3)
+        shard_cache.read("memory://nowhere/a", {"bytes": 3, "sha256": "0" * 64}, MANY, 0, 3)
 
 
 READER = """
@@ -129,7 +131,7 @@ for turn in range(3):
 def test_two_processes_share_the_copies_and_keep_to_the_limit(cache, bucket):
     uris = [f"{bucket}/cache/{name}" for name in "abcd"]
     for uri in uris:
-        _store.write_bytes(uri, uri[-1].encode() * 100_000)
+        store.write_bytes(uri, uri[-1].encode() * 100_000)
     readers = [
         subprocess.Popen([sys.executable, "-c", READER, *order], stderr=subprocess.PIPE)
         for order in (uris, uris[::-1])

@@ -13,10 +13,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.cluster.examine import Examiner
 from pipeline.errors import Unreachable
-from pipeline.sharding import loading as _payloads
+from pipeline.sharding import loading
 from pipeline.sharding.images import Rejected
-from pipeline.storage import cache as _cache
-from pipeline.storage import store as _store
+from pipeline.storage import cache, parquet, store
 from schemas.settings import SourceSettings
 
 
@@ -60,14 +59,14 @@ def flaky(monkeypatch):
 @pytest.mark.parametrize("answers", [["busy"], ["half"], ["busy", "half", "half"]])
 def test_a_store_that_is_busy_or_hangs_up_is_asked_again(flaky, answers):
     flaky.answers = list(answers)
-    assert _store.read_bytes("s3://bucket/file") == b"0123456789"
+    assert store.read_bytes("s3://bucket/file") == b"0123456789"
     assert not flaky.answers
 
 
 def test_a_store_that_is_always_busy_is_asked_a_limited_number_of_times(flaky, no_waits):
     flaky.answers = ["busy"] * 1000
     with pytest.raises(Unreachable, match="s3://bucket/file cannot be reached"):
-        _store.read_bytes("s3://bucket/file")
+        store.read_bytes("s3://bucket/file")
     assert 3 * 6 <= 1000 - len(flaky.answers) <= 20 * 6
 
 
@@ -75,14 +74,14 @@ def test_a_store_that_nobody_answers_for_is_bad_input(flaky, monkeypatch, no_wai
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(Unreachable, match="s3://bucket/file cannot be reached: Could not connect"):
-        _store.read_bytes("s3://bucket/file")
+        store.read_bytes("s3://bucket/file")
 
 
 @pytest.fixture
 def no_waits(monkeypatch):
     """Stores are asked as often as ever, at once."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
-    monkeypatch.setattr(_store, "WAITS", (0,) * len(_store.WAITS))
+    monkeypatch.setattr(store, "WAITS", (0,) * len(store.WAITS))
 
 
 class Breaking(MemoryFileSystem):
@@ -110,7 +109,7 @@ for name in ("cat_file", "pipe_file", "info", "ls", "exists", "rm", "get_file", 
 @pytest.fixture
 def breaking(no_waits):
     fsspec.register_implementation("breaking", Breaking, clobber=True)
-    _store.write_bytes("breaking://folder/file", b"0123456789")
+    store.write_bytes("breaking://folder/file", b"0123456789")
     yield Breaking.errors
     Breaking.errors.clear()
 
@@ -151,18 +150,18 @@ ANSWERS = {
 
 @pytest.mark.parametrize("error", NO_ANSWER.values(), ids=NO_ANSWER.keys())
 def test_where_no_answer_comes_a_store_is_asked_again_and_that_is_logged(breaking, caplog, error):
-    breaking.extend([error] * len(_store.WAITS))
-    assert _store.read_bytes("breaking://folder/file") == b"0123456789"
-    assert len(caplog.messages) == len(_store.WAITS) and not breaking
+    breaking.extend([error] * len(store.WAITS))
+    assert store.read_bytes("breaking://folder/file") == b"0123456789"
+    assert len(caplog.messages) == len(store.WAITS) and not breaking
     assert "breaking://folder/file does not answer" in caplog.messages[0]
     assert "it is asked again in 0 s" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("error", NO_ANSWER.values(), ids=NO_ANSWER.keys())
 def test_a_store_that_never_answers_is_said_to_be_out_of_reach(breaking, error):
-    breaking.extend([error] * (len(_store.WAITS) + 1))
+    breaking.extend([error] * (len(store.WAITS) + 1))
     with pytest.raises(Unreachable, match="^breaking://folder/file cannot be reached: ") as raised:
-        _store.read_bytes("breaking://folder/file")
+        store.read_bytes("breaking://folder/file")
     assert str(raised.value).count("cannot be reached") == 1 and not breaking
 
 
@@ -170,21 +169,21 @@ def test_a_store_that_never_answers_is_said_to_be_out_of_reach(breaking, error):
 def test_what_a_store_answered_is_not_asked_again(breaking, caplog, error):
     breaking.extend([error] * 2)
     with pytest.raises(type(error)):
-        _store.read_bytes("breaking://folder/file")
+        store.read_bytes("breaking://folder/file")
     assert len(breaking) == 1 and not caplog.messages
 
 
 def test_everything_is_asked_again(breaking, tmp_path):
     uri = "breaking://folder/file"
     questions = {
-        "exists": lambda: _store.exists(uri),
-        "list_files": lambda: _store.list_files("breaking://folder"),
-        "stamp": lambda: _store.stamp(uri)[0],
-        "write_bytes": lambda: _store.write_bytes(uri, b"01"),
+        "exists": lambda: store.exists(uri),
+        "list_files": lambda: store.list_files("breaking://folder"),
+        "stamp": lambda: store.stamp(uri)[0],
+        "write_bytes": lambda: store.write_bytes(uri, b"01"),
         "temporary": lambda: write_some(uri),
-        "kept": lambda: Path(_cache.kept(uri, whole(b"012"), 100)).read_bytes(),
-        "finished": lambda: _store.finished(uri, "f"),
-        "remove": lambda: _store.remove(uri),
+        "kept": lambda: Path(cache.kept(uri, whole(b"012"), 100)).read_bytes(),
+        "finished": lambda: parquet.finished(uri, "f"),
+        "remove": lambda: store.remove(uri),
     }
     answers = {}
     with pytest.MonkeyPatch.context() as environment:
@@ -197,22 +196,22 @@ def test_everything_is_asked_again(breaking, tmp_path):
         **{"exists": True, "list_files": {"file": 10}, "stamp": 10, "write_bytes": None},
         **{"temporary": None, "kept": b"012", "finished": None, "remove": None},
     }
-    assert not _store.exists(uri)
+    assert not store.exists(uri)
 
 
 def write_some(uri: str) -> None:
-    with _store.temporary(uri) as path:
+    with store.temporary(uri) as path:
         Path(path).write_bytes(b"012")
 
 
 def whole(data: bytes) -> dict:
-    return {"bytes": len(data), "sha256": _store.sha256(data)}
+    return {"bytes": len(data), "sha256": store.sha256(data)}
 
 
 def test_a_picture_whose_store_does_not_answer_is_no_bad_picture(breaking):
     def loaded(name: str) -> bytes:
         rows = [{"source": "csv", "uri": f"breaking://folder/{name}"}]
-        ((_, load),) = _payloads.in_order(rows, SourceSettings(kind="csv", fetch_threads=1), 100)
+        ((_, load),) = loading.in_order(rows, SourceSettings(kind="csv", fetch_threads=1), 100)
         return load()
 
     breaking.append(TimeoutError("timed out"))

@@ -10,10 +10,17 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.models import Vocabulary
+from pipeline.sharding.decoding import decode
 from pipeline.training.augmentation import Augment
-from pipeline.training.data import Loader, Order, decode
+from pipeline.training.loader import Loader
+from pipeline.training.sampler import Order
 from schemas.settings import TrainSettings
-from tests.pipeline.training.test_sampler_and_loader import Counts, loader_of, root, split  # noqa: F401  (fixtures)
+from tests.pipeline.training.test_sampler_and_loader import (
+    Counts,  # noqa: F401  (fixtures)
+    loader_of,  # noqa: F401  (fixtures)
+    root,  # noqa: F401  (fixtures)
+    split,  # noqa: F401  (fixtures)
+)
 
 
 def jpeg(width=200, height=100) -> bytes:

@@ -14,7 +14,10 @@ from pipeline.training import train
 from pipeline.training.distributed import World
 from pipeline.training.trainer import Training
 from tests.helpers import gloo
-from tests.pipeline.training.test_train import data, recipe_with  # noqa: F401  (a fixture, and its recipe)
+from tests.pipeline.training.test_train import (
+    data,  # noqa: F401  (a fixture, and its recipe)
+    recipe_with,  # noqa: F401  (a fixture, and its recipe)
+)
 
 STEPS = 20
 

@@ -10,13 +10,18 @@ import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 
 from pipeline.errors import InputError
-from pipeline.storage import store as _store
+from pipeline.storage import store
 from pipeline.training import train
 from pipeline.training.distributed import World
 from pipeline.training.learner import Learner
 from pipeline.training.trainer import Training
 from tests.helpers import gloo
-from tests.pipeline.training.test_train import data, fit, recipe_with, weights  # noqa: F401  (a fixture, and its users)
+from tests.pipeline.training.test_train import (
+    data,  # noqa: F401  (a fixture, and its users)
+    fit,  # noqa: F401  (a fixture, and its users)
+    recipe_with,  # noqa: F401  (a fixture, and its users)
+    weights,  # noqa: F401  (a fixture, and its users)
+)
 
 
 class Killed(BaseException):
@@ -47,7 +52,7 @@ def kill_after(monkeypatch, step: int) -> None:
 
 
 def losses(root: str, name: str) -> list[tuple[int, float]]:
-    records = _store.read_json(f"{root}/5-model/{name}/history.json")["records"]
+    records = store.read_json(f"{root}/5-model/{name}/history.json")["records"]
     return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
 
 
@@ -238,7 +243,7 @@ def test_four_workers_that_go_on_end_bit_for_bit_as_four_undisturbed_ones(
 def storage_worker(rank: int, size: int, folder: str, piece) -> None:
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
     if rank == 1:  # its disk is another one
-        _store.write_bytes = lambda uri, content: None
+        store.write_bytes = lambda uri, content: None
     try:
         Training(piece, World(), lambda records: None, lambda: False)
     except InputError as error:

@@ -17,9 +17,11 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.models import Vocabulary
-from pipeline.storage import store as _store
-from pipeline.training import data as _batches
-from pipeline.training.data import Loader, Order, Split
+from pipeline.sharding import decoding
+from pipeline.storage import parquet
+from pipeline.training.data import Split
+from pipeline.training.loader import Loader
+from pipeline.training.sampler import Order
 from schemas.settings import Recipe
 from tests.helpers.stages import sharded
 
@@ -187,7 +189,7 @@ def test_a_split_that_fills_no_batch_is_refused_with_its_size(counts, batch_size
 
 def test_a_split_has_the_samples_of_its_sidecars_in_order(root, split):
     sidecars = sorted(Path(root, "2-shards").glob("train-*.parquet"))
-    rows = [row for file in sidecars for row in _store.read_table(str(file)).to_pylist()]
+    rows = [row for file in sidecars for row in parquet.read_table(str(file)).to_pylist()]
     assert len(split) == len(rows) == 21
     assert split.table["image_id"].to_pylist() == [row["image_id"] for row in rows]
     for row, count, first in zip(rows, split.caption_count, split.caption_first, strict=True):
@@ -214,7 +216,7 @@ def test_an_image_is_the_same_from_a_cache_that_is_full_or_was_never_there(root,
 
 
 def test_a_stream_of_the_tars_gives_the_same_samples_in_the_same_order(split):
-    samples = [s for tar in split.tars for s in _batches.stream(tar, image_size=SIZE)]
+    samples = [s for tar in split.tars for s in decoding.stream(tar, image_size=SIZE)]
     assert [about["image_id"] for about, _ in samples] == split.table["image_id"].to_pylist()
     for row, (about, image) in enumerate(samples):
         assert np.array_equal(image, split.image(row))
@@ -233,7 +235,7 @@ def test_shards_of_features_give_the_arrays_that_were_put_in(tmp_path):
     assert split.features == 5
     for row, image_id in enumerate(split.table["image_id"].to_pylist()):
         assert np.array_equal(split.image(row), features[int(image_id.split("-")[1])])
-    streamed = [array for _, array in _batches.stream(split.tars[0], image_size=SIZE)]
+    streamed = [array for _, array in decoding.stream(split.tars[0], image_size=SIZE)]
     assert all(np.array_equal(array, split.image(row)) for row, array in enumerate(streamed))
 
 
@@ -245,7 +247,7 @@ def test_an_unknown_split_is_answered_with_those_there_are(root):
 def test_a_tar_that_was_made_again_is_read_anew(tmp_path):
     for seed in (0, 1):
         split = Split(shards(tmp_path, samples=21, seed=seed), "train", image_size=SIZE)
-        samples = list(_batches.stream(split.tars[0], image_size=SIZE))
+        samples = list(decoding.stream(split.tars[0], image_size=SIZE))
         for row, (_, image) in enumerate(samples):
             assert np.array_equal(split.image(row), image)
 

@@ -5,16 +5,15 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from jobs.cli import recipes as _recipes
+from jobs.cli import recipes
 from jobs.cli.main import _parse
 from pipeline.errors import InputError
 from pipeline.formulas.metrics import ndcg
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions
 from pipeline.sharding import ingest, shard
-from pipeline.storage import store as _store
-from pipeline.training import train
-from pipeline.training import validation as _validation
+from pipeline.storage import store
+from pipeline.training import saved_model, train, validation
 from tests.helpers.stages import TINY
 
 
@@ -39,18 +38,18 @@ def data(tmp_path_factory, tiny_encoder):
 
 def recipe_with(encoder: str, *flags: str):
     options, overrides = _parse("train", [*TINY, "--encoder", encoder, *flags], lambda parser: None)
-    return _recipes.resolve(options.recipe, overrides, None)[0][1]
+    return recipes.resolve(options.recipe, overrides, None)[0][1]
 
 
 def fit(recipe, root: str, name: str, report=lambda records: None) -> dict:
     """Train, and the finished stage's index."""
     plan = train.plan(recipe, root, name)
     train.fit(plan.pieces[0], report)
-    return plan.finish({"model": train.summary(plan.pieces[0])})
+    return plan.finish({"model": saved_model.summary(plan.pieces[0])})
 
 
 def weights(root: str, name: str) -> dict[str, torch.Tensor]:
-    return load(_store.read_bytes(f"{root}/5-model/{name}/model.safetensors"))
+    return load(store.read_bytes(f"{root}/5-model/{name}/model.safetensors"))
 
 
 def test_a_killed_training_ends_with_the_same_weights(data):
@@ -68,7 +67,7 @@ def test_a_killed_training_ends_with_the_same_weights(data):
     whole, killed = weights(root, "whole"), weights(root, "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     files = [f"{root}/5-model/{name}/history.json" for name in ("whole", "killed")]
-    records = [_store.read_json(file)["records"] for file in files]
+    records = [store.read_json(file)["records"] for file in files]
     losses = [[r["train/loss"] for r in found if "train/loss" in r] for found in records]
     assert losses[0] == losses[1]
 
@@ -91,7 +90,7 @@ def test_a_killed_training_goes_on_in_its_schedules(data, tiny_encoder):
         fit(recipe, root, "stopped", kill)
     fit(recipe, root, "stopped")
     whole, stopped = (
-        _store.read_json(f"{root}/5-model/{name}/history.json")["records"]
+        store.read_json(f"{root}/5-model/{name}/history.json")["records"]
         for name in ("scheduled", "stopped")
     )
     timed = ("train/samples_per_second", "train/data_wait")
@@ -108,7 +107,7 @@ def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(data):
     recipe, root = data
     fit(recipe, root, "torn")
     newest = f"{root}/5-model/torn/checkpoints/step-00000060/model.safetensors"
-    _store.write_bytes(newest, _store.read_bytes(newest)[:-10])
+    store.write_bytes(newest, store.read_bytes(newest)[:-10])
     epochs = []
     fit(recipe, root, "torn", lambda records: epochs.append(records[-1]["epoch"]))
     assert epochs == [2]
@@ -126,7 +125,7 @@ def test_other_settings_do_not_resume_from_what_is_there(data, tiny_encoder):
 def test_the_loss_falls(data):
     recipe, root = data
     fit(recipe, root, "falls")
-    records = _store.read_json(f"{root}/5-model/falls/history.json")["records"]
+    records = store.read_json(f"{root}/5-model/falls/history.json")["records"]
     losses = [r["train/info_nce"] for r in records if "train/info_nce" in r]
     assert losses[-1] < losses[0] - 0.1
 
@@ -137,7 +136,7 @@ def test_best_and_last_choose_their_checkpoint(data, tiny_encoder):
     assert fit(last, root, "last")["pieces"][0]["epoch"] == 2
     best = recipe_with(tiny_encoder, "--train.epochs", "4")
     entry = fit(best, root, "best")["pieces"][0]
-    records = _store.read_json(f"{root}/5-model/best/history.json")["records"]
+    records = store.read_json(f"{root}/5-model/best/history.json")["records"]
     rsums = [r["val/rsum"] for r in records if "val/rsum" in r]
     assert entry["epoch"] == 1 + rsums.index(max(rsums))
     assert entry["metrics"]["val/rsum"] == max(rsums)
@@ -148,12 +147,12 @@ def test_the_checkpoint_of_the_best_graded_order_can_be_chosen(data, tiny_encode
     recipe = recipe_with(tiny_encoder, "--train.select", "best_ndcg", "--train.epochs", "3")
     values = iter([0.3, 0.5, 0.4])
     entry = fit(recipe, root, "graded")["pieces"][0]
-    records = _store.read_json(f"{root}/5-model/graded/history.json")["records"]
+    records = store.read_json(f"{root}/5-model/graded/history.json")["records"]
     seen = [r["val/ndcg_label"] for r in records if "epoch" in r]
     assert entry["metrics"]["val/ndcg_label"] == max(seen) and all(0 < v < 1 for v in seen)
-    graded = _validation.graded
+    graded = validation.graded
     monkeypatch.setattr(
-        _validation, "graded", lambda *a: {**graded(*a), "val/ndcg_label": next(values)}
+        validation, "graded", lambda *a: {**graded(*a), "val/ndcg_label": next(values)}
     )
     assert fit(recipe, root, "planted")["pieces"][0]["epoch"] == 2
 
@@ -167,7 +166,7 @@ def test_ndcg_on_val_is_that_of_the_whole_matrix(data):
     texts = torch.nn.functional.normalize(torch.randn(len(captions.caption_ids), 6), dim=1)
     relevance = captions.relevance(captions.image_ids, recipe.label)
     scores = images @ texts.T
-    found = _validation.graded(images, texts, captions, recipe.label)
+    found = validation.graded(images, texts, captions, recipe.label)
     for name, s, r in (("i2t", scores, relevance), ("t2i", scores.T, relevance.T)):
         expected = float(ndcg(s, r, k=10).mean())
         assert found[f"val/{name}_ndcg_label"] == pytest.approx(expected, rel=1e-6)
@@ -176,7 +175,7 @@ def test_ndcg_on_val_is_that_of_the_whole_matrix(data):
 def test_a_loaded_model_encodes_as_the_trained_one(data):
     recipe, root = data
     fit(recipe, root, "loaded")
-    model, vocabulary, _ = train.load_model(f"{root}/5-model/loaded")
+    model, vocabulary, _ = saved_model.load_model(f"{root}/5-model/loaded")
     words, lengths = vocabulary.encode(["a red circle", "two stars on the sand"], 64)
     with torch.inference_mode():
         together = model.encode_text(words, lengths)

@@ -1,0 +1,152 @@
+"""Stage 6, first half: the tower vectors of every shard."""
+
+import functools
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.errors import InputError
+from pipeline.evaluation import task_memory
+from pipeline.retrieval import scores
+from pipeline.sharding import exclusions
+from pipeline.sharding.decoding import stream
+from pipeline.sharding.exclusions import Leaving
+from pipeline.storage import cache, parquet, run_folder, store
+from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.vector_columns import vector_column
+from pipeline.training import saved_model
+from schemas.embedding import tower_schema
+from schemas.settings import Recipe
+
+
+def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
+    """A piece for every shard of the evaluated split, of val, and of the train bank."""
+    shards = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    model = run_folder.need_index(run_folder.folder(root, "train", name), "train")
+    folder = vectors_folder(root, name)
+    entries = run_folder.of_split(shards, recipe.evaluate.split)
+    if not any(entry["samples"] for entry in entries):
+        known = ", ".join(sorted({entry["split"] for entry in shards["pieces"]}))
+        raise InputError(f"evaluate.split {recipe.evaluate.split!r} holds nothing; known: {known}")
+    entries += run_folder.of_split(shards, "val") + bank_shards(shards, recipe.rerank.bank_images)
+    pieces = [
+        Piece(
+            name=entry["name"],
+            output=store.join(folder, f"{entry['name']}.parquet"),
+            fingerprint=store.fingerprint("vectors", model["version"], entry["files"]),
+            inputs={
+                "tar": run_folder.folder(root, "shard", f"{entry['name']}.tar"),
+                "file": entry["files"][f"{entry['name']}.tar"],
+                "copies": recipe.train.cache_gb * 1e9,
+                "split": entry["split"],
+                "model": run_folder.folder(root, "train", name),
+                "version": model["version"],
+                "batch_size": recipe.evaluate.batch_size,
+            },
+            memory=task_memory.of_vectors(entry, recipe, model),
+        )
+        for entry in {entry["name"]: entry for entry in entries if entry["samples"]}.values()
+    ]
+    return Plan.of("vectors", folder, pieces, {})
+
+
+def vectors_folder(root: str, name: str) -> str:
+    return run_folder.folder(root, "evaluate", name, "vectors")
+
+
+def evaluated(recipe: Recipe, root: str, name: str) -> list[dict]:
+    """The entries of the evaluated split's vectors, or a sentence that names the splits."""
+    vectors = run_folder.need_index(vectors_folder(root, name), "evaluate")
+    entries = run_folder.of_split(vectors, recipe.evaluate.split)
+    if not entries:
+        known = ", ".join(sorted({entry["split"] for entry in vectors["pieces"]}))
+        raise InputError(
+            f"evaluate.split {recipe.evaluate.split!r} is not evaluated; known: {known}"
+        )
+    return entries
+
+
+def read_vectors(models: list[tuple[str, Recipe]], root: str) -> scores.Vectors:
+    """Vectors of the evaluated split, by the one model (name, settings) of a run folder."""
+    if len(models) != 1:
+        names = ", ".join(name for name, _ in models) or "no model"
+        raise InputError(f"{root} holds {names}; name one with --name, or other vectors")
+    [(name, recipe)] = models
+    entries = evaluated(recipe, root, name)
+    folder = vectors_folder(root, name)
+    uris = tuple(store.join(folder, f"{entry['name']}.parquet") for entry in entries)
+    vectors = scores.Vectors.read(uris, run_folder.version(entries))
+    return vectors.without(_leaving(recipe, uris))
+
+
+def bank_shards(shards: dict, images: int) -> list[dict]:
+    """The first train shards that hold so many images (train shards are in random order)."""
+    kept: list[dict] = []
+    for entry in run_folder.of_split(shards, "train"):
+        if sum(e["samples"] for e in kept) < images:
+            kept.append(entry)
+    return kept
+
+
+@functools.lru_cache(maxsize=1)
+def _model(folder: str, version: str):
+    return saved_model.load_model(folder)
+
+
+@torch.inference_mode()
+def write_vectors(piece: Piece) -> dict:
+    """Write the tower vectors of one shard; a summary with their number."""
+    if summary := parquet.finished(piece.output, piece.fingerprint):
+        return summary
+    inputs = piece.inputs
+    model, vocabulary, recipe = _model(inputs["model"], inputs["version"])
+    device = next(model.parameters()).device
+    tar = cache.kept(inputs["tar"], inputs["file"], inputs["copies"])
+    samples = list(stream(tar, image_size=recipe.model.image_size))
+    rows, vectors = [], []
+    for start in range(0, len(samples), inputs["batch_size"]):
+        batch = samples[start : start + inputs["batch_size"]]
+        payload = torch.from_numpy(np.stack([image for _, image in batch]))
+        vectors.append(model.encode_image(payload.to(device)).cpu())
+        rows += [(about["image_id"], about["image_id"], "image") for about, _ in batch]
+    captions = [(c, about["image_id"]) for about, _ in samples for c in about["captions"]]
+    for start in range(0, len(captions), inputs["batch_size"]):
+        batch = captions[start : start + inputs["batch_size"]]
+        texts = [caption["text"] for caption, _ in batch]
+        words, lengths = vocabulary.encode(texts, recipe.model.max_words)
+        vectors.append(model.encode_text(words.to(device), lengths).cpu())
+        rows += [(caption["caption_id"], image_id, "text") for caption, image_id in batch]
+    matrix = torch.cat(vectors).numpy()
+    ids, image_ids, modality = (list(column) for column in zip(*rows, strict=True))
+    table = pa.table(
+        {
+            "id": ids,
+            "image_id": image_ids,
+            "modality": modality,
+            "vector": vector_column(matrix),
+        },
+        schema=tower_schema(matrix.shape[1]),
+    )
+    summary = {"split": inputs["split"], "images": len(samples), "captions": len(captions)}
+    return parquet.write_table(piece.output, table, piece.fingerprint, summary)
+
+
+def _leaving(recipe: Recipe, uris: tuple[str, ...]) -> Leaving:
+    """The images and captions of the evaluated split that `evaluate.exclude` takes out."""
+    if recipe.evaluate.exclude is None:
+        return Leaving()
+    captions: dict[str, list[str]] = {}
+    for uri in uris:
+        table = parquet.read_table(uri, ["id", "image_id", "modality"])
+        for id_, image_id, modality in zip(*table.to_pydict().values(), strict=True):
+            captions.setdefault(image_id, [])
+            if modality == "text":
+                captions[image_id].append(id_)
+    leaving = exclusions.leaving(recipe.evaluate.exclude, captions)
+    if len(leaving.images) == len(captions):
+        raise InputError(
+            f"evaluate.exclude {recipe.evaluate.exclude} takes all {len(captions)} images of "
+            f"{recipe.evaluate.split} out; evaluate another split or shorten the list"
+        )
+    return leaving

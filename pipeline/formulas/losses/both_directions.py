@@ -1,0 +1,89 @@
+"""A loss of images and texts: the mean of both directions, each list a row."""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from pipeline.formulas.kernels.rows import (
+    add_block_,
+    block_of,
+    blocks,
+    loss_dtype,
+    rows_in_cache,
+    summed,
+)
+from pipeline.formulas.losses.registry import LOSSES
+
+
+def both_directions(loss, scores_QN, target_QN, **settings):
+    """Scalar: the mean of the rows' losses and the mean of the columns' losses, halved.
+
+    The columns see transposed scores and transposed targets, and every setting whose name ends in
+    `_QN` transposed. `loss` is a function or a name of LOSSES.
+
+    >>> import torch
+    >>> both_directions("triplet", torch.eye(2), torch.eye(2, dtype=torch.bool))
+    tensor(0.)
+    """
+    loss = LOSSES.get(loss, loss)
+    learned = any(torch.is_tensor(value) and value.requires_grad for value in settings.values())
+    if (
+        scores_QN.requires_grad
+        and loss in LOSSES.values()
+        and not learned
+        and "average" not in settings
+    ):
+        return _BothDirections.apply(scores_QN, loss, target_QN, settings)
+    of_rows = loss(scores_QN, target_QN, **settings).mean()
+    return (of_rows + loss(scores_QN.T, target_QN.T, **_turned(settings)).mean()) / 2
+
+
+def _turned(settings):
+    return {k: v.T if k.endswith("_QN") and v is not None else v for k, v in settings.items()}
+
+
+class _BothDirections(torch.autograd.Function):
+    """Block by block into one gradient matrix: half the memory of two losses side by side.
+
+    The backward pass gives that matrix away; should it be called again, it is computed again.
+    """
+
+    @staticmethod
+    def forward(ctx, scores_QN, loss, target_QN, settings):
+        ctx.save_for_backward(scores_QN, target_QN)
+        ctx.loss, ctx.settings = loss, settings
+        total, ctx.gradient_QN = _both_ways(scores_QN, loss, target_QN, settings)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        gradient_QN, ctx.gradient_QN = ctx.gradient_QN, None
+        if gradient_QN is None:
+            scores_QN, target_QN = ctx.saved_tensors
+            _, gradient_QN = _both_ways(scores_QN, ctx.loss, target_QN, ctx.settings)
+        return gradient_QN.mul_(grad), None, None, None
+
+
+def _both_ways(scores_QN, loss, target_QN, settings):
+    """(loss, gradient_QN) of both directions."""
+    gradient_QN = torch.zeros_like(scores_QN, memory_format=torch.contiguous_format)
+    total = torch.zeros((), dtype=torch.float64, device=scores_QN.device)
+    for scores, target, given, gradient in (
+        (scores_QN, target_QN, settings, gradient_QN),
+        (scores_QN.T, target_QN.T, _turned(settings), gradient_QN.T),
+    ):
+        for rows in blocks(len(scores), rows_in_cache(scores.shape[1] // 4, scores.device)):
+            total += _add_block(loss, scores, target, given, rows, gradient)
+    return total.to(loss_dtype(scores_QN)), gradient_QN
+
+
+def _add_block(loss, scores_QN, target_QN, settings, rows, gradient_QN):
+    """The loss of these rows, as a part of half the mean; adds its gradient to gradient_QN."""
+    settings = {
+        k: block_of(v, rows) if k.endswith("_QN") and v is not None else v
+        for k, v in settings.items()
+    }
+    half_mean = 0.5 / len(scores_QN)
+    value, part_RN = summed(loss, block_of(scores_QN, rows), block_of(target_QN, rows), **settings)
+    add_block_(gradient_QN, rows, part_RN, half_mean)
+    return value * half_mean

@@ -1,0 +1,88 @@
+"""A weighted sum of losses, any number of which may follow a schedule."""
+
+import inspect
+import math
+
+from pipeline.formulas.kernels.rows import loss_dtype
+from pipeline.formulas.losses.registry import GRADED, LOSSES
+
+SHAPES = {
+    "linear": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+    "jump": lambda done: float(done >= 1),
+}
+
+
+def scheduled(value, time):
+    """The number that a setting has at a time: itself, or on its way between two numbers.
+
+    A schedule is {"from": a, "to": b, "over": t} with optional "start" (a time, 0) and "shape":
+    `linear`, `cosine` or `jump` (a until the end, then b). Before it a holds, after it b. Times
+    may have any unit: steps in a loop of your own, epochs in a recipe.
+
+    >>> ramp = {"from": 0.0, "to": 1.0, "over": 10, "start": 5}
+    >>> [scheduled(ramp, time) for time in (0, 10, 99)], scheduled(0.2, 7)
+    ([0.0, 0.5, 1.0], 0.2)
+    """
+    if not isinstance(value, dict):
+        return value
+    given = {"start": 0, "shape": "linear", **value}
+    numbers = [given.get(name) for name in ("from", "to", "over", "start")]
+    sound = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+    if not sound or len(given) > 5 or given["shape"] not in list(SHAPES) or given["over"] < 0:
+        raise ValueError(
+            "a schedule is {from, to, over} and if need be start, all numbers, and shape "
+            f"({', '.join(SHAPES)}); got {value}"
+        )
+    first, last, over, start = numbers
+    done = min(1.0, max(0.0, (time - start) / over)) if over else float(time >= start)
+    done = SHAPES[given["shape"]](done)
+    return first * (1 - done) + last * done
+
+
+class WeightedSum:
+    """A loss made of weighted losses, as a recipe has them; any number in it may be a schedule.
+
+    Made of {a name of LOSSES: {"weight": 1.0, and settings of that loss}}, called as
+    `loss(scores_QN, positive_QN, relevance_QN, time=0, mask_QN=None) -> loss_Q`. `terms` gives what
+    is summed, by name. A loss costs nothing while its weight is 0.
+
+    >>> import torch
+    >>> warm = {"from": 0.0, "to": 1.0, "over": 100}
+    >>> loss = WeightedSum({"triplet": {"mining": warm}, "smooth_ndcg": {"weight": 4.0}})
+    >>> loss(torch.eye(2), torch.eye(2) > 0, torch.eye(2), time=50)
+    tensor([0., 0.])
+    """
+
+    def __init__(self, losses):
+        self.losses = {name: {"weight": 1.0, **settings} for name, settings in losses.items()}
+        if not self.losses:
+            raise ValueError("a weighted sum needs at least one loss")
+        for name, settings in self.losses.items():
+            if name not in LOSSES:
+                raise ValueError(f"no loss {name!r}: choose one of {', '.join(sorted(LOSSES))}")
+            known = {"weight", *list(inspect.signature(LOSSES[name]).parameters)[2:]} - {"mask_QN"}
+            if unknown := set(settings) - known:
+                raise ValueError(
+                    f"no setting {', '.join(sorted(unknown))}: it has {', '.join(sorted(known))}"
+                )
+            if not isinstance(scheduled(settings["weight"], 0), int | float):
+                raise ValueError(f"the weight must be a number, got {settings['weight']!r}")
+            for value in settings.values():
+                scheduled(value, 0)
+
+    def __call__(self, *matrices, **given):
+        return sum(self.terms(*matrices, **given).values())
+
+    def terms(self, scores_QN, positive_QN, relevance_QN, *, time=0, mask_QN=None):
+        """{name: weight x loss_Q} at that time."""
+        terms = {}
+        for name, settings in self.losses.items():
+            now = {setting: scheduled(value, time) for setting, value in settings.items()}
+            weight = now.pop("weight")
+            if weight == 0:  # of no candidates: zeros through which a gradient can still flow
+                terms[name] = scores_QN[:, :0].to(loss_dtype(scores_QN)).sum(-1)
+            else:
+                target_QN = relevance_QN if name in GRADED else positive_QN
+                terms[name] = weight * LOSSES[name](scores_QN, target_QN, mask_QN=mask_QN, **now)
+        return terms
