@@ -16,7 +16,7 @@ from torch import nn
 from bench import peak_memory
 from pipeline.models import TwoTower
 from pipeline.training.data import Batch
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner
 from pipeline.training.objective import Objective
 from schemas.settings import LabelSettings, TrainSettings
@@ -65,7 +65,7 @@ def step(size: int, chunk: int, out: multiprocessing.Queue) -> None:
         clip_grad_norm=1e9,
         losses={"info_nce": {"weight": 1.0, "temperature": 0.05}},
     )
-    world = World()
+    world = ProcessGroup()
     objective = Objective(settings, LabelSettings(), None, None, world)
     learner = Learner(model, objective, settings, world, 100)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.training.sampler import SHUFFLE_BLOCK, Order
+from pipeline.training.sampler import SHUFFLE_BLOCK, Sampler
 
 BATCH, LANES = 128, 8
 
@@ -27,7 +27,7 @@ def main(images: int, shard: int) -> None:
         caption_count=np.ones(images, int),
         caption_first=np.arange(images),
     )
-    order = Order(split, batch_size=BATCH, lanes=LANES, pairs="image", seed=0)
+    order = Sampler(split, batch_size=BATCH, lanes=LANES, pairs="image", seed=0)
     epochs = [np.concatenate([r.reshape(1, -1) for r, _ in order.epoch(e)]) for e in (0, 1)]
     perfect = np.random.default_rng(0).permutation(images)[: epochs[0].size].reshape(-1, BATCH)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)

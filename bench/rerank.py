@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.reranking import fitting
 from pipeline.reranking.leaprr import losses
 from pipeline.reranking.leaprr.graph import affinity
-from pipeline.reranking.leaprr.model import LeaPRR, Lists, lists
+from pipeline.reranking.leaprr.model import CandidateLists, LeaPRR, candidate_lists
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Towers
 from schemas.settings import LeaPRRSettings
@@ -163,11 +163,11 @@ def step() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     views = {direction: next(problem.views(direction)) for direction in SIDES}
     for direction, view in views.items():  # what is made once for a gallery
-        lists(view, view.queries_Q[:1], model.shape(direction))
+        candidate_lists(view, view.queries_Q[:1], model.shape(direction))
     rows = {"i2t": torch.arange(settings.batch_size), "t2i": 5 * torch.arange(settings.batch_size)}
     loader = DataLoader(PublicPairs(problem, settings), batch_size=settings.batch_size)
 
-    def trained(made: dict[str, Lists]) -> None:
+    def trained(made: dict[str, CandidateLists]) -> None:
         optimizer.zero_grad()
         loss = 0
         for refined, some in zip(model(list(made.items())), made.values(), strict=True):
@@ -178,10 +178,12 @@ def step() -> None:
         optimizer.step()
 
     def ours() -> None:
-        trained({d: lists(view, rows[d], model.shape(d)) for d, view in views.items()})
+        trained({d: candidate_lists(view, rows[d], model.shape(d)) for d, view in views.items()})
 
     def public() -> None:
-        trained({direction: Lists(*some) for direction, some in next(iter(loader)).items()})
+        trained(
+            {direction: CandidateLists(*some) for direction, some in next(iter(loader)).items()}
+        )
 
     ours()
     mine, restated = min(cpu(ours) for _ in range(3)), cpu(public)

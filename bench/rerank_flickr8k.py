@@ -23,7 +23,7 @@ from jobs.cli import recipes
 from pipeline.reranking import fitting
 from pipeline.reranking.inputs import problem_of, vectors_of
 from pipeline.reranking.leaprr.model import LeaPRR
-from pipeline.reranking.leaprr.training import Training
+from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.storage import store
 from pipeline.storage.plan import Piece
@@ -75,7 +75,7 @@ def learned(here: Model, lists: Model | None, pool: str, steps: list[dict], seed
     with tempfile.TemporaryDirectory() as folder:
         inputs = {"leaprr": settings, "steps": steps, "version": ""}
         piece = Piece("leaprr", f"{folder}/history.json", "bench", inputs)
-        training, best = Training(piece, lambda records: None, val, among), {}
+        training, best = LeaPRRTrainer(piece, lambda records: None, val, among), {}
         while training.epoch < settings.epochs:
             training.run_epoch()
             if training.best["epoch"] == training.epoch:

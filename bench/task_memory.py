@@ -21,7 +21,7 @@ import pyarrow as pa
 from jobs.cluster.polling import meanwhile
 from pipeline.evaluation import evaluate
 from pipeline.reranking import rerank
-from pipeline.sharding.exclusions import Leaving
+from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import parquet, vector_columns
 from pipeline.storage.plan import Piece
 from schemas.embedding import embedding_schema, tower_schema
@@ -76,7 +76,7 @@ def task(folder: str, scored: bool) -> Piece:
         **{"vectors": test, "version": "1", "shard": f"{folder}/shard.parquet"},
         **{"embeddings": (f"{folder}/sentences.parquet",), "embeddings_version": "1"},
         **{"truth": "", "truth_version": "", "split": "test", "protocol": {}},
-        **{"leaving": Leaving(), "scorer": scorer if scored else None},
+        **{"leaving": Excluded(), "scorer": scorer if scored else None},
         **{"recipe": recipe, "judged_by": recipe},
     }
     return Piece("shard", f"{folder}/rankings.parquet", "1", inputs)

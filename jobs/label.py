@@ -15,7 +15,7 @@ def run(run: Run) -> None:
         if run.recipe.label.overrides is not None:
             stage.note(decided=sum(entry["decided"] for entry in entries))
         if stage.made:
-            histograms = label.calibration(entries)
+            histograms = label.histograms(entries)
             store.write_json(store.join(plan.folder, "calibration.json"), histograms)
         if not run.dry:
             label_pages.write(run, stage, plan.folder)

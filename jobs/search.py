@@ -26,7 +26,7 @@ def run(run: Run, options=None) -> None:
         uri = store.join(run.root, f"search-{run.name}.html")
         version = search_page.version(run.recipe, run.root, run.name)
         if stage.page(uri, version):
-            gallery = index.Gallery(run.recipe, run.root, run.name)
+            gallery = index.SearchIndex(run.recipe, run.root, run.name)
             page = search_page.page(gallery, index.default_queries(gallery))
             store.write_bytes(uri, page.encode())
             run.track.artifact("search", "search.html", page.encode())
@@ -36,7 +36,7 @@ def run(run: Run, options=None) -> None:
 def answer(run: Run, options) -> None:
     """The hits of one query, in the terminal and as a page."""
     settings = run.recipe.search
-    gallery = index.Gallery(run.recipe, run.root, run.name)
+    gallery = index.SearchIndex(run.recipe, run.root, run.name)
     query = index.Query(
         text=options.query or "",
         picture=index.read_picture(options.image) if options.image else None,

@@ -120,8 +120,8 @@ def _dispatch(command: str, argv: list[str]) -> None:
         return module.run(root, options)
     if command == "plan":
         return module.run(root, models, options)
-    if command == "rerank" and module.others.named(options):
-        return module.others.run(models[0][1], options)
+    if command == "rerank" and module.rerank_external.named(options):
+        return module.rerank_external.run(models[0][1], options)
     # Where JSON is asked for it has standard output to itself: Ray prints what befalls nodes there.
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         show = Show()

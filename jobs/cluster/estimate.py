@@ -41,7 +41,7 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageEstimate:
     """What one stage takes on the cluster."""
 
     name: str
@@ -105,7 +105,7 @@ def _of_manifest(recipe: Recipe, root: str, image_bytes: float) -> Collection:
 # ---- stages ------------------------------------------------------------------------------------
 
 
-def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> list[Stage]:
+def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> list[StageEstimate]:
     """All stages in order; a model has a training and an evaluation of its own."""
     out = [_ingest(recipe, data), _shard(recipe, data), _embed(recipe, data), _label(recipe, data)]
     for name, own in trainings.items():
@@ -119,7 +119,7 @@ def shards(recipe: Recipe, data: Collection) -> dict[str, int]:
     return {s: math.ceil(n / recipe.shard.samples) for s, n in data.images.items() if n}
 
 
-def _tasks(name: str, cluster: ClusterSettings, pieces: int, cpu: float, **takes) -> Stage:
+def _tasks(name: str, cluster: ClusterSettings, pieces: int, cpu: float, **takes) -> StageEstimate:
     """A stage of equal tasks: waves of as many as fit into CPUs and memory."""
     memory, moved = takes["memory"], takes["moved"]
     fit = int(cluster.memory_gb * GB // memory)
@@ -136,10 +136,10 @@ def _tasks(name: str, cluster: ClusterSettings, pieces: int, cpu: float, **takes
     few = 2 * at_once < cluster.nodes * slots and seconds > 60
     note = f"{pieces:,} pieces keep {at_once:,} of {cluster.nodes * slots:,} busy" if few else ""
     stored, basis = takes["storage"], takes["basis"]
-    return Stage(name, pieces, at_once, each, seconds, memory, moved, stored, basis, note)
+    return StageEstimate(name, pieces, at_once, each, seconds, memory, moved, stored, basis, note)
 
 
-def _ingest(recipe: Recipe, data: Collection) -> Stage:
+def _ingest(recipe: Recipe, data: Collection) -> StageEstimate:
     rows = sum(data.images.values())
     stored = rows * rates.MANIFEST_BYTES
     takes = {"memory": rates.TASK_GB * GB, "moved": stored, "storage": stored, "basis": "assumed"}
@@ -148,7 +148,7 @@ def _ingest(recipe: Recipe, data: Collection) -> Stage:
     return _tasks("ingest", recipe.cluster, pieces, cpu, **takes, too_large="use larger nodes")
 
 
-def _shard(recipe: Recipe, data: Collection) -> Stage:
+def _shard(recipe: Recipe, data: Collection) -> StageEstimate:
     samples, pieces = sum(data.images.values()), sum(shards(recipe, data).values())
     check = rate("check") * data.image_bytes if recipe.shard.decode_check else 0
     stored = samples * (data.image_bytes + rates.SAMPLE_BYTES)
@@ -162,7 +162,7 @@ def _shard(recipe: Recipe, data: Collection) -> Stage:
     return _tasks("shard", recipe.cluster, pieces, samples * (rate("shard") + check), **takes)
 
 
-def _embed(recipe: Recipe, data: Collection) -> Stage:
+def _embed(recipe: Recipe, data: Collection) -> StageEstimate:
     captions, pieces = sum(data.captions.values()), sum(shards(recipe, data).values())
     gpu = recipe.cluster.gpus if recipe.embed.device != "cpu" else 0
     kind = "fitted" if fitted.is_fitted(recipe.embed.encoder) else "embed_gpu" if gpu else "embed"
@@ -177,7 +177,7 @@ def _embed(recipe: Recipe, data: Collection) -> Stage:
     return _tasks("embed", recipe.cluster, pieces, captions * rate(kind), **takes)
 
 
-def _label(recipe: Recipe, data: Collection) -> Stage:
+def _label(recipe: Recipe, data: Collection) -> StageEstimate:
     """A task holds all captions of its split, and compares its own with them."""
     counts = shards(recipe, data)
     largest = max(data.captions.values())
@@ -244,7 +244,7 @@ def steps(settings: TrainSettings, data: Collection) -> int:
     return rounds * (images // settings.batch_size)
 
 
-def _train(recipe: Recipe, data: Collection, cost: Towers, name: str) -> Stage:
+def _train(recipe: Recipe, data: Collection, cost: Towers, name: str) -> StageEstimate:
     settings, cluster = recipe.train, recipe.cluster
     together = check_workers(settings, cluster)
     check_lanes(recipe, data)
@@ -269,7 +269,7 @@ def _train(recipe: Recipe, data: Collection, cost: Towers, name: str) -> Stage:
     read = count * settings.batch_size * data.image_bytes
     note = f"{count:,} steps of {each:.3g} s"
     note += ", waits for pictures: raise train.decode_threads" if waits > compute else ""
-    return Stage(
+    return StageEstimate(
         name=f"train {name}",
         pieces=1,
         at_once=settings.workers,
@@ -335,7 +335,7 @@ def step_seconds(
     return compute, rows * rate("decode") * min(1.0, share) / settings.decode_threads
 
 
-def _evaluate(recipe: Recipe, data: Collection, cost: Towers, name: str) -> Stage:
+def _evaluate(recipe: Recipe, data: Collection, cost: Towers, name: str) -> StageEstimate:
     cluster, split = recipe.cluster, recipe.evaluate.split
     images, captions = data.images.get(split, 0), data.captions.get(split, 0)
     pieces = max(1, shards(recipe, data).get(split, 0))
@@ -355,7 +355,7 @@ def _evaluate(recipe: Recipe, data: Collection, cost: Towers, name: str) -> Stag
 # ---- the whole ---------------------------------------------------------------------------------
 
 
-def check_storage(found: list[Stage], cluster: ClusterSettings) -> None:
+def check_storage(found: list[StageEstimate], cluster: ClusterSettings) -> None:
     """Refuses storage that the run folder does not fit into."""
     needed = sum(stage.storage for stage in found) / GB
     if cluster.storage_gb and needed > cluster.storage_gb:
@@ -375,7 +375,7 @@ def described(cluster: ClusterSettings) -> str:
     return f"{cluster.nodes} node{many} of {node}, {cluster.bandwidth_gbit:g} Gbit/s"
 
 
-def warnings(recipe: Recipe, data: Collection, found: list[Stage]) -> list[str]:
+def warnings(recipe: Recipe, data: Collection, found: list[StageEstimate]) -> list[str]:
     """What works, but not well."""
     out = [f"{stage.name}: {stage.note}" for stage in found if " busy" in stage.note]
     if few := _too_few(recipe, data):

@@ -64,7 +64,7 @@ def _deployment(recipe: Recipe, root: str, name: str) -> type:
         from pipeline.reports import pictures
         from pipeline.search import index, service
 
-        gallery = index.Gallery(recipe, root, name)
+        gallery = index.SearchIndex(recipe, root, name)
 
         @serve.batch(max_batch_size=recipe.serve.together, batch_wait_timeout_s=0.0)
         async def ask(queries: list[index.Query]) -> list[list[pictures.Hit] | Exception]:

@@ -3,7 +3,7 @@
 from pipeline.evaluation import graded_relevance, ranking, task_memory
 from pipeline.evaluation.tower_vectors import _leaving, vectors_folder
 from pipeline.labels import embed, label
-from pipeline.sharding.exclusions import Leaving
+from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.training import train
@@ -32,7 +32,7 @@ def plan_rankings(
 ) -> Plan:
     """The pieces of a ranking of the evaluated split; other scores are made from `scorer`."""
     vectors = run_folder.need_index(vectors_folder(root, name), "evaluate")
-    judged_by = graded_relevance.judged_by(recipe, root)
+    judged_by = graded_relevance.recipe_of_judge(recipe, root)
     label_folder = embed.folder_of(judged_by, root)
     embeddings = run_folder.need_index(label_folder, "embed")
     split = recipe.evaluate.split
@@ -79,7 +79,7 @@ def plan_rankings(
     return Plan.of(stage, folder, pieces, common["protocol"])
 
 
-def _protocol(recipe: Recipe, judged_by: Recipe, entries: list[dict], leaving: Leaving) -> dict:
+def _protocol(recipe: Recipe, judged_by: Recipe, entries: list[dict], leaving: Excluded) -> dict:
     images = sum(entry["images"] for entry in entries) - len(leaving.images)
     captions = sum(entry["captions"] for entry in entries) - len(leaving.captions)
     excluded = {"images": len(leaving.images), "captions": len(leaving.captions)}

@@ -18,13 +18,15 @@ from schemas.settings import EmbedSettings, Recipe
 MODEL = ("members", "revision", "prompt", "prompt_name")  # settings that belong to one encoder
 
 
-def judged_by(recipe: Recipe, root: str) -> Recipe:
+def recipe_of_judge(recipe: Recipe, root: str) -> Recipe:
     """The recipe with the encoder, and the map, of graded evaluation in the place of the labels'.
 
     A map that is set or fitted to the cosines of one encoder gives way to clip under another. What
     people decided stays.
     """
-    encoder = recipe.evaluate.encoder or next(iter(embed.others(recipe, root)), None)
+    encoder = recipe.evaluate.encoder or next(
+        iter(embed.other_sentence_encoders(recipe, root)), None
+    )
     if encoder is None or encoder_label(encoder) == encoder_label(recipe.embed.encoder):
         return recipe
     label = recipe.label
@@ -39,7 +41,7 @@ def settings_of(encoder: str, recipe: Recipe) -> EmbedSettings:
     return recipe.embed.model_copy(update={**default, "encoder": encoder})
 
 
-class Graded:
+class GradedRelevance:
     """Relevance (Q, N) of queries to all candidates: by the sentence encoder, and true if known."""
 
     def __init__(self, inputs: dict):

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.evaluation.graded_relevance import Graded
+from pipeline.evaluation.graded_relevance import GradedRelevance
 from pipeline.evaluation.intervals import DEPTHS, Queries
 from pipeline.formulas import metrics
 from pipeline.formulas.metrics_from_ranks import per_query
@@ -70,7 +70,7 @@ class Ranked(NamedTuple):
         return metrics.ndcg(scores_QN, relevance_QN, k=k)
 
 
-def _values(pairs: Pairs, places: ranks.Places, queries: int) -> dict[str, torch.Tensor]:
+def _values(pairs: Pairs, places: ranks.Ranks, queries: int) -> dict[str, torch.Tensor]:
     parts = (torch.from_numpy(part) for part in (pairs.query_P, *places))
     found = per_query(*parts, queries, ks=DEPTHS)
     return {name: found[name] for name in ("rank", *(f"R_at_{k}" for k in DEPTHS))}
@@ -86,7 +86,7 @@ def write_rankings(piece: Piece, scored: Scored | None = None) -> dict:
     inputs = piece.inputs
     everyone = Vectors.read(inputs["vectors"], inputs["version"])
     mine = Vectors.read((inputs["shard"],), piece.fingerprint).without(inputs["leaving"])
-    graded = Graded(inputs)
+    graded = GradedRelevance(inputs)
     rows = []
     for direction in ("i2t", "t2i"):
         rows += _rows(direction, mine, everyone, inputs, graded, scored)

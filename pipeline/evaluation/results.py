@@ -39,7 +39,7 @@ def results_version(plan: Plan, recipe: Recipe) -> str:
     """What metrics.json depends on."""
     settings = recipe.evaluate.model_dump(include={"resamples", "protocols"})
     uri = recipe.evaluate.judgements
-    people = uri and store.sha256(judged_pairs.contents_of(uri))
+    people = uri and store.sha256(judged_pairs.read_named_file(uri))
     return store.fingerprint(RESULTS, plan.fingerprint, settings, people)
 
 

@@ -11,7 +11,7 @@ from pipeline.evaluation import task_memory
 from pipeline.retrieval import scores
 from pipeline.sharding import exclusions
 from pipeline.sharding.decoding import stream
-from pipeline.sharding.exclusions import Leaving
+from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import cache, parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.vector_columns import vector_column
@@ -132,10 +132,10 @@ def write_vectors(piece: Piece) -> dict:
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
-def _leaving(recipe: Recipe, uris: tuple[str, ...]) -> Leaving:
+def _leaving(recipe: Recipe, uris: tuple[str, ...]) -> Excluded:
     """The images and captions of the evaluated split that `evaluate.exclude` takes out."""
     if recipe.evaluate.exclude is None:
-        return Leaving()
+        return Excluded()
     captions: dict[str, list[str]] = {}
     for uri in uris:
         table = parquet.read_table(uri, ["id", "image_id", "modality"])
@@ -143,7 +143,7 @@ def _leaving(recipe: Recipe, uris: tuple[str, ...]) -> Leaving:
             captions.setdefault(image_id, [])
             if modality == "text":
                 captions[image_id].append(id_)
-    leaving = exclusions.leaving(recipe.evaluate.exclude, captions)
+    leaving = exclusions.excluded_from(recipe.evaluate.exclude, captions)
     if len(leaving.images) == len(captions):
         raise InputError(
             f"evaluate.exclude {recipe.evaluate.exclude} takes all {len(captions)} images of "

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.formulas.metrics_from_ranks import NOWHERE
-from pipeline.retrieval.ranks import Places
+from pipeline.retrieval.ranks import Ranks
 from pipeline.retrieval.scores import Gallery, Matches
 from pipeline.storage import store
 
@@ -32,10 +32,10 @@ class Runs:
         sides = (self.lists[way], candidates)
         return tuple({id_: n for n, id_ in enumerate(ids)} for ids in sides)
 
-    def places(self, i2t, t2i) -> tuple[Places, Places]:
+    def places(self, i2t, t2i) -> tuple[Ranks, Ranks]:
         return self._places("i2t", i2t), self._places("t2i", t2i)
 
-    def _places(self, way: str, pairs) -> Places:
+    def _places(self, way: str, pairs) -> Ranks:
         queries, candidates = (list(side) for side in self.rows(way))
         above_P, tied_P = np.full(pairs.shape[1], NOWHERE), np.ones(pairs.shape[1], np.int64)
         for p, (query, candidate) in enumerate(pairs.T):
@@ -43,7 +43,7 @@ class Runs:
             if (score := scored.get(candidates[candidate])) is not None:
                 scores = np.fromiter(scored.values(), float)
                 above_P[p], tied_P[p] = (scores > score).sum(), (scores == score).sum()
-        return Places(above_P, tied_P)
+        return Ranks(above_P, tied_P)
 
     def images_of(self, way: str, ids) -> np.ndarray:
         """The queries themselves: a run does not say whose caption one is."""

@@ -34,7 +34,7 @@ def folder_of(root: str) -> str:
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every encoder: the cosines of the judged pairs."""
     judged = judged_pairs.read(recipe.calibrate, root)
-    known = judged_pairs.contents(recipe.calibrate, root)
+    known = judged_pairs.fingerprint_of_judgements(recipe.calibrate, root)
     names = recipe.calibrate.encoders or tuple(recipe.embed.members) or (recipe.embed.encoder,)
     pieces = []
     for name in dict.fromkeys(names):

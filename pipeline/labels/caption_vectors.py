@@ -61,7 +61,7 @@ class Captions:
     def relevance(self, images: list[str], settings: LabelSettings) -> torch.Tensor:
         """Relevance (M, N) of images to all the captions here, 1 to their own, or as decided."""
         rows_MC, mask_MC = self.captions_of(images)
-        r_MN = graded(
+        r_MN = relevance_of(
             self.vectors[rows_MC],
             self.vectors,
             settings,
@@ -77,7 +77,7 @@ class Captions:
         """
         rows_MC, mask_MC = self.captions_of(self.image_ids)
         own_N = torch.from_numpy(self.image_of[rows])
-        r_MN = graded(
+        r_MN = relevance_of(
             self.vectors[rows_MC],
             self.vectors[rows],
             settings,
@@ -127,7 +127,7 @@ class Captions:
         return cosine_map(settings)(cosine_MC[known_MC].clamp(-1, 1))
 
 
-def graded(
+def relevance_of(
     image_captions_MCD: torch.Tensor, texts_ND: torch.Tensor, settings: LabelSettings, **masks
 ) -> torch.Tensor:
     """Relevance (M, N) of images, given by their captions, to texts, as the settings say."""

@@ -26,7 +26,7 @@ class Override(NamedTuple):
     relevance: float
 
 
-def contents(uri: str | None, what: str) -> str | None:
+def fingerprint_of_file(uri: str | None, what: str) -> str | None:
     """Hash of a file; None where there is none to read."""
     return None if uri is None else store.sha256(_bytes(uri, what))
 

@@ -86,7 +86,7 @@ def folder_of(recipe: Recipe, root: str) -> str:
     return _folder(recipe.embed, root)
 
 
-def others(recipe: Recipe, root: str) -> list[str]:
+def other_sentence_encoders(recipe: Recipe, root: str) -> list[str]:
     """Sentence models besides the recipe's own whose vectors of the shards are here, by folder."""
     shards = run_folder.read_index(run_folder.folder(root, "shard"))
     own = {encoder_label(name) for name in (recipe.embed.encoder, *recipe.embed.members)}

@@ -78,11 +78,11 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
     )
 
 
-def contents(settings: CalibrateSettings, root: str) -> list:
+def fingerprint_of_judgements(settings: CalibrateSettings, root: str) -> list:
     """What the judged pairs depend on: hashes of the files, or the version of the shards."""
-    read = [store.sha256(contents_of(settings.judgements))] if settings.judgements else []
+    read = [store.sha256(read_named_file(settings.judgements))] if settings.judgements else []
     if settings.captions:
-        return [*read, store.sha256(contents_of(settings.captions))]
+        return [*read, store.sha256(read_named_file(settings.captions))]
     return [*read, run_folder.need_index(run_folder.folder(root, "shard"), "shard")["version"]]
 
 
@@ -154,14 +154,14 @@ def _captions_of_run(root: str) -> dict[str, tuple[str, str]]:
 
 
 def _text(uri: str) -> str:
-    data = contents_of(uri)
+    data = read_named_file(uri)
     try:
         return (gzip.decompress(data) if uri.endswith(".gz") else data).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{uri} cannot be read ({error}); save it as UTF-8") from error
 
 
-def contents_of(uri: str) -> bytes:
+def read_named_file(uri: str) -> bytes:
     """A file's bytes, or the sentence that it is not there."""
     try:
         return store.read_bytes(uri)

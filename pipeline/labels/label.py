@@ -84,7 +84,7 @@ def depends_on(settings: LabelSettings) -> dict:
     decided = settings.overrides and decisions.overrides(settings.overrides)
     return {
         **settings.model_dump(exclude=OF_LISTS | OF_PAGES),
-        "calibration": decisions.contents(settings.calibration, "calibration"),
+        "calibration": decisions.fingerprint_of_file(settings.calibration, "calibration"),
         "overrides": decided and store.fingerprint(sorted(decided)),
     }
 
@@ -160,7 +160,7 @@ def _histogram(values: torch.Tensor) -> np.ndarray:
     return np.histogram(values.numpy(), bins=BINS, range=(0, 1))[0]
 
 
-def calibration(entries: list[dict]) -> dict:
+def histograms(entries: list[dict]) -> dict:
     """Histograms, by split, of the relevance of annotated negatives and of held-out positives.
 
     A held-out positive is a caption against the *other* captions of its own image. Of a large

@@ -13,7 +13,7 @@ from pipeline.models import pretrained
 from pipeline.models.convolution import ConvolutionTower
 from pipeline.models.gru import GRUTower
 from pipeline.models.regions import RegionTower
-from pipeline.models.two_tower import Given, TwoTower
+from pipeline.models.two_tower import TowerInputs, TwoTower
 from pipeline.models.vocabulary import PretrainedTokens, Vocabulary, vocabulary_of
 from schemas.settings import ModelSettings
 
@@ -31,7 +31,7 @@ TEXT_TOWERS = {
 __all__ = [
     "IMAGE_TOWERS",
     "TEXT_TOWERS",
-    "Given",
+    "TowerInputs",
     "TwoTower",
     "Vocabulary",
     "architecture",
@@ -56,7 +56,7 @@ def build(
     model = None
     if "pretrained" in (settings.image, settings.text):
         model = pretrained.load(settings, architecture)
-    given = Given(features, len(vocabulary), model)
+    given = TowerInputs(features, len(vocabulary), model)
     return TwoTower(image.from_settings(settings, given), text.from_settings(settings, given))
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.models.two_tower import Given
+from pipeline.models.two_tower import TowerInputs
 from schemas.settings import ModelSettings
 
 WIDTHS = (1, 2, 4, 8)  # of the stages, in units of the first one's channels
@@ -27,7 +27,7 @@ class ConvolutionTower(nn.Module):
         self.project = nn.Linear(2 * widths[-1], dim)
 
     @classmethod
-    def from_settings(cls, settings: ModelSettings, given: Given) -> "ConvolutionTower":
+    def from_settings(cls, settings: ModelSettings, given: TowerInputs) -> "ConvolutionTower":
         if given.features is not None:
             raise ValueError(
                 "model.image 'pixels' needs image shards, these hold features; use 'regions'"

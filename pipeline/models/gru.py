@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pipeline.models.pooling import POOLINGS
-from pipeline.models.two_tower import Given
+from pipeline.models.two_tower import TowerInputs
 from schemas.settings import ModelSettings
 
 
@@ -32,7 +32,7 @@ class GRUTower(nn.Module):
         self.pool = None if pooling == "last" else POOLINGS[pooling]()
 
     @classmethod
-    def from_settings(cls, settings: ModelSettings, given: Given) -> "GRUTower":
+    def from_settings(cls, settings: ModelSettings, given: TowerInputs) -> "GRUTower":
         return cls(
             given.words,
             settings.word_dim,

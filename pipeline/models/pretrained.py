@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.models.two_tower import Given
+from pipeline.models.two_tower import TowerInputs
 from pipeline.models.vocabulary import PretrainedTokens
 from schemas.settings import ModelSettings
 
@@ -65,7 +65,7 @@ class PretrainedImageTower(PretrainedTower):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     @classmethod
-    def from_settings(cls, settings: ModelSettings, given: Given) -> "PretrainedImageTower":
+    def from_settings(cls, settings: ModelSettings, given: TowerInputs) -> "PretrainedImageTower":
         if given.features is not None:
             raise ValueError("a pretrained image tower needs image shards, these hold features")
         return cls(given.model, settings)
@@ -86,7 +86,7 @@ class PretrainedTextTower(PretrainedTower):
         super().__init__(encoder, project, settings)
 
     @classmethod
-    def from_settings(cls, settings: ModelSettings, given: Given) -> "PretrainedTextTower":
+    def from_settings(cls, settings: ModelSettings, given: TowerInputs) -> "PretrainedTextTower":
         return cls(given.model, settings)
 
     def forward(self, words_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pipeline.models.pooling import POOLINGS
-from pipeline.models.two_tower import Given
+from pipeline.models.two_tower import TowerInputs
 from schemas.settings import ModelSettings
 
 
@@ -22,7 +22,7 @@ class RegionTower(nn.Module):
         self.pool = POOLINGS[pooling]()
 
     @classmethod
-    def from_settings(cls, settings: ModelSettings, given: Given) -> "RegionTower":
+    def from_settings(cls, settings: ModelSettings, given: TowerInputs) -> "RegionTower":
         if given.features is None:
             raise ValueError(
                 "model.image 'regions' needs feature shards, these hold images; use 'pixels'"

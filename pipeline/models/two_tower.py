@@ -34,7 +34,7 @@ class TwoTower(nn.Module):
 
 
 @dataclass(frozen=True)
-class Given:
+class TowerInputs:
     """What the data and the pretrained model, if there is one, say of a tower's two ends."""
 
     features: int | None  # width of a region vector; None where the shards hold images

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.evaluation import evaluate
-from pipeline.evaluation.graded_relevance import Graded
+from pipeline.evaluation.graded_relevance import GradedRelevance
 from pipeline.labels.encoders import encoder_label
 from pipeline.reports import render
 from pipeline.storage import parquet, run_folder, store
@@ -47,12 +47,12 @@ def rankings(folder: str, direction: str) -> pa.Table:
     return pa.concat_tables(tables) if tables else pa.table({})
 
 
-def graded_of(recipe: Recipe, root: str, name: str) -> Graded:
+def graded_of(recipe: Recipe, root: str, name: str) -> GradedRelevance:
     """Relevance of the evaluated split's queries to its candidates."""
-    return Graded(evaluate.plan(recipe, root, name).pieces[0].inputs)
+    return GradedRelevance(evaluate.plan(recipe, root, name).pieces[0].inputs)
 
 
-def best_known(graded: Graded, direction: str, query_ids: list[str]) -> torch.Tensor:
+def best_known(graded: GradedRelevance, direction: str, query_ids: list[str]) -> torch.Tensor:
     """Relevance (Q, N) to all candidates: the true one where it is known."""
     found = graded(direction, query_ids)
     return found.get("ndcg_truth", found["ndcg_label"])
@@ -137,7 +137,7 @@ def _found(recipe: Recipe, root: str, names: list[str]) -> Figure:
     return Figure("recall", svg, f"Recall by relevance: captions as queries, {kind}")
 
 
-def recall_by_relevance(ranked: pa.Table, graded: Graded) -> np.ndarray:
+def recall_by_relevance(ranked: pa.Table, graded: GradedRelevance) -> np.ndarray:
     """Of the images of each bin of relevance, the share (BINS,) found early; nan where few are."""
     step = -(-len(ranked) // QUERIES)
     rows = ranked.take(list(range(0, len(ranked), step)))

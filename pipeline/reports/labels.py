@@ -13,7 +13,7 @@ import torch
 
 from pipeline.formulas import metrics as ranking_metrics
 from pipeline.labels import label
-from pipeline.labels.caption_vectors import Captions, graded
+from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.maps import cosine_map
 from pipeline.reports import render
 from pipeline.reports.false_negatives import encoder_folders, label_folder
@@ -133,7 +133,7 @@ class Report:
         return out
 
     def _figures(self, split: str) -> list[dict]:
-        histograms = label.calibration(self.index["pieces"])
+        histograms = label.histograms(self.index["pieces"])
         spread = histograms["splits"][split]
         pairs = {
             "annotated negatives": spread["histogram_negatives"],
@@ -151,7 +151,7 @@ class Report:
         if not split:
             return []
         encoder = store.name_of(self.folder)
-        spread = label.calibration(self.index["pieces"])["splits"][split]["histogram_negatives"]
+        spread = label.histograms(self.index["pieces"])["splits"][split]["histogram_negatives"]
         counts = np.array(spread).reshape(10, -1).sum(1)
         sample, shards = self.samples[split], Shards(self.root)
         r_MN = sample.relevance(encoder, self.recipe.label)
@@ -256,7 +256,7 @@ class Samples:
         row = {caption_id: n for n, caption_id in enumerate(captions.caption_ids)}
         rows_MC, mask_MC = captions.captions_of(self.images)
         texts_ND = captions.vectors[[row[caption_id] for caption_id in self.captions]]
-        return graded(captions.vectors[rows_MC], texts_ND, settings, mask_MC=mask_MC)
+        return relevance_of(captions.vectors[rows_MC], texts_ND, settings, mask_MC=mask_MC)
 
     def cosine(self, encoder: str, settings: LabelSettings) -> torch.Tensor:
         """Cosine (M, N), as (1 + c) / 2, of the sampled images and captions."""

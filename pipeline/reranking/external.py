@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation import external, protocols, results
 from pipeline.reranking import fitting, rerank
 from pipeline.reranking.leaprr.model import LeaPRR
-from pipeline.reranking.leaprr.training import Training
+from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval.scores import Gallery, Reranked
@@ -148,7 +148,7 @@ def _trained(method: str, others: Others, recipe: Recipe, steps: list, folder: s
     )
     plan = Plan.of("rerank", folder, [piece], own)
     if plan.pending:
-        training = Training(piece, lambda records: None, others.problems[lists], val)
+        training = LeaPRRTrainer(piece, lambda records: None, others.problems[lists], val)
         while training.epoch < settings.epochs:
             training.run_epoch()
         training.publish()

@@ -11,12 +11,12 @@ from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed
 from pipeline.reranking.problem import Problem, of_vectors
 from pipeline.retrieval.scores import Vectors
-from pipeline.sharding.exclusions import Leaving
+from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.vector_columns import vector_matrix
 from schemas.settings import Recipe, RerankSettings
 
-NOBODY = Leaving()
+NOBODY = Excluded()
 
 
 def inputs_of(recipe: Recipe, root: str, name: str) -> tuple[dict, dict]:
@@ -73,13 +73,13 @@ def bank_size(inputs: dict) -> int:
     return len(bank.image_ids) if bank else 0
 
 
-def gallery_of(vectors: dict, split: str, leaving: Leaving) -> Vectors:
+def gallery_of(vectors: dict, split: str, leaving: Excluded) -> Vectors:
     uris, version, _ = vectors[split]
     return Vectors.read(uris, version).without(leaving)
 
 
 def problem_of(
-    vectors: dict, settings: RerankSettings, split: str, leaving: Leaving = NOBODY
+    vectors: dict, settings: RerankSettings, split: str, leaving: Excluded = NOBODY
 ) -> Problem | None:
     """A split as a problem with the train bank; None where the split is empty.
 

@@ -19,13 +19,13 @@ from pipeline.evaluation import evaluate, ranking, results, task_memory, tower_v
 from pipeline.reranking import baselines, fitting
 from pipeline.reranking.inputs import bank_size, gallery_of, inputs_of, problem_of, vectors_of
 from pipeline.reranking.leaprr.model import LeaPRR
-from pipeline.reranking.leaprr.training import Training
+from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
-from pipeline.sharding.exclusions import Leaving
+from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.training import saved_model
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
 from schemas.trials import TRIALS
 
@@ -137,7 +137,7 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
 
 def fit(piece: Piece, report, leaving=lambda: False) -> None:
     """Train LeaPRR to the end from its newest checkpoint, on every worker alike."""
-    training = Training(piece, report, *_training_problems(piece.inputs))
+    training = LeaPRRTrainer(piece, report, *_training_problems(piece.inputs))
     while training.epoch < training.settings.epochs:
         training.run_epoch()
     training.publish()
@@ -259,8 +259,8 @@ def _protocol(recipe: Recipe, method: str, entry: dict) -> dict:
 
 
 @functools.lru_cache(maxsize=1)
-def _reranker(scorer: Scorer, leaving: Leaving) -> tuple[fitting.Reranker, dict]:
-    device = World().device
+def _reranker(scorer: Scorer, leaving: Excluded) -> tuple[fitting.Reranker, dict]:
+    device = ProcessGroup().device
     vectors = dict(scorer.vectors)
     problem = problem_of(vectors, scorer.settings, scorer.split, leaving).to(device)
     model = load_leaprr(scorer.weights).to(device) if scorer.weights else None
@@ -279,7 +279,7 @@ def write_rankings(piece: Piece) -> dict:
 
     def scored(direction: str, query_ids: list[str]) -> torch.Tensor:
         numbers = torch.tensor([rows[direction][id_] for id_ in query_ids])
-        return reranker.scores(direction, numbers.to(World().device)).cpu()
+        return reranker.scores(direction, numbers.to(ProcessGroup().device)).cpu()
 
     summary = ranking.write_rankings(piece, scored)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

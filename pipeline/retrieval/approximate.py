@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pipeline.errors import InputError
 from pipeline.retrieval import nearest
-from pipeline.retrieval.nearest import EMPTY, numbers, owners
+from pipeline.retrieval.nearest import EMPTY, groups_of, owners_of
 
 CELLS = 64  # of the inverted file's 4 √N that are looked at for a query
 READ = 32  # candidates looked at for a neighbour, at least
@@ -30,13 +30,13 @@ def top_k(
     candidate_owner=None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and rows (G, K) as of `_neighbours.top_k`, of the candidates that faiss finds."""
-    query_group = numbers(query_group, queries_QD)
-    group = numbers(candidate_group, candidates_ND)
-    own_Q, own_N = owners(query_owner, queries_QD), owners(candidate_owner, candidates_ND)
+    query_group = groups_of(query_group, queries_QD)
+    group = groups_of(candidate_group, candidates_ND)
+    own_Q, own_N = owners_of(query_owner, queries_QD), owners_of(candidate_owner, candidates_ND)
     groups, others = (int(g.max()) + 1 if len(g) else 0 for g in (query_group, group))
     keys_GK = torch.full((groups, min(k, others)), EMPTY)
     if not keys_GK.numel():
-        return nearest.opened(keys_GK)
+        return nearest.unpacked(keys_GK)
     index = _index(candidates_ND)
     rows_each = int(torch.bincount(group).max())  # whoever may stand in the way of K candidates
     own_rows = int(torch.bincount(own_N[own_N >= 0], minlength=1).max())
@@ -53,12 +53,12 @@ def top_k(
         score_P = nearest.products(queries_QD, candidates_ND, query_P, row_P)
         keys_P = nearest.key(score_P, group[row_P])
         nearest.merge(keys_GK, query_group[query_P], keys_P, grouped=True)
-    return nearest.opened(keys_GK)
+    return nearest.unpacked(keys_GK)
 
 
 def recall(rows_GK, queries_QD, candidates_ND, k: int, *, query_group=None, **parts) -> float:
     """Share of the exact neighbours of a sample of the queries that are among those found."""
-    query_group = numbers(query_group, queries_QD)
+    query_group = groups_of(query_group, queries_QD)
     sample = torch.linspace(0, len(rows_GK) - 1, min(SAMPLE, len(rows_GK))).long()
     place = torch.full((len(rows_GK),), -1).index_copy(0, sample, torch.arange(len(sample)))
     kept = torch.nonzero(place[query_group] >= 0)[:, 0]

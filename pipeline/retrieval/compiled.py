@@ -8,7 +8,7 @@ Legend of the shape suffixes: R × C a block, G queries, K neighbours, D width.
 import numpy as np
 from numba import float32, float64, int32, int64, njit
 
-NOBODY = 2**31 - 1
+NO_ROW = 2**31 - 1
 CHUNK = 32  # columns tested at once
 
 compiled = njit(cache=True, nogil=True, fastmath={"nsz", "contract", "reassoc"})
@@ -76,13 +76,13 @@ def dot(a_D, b_D):
 @compiled
 def _key(score, row):
     bits = np.float32(score + float32(0)).view(np.int32)
-    return (int64(bits ^ ((bits >> 31) & NOBODY)) << 32) | (int64(NOBODY) - row)
+    return (int64(bits ^ ((bits >> 31) & NO_ROW)) << 32) | (int64(NO_ROW) - row)
 
 
 @compiled
 def _score(key):
     rising = int32(key >> 32)
-    return np.int32(rising ^ ((rising >> 31) & NOBODY)).view(np.float32)
+    return np.int32(rising ^ ((rising >> 31) & NO_ROW)).view(np.float32)
 
 
 @compiled

@@ -21,7 +21,7 @@ import torch
 BLOCK = 2048  # rows and columns of a block of the product
 FEW = 128  # rows at a time where a block's worth would take more memory than the block
 PAIRS = 256  # scored again at once where nothing is compiled: larger ones leave the cache
-NOBODY = 2**31 - 1  # the row of a place that is not taken
+NO_ROW = 2**31 - 1  # the row of a place that is not taken
 ROUNDING = 2.0**-24  # of float32, relative
 
 
@@ -72,7 +72,10 @@ def top_k(
     )
     queries = _rows(queries_QD, longest, scan, query_group, query_owner)
     if symmetric:
-        group, owner = numbers(candidate_group, queries_QD), owners(candidate_owner, queries_QD)
+        group, owner = (
+            groups_of(candidate_group, queries_QD),
+            owners_of(candidate_owner, queries_QD),
+        )
         candidates = queries._replace(group=group, owner=owner)
     else:
         candidates = _rows(candidates_ND, longest, scan, candidate_group, candidate_owner)
@@ -91,7 +94,7 @@ def largest(scores_QN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
         least_Q1 = torch.topk(scores_QN, k, dim=1, sorted=False).values.amin(1, keepdim=True)
         query_P, row_P = torch.nonzero(scores_QN >= least_Q1, as_tuple=True)
         merge(keys_QK, query_P, key(scores_QN[query_P, row_P].float(), row_P), grouped=False)
-    return opened(keys_QK)
+    return unpacked(keys_QK)
 
 
 class _Search:
@@ -118,7 +121,7 @@ class _Search:
                 self.keys_GK[short_G] = EMPTY
                 again = torch.nonzero(short_G[self.queries.group])[:, 0]
                 self._scan(Rows(*(part[again] for part in self.queries)), symmetric=False)
-        return opened(self.keys_GK)
+        return unpacked(self.keys_GK)
 
     def _guess(self) -> None:
         """Fill the places with nobodies, at a score that rather more than K candidates reach.
@@ -142,7 +145,7 @@ class _Search:
             scores_RC.copy_(product_RC).mul_(scale)
             guess_R = torch.topk(scores_RC, rank, dim=1).values[:, -1] * queries.scale[part]
             guess_G.scatter_reduce_(0, queries.group[part], guess_R, "amax")
-        self.keys_GK[:] = key(guess_G, torch.full_like(queries.group[:1], NOBODY))[:, None]
+        self.keys_GK[:] = key(guess_G, torch.full_like(queries.group[:1], NO_ROW))[:, None]
 
     def _scan(self, queries: Rows, symmetric: bool) -> None:
         candidates = self.candidates
@@ -203,17 +206,17 @@ def _rows(vectors_ND, longest: float, scan: str, group, owner) -> Rows:
     longest *= 1 + width**0.5 / 254  # x̂ may be that much longer: a part moves by half a step
     error = lost * (longest * 1.001) + rounding * longest**2 / 2
     return Rows(
-        vectors_ND, codes, scale, error, numbers(group, vectors_ND), owners(owner, vectors_ND)
+        vectors_ND, codes, scale, error, groups_of(group, vectors_ND), owners_of(owner, vectors_ND)
     )
 
 
-def numbers(group, vectors_ND) -> torch.Tensor:
+def groups_of(group, vectors_ND) -> torch.Tensor:
     if group is None:
         return torch.arange(len(vectors_ND), device=vectors_ND.device)
     return torch.as_tensor(group, dtype=torch.int64, device=vectors_ND.device)
 
 
-def owners(owner, vectors_ND) -> torch.Tensor:
+def owners_of(owner, vectors_ND) -> torch.Tensor:
     if owner is None:
         return torch.full((len(vectors_ND),), -1, device=vectors_ND.device)
     return torch.as_tensor(owner, dtype=torch.int64, device=vectors_ND.device)
@@ -250,25 +253,25 @@ def products(queries_QD, candidates_ND, query_P, candidate_P) -> torch.Tensor:
 def key(score_P, row_P) -> torch.Tensor:
     """int64 keys (P,) of float32 scores and rows below NOBODY."""
     bits_P = (score_P + 0.0).view(torch.int32)  # -0 becomes 0
-    rising_P = bits_P ^ ((bits_P >> 31) & NOBODY)
-    return (rising_P.long() << 32) | (NOBODY - row_P.long())
+    rising_P = bits_P ^ ((bits_P >> 31) & NO_ROW)
+    return (rising_P.long() << 32) | (NO_ROW - row_P.long())
 
 
-EMPTY = int(key(torch.tensor([-torch.inf]), torch.tensor([NOBODY])))
+EMPTY = int(key(torch.tensor([-torch.inf]), torch.tensor([NO_ROW])))
 
 
 def _score(keys) -> torch.Tensor:
     rising = (keys >> 32).int()
-    return (rising ^ ((rising >> 31) & NOBODY)).view(torch.float32)
+    return (rising ^ ((rising >> 31) & NO_ROW)).view(torch.float32)
 
 
-def opened(keys_GK) -> tuple[torch.Tensor, torch.Tensor]:
+def unpacked(keys_GK) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and rows in the memory of the keys, which are no more."""
     halves = keys_GK.view(torch.int32).unflatten(1, (-1, 2))
     for row_RK, rising_RK in (part.unbind(-1) for part in halves.split(BLOCK)):
-        row_RK.neg_().add_(NOBODY)
-        row_RK[row_RK == NOBODY] = -1
-        rising_RK ^= (rising_RK >> 31) & NOBODY
+        row_RK.neg_().add_(NO_ROW)
+        row_RK[row_RK == NO_ROW] = -1
+        rising_RK ^= (rising_RK >> 31) & NO_ROW
     return halves.view(torch.float32)[..., 1], halves[..., 0]
 
 

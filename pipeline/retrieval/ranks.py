@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
     candidate_P: np.ndarray
 
 
-class Places(NamedTuple):
+class Ranks(NamedTuple):
     """Where positives stand: how many candidates score more, how many as much (with them)."""
 
     above_P: np.ndarray
@@ -152,10 +152,10 @@ class _Side:
             *(self.above_P[part], self.tied_P[part]),
         )
 
-    def places(self) -> Places:
+    def places(self) -> Ranks:
         above_P, tied_P = np.empty_like(self.above_P), np.empty_like(self.tied_P)
         above_P[self.order], tied_P[self.order] = self.above_P, self.tied_P
-        return Places(above_P, tied_P)
+        return Ranks(above_P, tied_P)
 
 
 def _compiled(device: torch.device) -> bool:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.retrieval import nearest, ranks
-from pipeline.retrieval.ranks import Pairs, Places
-from pipeline.sharding.exclusions import Leaving
+from pipeline.retrieval.ranks import Pairs, Ranks
+from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import parquet
 from pipeline.storage.vector_columns import vector_matrix
 
@@ -26,7 +26,7 @@ class Gallery:
     vectors: tuple[torch.Tensor, torch.Tensor] | None = None  # (M, D), (N, D)
     matrix: torch.Tensor | None = None  # (M, N), where there are no vectors
 
-    def places(self, i2t, t2i) -> tuple[Places, Places]:
+    def places(self, i2t, t2i) -> tuple[Ranks, Ranks]:
         """Where positives stand, given rows (2, P) of queries and of their positives."""
         pairs = Pairs(*i2t), Pairs(*t2i)
         if self.vectors is None:
@@ -143,13 +143,13 @@ class Vectors:
             self.texts[texts],
         )
 
-    def staying(self, leaving: Leaving) -> tuple[list[int], list[int]]:
+    def staying(self, leaving: Excluded) -> tuple[list[int], list[int]]:
         """Rows of the images and of the texts that are not excluded."""
         images = [i for i, image_id in enumerate(self.image_ids) if image_id not in leaving.images]
         texts = [i for i, text_id in enumerate(self.text_ids) if text_id not in leaving.captions]
         return images, texts
 
-    def without(self, leaving: Leaving) -> "Vectors":
+    def without(self, leaving: Excluded) -> "Vectors":
         """The images and texts that are not excluded."""
         if not leaving.captions:
             return self

@@ -14,7 +14,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed
-from pipeline.labels.caption_vectors import Captions, graded
+from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.reports.pictures import Hit, Pictures
 from pipeline.retrieval.nearest import top_k
 from pipeline.retrieval.scores import Vectors
@@ -38,7 +38,7 @@ class Query:
     shades: bool = False  # whether the relevance of results to the text is wanted
 
 
-class Gallery:
+class SearchIndex:
     """The ranked split of a run, ready to be searched with its model."""
 
     def __init__(self, recipe: Recipe, root: str, name: str):
@@ -123,7 +123,7 @@ class Gallery:
         for vector_D, (_, hits) in zip(vectors_QD, answers, strict=True):
             rows_MC, mask_MC = self._captions.captions_of([hit.image_id for hit in hits])
             captions_MCD = self._captions.vectors[rows_MC]
-            r_M1 = graded(captions_MCD, vector_D[None], self.recipe.label, mask_MC=mask_MC)
+            r_M1 = relevance_of(captions_MCD, vector_D[None], self.recipe.label, mask_MC=mask_MC)
             values = r_M1[:, 0].tolist()
             out.append([replace(h, relevance=r) for h, r in zip(hits, values, strict=True)])
         return out
@@ -194,7 +194,7 @@ def read_picture(uri: str) -> bytes:
         raise InputError(f"no picture at {uri}; give a file that exists") from error
 
 
-def default_queries(gallery: Gallery) -> list[Query]:
+def default_queries(gallery: SearchIndex) -> list[Query]:
     """The recipe's queries, or captions from evenly spaced images of the split."""
     settings = gallery.recipe.search
     texts = list(settings.queries)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pipeline.evaluation import tower_vectors
 from pipeline.reports import render
 from pipeline.reports.pictures import Hit, data_uri, small
-from pipeline.search.index import Gallery, Query
+from pipeline.search.index import Query, SearchIndex
 from pipeline.sharding import images
 from pipeline.storage import run_folder, store
 from schemas.settings import Recipe
@@ -22,18 +22,18 @@ def version(recipe: Recipe, root: str, name: str) -> str:
     return store.fingerprint("search", entries, recipe.search.model_dump(mode="json"))
 
 
-def ask(gallery: Gallery, query: Query) -> tuple[list[Hit], str]:
+def ask(gallery: SearchIndex, query: Query) -> tuple[list[Hit], str]:
     """The hits of one query, and their page."""
     hits = gallery.find(query)
     return hits, _page(gallery, [query], [hits])
 
 
-def page(gallery: Gallery, queries: list[Query]) -> str:
+def page(gallery: SearchIndex, queries: list[Query]) -> str:
     """The search page: every query with what is nearest."""
     return _page(gallery, queries, gallery.find_all(queries))
 
 
-def _page(gallery: Gallery, queries: list[Query], found: list[list[Hit]]) -> str:
+def _page(gallery: SearchIndex, queries: list[Query], found: list[list[Hit]]) -> str:
     written_for = {
         text: image_id
         for image_id in gallery.vectors.image_ids
@@ -73,4 +73,4 @@ def preview(picture: bytes | None) -> str | None:
     """A query's picture as a data URI; None of a text or of features."""
     if picture is None or picture.startswith(b"\x93NUMPY"):
         return None
-    return data_uri(small(images.opened(picture), PREVIEW))
+    return data_uri(small(images.open_picture(picture), PREVIEW))

@@ -25,7 +25,7 @@ from pipeline.labels import embed
 from pipeline.reports import pictures, render
 from pipeline.reports.pictures import Hit
 from pipeline.search import index, page
-from pipeline.search.index import Gallery, Query
+from pipeline.search.index import Query, SearchIndex
 from schemas.settings import ServeSettings
 
 IN_JSON = ("id", "image_id", "text", "score", "relevance", "picture")
@@ -54,7 +54,7 @@ class Asked(BaseModel):
     shades: bool = True
 
 
-def app(gallery: Gallery, ask: Ask, *, replica: str = "0") -> Starlette:
+def app(gallery: SearchIndex, ask: Ask, *, replica: str = "0") -> Starlette:
     """The application; `ask` answers a query, alone or together with others that wait."""
     service = Service(gallery, ask, replica)
     routes = [
@@ -84,7 +84,7 @@ def allowed_hosts(settings: ServeSettings) -> list[str]:
 class Service:
     """The endpoints of one gallery."""
 
-    def __init__(self, gallery: Gallery, ask: Ask, replica: str):
+    def __init__(self, gallery: SearchIndex, ask: Ask, replica: str):
         self.gallery, self.ask = gallery, ask
         self.settings: ServeSettings = gallery.recipe.serve
         self.row = {image_id: row for row, image_id in enumerate(gallery.vectors.image_ids)}
@@ -208,12 +208,12 @@ class Service:
         return [query.text for query in index.default_queries(self.gallery)[:4]]
 
 
-async def answered(gallery: Gallery, queries: Sequence[Query]) -> list[Answer]:
+async def answered(gallery: SearchIndex, queries: Sequence[Query]) -> list[Answer]:
     """The answers to all queries; texts go through the models together."""
     return await run_in_threadpool(_answered, gallery, queries)
 
 
-def _answered(gallery: Gallery, queries: Sequence[Query]) -> list[Answer]:
+def _answered(gallery: SearchIndex, queries: Sequence[Query]) -> list[Answer]:
     texts = iter(gallery.find_all([query for query in queries if query.picture is None]))
     answers: list[Answer] = []
     for query in queries:
@@ -224,7 +224,7 @@ def _answered(gallery: Gallery, queries: Sequence[Query]) -> list[Answer]:
     return answers
 
 
-def shades_there(gallery: Gallery) -> bool:
+def shades_there(gallery: SearchIndex) -> bool:
     """Whether the sentence encoder is there to give results their relevance to a text."""
     try:
         embed.encode(["is it there?"], gallery.recipe.embed, gallery.root)

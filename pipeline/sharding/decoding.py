@@ -8,14 +8,14 @@ import numpy as np
 from PIL import Image
 
 from pipeline.sharding import reading
-from pipeline.sharding.images import opened
+from pipeline.sharding.images import open_picture
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
     """A feature array as it was stored, or an image as (3, size, size) uint8."""
     if data.startswith(b"\x93NUMPY"):
         return np.load(io.BytesIO(data))
-    image = opened(data)
+    image = open_picture(data)
     image.draft("RGB", (size, size))  # a JPEG decodes at the next larger eighth, for a fraction
     image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)

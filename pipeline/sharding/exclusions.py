@@ -18,7 +18,7 @@ HEADER = ("kind", "id", "reason")
 KINDS = ("image", "caption")
 
 
-class Leaving(NamedTuple):
+class Excluded(NamedTuple):
     """What leaves an evaluation."""
 
     images: frozenset[str] = frozenset()
@@ -71,7 +71,7 @@ def _text(uri: str) -> str:
         raise InputError(f"{uri} is not UTF-8; save the exclusion list as UTF-8") from error
 
 
-def leaving(uri: str, captions_by_image: dict[str, list[str]]) -> Leaving:
+def excluded_from(uri: str, captions_by_image: dict[str, list[str]]) -> Excluded:
     """The listed images with their captions, the listed captions, and images left with none."""
     listed = read(uri)
     images = {
@@ -85,4 +85,4 @@ def leaving(uri: str, captions_by_image: dict[str, list[str]]) -> Leaving:
         for caption_id in captions
         if image_id in images or ("caption", caption_id) in listed
     }
-    return Leaving(frozenset(images), frozenset(captions))
+    return Excluded(frozenset(images), frozenset(captions))

@@ -62,7 +62,7 @@ def checked(data: bytes, settings: ShardSettings) -> Payload:
 
 
 def _picture(data: bytes, settings: ShardSettings) -> Payload:
-    image = opened(data)
+    image = open_picture(data)
     if image.width * image.height > settings.max_pixels:
         raise Rejected(f"too many pixels: {image.width} × {image.height}")
     if getattr(image, "is_animated", False) and image.format != "MPO":
@@ -83,7 +83,7 @@ def _picture(data: bytes, settings: ShardSettings) -> Payload:
     return Payload(buffer.getvalue(), "jpg", "pictures", *image.size)
 
 
-def opened(data: bytes) -> Image.Image:
+def open_picture(data: bytes) -> Image.Image:
     """The picture, of which only the header was read; `shard.max_pixels` is its only limit."""
     with OPENING:  # Pillow's own limit is a global
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -130,7 +130,7 @@ def stream(tar: str) -> Iterator[dict]:
     """Every sample of one tar, in order, as webdataset gives it; bytes are not decoded."""
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    with store.opened(tar) as (fs, path):
+    with store.file_system_of(tar) as (fs, path):
         file = fs.open(path, "rb")
     with file:
         try:

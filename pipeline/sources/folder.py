@@ -81,7 +81,7 @@ def _listing(folder: str) -> tuple[list[str], dict[str, list]]:
         stats = {e.name: e.stat(follow_symlinks=False) for e in entries if not e.is_dir()}
         files = {name: [stat.st_size, stat.st_mtime] for name, stat in stats.items()}
         return sorted(folders), files
-    with store.opened(folder) as (fs, path):
+    with store.file_system_of(folder) as (fs, path):
         entries = [e for e in fs.ls(path, detail=True) if e["name"].strip("/") != path.strip("/")]
     folders = [store.name_of(e["name"]) for e in entries if e["type"] == "directory"]
     files = {store.name_of(e["name"]): _stamp(e) for e in entries if e["type"] == "file"}

@@ -66,7 +66,7 @@ def name_of(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+def file_system_of(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     """The file system of a URI and the path in it.
 
     It remembers no listing, as other processes write too. An error that is none of Python's own
@@ -90,7 +90,7 @@ def ask(uri: str, question: Callable[[fsspec.AbstractFileSystem, str], Answer]) 
     waits = iter(WAITS)
     while True:
         try:
-            with opened(uri) as (fs, path):
+            with file_system_of(uri) as (fs, path):
                 return question(fs, path)
         except (OSError, Unreachable) as error:
             if is_local(uri) or not _unanswered(error):

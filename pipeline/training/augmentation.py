@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from pipeline.errors import InputError
-from pipeline.sharding.images import opened
+from pipeline.sharding.images import open_picture
 from schemas.settings import TrainSettings
 
 ASPECTS = (3 / 4, 4 / 3)  # of a crop's sides
@@ -36,7 +36,7 @@ class Augment:
                 "train.crop, train.flip and train.colour need image shards; these hold features"
             )
         rng = np.random.default_rng(draw)
-        image = opened(data)
+        image = open_picture(data)
         width, height = image.size
         left, top, right, bottom = self._box(rng, width, height)
         # Decoded at the next larger eighth at which the crop still has `size` pixels a side.

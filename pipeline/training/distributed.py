@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 
-class World:
+class ProcessGroup:
     """This process among `size`; alone where torch.distributed was not started.
 
     Under torchrun the process group is started here, under Ray Train it is there already.
@@ -49,7 +49,7 @@ class World:
             return model
         return torch.nn.parallel.DistributedDataParallel(model)
 
-    def together_said(self, said: str) -> list[str]:
+    def gather_messages(self, said: str) -> list[str]:
         """What the workers have to say, each with its host's name; empty sayings are left out."""
         everything = [None] * self.size if self.together else [(socket.gethostname(), said)]
         if self.together:

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from pipeline.errors import InputError
 from pipeline.models import TwoTower
 from pipeline.training.data import Batch
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import Objective
 from schemas.settings import TrainSettings
 
@@ -48,7 +48,7 @@ class Learner:
         model: TwoTower,
         objective: Objective,
         settings: TrainSettings,
-        world: World,
+        world: ProcessGroup,
         steps_per_epoch: int,
     ):
         self.model, self.objective, self.settings, self.world = model, objective, settings, world

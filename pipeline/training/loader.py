@@ -12,7 +12,7 @@ import torch
 from pipeline.models.vocabulary import Vocabulary
 from pipeline.training.augmentation import Augment
 from pipeline.training.data import Batch
-from pipeline.training.sampler import Order
+from pipeline.training.sampler import Sampler
 
 PREFETCH = 4  # batches made ahead of the model
 
@@ -22,7 +22,7 @@ class Loader:
 
     def __init__(
         self,
-        order: Order,
+        order: Sampler,
         vocabulary: Vocabulary,
         *,
         rank: int,

@@ -6,9 +6,9 @@ import torch
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.formulas.losses import GRADED, LOSSES, WeightedSum
-from pipeline.labels.caption_vectors import Captions, graded
+from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.training.data import Batch, Split
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LabelSettings, TrainSettings
 
 
@@ -60,7 +60,7 @@ class Objective:
         label: LabelSettings,
         split: Split,
         captions: Captions | None,
-        world: World,
+        world: ProcessGroup,
     ):
         self.loss, self.label, self.world = loss_of(settings), label, world
         self.captions = captions
@@ -91,7 +91,7 @@ class Objective:
         images = [self.captions.image_ids[row] for row in batch.image_rows.tolist()]
         rows_nC, mask_nC = self.captions.captions_of(images)
         texts_BE = self.world.gather(self.captions.vectors[batch.caption_rows].to(device))
-        i2t_nB = graded(
+        i2t_nB = relevance_of(
             self.captions.vectors[rows_nC].to(device),
             texts_BE,
             self.label,

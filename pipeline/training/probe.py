@@ -8,8 +8,8 @@ import torch
 
 from pipeline.storage import store
 from pipeline.storage.plan import Piece
-from pipeline.training.distributed import World
-from pipeline.training.trainer import Training
+from pipeline.training.distributed import ProcessGroup
+from pipeline.training.trainer import Trainer
 
 STEPS, WARM, SECONDS = 20, 2, 20.0  # steps timed, not timed, and the time after which it is enough
 
@@ -21,7 +21,7 @@ def probe(piece: Piece) -> dict:
     """
     with tempfile.TemporaryDirectory() as folder:
         apart = replace(piece, output=store.join(folder, "history.json"))
-        training = Training(apart, World(), lambda records: None, lambda: False)
+        training = Trainer(apart, ProcessGroup(), lambda records: None, lambda: False)
         settings, steps = training.settings, training.order.steps
         training.learner.parallel.train()
         started = waited = 0.0

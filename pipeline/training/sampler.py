@@ -10,7 +10,7 @@ from pipeline.training.data import Split
 SHUFFLE_BLOCK = 4096  # samples permuted together: the shards of a block are read as one stretch
 
 
-class Order:
+class Sampler:
     """Which pairs each step of an epoch sees.
 
     With `neighbours` (M, K), image rows near to each image and -1 where there are no more, images

@@ -6,7 +6,7 @@ from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from schemas.settings import Recipe
 
 
@@ -31,7 +31,7 @@ def load_model(folder: str) -> tuple[TwoTower, Vocabulary, Recipe]:
         architecture=about["architecture"],
     )
     model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
-    return model.eval().to(World().device), vocabulary, recipe
+    return model.eval().to(ProcessGroup().device), vocabulary, recipe
 
 
 def best_val(root: str, name: str) -> float:

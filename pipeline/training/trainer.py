@@ -20,11 +20,11 @@ from pipeline.training import checkpoint as checkpoint_files
 from pipeline.training import validation
 from pipeline.training.augmentation import Augment
 from pipeline.training.data import Batch, Split
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
 from pipeline.training.loader import Loader
 from pipeline.training.objective import Objective, needs_embeddings, needs_relevance
-from pipeline.training.sampler import Order
+from pipeline.training.sampler import Sampler
 from schemas.settings import Recipe
 
 Report = Callable[[list[dict]], None]  # takes new records, from every worker
@@ -34,11 +34,11 @@ CHOSEN_BY = {"best": "val/rsum", "best_ndcg": "val/ndcg_label"}  # the higher th
 
 
 @dataclass
-class Training:
+class Trainer:
     """Epochs of steps with a checkpoint after each, and from any checkpoint on."""
 
     piece: Piece
-    world: World
+    world: ProcessGroup
     report: Report
     leaving: Callable[[], bool]  # whether this node is about to be taken away
     epoch: int = 0  # finished epochs
@@ -72,7 +72,7 @@ class Training:
             )
         except ValueError as error:
             raise InputError(str(error)) from error
-        self.order = Order(
+        self.order = Sampler(
             self.train_split,
             batch_size=self.settings.batch_size,
             lanes=self.settings.lanes,
@@ -175,7 +175,7 @@ class Training:
             )
         metrics = validation.recalls(images, texts, owners)
         if self.val_captions is not None:
-            metrics |= validation.graded(images, texts, self.val_captions, self.recipe.label)
+            metrics |= validation.ndcg_on_val(images, texts, self.val_captions, self.recipe.label)
         return metrics
 
     def _write_checkpoint(self, metrics: dict) -> None:
@@ -262,7 +262,7 @@ class Training:
             problem = problem or ("" if seen else f"reads an old {other}")
         except OSError:
             problem = f"cannot read {other}, which another worker wrote"
-        problems = self.world.together_said(problem)
+        problems = self.world.gather_messages(problem)
         if self.world.rank == 0:
             store.remove(folder)
         if problems:

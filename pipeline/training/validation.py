@@ -7,7 +7,7 @@ from pipeline.formulas.metrics import ndcg, recall_at
 from pipeline.labels.caption_vectors import Captions
 from pipeline.models import TwoTower, Vocabulary
 from pipeline.training.data import Split
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LabelSettings
 
 DEPTHS = (1, 5, 10)
@@ -30,7 +30,7 @@ def recalls(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> 
     return {**metrics, "val/rsum": sum(metrics.values())}
 
 
-def graded(
+def ndcg_on_val(
     images: torch.Tensor, texts: torch.Tensor, captions: Captions, settings: LabelSettings
 ) -> dict[str, float]:
     """NDCG@10 of both directions against the labels, and their mean, by the name of the metric."""
@@ -62,7 +62,7 @@ def encode_split(
     model: TwoTower,
     vocabulary: Vocabulary,
     split: Split,
-    world: World,
+    world: ProcessGroup,
     *,
     max_words: int,
     batch_size: int = 256,

@@ -15,7 +15,7 @@ from pipeline.formulas.losses import LOSSES, WeightedSum
 from pipeline.sharding import ingest
 from pipeline.storage import run_folder, store
 from pipeline.training.data import Split
-from pipeline.training.sampler import Order
+from pipeline.training.sampler import Sampler
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
 from tests.helpers.paths import ROOT
 from tests.helpers.stages import sharded
@@ -143,7 +143,7 @@ def test_a_run_folder_is_counted_and_planned_as_it_is(run):
     assert found["shard"].pieces == len(index["pieces"]) == 4 + 1 + 2
     stored = sum(store.list_files(run_folder.folder(root, "shard")).values())
     assert found["shard"].storage == pytest.approx(stored, rel=0.5)
-    order = Order(
+    order = Sampler(
         Split(root, "train", image_size=32), batch_size=8, lanes=8, pairs="caption", seed=0
     )
     assert estimate.steps(recipe.train, data) == order.steps

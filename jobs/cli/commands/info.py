@@ -9,7 +9,7 @@ from pipeline.storage import run_folder, store
 
 
 def run(root: str, options) -> None:
-    found = contents(root)
+    found = stages_in(root)
     if not found:
         raise InputError(f"{root} holds no stage of a run; `halftone run --root {root}` fills it")
     if options.json:
@@ -21,7 +21,7 @@ def run(root: str, options) -> None:
     Show().table("", ["stage", "version", "pieces", "MB"], rows, root)
 
 
-def contents(root: str) -> list[dict]:
+def stages_in(root: str) -> list[dict]:
     """The finished stages: folder, version, number of pieces, bytes."""
     out = []
     for stage in run_folder.FOLDERS.values():

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from jobs.cli import main
 from jobs.cli.show import Show
 from jobs.cluster import estimate
-from jobs.cluster.estimate import GB, Stage
+from jobs.cluster.estimate import GB, StageEstimate
 
 COLUMNS = ["stage", "pieces", "at once", "time", "GB a task", "GB network", "GB stored", "rates"]
 
@@ -43,13 +43,13 @@ def run(root: str, models: list, options) -> None:
         show.out.print(f"warn  {remark}", soft_wrap=True)
 
 
-def _row(stage: Stage) -> list[str]:
+def _row(stage: StageEstimate) -> list[str]:
     sizes = [f"{value / GB:,.2f}" for value in (stage.memory, stage.network, stage.storage)]
     rates = ", ".join(filter(None, (stage.basis, stage.note)))
     return [stage.name, f"{stage.pieces:,}", f"{stage.at_once:,}", _time(stage), *sizes, rates]
 
 
-def _time(stage: Stage) -> str:
+def _time(stage: StageEstimate) -> str:
     for unit, size in (("h", 3600), ("min", 60)):
         if stage.seconds > 2 * size:
             return f"{stage.seconds / size:,.1f} {unit}"

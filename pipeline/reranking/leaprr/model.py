@@ -27,7 +27,7 @@ START = 0.03  # of the cosine's share: an untrained model leaves the order nearl
 
 
 @dataclass(frozen=True)
-class Lists:
+class CandidateLists:
     """What LeaPRR sees of B queries."""
 
     rows_B: torch.Tensor  # of the queries
@@ -54,7 +54,9 @@ class Shape:
         return max(self.pillars, self.neighbours)
 
 
-def lists(view: View, rows_B, shape: Shape, scores_BN=None, place_BK=None) -> Lists:
+def candidate_lists(
+    view: View, rows_B, shape: Shape, scores_BN=None, place_BK=None
+) -> CandidateLists:
     """The lists of queries: candidates by the scores so far (or as given), pillars, affinity."""
     sims, asking, ranked = view.sims, view.asking, view.ranked
     scores_BN = view.scores(rows_B) if scores_BN is None else scores_BN
@@ -73,7 +75,7 @@ def lists(view: View, rows_B, shape: Shape, scores_BN=None, place_BK=None) -> Li
     score_BK = scores_BN.gather(1, place_BK)
     claims_BVL = _claims(view, scores_BN.gather(1, best_BK), place_BK, shape)
     graph_BVV = _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape)
-    return Lists(rows_B, place_BK, score_BK, features, claims_BVL, graph_BVV)
+    return CandidateLists(rows_B, place_BK, score_BK, features, claims_BVL, graph_BVV)
 
 
 def _claims(view, best_BK, place_BK, shape: Shape) -> torch.Tensor:
@@ -111,7 +113,7 @@ class LeaPRR(nn.Module):
     def __init__(self, settings: LeaPRRSettings):
         super().__init__()
         self.settings = settings
-        self.of = nn.ModuleDict({direction: SubModel(settings) for direction in SIDES})
+        self.of = nn.ModuleDict({direction: DirectionModel(settings) for direction in SIDES})
 
     def shape(self, direction: str) -> Shape:
         """How the lists of a direction are made."""
@@ -119,12 +121,12 @@ class LeaPRR(nn.Module):
         candidates = {"i2t": s.candidates_i2t, "t2i": s.candidates_t2i}[direction]
         return Shape(candidates, s.pillars, s.neighbours, s.threshold)
 
-    def forward(self, lists: list[tuple[str, Lists]]) -> list[torch.Tensor]:
+    def forward(self, lists: list[tuple[str, CandidateLists]]) -> list[torch.Tensor]:
         """Refined scores (B, K) of each of some lists with their directions."""
         return [self.of[direction](some) for direction, some in lists]
 
 
-class SubModel(nn.Module):
+class DirectionModel(nn.Module):
     """Refined scores (B, K) of lists of one direction."""
 
     def __init__(self, settings: LeaPRRSettings):
@@ -147,7 +149,7 @@ class SubModel(nn.Module):
             nn.init.zeros_(self.head.weight)
             self.scale = nn.Parameter(torch.tensor([1.0, START]))  # of scores, of cosines
 
-    def forward(self, some: Lists) -> torch.Tensor:
+    def forward(self, some: CandidateLists) -> torch.Tensor:
         blocks = [self._padded(block) for block in some.features]
         if self.residual:
             blocks = [_standard(block) for block in (*blocks, some.claims_BVL)]
@@ -213,6 +215,6 @@ def spliced(scores_BN, place_BK, refined_BK) -> torch.Tensor:
 def leaprr(view: View, rows_Q: torch.Tensor, *, model: LeaPRR) -> torch.Tensor:
     """Scores (Q, N) with each query's first candidates in refined order, in `spliced`'s way."""
     scores_QN = view.scores(rows_Q)
-    some = lists(view, rows_Q, model.shape(view.direction), scores_QN)
+    some = candidate_lists(view, rows_Q, model.shape(view.direction), scores_QN)
     (refined_QK,) = model([(view.direction, some)])
     return spliced(scores_QN, some.place_BK, refined_QK)

@@ -21,12 +21,12 @@ from torch.distributed.checkpoint.state_dict import (
 from pipeline.errors import InputError
 from pipeline.reranking import fitting
 from pipeline.reranking.leaprr import losses
-from pipeline.reranking.leaprr.model import LeaPRR, Lists, lists
+from pipeline.reranking.leaprr.model import CandidateLists, LeaPRR, candidate_lists
 from pipeline.reranking.problem import SIDES, Problem, View
 from pipeline.retrieval.scores import other
 from pipeline.storage import store
 from pipeline.training.checkpoint import latest, name_of, write
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LeaPRRSettings
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -59,7 +59,7 @@ def galleries(problem: Problem, images: int, seed: int) -> list[Problem]:
 
 
 @dataclass
-class Pairs:
+class TrainingPairs:
     """Image queries and caption queries of one image, with the views they are asked in."""
 
     problems: list[Problem]
@@ -70,7 +70,7 @@ class Pairs:
         of = fitting.views
         self.views = [{d: of(p, d, self.steps) for d in SIDES} for p in self.problems]
 
-    def epoch(self, seed: int, batch_size: int) -> list["Batch"]:
+    def epoch(self, seed: int, batch_size: int) -> list["PairBatch"]:
         """The batches of an epoch in order: every image once, with one of its captions."""
         generator = torch.Generator().manual_seed(seed)
         batches = []
@@ -85,13 +85,13 @@ class Pairs:
             images = images[caption[images] >= 0]
             images = images[torch.randperm(len(images), generator=generator)]
             views = {"i2t": self.views[number]["i2t"][0], "t2i": asked[view]}
-            batches += [Batch(views, part, caption[part]) for part in images.split(batch_size)]
+            batches += [PairBatch(views, part, caption[part]) for part in images.split(batch_size)]
         order = torch.randperm(len(batches), generator=generator).tolist()
         return [batches[i] for i in order]
 
 
 @dataclass(frozen=True)
-class Batch:
+class PairBatch:
     """B images and a caption of each, with the views they are asked in."""
 
     views: dict[str, View]
@@ -99,14 +99,14 @@ class Batch:
     captions_B: torch.Tensor
 
 
-class Training:
+class LeaPRRTrainer:
     """Epochs over pairs, from the newest checkpoint on."""
 
     def __init__(self, piece, report: Callable, train: Problem, val: Problem | None):
-        self.piece, self.report, self.world = piece, report, World()
+        self.piece, self.report, self.world = piece, report, ProcessGroup()
         self.settings: LeaPRRSettings = piece.inputs["leaprr"]
         steps, s = piece.inputs["steps"], self.settings
-        self.pairs = Pairs(galleries(train, s.gallery, s.seed), steps)
+        self.pairs = TrainingPairs(galleries(train, s.gallery, s.seed), steps)
         self.val, self.steps = val, [*steps, {"method": "leaprr"}]
         torch.manual_seed(s.seed)
         self.model = LeaPRR(s).to(self.world.device)
@@ -158,7 +158,7 @@ class Training:
             self.best = {"step": self.step, "epoch": self.epoch, "val/rsum": value}
         self._write_checkpoint(record)
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, batch: PairBatch) -> torch.Tensor:
         """Mean over the batch's pairs of both directions' losses: this worker's part of it."""
         share, s = slice(self.world.rank, None, self.world.size), self.settings
         rows = {"i2t": batch.images_B[share], "t2i": batch.captions_B[share]}
@@ -179,12 +179,14 @@ class Training:
         return total * self.world.size / len(batch.images_B)
 
     @torch.no_grad()
-    def _asked(self, view: View, rows_B) -> tuple[Lists, torch.Tensor]:
-        some = lists(view, rows_B, self.model.shape(view.direction))
+    def _asked(self, view: View, rows_B) -> tuple[CandidateLists, torch.Tensor]:
+        some = candidate_lists(view, rows_B, self.model.shape(view.direction))
         return some, view.positives(rows_B).gather(1, some.place_BK)
 
     @torch.no_grad()
-    def _aligned(self, views: dict[str, View], asked: dict, direction: str) -> tuple[str, Lists]:
+    def _aligned(
+        self, views: dict[str, View], asked: dict, direction: str
+    ) -> tuple[str, CandidateLists]:
         """The other direction's queries, with the partners of this one's candidates.
 
         An image's candidate texts stand for their images, of which its caption is asked; a
@@ -197,7 +199,7 @@ class Training:
         first_N = place[torch.searchsorted(partners, owner_N).clamp(max=len(place) - 1)]
         place_BK = first_N[asked[direction][0].place_BK]
         rows_B = asked[back][0].rows_B
-        return back, lists(there, rows_B, self.model.shape(back), place_BK=place_BK)
+        return back, candidate_lists(there, rows_B, self.model.shape(back), place_BK=place_BK)
 
     @torch.no_grad()
     def _validated(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ from pipeline.sharding.checks.hashes import (
     of_picture,
     originals,
 )
-from pipeline.sharding.images import opened
+from pipeline.sharding.images import open_picture
 from pipeline.sharding.sidecar import EXCLUDED, read_sidecar
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
@@ -67,7 +67,7 @@ def write_hashes(piece: Piece) -> dict:
         return summary
     columns = ["image_id", "captions", "member", "offset", "size"]
     rows = []
-    with tar_reader.opened(piece.inputs["tar"]) as file:
+    with tar_reader.open_tar(piece.inputs["tar"]) as file:
         for row in read_sidecar(piece.inputs["sidecar"], columns).to_pylist():
             file.seek(row["offset"])
             rows.append(_hashed(row, file.read(row["size"])))
@@ -81,7 +81,7 @@ def _hashed(row: dict, data: bytes) -> dict:
     out = {"image_id": row["image_id"], "captions": captions}
     if row["member"].endswith(".npy"):
         return out | {"exact": bytes.fromhex(store.sha256(data))}
-    picture = of_picture(opened(data))
+    picture = of_picture(open_picture(data))
     return out | {
         "exact": picture.pixels,
         "perceptual": picture.perceptual,

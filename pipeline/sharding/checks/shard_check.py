@@ -72,7 +72,7 @@ def check_shard(piece: Piece) -> dict:
     found = Found(piece.name, about["repair"])
     rows = _sidecar(about, found) if about["sidecar"] else None
     records: list[dict] = []
-    with tar_reader.opened(about["tar"]) as file:
+    with tar_reader.open_tar(about["tar"]) as file:
         _same_bytes(about, about["tar"], *tar_reader.digest(file), found)
         found.intact = bool(about["entry"]) and not found.first
         samples, whole = _samples(file, about["tar"], found)
@@ -158,7 +158,7 @@ def _sample(file: BinaryIO, sample: tar_reader.Sample, about: dict, found: Found
     sha256, payload, tar = None, sample.payload(), about["tar"]
     for ending, info in sample.members.items():
         data = tar_reader.content(file, info)
-        if problem := tar_reader.problem(info.name, data, about["settings"]):
+        if problem := tar_reader.unusable(info.name, data, about["settings"]):
             found.add(tar, "a member that cannot be used", f"{info.name!r}: {problem}")
         elif ending in ("json", "txt"):
             texts[ending] = data

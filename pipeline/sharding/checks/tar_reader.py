@@ -34,7 +34,7 @@ class Sample:
         return next((info for end, info in self.members.items() if end.lower() in PAYLOADS), None)
 
 
-def opened(uri: str) -> BinaryIO:
+def open_tar(uri: str) -> BinaryIO:
     """The file, seekable; a remote one is read into memory once."""
     return open(uri, "rb") if store.is_local(uri) else io.BytesIO(store.read_bytes(uri))
 
@@ -72,7 +72,7 @@ def content(file: BinaryIO, info: tarfile.TarInfo) -> bytes:
     return file.read(info.size)
 
 
-def problem(name: str, data: bytes, settings: ShardSettings | None) -> str | None:
+def unusable(name: str, data: bytes, settings: ShardSettings | None) -> str | None:
     """Why a member cannot be used; pictures and features as `shard` checks them, or not at all."""
     ending = name.rpartition(".")[2].lower()
     try:

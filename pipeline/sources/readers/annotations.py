@@ -52,7 +52,7 @@ def files(settings: SourceSettings, expected: str) -> list[str]:
 def _matches(pattern: str) -> list[str]:
     if not any(sign in pattern for sign in "*?["):
         return [pattern]
-    with store.opened(pattern) as (fs, path):
+    with store.file_system_of(pattern) as (fs, path):
         found = sorted(fs.glob(path))
     return found if store.is_local(pattern) else [fs.unstrip_protocol(name) for name in found]
 
@@ -82,13 +82,13 @@ def image_folder(settings: SourceSettings) -> str:
 
 
 def is_folder(uri: str) -> bool:
-    with store.opened(uri) as (fs, path):
+    with store.file_system_of(uri) as (fs, path):
         return fs.isdir(path)
 
 
 def opened(uri: str) -> BinaryIO:
     """The file opened for reading, from wherever it is."""
-    with store.opened(uri) as (fs, path):
+    with store.file_system_of(uri) as (fs, path):
         return fs.open(path, "rb")
 
 

@@ -47,7 +47,7 @@ def write_encoder(root, name: str, backend: str | None = "torch", files="hand") 
 
 
 def judge(root, **sections) -> str:
-    return graded_relevance.judged_by(recipe_of(**sections), str(root)).embed.encoder
+    return graded_relevance.recipe_of_judge(recipe_of(**sections), str(root)).embed.encoder
 
 
 def test_unset_it_is_another_sentence_model_that_is_here_or_else_the_labels(tmp_path):
@@ -65,10 +65,10 @@ def test_unset_it_is_another_sentence_model_that_is_here_or_else_the_labels(tmp_
 
 def test_a_map_of_the_labels_cosines_is_not_used_on_anothers(tmp_path):
     recipe = recipe_of(label={"map": "logistic", "overrides": "x.csv"}, evaluate={"encoder": "b"})
-    found = graded_relevance.judged_by(recipe, str(tmp_path))
+    found = graded_relevance.recipe_of_judge(recipe, str(tmp_path))
     assert (found.label.map, found.label.overrides) == ("clip", "x.csv")
     halved = recipe_of(label={"map": "half"}, evaluate={"encoder": "b"})
-    assert graded_relevance.judged_by(halved, str(tmp_path)).label.map == "half"
+    assert graded_relevance.recipe_of_judge(halved, str(tmp_path)).label.map == "half"
 
 
 def test_rankings_follow_their_judge_and_name_it(tmp_path):

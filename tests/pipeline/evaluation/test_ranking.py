@@ -258,7 +258,7 @@ def test_ties_are_those_of_the_dense_formulas_wherever_the_list_ends(tmp_path, t
     vectors = write_run(tmp_path, draw=one_of_three)
     recipe = recipe_of(evaluate={"top_k": top_k, "ndcg_at": ndcg_at})
     plan = evaluate.plan(recipe, str(tmp_path), "main")
-    graded = ranking.Graded(plan.pieces[0].inputs)
+    graded = ranking.GradedRelevance(plan.pieces[0].inputs)
     for row in ranked(tmp_path, recipe)[0]:
         query = row["query_id"]
         ids = candidates_of(vectors, query)

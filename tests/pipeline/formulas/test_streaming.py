@@ -96,7 +96,7 @@ def test_importing_the_formulas_brings_torch_alone():
     heavy = "ray mlflow pyarrow sentence_transformers transformers pandas numba sklearn scipy"
     code = (
         "import sys\n"
-        "from pipeline.formulas import losses, metrics, relevance, step, streaming\n"
+        "from pipeline.formulas import losses, metrics, relevance, streaming\n"
         f"print(sorted(set({heavy!r}.split()) & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

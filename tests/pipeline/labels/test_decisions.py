@@ -9,9 +9,9 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.labels import decisions, label
-from pipeline.labels.caption_vectors import Captions, graded
+from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.storage import parquet, run_folder
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import Objective
 from schemas.settings import LabelSettings, Recipe
 from tests.helpers.relevance_lists import COUNTS, cosine, embeddings, labelled
@@ -58,7 +58,9 @@ def test_a_calibrated_map_is_the_fitted_one(tmp_path):
 def test_a_calibration_that_is_none_is_refused(tmp_path, text, message):
     uri = written(tmp_path, "map.json", text)
     with pytest.raises(InputError, match=message):
-        graded(torch.eye(2)[None], torch.eye(2), LabelSettings(map="isotonic", calibration=uri))
+        relevance_of(
+            torch.eye(2)[None], torch.eye(2), LabelSettings(map="isotonic", calibration=uri)
+        )
 
 
 def test_settings_that_do_not_fit_a_calibration_are_refused(tmp_path):
@@ -147,7 +149,7 @@ def test_what_people_decided_stands_in_training_and_evaluation(tmp_path):
         caption_rows = torch.tensor([n, own, 0, n])
 
     objective = Objective.__new__(Objective)
-    objective.label, objective.captions, objective.world = how, captions, World()
+    objective.label, objective.captions, objective.world = how, captions, ProcessGroup()
     same = torch.zeros(4, 4, dtype=torch.bool)
     i2t, t2i = objective._relevance(Rows, same)
     assert i2t[[0, 0, 2, 2], [0, 3, 0, 3]].tolist() == [0.25] * 4 and i2t[3, 1] == 0.75

@@ -267,7 +267,7 @@ def test_the_command_makes_an_ensemble_and_keeps_it(root, tiny_encoder, ray_here
 
 KILLED = """
 import os, signal, sys
-from pipeline import embed
+from pipeline.labels import embed
 from schemas.settings import EmbedSettings
 
 moves = int(sys.argv[1])

@@ -119,7 +119,7 @@ def test_every_pair_is_counted_in_a_histogram(tmp_path_factory, counts, seed, ma
     embeddings(root, {"train-000000": counts, "train-000001": [2]}, seed=seed)
     recipe = Recipe(name="t", embed={"encoder": "hand"}, label={"map": map, "reduce": reduce})
     entries = finish(label.plan(recipe, root), label.write_relevance)["pieces"]
-    found = label.calibration(entries)
+    found = label.histograms(entries)
     counts = [*counts, 2]
     pairs = sum(sum(counts) - count for count in counts)
     held_out = sum(count for count in counts if count > 1)

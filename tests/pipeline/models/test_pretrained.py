@@ -208,7 +208,7 @@ class Doubled(torch.nn.Module):
 
 
 def test_a_tower_of_ones_own_is_named_in_the_recipe():
-    settings = ModelSettings(image="test_pretrained:Doubled", dim=5)
+    settings = ModelSettings(image="tests.pipeline.models.test_pretrained:Doubled", dim=5)
     words = towers.Vocabulary.of(CAPTIONS, min_count=1)
     model = towers.build(settings, vocabulary=words, features=None)
     assert model.encode_image(pictures()).shape == (3, 5)

@@ -95,7 +95,7 @@ def large(tmp_path_factory) -> tuple[str, Recipe]:
     write_vectors(str(root), {r["image_id"]: r["captions"][0]["caption_id"] for r in sidecar})
     labels = label_stage.plan(recipe, str(root))
     index = finish(labels, label_stage.write_relevance)
-    found = label_stage.calibration(index["pieces"])
+    found = label_stage.histograms(index["pieces"])
     store.write_json(store.join(labels.folder, "calibration.json"), found)
     plan = evaluate.plan(recipe, str(root), "main")
     finish(plan, evaluate.write_rankings)
@@ -296,7 +296,7 @@ def test_models_measured_alike_stand_in_one_table(tmp_path, monkeypatch):
 
 def test_rows_name_the_method_where_several_re_rank():
     def row(label, method):
-        return report_results.Result(label_stage, {}, {"rerank": method})
+        return report_results.Result(label, {}, {"rerank": method})
 
     one, two = row("a, re-ranked", "inverted softmax"), row("b, re-ranked", "krnn")
     assert report_results._label(one, [row("a", "none"), one]) == "a, re-ranked"

@@ -11,8 +11,8 @@ import torch.multiprocessing as multiprocessing
 from pipeline.reranking import fitting
 from pipeline.reranking.leaprr import losses
 from pipeline.reranking.leaprr.graph import affinity, shared
-from pipeline.reranking.leaprr.model import LeaPRR, lists, spliced
-from pipeline.reranking.leaprr.training import Training, galleries
+from pipeline.reranking.leaprr.model import LeaPRR, candidate_lists, spliced
+from pipeline.reranking.leaprr.training import LeaPRRTrainer, galleries
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Towers
 from pipeline.storage.plan import Piece
@@ -70,7 +70,7 @@ def test_lists_hold_similarities_to_the_pillars(direction, pool):
     here = problem(pool=pool)
     model = LeaPRR(SMALL)
     for view in here.views(direction):
-        some = lists(view, view.queries_Q, model.shape(direction))
+        some = candidate_lists(view, view.queries_Q, model.shape(direction))
         scores = view.scores(view.queries_Q)
         k = min(model.shape(direction).candidates, scores.shape[1])
         assert torch.equal(some.score_BK, scores.topk(k).values)
@@ -91,7 +91,7 @@ def test_lists_hold_the_highest_scores_of_query_and_candidates(direction, pool):
     here = problem(pool=pool)
     shape = replace(LeaPRR(SMALL).shape(direction), pillars=40)
     for view in here.views(direction):
-        some = lists(view, view.queries_Q, shape)
+        some = candidate_lists(view, view.queries_Q, shape)
         of_query, of_pool = view.scores(view.queries_Q), view.scores(view.pool_P)
         for b in range(len(view.queries_Q)):
             nodes = [of_query[b], *of_pool.T[some.place_BK[b]]]
@@ -114,7 +114,7 @@ def test_the_paper_s_preset_is_the_paper_s_and_can_be_changed():
     small = paper.model_copy(update={"hidden": 48, "pillars": 6})
     here = problem()
     (view,) = here.views("i2t")
-    some = lists(view, view.queries_Q, LeaPRR(small).shape("i2t"))
+    some = candidate_lists(view, view.queries_Q, LeaPRR(small).shape("i2t"))
     refined = LeaPRR(small).of["i2t"](some)
     assert refined.shape == some.score_BK.shape and refined.abs().max() <= 1 + 1e-6
 
@@ -181,7 +181,7 @@ def planted(seed: int, images=150, bank=150, dim=24) -> Problem:
 def trained(folder, train: Problem, val: Problem | None, settings, stop=None, report=None):
     inputs = {"leaprr": settings, "steps": [], "version": "hand"}
     piece = Piece("leaprr", f"{folder}/history.json", "print", inputs)
-    training = Training(piece, report or (lambda records: None), train, val)
+    training = LeaPRRTrainer(piece, report or (lambda records: None), train, val)
     while training.epoch < (settings.epochs if stop is None else stop):
         training.run_epoch()
     return training

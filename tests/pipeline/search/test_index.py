@@ -14,14 +14,14 @@ from jobs.cli.main import main
 from pipeline.errors import InputError
 from pipeline.retrieval.scores import scores
 from pipeline.search import index
-from pipeline.search.index import Gallery, Query
+from pipeline.search.index import Query, SearchIndex
 from pipeline.search.page import SHADES
 
 
 @pytest.fixture(scope="module")
-def gallery(finished_run) -> Gallery:
+def gallery(finished_run) -> SearchIndex:
     ((name, recipe),) = recipes.saved(finished_run, {}, None)
-    return Gallery(recipe, finished_run, name)
+    return SearchIndex(recipe, finished_run, name)
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def gallery(finished_run) -> index.Gallery:
+def gallery(finished_run) -> index.SearchIndex:
     settings = {"serve": {"port": free_port(), "max_upload": 3_000_000}}
     ((name, recipe),) = recipes.saved(finished_run, settings, None)
-    return index.Gallery(recipe, finished_run, name)
+    return index.SearchIndex(recipe, finished_run, name)
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_images_leave_with_their_captions_and_without_any(tmp_path):
         "kind,id,reason\nimage,a,x\ncaption,b#0,x\ncaption,c#0,x\ncaption,c#1,x\nimage,z,x\n",
     )
     captions = {"a": ["a#0", "a#1"], "b": ["b#0", "b#1"], "c": ["c#0", "c#1"], "d": ["d#0"]}
-    leaving = exclusions.leaving(uri, captions)
+    leaving = exclusions.excluded_from(uri, captions)
     assert leaving.images == {"a", "c"}
     assert leaving.captions == {"a#0", "a#1", "b#0", "c#0", "c#1"}
 

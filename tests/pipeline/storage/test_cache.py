@@ -118,13 +118,13 @@ def test_a_file_that_is_nowhere_is_missing(cache):
 
 READER = """
 import sys
-from pipeline import _cache, _store
-fetch = _cache._fetch
+from pipeline.storage import cache, store
+fetch = cache._fetch
 for turn in range(3):
     for name in sys.argv[1:]:
         data = name[-1].encode() * 100_000
-        file = {"bytes": len(data), "sha256": _store.sha256(data)}
-        assert _cache.read(name, file, 250_000, 50_000, 60_000) == data[50_000:]
+        file = {"bytes": len(data), "sha256": store.sha256(data)}
+        assert cache.read(name, file, 250_000, 50_000, 60_000) == data[50_000:]
 """
 
 

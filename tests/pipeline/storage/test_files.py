@@ -224,8 +224,8 @@ def test_a_finished_file_takes_its_place_and_its_temporary_name_is_gone(folder):
 
 WRITE_FOR_EVER = """
 import sys, time
-from pipeline import _store
-with _store.temporary(sys.argv[1]) as path:
+from pipeline.storage import store
+with store.temporary(sys.argv[1]) as path:
     print(path, flush=True)
     time.sleep(60)
 """

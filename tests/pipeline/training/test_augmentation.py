@@ -13,7 +13,7 @@ from pipeline.models import Vocabulary
 from pipeline.sharding.decoding import decode
 from pipeline.training.augmentation import Augment
 from pipeline.training.loader import Loader
-from pipeline.training.sampler import Order
+from pipeline.training.sampler import Sampler
 from schemas.settings import TrainSettings
 from tests.pipeline.training.test_sampler_and_loader import (
     Counts,  # noqa: F401  (fixtures)
@@ -85,7 +85,7 @@ def test_features_have_no_views():
 
 
 def test_the_loader_shows_another_view_every_epoch_and_the_same_one_again(split):  # noqa: F811
-    order = Order(split, batch_size=8, lanes=2, pairs="image", seed=0)
+    order = Sampler(split, batch_size=8, lanes=2, pairs="image", seed=0)
     words = Vocabulary.of(split.captions, min_count=1)
 
     def images(epoch: int, size: int = 1, rank: int = 0):
@@ -113,7 +113,7 @@ def near(images: int, seed: int, k: int = 4) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(16, 80), st.sampled_from([2, 4]), st.integers(0, 5))
 def test_batches_of_neighbours_show_every_image_at_most_once_a_round(images, group, seed):
-    order = Order(
+    order = Sampler(
         Counts([1] * images, 9),
         batch_size=16,
         lanes=4,
@@ -129,7 +129,7 @@ def test_batches_of_neighbours_show_every_image_at_most_once_a_round(images, gro
 def test_neighbours_meet_in_a_lane_and_from_any_step_on():
     images = 64
     pairs = np.arange(images)[:, None] ^ 1  # 0 and 1, 2 and 3, …
-    order = Order(
+    order = Sampler(
         Counts([1] * images, 9),
         batch_size=16,
         lanes=4,

@@ -7,7 +7,7 @@ import torch.multiprocessing as multiprocessing
 
 from pipeline.formulas.losses import LOSSES
 from pipeline.training.data import Batch
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import Objective, loss_of
 from schemas.settings import LabelSettings, TrainSettings
 
@@ -47,7 +47,7 @@ class Known:
 
 def loss_and_gradient(losses: dict, rank: int, size: int):
     """The mean loss over workers, and the gradient of shared weights after DDP's average."""
-    world = World()
+    world = ProcessGroup()
     objective = Objective.__new__(Objective)
     objective.loss = loss_of(TrainSettings(losses=losses, negatives_warmup=0))
     objective.label, objective.world = LabelSettings(), world
@@ -102,7 +102,7 @@ def gather_worker(rank: int, size: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
     row = torch.ones(1, 1, requires_grad=True)
     # Worker 0 weighs the rows by 1 and 10, worker 1 by 2 and 20.
-    (World().gather(row)[:, 0] * torch.tensor([1.0, 10.0]) * (rank + 1)).sum().backward()
+    (ProcessGroup().gather(row)[:, 0] * torch.tensor([1.0, 10.0]) * (rank + 1)).sum().backward()
     torch.save(row.grad, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

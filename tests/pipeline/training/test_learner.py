@@ -15,7 +15,7 @@ from pipeline.models.convolution import ConvolutionTower
 from pipeline.models.gru import GRUTower
 from pipeline.models.regions import RegionTower
 from pipeline.training.data import Batch
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite, lr_factor
 from schemas.settings import TrainSettings
 from tests.helpers import gloo
@@ -55,7 +55,7 @@ def model_of(text=lambda: GRUTower(WORDS, 4, 8)) -> TwoTower:
 class Objective:
     """InfoNCE over the gathered batch."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: ProcessGroup):
         self.world = world
 
     def __call__(self, images, texts, batch, epoch):
@@ -69,7 +69,7 @@ class Objective:
 
 
 def learner_of(model=None, **settings) -> Learner:
-    world = World()
+    world = ProcessGroup()
     settings = {"batch_size": PAIRS, "optimizer": "sgd", "lr": 0.1, "lr_schedule": "constant"} | (
         settings
     )

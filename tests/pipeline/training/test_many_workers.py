@@ -11,8 +11,8 @@ import torch.multiprocessing as multiprocessing
 from pipeline.formulas.losses import LOSSES
 from pipeline.models.regions import RegionTower
 from pipeline.training import train
-from pipeline.training.distributed import World
-from pipeline.training.trainer import Training
+from pipeline.training.distributed import ProcessGroup
+from pipeline.training.trainer import Trainer
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its recipe)
@@ -40,7 +40,7 @@ def course(rank: int, size: int, folder: str, pieces: dict) -> None:
     def work() -> None:
         out = {}
         for name, piece in pieces.items():
-            training = Training(piece, World(), lambda records: None, lambda: False)
+            training = Trainer(piece, ProcessGroup(), lambda records: None, lambda: False)
             training.learner.parallel.train()
             batches = zip(range(STEPS), training.loader.epoch(0), strict=False)
             out[name] = [training.learner.step(batch, k)()["train/loss"] for k, batch in batches]

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from pipeline.errors import InputError
 from pipeline.storage import store
 from pipeline.training import train
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner
-from pipeline.training.trainer import Training
+from pipeline.training.trainer import Trainer
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its users)
@@ -119,7 +119,7 @@ def test_a_torn_newest_checkpoint_is_told(data, tiny_encoder):  # noqa: F811
 def test_training_ends_when_val_has_not_risen_for_so_many_epochs(data, tiny_encoder, monkeypatch):  # noqa: F811
     _, root = data
     rsums = iter([10.0, 30.0, 20.0, 30.0, 40.0])
-    monkeypatch.setattr(Training, "_validate", lambda self: {"val/rsum": next(rsums)})
+    monkeypatch.setattr(Trainer, "_validate", lambda self: {"val/rsum": next(rsums)})
     recipe = recipe_with(tiny_encoder, "--train.patience", "2", "--train.epochs", "5")
     entry = fit(recipe, root, "patience")["pieces"][0]
     assert entry["epoch"] == 2 and next(rsums) == 40.0
@@ -198,7 +198,7 @@ def test_another_model_goes_on_from_a_named_checkpoint(data, tiny_encoder, monke
 
 def many(rank: int, size: int, folder: str, piece, stop: int) -> None:
     def work() -> None:
-        training = Training(piece, World(), lambda records: None, lambda: False)
+        training = Trainer(piece, ProcessGroup(), lambda records: None, lambda: False)
         while not training.over and training.epoch < stop:
             training.run_epoch()
         if training.over:
@@ -245,7 +245,7 @@ def storage_worker(rank: int, size: int, folder: str, piece) -> None:
     if rank == 1:  # its disk is another one
         store.write_bytes = lambda uri, content: None
     try:
-        Training(piece, World(), lambda records: None, lambda: False)
+        Trainer(piece, ProcessGroup(), lambda records: None, lambda: False)
     except InputError as error:
         Path(folder, f"{rank}.txt").write_text(str(error))
     dist.destroy_process_group()

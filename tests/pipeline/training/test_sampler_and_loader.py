@@ -21,7 +21,7 @@ from pipeline.sharding import decoding
 from pipeline.storage import parquet
 from pipeline.training.data import Split
 from pipeline.training.loader import Loader
-from pipeline.training.sampler import Order
+from pipeline.training.sampler import Sampler
 from schemas.settings import Recipe
 from tests.helpers.stages import sharded
 
@@ -59,12 +59,12 @@ class Counts:
         return len(self.caption_count)
 
 
-def order_of(counts, batch_size=4, lanes=2, pairs="caption", seed=0, per_shard: int = 7) -> Order:
+def order_of(counts, batch_size=4, lanes=2, pairs="caption", seed=0, per_shard: int = 7) -> Sampler:
     split = Counts(counts, per_shard)
-    return Order(split, batch_size=batch_size, lanes=lanes, pairs=pairs, seed=seed)
+    return Sampler(split, batch_size=batch_size, lanes=lanes, pairs=pairs, seed=seed)
 
 
-def steps_of(order: Order, epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def steps_of(order: Sampler, epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
     """(image rows, caption rows) of the global batch of every step."""
     return [(rows.reshape(-1), captions.reshape(-1)) for rows, captions in order.epoch(epoch)]
 
@@ -112,7 +112,7 @@ def test_with_pairs_by_image_every_image_is_seen_once_but_for_what_fills_no_batc
 
 
 def test_every_image_is_seen_at_most_once_a_round(split):
-    order = Order(split, batch_size=4, lanes=2, pairs="caption", seed=0)
+    order = Sampler(split, batch_size=4, lanes=2, pairs="caption", seed=0)
     steps = steps_of(order)
     for number, size in enumerate(order.sizes):
         mine = [rows for rows, _ in steps[: size // 4]]
@@ -136,7 +136,7 @@ def test_over_the_epochs_every_image_and_caption_gets_its_turn(counts, per_shard
 
 def test_an_epoch_is_the_same_whenever_it_is_asked_for_and_epochs_differ(split):
     def order(seed):
-        return Order(split, batch_size=4, lanes=2, pairs="caption", seed=seed)
+        return Sampler(split, batch_size=4, lanes=2, pairs="caption", seed=seed)
 
     def flat(order, epoch):
         return np.concatenate([np.stack(step) for step in steps_of(order, epoch)], 1).tolist()
@@ -267,7 +267,7 @@ def test_reading_from_very_many_tars_leaves_few_of_them_open(root, tmp_path):
 
 
 def loader_of(split, rank=0, size=1, threads=2) -> Loader:
-    order = Order(split, batch_size=4, lanes=2, pairs="caption", seed=0)
+    order = Sampler(split, batch_size=4, lanes=2, pairs="caption", seed=0)
     vocabulary = Vocabulary.of(split.captions, min_count=1)
     return Loader(order, vocabulary, rank=rank, size=size, max_words=9, threads=threads)
 

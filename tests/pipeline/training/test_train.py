@@ -150,9 +150,9 @@ def test_the_checkpoint_of_the_best_graded_order_can_be_chosen(data, tiny_encode
     records = store.read_json(f"{root}/5-model/graded/history.json")["records"]
     seen = [r["val/ndcg_label"] for r in records if "epoch" in r]
     assert entry["metrics"]["val/ndcg_label"] == max(seen) and all(0 < v < 1 for v in seen)
-    graded = validation.graded
+    graded = validation.ndcg_on_val
     monkeypatch.setattr(
-        validation, "graded", lambda *a: {**graded(*a), "val/ndcg_label": next(values)}
+        validation, "ndcg_on_val", lambda *a: {**graded(*a), "val/ndcg_label": next(values)}
     )
     assert fit(recipe, root, "planted")["pieces"][0]["epoch"] == 2
 
@@ -166,7 +166,7 @@ def test_ndcg_on_val_is_that_of_the_whole_matrix(data):
     texts = torch.nn.functional.normalize(torch.randn(len(captions.caption_ids), 6), dim=1)
     relevance = captions.relevance(captions.image_ids, recipe.label)
     scores = images @ texts.T
-    found = validation.graded(images, texts, captions, recipe.label)
+    found = validation.ndcg_on_val(images, texts, captions, recipe.label)
     for name, s, r in (("i2t", scores, relevance), ("t2i", scores.T, relevance.T)):
         expected = float(ndcg(s, r, k=10).mean())
         assert found[f"val/{name}_ndcg_label"] == pytest.approx(expected, rel=1e-6)
@@ -217,15 +217,15 @@ def test_what_cannot_be_trained_is_refused_with_a_sentence(data, tiny_encoder, f
 
 def test_neighbours_meet_in_a_batch(data, tiny_encoder):
     """Two images of a lane are of like captions more often than by chance."""
-    from pipeline.training.distributed import World
-    from pipeline.training.trainer import Training
+    from pipeline.training.distributed import ProcessGroup
+    from pipeline.training.trainer import Trainer
 
     _, root = data
     alike = {}
     for group in (1, 2):
         recipe = recipe_with(tiny_encoder, "--train.neighbours", str(group))
         piece = train.plan(recipe, root, f"near{group}").pieces[0]
-        training = Training(piece, World(), lambda records: None, lambda: False)
+        training = Trainer(piece, ProcessGroup(), lambda records: None, lambda: False)
         captions = training.learner.objective.captions
         first = captions.vectors[torch.from_numpy(captions.first)]
         pairs = np.concatenate([r for r, _ in training.order.epoch(0)]).reshape(-1, 2)
