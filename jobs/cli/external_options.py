@@ -2,7 +2,7 @@
 
 from pipeline.errors import InputError
 from pipeline.evaluation import external, trec
-from pipeline.retrieval import scores
+from pipeline.retrieval.scores import System
 from pipeline.storage import store
 
 FILES = (
@@ -49,7 +49,7 @@ def kind(options, *beside: str) -> str | None:
     return named[0] if named else None
 
 
-def read(options) -> scores.Gallery | trec.Runs:
+def read(options) -> System | trec.RunScores:
     """The system that the options name."""
     o, ids = options, (options.image_ids, options.text_ids)
     match kind(options):
@@ -61,4 +61,4 @@ def read(options) -> scores.Gallery | trec.Runs:
             if not (o.images and o.texts):
                 raise InputError("--images and --texts are the two sides of a system; give both")
             return external.of_arrays(o.images, o.texts, *ids)
-    return trec.of_trec(o.run_i2t, o.run_t2i)
+    return trec.read(o.run_i2t, o.run_t2i)

@@ -10,7 +10,7 @@ from jobs.cli.show import Show
 from pipeline.errors import InputError
 from pipeline.evaluation import protocols
 from pipeline.reranking import external, rerank
-from pipeline.reranking.external import Others
+from pipeline.reranking.external import External
 from pipeline.storage import store
 from schemas.settings import Recipe
 
@@ -38,20 +38,20 @@ def run(recipe: Recipe, options) -> None:
     rerank.check(recipe.rerank.method)
     matrices = options.image_matrix, options.text_matrix
     splits = external.read_splits(options.splits) if options.splits else None
-    others = external.read(external_options.read(options), splits, recipe, matrices)
+    system = external.read(external_options.read(options), splits, recipe, matrices)
     with tempfile.TemporaryDirectory() as own:
         folder = store.absolute(options.write) if options.write else own
-        _compare(others, recipe, options, folder)
+        _compare(system, recipe, options, folder)
 
 
-def _compare(others: Others, recipe: Recipe, options, folder: str) -> None:
+def _compare(system: External, recipe: Recipe, options, folder: str) -> None:
     """Fit and measure every method, print the table, write the best one's scores."""
     under, split = options.protocol or "own", recipe.evaluate.split
-    tables = {"none": protocols.measure(others.gallery, [under])[under]}
+    tables = {"none": protocols.measure(system.gallery, [under])[under]}
     costs, best = {}, None
     for method in recipe.rerank.method:
-        fitted = external.fit(method, others, recipe, folder)
-        made, costs[method] = external.apply(fitted, others, split)
+        fitted = external.fit(method, system, recipe, folder)
+        made, costs[method] = external.apply(fitted, system, split)
         tables[method] = protocols.measure(made, [under])[under]
         if best is None or fitted.val > best[0]:
             best = fitted.val, method, made

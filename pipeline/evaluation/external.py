@@ -1,47 +1,42 @@
-"""Any model's scores, as a gallery that protocols can measure: vectors, a matrix, or TREC runs."""
+"""Any model's scores from its files: vectors or a matrix (TREC runs: `trec.py`)."""
 
 import csv
 import io
 import json
-from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from pipeline.errors import InputError
-from pipeline.retrieval.scores import Gallery, Matches, Vectors
+from pipeline.retrieval.scores import (
+    Items,
+    Matches,
+    MatrixScores,
+    VectorScores,
+    matrix_scores,
+)
 from pipeline.storage import parquet, store
 
 
-def of_table(uri: str) -> Gallery:
+def of_table(uri: str) -> VectorScores:
     """Vectors in a Parquet file, or in a folder's: id, image_id, modality (image, text), vector."""
     files = sorted(name for name in store.list_files(uri) if name.endswith(".parquet"))
-    tables = [
-        parquet.read_table(one).replace_schema_metadata()
-        for one in [store.join(uri, name) for name in files] or [uri]
-    ]
-    return of_vectors(Vectors.of(pa.concat_tables(tables)))
+    return VectorScores.of(parquet.read_tables([store.join(uri, name) for name in files] or [uri]))
 
 
-def of_vectors(found: Vectors) -> Gallery:
-    ids = found.image_ids, found.text_ids, found.text_image_ids
-    return Gallery(*ids, (found.images, found.texts))
-
-
-def of_arrays(images: str, texts: str, image_ids: str | None, text_ids: str | None) -> Gallery:
+def of_arrays(images: str, texts: str, image_ids: str | None, text_ids: str | None) -> VectorScores:
     """Vectors in two .npy files, compared by cosine; texts are in the order of their images."""
     a_MD, b_ND = (torch.from_numpy(array(uri)).float() for uri in (images, texts))
     if a_MD.shape[1] != b_ND.shape[1]:
         raise InputError(f"images are {a_MD.shape[1]} wide, texts {b_ND.shape[1]}; give one space")
     a_MD, b_ND = (torch.nn.functional.normalize(v, dim=1) for v in (a_MD, b_ND))
-    return replace(_empty(len(a_MD), len(b_ND), image_ids, text_ids), vectors=(a_MD, b_ND))
+    return VectorScores(_items(len(a_MD), len(b_ND), image_ids, text_ids), a_MD, b_ND)
 
 
-def of_matrix(uri: str, image_ids: str | None, text_ids: str | None) -> Gallery:
+def of_matrix(uri: str, image_ids: str | None, text_ids: str | None) -> MatrixScores:
     """A similarity matrix in .npy, images down and texts across, in the order of their images."""
     matrix = torch.from_numpy(array(uri))
-    return replace(_empty(*matrix.shape, image_ids, text_ids), matrix=matrix)
+    return matrix_scores(_items(*matrix.shape, image_ids, text_ids), matrix)
 
 
 def array(uri: str) -> np.ndarray:
@@ -55,7 +50,7 @@ def array(uri: str) -> np.ndarray:
     return found.astype(np.float32, copy=False)
 
 
-def _empty(images: int, texts: int, image_ids: str | None, text_ids: str | None) -> Gallery:
+def _items(images: int, texts: int, image_ids: str | None, text_ids: str | None) -> Items:
     """Ids from files of a line each, else numbers; every image has as many texts."""
     ids = []
     for uri, count in ((image_ids, images), (text_ids, texts)):
@@ -68,7 +63,7 @@ def _empty(images: int, texts: int, image_ids: str | None, text_ids: str | None)
             f"{texts:,} texts do not share out equally over {images:,} images; write Parquet with "
             "id, image_id, modality and vector instead"
         )
-    return Gallery(*ids, [ids[0][n // (texts // images)] for n in range(texts)])
+    return Items(*ids, [ids[0][n // (texts // images)] for n in range(texts)])
 
 
 def matches(uri: str) -> Matches:
@@ -80,7 +75,8 @@ def matches(uri: str) -> Matches:
         if not isinstance(found, dict) or not found.keys() <= out.keys():
             raise InputError(f"{uri} must be a JSON object of i2t and t2i")
         return out | {
-            way: {str(q): [*map(str, ids)] for q, ids in of.items()} for way, of in found.items()
+            direction: {str(q): [*map(str, ids)] for q, ids in of.items()}
+            for direction, of in found.items()
         }
     reader = csv.DictReader(text.lstrip("\ufeff").splitlines())
     if not {"image_id", "caption_id"} <= set(reader.fieldnames or ()):

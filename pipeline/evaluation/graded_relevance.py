@@ -4,6 +4,7 @@ Legend of the shape suffixes: Q queries, N candidates.
 """
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import encoder_label
 from pipeline.sharding import ingest
 from pipeline.sources import source
+from pipeline.storage.run_folder import Files, RunFolder
 from schemas.settings import EmbedSettings, Recipe
 
 MODEL = ("members", "revision", "prompt", "prompt_name")  # settings that belong to one encoder
@@ -41,14 +43,34 @@ def settings_of(encoder: str, recipe: Recipe) -> EmbedSettings:
     return recipe.embed.model_copy(update={**default, "encoder": encoder})
 
 
+@dataclass(frozen=True)
+class Judge:
+    """What graded relevance is made from."""
+
+    recipe: Recipe  # with the judging encoder, and its map
+    captions: Files  # of the evaluated split
+    truth: str  # folder of the manifest where the true relevance is known, or ""
+    truth_version: str
+
+
+def judge_of(recipe: Recipe, root: str) -> Judge:
+    """Who judges the evaluated split of a run folder."""
+    judging = recipe_of_judge(recipe, root)
+    captions = embed.files(judging, root).of_split(recipe.evaluate.split)
+    manifest = RunFolder(root).index("ingest")
+    known = any(name.startswith("truth") for e in manifest["pieces"] for name in e["files"])
+    folder = RunFolder(root).folder("ingest")
+    return Judge(judging, captions, folder if known else "", manifest["version"])
+
+
 class GradedRelevance:
     """Relevance (Q, N) of queries to all candidates: by the sentence encoder, and true if known."""
 
-    def __init__(self, inputs: dict):
-        self.recipe: Recipe = inputs["judged_by"]
+    def __init__(self, judge: Judge):
+        self.recipe = judge.recipe
         self.encoder = self.recipe.embed.encoder
-        self.captions = Captions.read(inputs["embeddings"], inputs["embeddings_version"])
-        self.facts = _facts(inputs["truth"], inputs["truth_version"]) if inputs["truth"] else None
+        self.captions = Captions.read(judge.captions)
+        self.facts = _facts(judge.truth, judge.truth_version) if judge.truth else None
 
     def __call__(self, direction: str, query_ids: list[str]) -> dict[str, torch.Tensor]:
         captions, settings = self.captions, self.recipe.label

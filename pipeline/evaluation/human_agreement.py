@@ -14,6 +14,7 @@ from pipeline.evaluation.intervals import Queries
 from pipeline.evaluation.protocols import TIES, Table
 from pipeline.formulas import metrics
 from pipeline.labels import agreement, judged_pairs
+from pipeline.retrieval.scores import DIRECTIONS, System
 from pipeline.storage import store
 
 FIGURES = ("judged_spearman", "judged_kendall", "i2t_ndcg_judged", "t2i_ndcg_judged")
@@ -46,9 +47,10 @@ def read(uri: str) -> Judgements:
     return Judgements(store.name_of(uri), list(images), list(captions), relevance_P, scale)
 
 
-def measure(gallery, people: Judgements, resamples: int = 1000) -> Table:
+def measure(system: System, people: Judgements, resamples: int = 1000) -> Table:
     """Agreement over all judged pairs of a gallery, and NDCG of each query's judged candidates."""
-    images, texts = gallery.rows("i2t")
+    items = system.items
+    images, texts = items.rows("i2t")
     pairs = zip(people.image_ids, people.caption_ids, strict=True)
     known_P = np.array([image in images and text in texts for image, text in pairs])
     image_P = np.array(people.image_ids)[known_P]
@@ -57,18 +59,19 @@ def measure(gallery, people: Judgements, resamples: int = 1000) -> Table:
     if len(np.unique(relevance_P)) < 2:
         raise InputError(
             f"of the {len(known_P):,} pairs of {people.name} {len(image_P):,} are of this gallery, "
-            f"whose first image is {gallery.image_ids[:1]} and caption {gallery.text_ids[:1]}; "
+            f"whose first image is {items.image_ids[:1]} and caption {items.text_ids[:1]}; "
             "give judgements that differ, of these"
         )
-    score_P = gallery.scores([images[i] for i in image_P], [texts[t] for t in text_P])
+    score_P = system.of_pairs([images[i] for i in image_P], [texts[t] for t in text_P])
     weight_RP = agreement.resamples(image_P, resamples, intervals.SEED)
     rho_R = agreement.measured(score_P.numpy(), relevance_P, weight_RP, 1.0)["spearman"]
     tau = metrics.kendall_tau(score_P[None], torch.from_numpy(relevance_P)[None])
-    ranking = {
-        way: _graded(query_P, gallery.images_of(way, query_P), score_P.numpy(), relevance_P)
-        for way, query_P in (("i2t", image_P), ("t2i", text_P))
-    }
-    ranking = {way: queries for way, queries in ranking.items() if len(queries.query_ids)}
+    ranking = {}
+    for direction, query_P in zip(DIRECTIONS, (image_P, text_P), strict=True):
+        owner_P = items.images_of(direction, query_P)
+        queries = _graded(query_P, owner_P, score_P.numpy(), relevance_P)
+        if len(queries.query_ids):
+            ranking[direction] = queries
     rho, *ends = agreement.interval(rho_R)
     found = {"judged_spearman": rho, "judged_kendall": tau.item(), **intervals.figures(ranking)}
     between = {"judged_spearman": ends, **intervals.bootstrap(ranking, resamples)}
@@ -102,7 +105,7 @@ def _about(people: Judgements, image_P, text_P, ranking: dict[str, Queries]) -> 
         "images": len(np.unique(image_P)),
         "captions": len(np.unique(text_P)),
         "scale": list(people.scale),
-        "queries": {way: len(queries.query_ids) for way, queries in ranking.items()},
+        "queries": {direction: len(queries.query_ids) for direction, queries in ranking.items()},
         "ties": TIES,
         "gain": "2^r - 1",
     }

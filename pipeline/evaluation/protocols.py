@@ -14,7 +14,8 @@ import torch
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.intervals import Queries, bootstrap, figures
 from pipeline.formulas import metrics_from_ranks
-from pipeline.retrieval.scores import Matches
+from pipeline.retrieval.ranks import Pairs
+from pipeline.retrieval.scores import DIRECTIONS, Items, Matches, System
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Table(NamedTuple):
     protocol: dict
 
 
-def measure(system, names: list[str], given: Matches | None = None, resamples: int = 1000):
+def measure(
+    system: System, names: list[str], given: Matches | None = None, resamples: int = 1000
+) -> dict[str, Table]:
     """{name: Table} of a system under protocols; those of one gallery share a pass over it."""
     tables: dict[str, Table] = {}
     for name in names:
@@ -59,48 +62,52 @@ def measure(system, names: list[str], given: Matches | None = None, resamples: i
         protocol = PROTOCOLS[name]
         galleries.setdefault((protocol.captions_per_image, protocol.folds), []).append(name)
     for (captions, folds), together in galleries.items():
-        gallery, dropped = system.with_captions(captions)
+        rows = system.items.first_captions(captions)
+        dropped = len(system.items.text_ids) - len(rows[1])
+        gallery = system.take(*rows) if dropped else system
         found: dict[str, list[dict[str, Queries]]] = {name: [] for name in together}
         for name in together:
-            if PROTOCOLS[name].images not in (None, len(gallery.image_ids)):
+            if PROTOCOLS[name].images not in (None, len(gallery.items.image_ids)):
                 raise InputError(
                     f"{name} is of {PROTOCOLS[name].images:,} images and this gallery has "
-                    f"{len(gallery.image_ids):,}; evaluate that split, or use the protocol own"
+                    f"{len(gallery.items.image_ids):,}; evaluate that split, or use the protocol "
+                    "own"
                 )
-        for part in gallery.folds(folds):
-            matches = [_matches(PROTOCOLS[name].positives, part, given) for name in together]
+        parts = [gallery.take(*rows) for rows in gallery.items.folds(folds)] if folds > 1 else []
+        for part in parts or [gallery]:
+            matches = [_matches(PROTOCOLS[name].positives, part.items, given) for name in together]
             for name, queries in zip(together, _queries(part, matches), strict=True):
                 found[name].append(queries)
         for name in together:
-            about = {**_about(name, gallery, found[name]), "captions_dropped": dropped}
+            about = {**_about(name, gallery.items, found[name]), "captions_dropped": dropped}
             tables[name] = _table(found[name], about, resamples)
     return {name: tables[name] for name in names}
 
 
-def _matches(kind: str, gallery, given: Matches | None) -> Matches:
+def _matches(kind: str, items: Items, given: Matches | None) -> Matches:
     """The positives of the queries that are in the gallery."""
     if kind == "own":
-        return gallery.own()
+        return items.matches()
     if kind == "given":
         if given is None:
             raise InputError("the protocol given needs a file of pairs; name one with --positives")
         matches = given
     else:
-        matches = _of_coco(kind, gallery)
-    inside = {"i2t": set(gallery.image_ids), "t2i": set(gallery.text_ids)}
+        matches = _of_coco(kind, items)
+    inside = {direction: set(items.ids(direction)[0]) for direction in DIRECTIONS}
     kept = {
-        way: {q: list(dict.fromkeys(of)) for q, of in of_query.items() if q in inside[way]}
-        for way, of_query in matches.items()
+        d: {q: list(dict.fromkeys(of)) for q, of in of_query.items() if q in inside[d]}
+        for d, of_query in matches.items()
     }
     if not any(kept.values()):
         raise InputError(
             f"none of the queries of {kind} is in this gallery, whose first image is "
-            f"{gallery.image_ids[:1]} and caption {gallery.text_ids[:1]}; ids must be theirs"
+            f"{items.image_ids[:1]} and caption {items.text_ids[:1]}; ids must be theirs"
         )
     return kept
 
 
-def _of_coco(kind: str, gallery) -> Matches:
+def _of_coco(kind: str, items: Items) -> Matches:
     """The matches that `eccv_caption` holds, under the gallery's ids of COCO's numbers."""
     try:
         with warnings.catch_warnings():
@@ -110,7 +117,7 @@ def _of_coco(kind: str, gallery) -> Matches:
         raise InputError(
             f"the matches of {kind} come with the package eccv-caption; pip install eccv-caption"
         ) from error
-    images = {coco_number(image_id): image_id for image_id in gallery.image_ids}
+    images = {coco_number(image_id): image_id for image_id in items.image_ids}
     matches = getattr(Metrics(), f"{kind}_gts")
     return {
         "i2t": {
@@ -130,27 +137,28 @@ def coco_number(image_id: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _queries(gallery, matches: list[Matches]) -> list[dict[str, Queries]]:
+def _queries(system: System, matches: list[Matches]) -> list[dict[str, Queries]]:
     """Every query's metrics under each of several sets of matches, in one pass."""
-    pairs = {way: [_pairs(m[way], *gallery.rows(way)) for m in matches] for way in ("i2t", "t2i")}
-    together = {way: np.concatenate([p for p, _ in of], axis=1) for way, of in pairs.items()}
-    counted = gallery.places(together["i2t"], together["t2i"])
-    out: list[dict[str, Queries]] = [{} for _ in matches]
-    for way, stands in zip(("i2t", "t2i"), counted, strict=True):
-        end, rows_of = 0, gallery.rows(way)[0]
-        for table, of_query, (pair_2P, total_Q) in zip(out, matches, pairs[way], strict=True):
-            if not of_query[way]:
-                continue
-            start, end = end, end + pair_2P.shape[1]
-            number = {rows_of[query]: n for n, query in enumerate(of_query[way])}
-            query_P = np.array([number[row] for row in pair_2P[0]], np.int64)
-            parts = (query_P, stands.above_P[start:end], stands.tied_P[start:end])
-            values = metrics_from_ranks.per_query(
-                *map(torch.from_numpy, parts), len(of_query[way]), total_Q=torch.from_numpy(total_Q)
-            )
-            ids = np.array(list(of_query[way]))
-            values = {name: value_Q.numpy() for name, value_Q in values.items()}
-            table[way] = Queries(ids, gallery.images_of(way, ids), values)
+    items, out = system.items, [{} for _ in matches]
+    pairs = {d: [_pairs(m[d], *items.rows(d)) for m in matches] for d in DIRECTIONS}
+    # All sets' pairs one after the other: where they stand is counted together.
+    joined = (np.concatenate([p for p, _ in pairs[d]], axis=1) for d in DIRECTIONS)
+    counted = system.ranks_of_both(*(Pairs(*pair_2P) for pair_2P in joined))
+    for direction, stand in zip(DIRECTIONS, counted, strict=True):
+        rows_of = items.rows(direction)[0]
+        ends = np.cumsum([pair_2P.shape[1] for pair_2P, _ in pairs[direction]])[:-1]
+        cut = zip(*(np.split(part, ends) for part in stand), strict=True)
+        for number, (above_P, tied_P) in enumerate(cut):
+            if of_query := matches[number][direction]:
+                pair_2P, total_Q = pairs[direction][number]
+                place = {rows_of[query]: n for n, query in enumerate(of_query)}
+                query_P = np.array([place[row] for row in pair_2P[0]], np.int64)
+                parts = (torch.from_numpy(part) for part in (query_P, above_P, tied_P))
+                total_Q = torch.from_numpy(total_Q)
+                values = metrics_from_ranks.per_query(*parts, len(of_query), total_Q=total_Q)
+                values = {name: value_Q.numpy() for name, value_Q in values.items()}
+                ids = np.array(list(of_query))
+                out[number][direction] = Queries(ids, items.images_of(direction, ids), values)
     return out
 
 
@@ -168,7 +176,7 @@ def _pairs(of_query: dict[str, list[str]], queries: dict, candidates: dict):
 
 def _table(folds: list[dict[str, Queries]], about: dict, resamples: int) -> Table:
     """Folds are equally large, so the mean of their means is the mean over all their queries."""
-    joined = {way: _joined([fold[way] for fold in folds]) for way in folds[0]}
+    joined = {d: _joined([fold[d] for fold in folds]) for d in folds[0]}
     tables = figures(joined), bootstrap(joined, resamples)
     if len(joined) < 2:
         tables = tuple({k: v for k, v in table.items() if k != "rsum"} for table in tables)
@@ -183,17 +191,17 @@ def _joined(parts: list[Queries]) -> Queries:
     return Queries(ids, images, values)
 
 
-def _about(name: str, gallery, folds: list[dict[str, Queries]]) -> dict:
+def _about(name: str, items: Items, folds: list[dict[str, Queries]]) -> dict:
     protocol = PROTOCOLS[name]
     return {
         "protocol": name,
         "about": protocol.about,
         "positives": protocol.positives,
-        "images": len(gallery.image_ids),
-        "captions": len(gallery.text_ids),
+        "images": len(items.image_ids),
+        "captions": len(items.text_ids),
         "captions_per_image": protocol.captions_per_image or "all",
         "folds": protocol.folds,
-        "queries": {way: sum(len(fold[way][0]) for fold in folds) for way in folds[0]},
+        "queries": {d: sum(len(fold[d].query_ids) for fold in folds) for d in folds[0]},
         "ties": TIES,
     }
 
@@ -209,7 +217,7 @@ def line(table: Table) -> str:
     p = table.protocol
     if p["protocol"] == "judgements":
         return _of_judgements(p)
-    queries = ", ".join(f"{count:,} {way}" for way, count in p["queries"].items())
+    queries = ", ".join(f"{count:,} {direction}" for direction, count in p["queries"].items())
     dropped = f" ({p['captions_dropped']:,} more dropped)" if p["captions_dropped"] else ""
     return (
         f"{p['protocol']} ({p['about']}): {p['images']:,} images, {p['captions']:,} captions"
@@ -221,7 +229,7 @@ def line(table: Table) -> str:
 
 
 def _of_judgements(p: dict) -> str:
-    queries = ", ".join(f"{count:,} {way}" for way, count in p["queries"].items()) or "none"
+    queries = ", ".join(f"{count:,} {d}" for d, count in p["queries"].items()) or "none"
     low, high = p["scale"]
     return (
         f"judgements ({p['file']}): {p['pairs']:,} pairs of {p['images']:,} images and "

@@ -1,6 +1,6 @@
 """What metrics.json holds of a ranking: figures, intervals, protocol."""
 
-from pipeline.evaluation import external, human_agreement, intervals, protocols
+from pipeline.evaluation import human_agreement, intervals, protocols
 from pipeline.evaluation import ranking as ranking_module
 from pipeline.evaluation.tower_vectors import read_vectors
 from pipeline.labels import judged_pairs
@@ -49,7 +49,7 @@ def all_results(plan: Plan, recipe: Recipe, root: str, name: str) -> dict:
     settings = recipe.evaluate
     if not settings.judgements and not settings.protocols:
         return found
-    gallery = external.of_vectors(read_vectors([(name, recipe)], root))
+    gallery = read_vectors([(name, recipe)], root)
     tables = protocols.measure(gallery, list(settings.protocols), resamples=settings.resamples)
     if settings.judgements:
         people = human_agreement.measure(

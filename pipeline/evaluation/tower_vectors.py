@@ -8,12 +8,12 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.evaluation import task_memory
-from pipeline.retrieval import scores
-from pipeline.sharding import exclusions
+from pipeline.retrieval.scores import VectorScores
 from pipeline.sharding.decoding import stream
-from pipeline.sharding.exclusions import Excluded
-from pipeline.storage import cache, parquet, run_folder, store
+from pipeline.sharding.exclusions import Excluded, excluded_from
+from pipeline.storage import cache, parquet, store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.run_folder import Files, RunFolder, of_split
 from pipeline.storage.vector_columns import vector_column
 from pipeline.training import saved_model
 from schemas.embedding import tower_schema
@@ -22,25 +22,25 @@ from schemas.settings import Recipe
 
 def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
     """A piece for every shard of the evaluated split, of val, and of the train bank."""
-    shards = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
-    model = run_folder.need_index(run_folder.folder(root, "train", name), "train")
-    folder = vectors_folder(root, name)
-    entries = run_folder.of_split(shards, recipe.evaluate.split)
+    run = RunFolder(root)
+    shards, model = run.index("shard"), run.index("train", name)
+    folder = run.folder("evaluate", name, "vectors")
+    entries = of_split(shards, recipe.evaluate.split)
     if not any(entry["samples"] for entry in entries):
         known = ", ".join(sorted({entry["split"] for entry in shards["pieces"]}))
         raise InputError(f"evaluate.split {recipe.evaluate.split!r} holds nothing; known: {known}")
-    entries += run_folder.of_split(shards, "val") + bank_shards(shards, recipe.rerank.bank_images)
+    entries += of_split(shards, "val") + bank_shards(shards, recipe.rerank.bank_images)
     pieces = [
         Piece(
             name=entry["name"],
             output=store.join(folder, f"{entry['name']}.parquet"),
             fingerprint=store.fingerprint("vectors", model["version"], entry["files"]),
             inputs={
-                "tar": run_folder.folder(root, "shard", f"{entry['name']}.tar"),
+                "tar": run.folder("shard", f"{entry['name']}.tar"),
                 "file": entry["files"][f"{entry['name']}.tar"],
                 "copies": recipe.train.cache_gb * 1e9,
                 "split": entry["split"],
-                "model": run_folder.folder(root, "train", name),
+                "model": run.folder("train", name),
                 "version": model["version"],
                 "batch_size": recipe.evaluate.batch_size,
             },
@@ -51,39 +51,49 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
     return Plan.of("vectors", folder, pieces, {})
 
 
-def vectors_folder(root: str, name: str) -> str:
-    return run_folder.folder(root, "evaluate", name, "vectors")
+def files(root: str, name: str, split: str) -> Files:
+    """The tower vectors that a model's evaluation left, of a split."""
+    return RunFolder(root).files("evaluate", name, "vectors").of_split(split)
 
 
-def evaluated(recipe: Recipe, root: str, name: str) -> list[dict]:
-    """The entries of the evaluated split's vectors, or a sentence that names the splits."""
-    vectors = run_folder.need_index(vectors_folder(root, name), "evaluate")
-    entries = run_folder.of_split(vectors, recipe.evaluate.split)
-    if not entries:
-        known = ", ".join(sorted({entry["split"] for entry in vectors["pieces"]}))
+def evaluated(recipe: Recipe, root: str, name: str) -> Files:
+    """The evaluated split's vectors, or a sentence that names the splits."""
+    found = files(root, name, recipe.evaluate.split)
+    if not found:
+        index = RunFolder(root).index("evaluate", name, "vectors")
+        known = ", ".join(sorted({entry["split"] for entry in index["pieces"]}))
         raise InputError(
             f"evaluate.split {recipe.evaluate.split!r} is not evaluated; known: {known}"
         )
-    return entries
+    return found
 
 
-def read_vectors(models: list[tuple[str, Recipe]], root: str) -> scores.Vectors:
+@functools.lru_cache(maxsize=4)
+def read(found: Files) -> VectorScores:
+    """Vectors of a split, read once per process and version."""
+    return VectorScores.of(parquet.read_tables(found.uris))
+
+
+def without(found: Files, excluded: Excluded) -> VectorScores:
+    """Vectors of a split, of all that is not excluded."""
+    scores = read(found)
+    return scores.take(*scores.items.kept(excluded)) if excluded.captions else scores
+
+
+def read_vectors(models: list[tuple[str, Recipe]], root: str) -> VectorScores:
     """Vectors of the evaluated split, by the one model (name, settings) of a run folder."""
     if len(models) != 1:
         names = ", ".join(name for name, _ in models) or "no model"
         raise InputError(f"{root} holds {names}; name one with --name, or other vectors")
     [(name, recipe)] = models
-    entries = evaluated(recipe, root, name)
-    folder = vectors_folder(root, name)
-    uris = tuple(store.join(folder, f"{entry['name']}.parquet") for entry in entries)
-    vectors = scores.Vectors.read(uris, run_folder.version(entries))
-    return vectors.without(_leaving(recipe, uris))
+    found = evaluated(recipe, root, name)
+    return without(found, excluded_of(recipe, found))
 
 
 def bank_shards(shards: dict, images: int) -> list[dict]:
     """The first train shards that hold so many images (train shards are in random order)."""
     kept: list[dict] = []
-    for entry in run_folder.of_split(shards, "train"):
+    for entry in of_split(shards, "train"):
         if sum(e["samples"] for e in kept) < images:
             kept.append(entry)
     return kept
@@ -132,21 +142,21 @@ def write_vectors(piece: Piece) -> dict:
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
-def _leaving(recipe: Recipe, uris: tuple[str, ...]) -> Excluded:
+def excluded_of(recipe: Recipe, found: Files) -> Excluded:
     """The images and captions of the evaluated split that `evaluate.exclude` takes out."""
     if recipe.evaluate.exclude is None:
         return Excluded()
     captions: dict[str, list[str]] = {}
-    for uri in uris:
+    for uri in found.uris:
         table = parquet.read_table(uri, ["id", "image_id", "modality"])
         for id_, image_id, modality in zip(*table.to_pydict().values(), strict=True):
             captions.setdefault(image_id, [])
             if modality == "text":
                 captions[image_id].append(id_)
-    leaving = exclusions.excluded_from(recipe.evaluate.exclude, captions)
-    if len(leaving.images) == len(captions):
+    excluded = excluded_from(recipe.evaluate.exclude, captions)
+    if len(excluded.images) == len(captions):
         raise InputError(
             f"evaluate.exclude {recipe.evaluate.exclude} takes all {len(captions)} images of "
             f"{recipe.evaluate.split} out; evaluate another split or shorten the list"
         )
-    return leaving
+    return excluded

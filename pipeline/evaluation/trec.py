@@ -1,6 +1,6 @@
 """TREC runs and qrels, read and written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -8,93 +8,97 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.formulas.metrics_from_ranks import NOWHERE
-from pipeline.retrieval.ranks import Ranks
-from pipeline.retrieval.scores import Gallery, Matches
+from pipeline.retrieval.ranks import Pairs, Ranks
+from pipeline.retrieval.scores import DIRECTIONS, Items, Matches, Rows, System
 from pipeline.storage import store
+
+Lists = dict[str, dict[str, dict[str, float]]]  # {direction: {query: {candidate: score}}}
 
 
 @dataclass(frozen=True)
-class Runs:
-    """TREC runs: {query: {candidate: score}} of i2t and t2i; who is on no list is not found."""
+class RunItems(Items):
+    """Who is on the lists of runs: queries have one, candidates are on one."""
 
-    lists: dict[str, dict[str, dict[str, float]]]
+    lists: Lists = field(default_factory=dict)
 
-    @property
-    def image_ids(self) -> list[str]:
-        return list(self.lists["i2t"])
+    def rows(self, direction: str) -> tuple[dict[str, int], dict[str, int]]:
+        of_query = self.lists[direction]
+        candidates = dict.fromkeys(c for of in of_query.values() for c in of)
+        return tuple({id_: n for n, id_ in enumerate(ids)} for ids in (of_query, candidates))
 
-    @property
-    def text_ids(self) -> list[str]:
-        return list(self.lists["t2i"])
+    def images_of(self, direction: str, query_ids) -> np.ndarray:
+        """The queries themselves: a run does not say whose caption one is."""
+        return np.array(query_ids)
 
-    def rows(self, way: str) -> tuple[dict[str, int], dict[str, int]]:
-        candidates = dict.fromkeys(c for of in self.lists[way].values() for c in of)
-        sides = (self.lists[way], candidates)
-        return tuple({id_: n for n, id_ in enumerate(ids)} for ids in sides)
+    def matches(self) -> Matches:
+        raise InputError("a TREC run does not say which pairs match; give --positives")
 
-    def places(self, i2t, t2i) -> tuple[Ranks, Ranks]:
-        return self._places("i2t", i2t), self._places("t2i", t2i)
+    def first_captions(self, count: int | None) -> Rows:
+        return np.arange(len(self.image_ids)), np.arange(len(self.text_ids))
 
-    def _places(self, way: str, pairs) -> Ranks:
-        queries, candidates = (list(side) for side in self.rows(way))
-        above_P, tied_P = np.full(pairs.shape[1], NOWHERE), np.ones(pairs.shape[1], np.int64)
-        for p, (query, candidate) in enumerate(pairs.T):
-            scored = self.lists[way][queries[query]]
+    def folds(self, count: int) -> list[Rows]:
+        raise InputError("a TREC run cannot be cut into folds; give vectors or a matrix")
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """TREC runs of both directions; who is on no list is not found."""
+
+    items: RunItems
+
+    @classmethod
+    def of(cls, lists: Lists) -> "RunScores":
+        return cls(RunItems(list(lists["i2t"]), list(lists["t2i"]), [], lists))
+
+    def ranks_of_both(self, i2t: Pairs, t2i: Pairs) -> tuple[Ranks, Ranks]:
+        return self._ranks("i2t", i2t), self._ranks("t2i", t2i)
+
+    def _ranks(self, direction: str, pairs: Pairs) -> Ranks:
+        queries, candidates = (list(side) for side in self.items.rows(direction))
+        count = len(pairs.query_P)
+        above_P, tied_P = np.full(count, NOWHERE), np.ones(count, np.int64)
+        for p, (query, candidate) in enumerate(zip(*pairs, strict=True)):
+            scored = self.items.lists[direction][queries[query]]
             if (score := scored.get(candidates[candidate])) is not None:
                 scores = np.fromiter(scored.values(), float)
                 above_P[p], tied_P[p] = (scores > score).sum(), (scores == score).sum()
         return Ranks(above_P, tied_P)
 
-    def images_of(self, way: str, ids) -> np.ndarray:
-        """The queries themselves: a run does not say whose caption one is."""
-        return np.array(ids)
-
-    def scores(self, image_P: list[int], text_P: list[int]) -> torch.Tensor:
+    def of_pairs(self, image_P, text_P) -> torch.Tensor:
         raise InputError("a TREC run does not score every judged pair; give vectors or a matrix")
 
-    def own(self) -> Matches:
-        raise InputError("a TREC run does not say which pairs match; give --positives")
 
-    def with_captions(self, count: int | None) -> tuple["Runs", int]:
-        return self, 0
-
-    def folds(self, count: int) -> list["Runs"]:
-        if count > 1:
-            raise InputError("a TREC run cannot be cut into folds; give vectors or a matrix")
-        return [self]
-
-
-def of_trec(i2t: str | None, t2i: str | None) -> Runs:
+def read(i2t: str | None, t2i: str | None) -> RunScores:
     """TREC runs, a line a pair: query Q0 candidate rank score tag. Scores order, not ranks."""
     lists: dict[str, Any] = {"i2t": {}, "t2i": {}}
-    for way, uri in (("i2t", i2t), ("t2i", t2i)):
+    for direction, uri in (("i2t", i2t), ("t2i", t2i)):
         for number, words in _lines(uri):
             try:
                 query, _, candidate, _, score, _ = words
-                lists[way].setdefault(query, {})[candidate] = float(score)
+                lists[direction].setdefault(query, {})[candidate] = float(score)
             except ValueError as error:
                 raise InputError(
                     f"{uri} line {number} is {' '.join(words)!r}; write query Q0 candidate rank "
                     "score tag"
                 ) from error
-    return Runs(lists)
+    return RunScores.of(lists)
 
 
-def write_trec(folder: str, gallery: Gallery, depth: int = 100, tag: str = "halftone") -> list[str]:
+def write(folder: str, system: System, depth: int = 100, tag: str = "halftone") -> list[str]:
     """Writes runs, `depth` candidates a query, and qrels of both directions; their URIs."""
-    if not isinstance(gallery, Gallery):
+    if isinstance(system, RunScores):
         raise InputError("TREC runs are written from vectors or a matrix; this is one already")
-    written = []
-    for way, of_query in gallery.own().items():
-        queries, candidates = (list(side) for side in gallery.rows(way))
+    written, matches = [], system.items.matches()
+    for direction in DIRECTIONS:
+        queries, candidates = system.items.ids(direction)
+        best = system.top(direction, np.arange(len(queries)), depth)
         lines = []
-        for query, scores, rows in zip(
-            queries, *(p.tolist() for p in gallery.top(way, depth)), strict=True
-        ):
+        for query, scores, rows in zip(queries, *(part.tolist() for part in best), strict=True):
             for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1):
                 lines.append(f"{query} Q0 {candidates[row]} {rank} {score:.9g} {tag}\n")
-        qrels = [f"{query} 0 {match} 1\n" for query, of in of_query.items() for match in of]
-        for name, content in ((f"{way}.run", lines), (f"{way}.qrels", qrels)):
+        of_query = matches[direction].items()
+        qrels = [f"{query} 0 {match} 1\n" for query, of in of_query for match in of]
+        for name, content in ((f"{direction}.run", lines), (f"{direction}.qrels", qrels)):
             written.append(store.join(folder, name))
             store.write_bytes(written[-1], "".join(content).encode())
     return written

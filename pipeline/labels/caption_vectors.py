@@ -14,6 +14,7 @@ from pipeline.formulas.relevance import from_captions
 from pipeline.labels import decisions
 from pipeline.labels.maps import cosine_map
 from pipeline.storage import parquet
+from pipeline.storage.run_folder import Files
 from pipeline.storage.vector_columns import vector_matrix
 from schemas.settings import LabelSettings
 
@@ -35,10 +36,9 @@ class Captions:
 
     @staticmethod
     @functools.lru_cache(maxsize=2)
-    def read(uris: tuple[str, ...], version: str) -> "Captions":
-        """Read once per process: `version` tells apart what the same files held at other times."""
-        tables = [parquet.read_table(uri).replace_schema_metadata() for uri in uris]
-        return Captions(pa.concat_tables(tables))
+    def read(files: Files) -> "Captions":
+        """Read once per process: their version tells apart what they held at other times."""
+        return Captions(parquet.read_tables(files.uris))
 
     def rows_of(self, images: list[str]) -> np.ndarray:
         """Rows (M,) of images."""

@@ -17,6 +17,7 @@ from pipeline.labels.encoders import encoder_label, fitted, guards, sentences
 from pipeline.sharding.sidecar import read_sidecar
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.run_folder import Files, RunFolder
 from pipeline.storage.vector_columns import vector_column, vector_matrix
 from schemas.embedding import embedding_schema
 from schemas.settings import EmbedSettings, Recipe
@@ -50,7 +51,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
 
 def plan_of(settings: EmbedSettings, root: str) -> Plan:
     """A piece for every shard, by an encoder whose members and terms are there."""
-    shards = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    shards = RunFolder(root).index("shard")
     matters = depends_on(settings, root)
     members = _members(settings, root)
     reads = settings.members or fitted.is_fitted(settings.encoder)
@@ -65,7 +66,7 @@ def plan_of(settings: EmbedSettings, root: str) -> Plan:
                 output=store.join(_folder(settings, root), f"{name}.parquet"),
                 fingerprint=store.fingerprint("embed", matters, entry["files"], parts),
                 inputs={
-                    "sidecar": run_folder.folder(root, "shard", f"{name}.parquet"),
+                    "sidecar": RunFolder(root).folder("shard", f"{name}.parquet"),
                     "split": entry["split"],
                     "settings": settings,
                     "weights": matters["weights"],
@@ -86,13 +87,18 @@ def folder_of(recipe: Recipe, root: str) -> str:
     return _folder(recipe.embed, root)
 
 
+def files(recipe: Recipe, root: str) -> Files:
+    """The caption vectors of a recipe's encoder."""
+    return RunFolder(root).files("embed", encoder_label(recipe.embed.encoder))
+
+
 def other_sentence_encoders(recipe: Recipe, root: str) -> list[str]:
     """Sentence models besides the recipe's own whose vectors of the shards are here, by folder."""
-    shards = run_folder.read_index(run_folder.folder(root, "shard"))
+    shards = RunFolder(root).known("shard")
     own = {encoder_label(name) for name in (recipe.embed.encoder, *recipe.embed.members)}
     found = []
-    for name in sorted(set(store.list_folders(run_folder.folder(root, "embed"))) - own):
-        index = run_folder.read_index(run_folder.folder(root, "embed", name))
+    for name in sorted(set(store.list_folders(RunFolder(root).folder("embed"))) - own):
+        index = RunFolder(root).known("embed", name)
         if not shards or not index or "backend" not in index["settings"]:
             continue  # fitted, or an ensemble
         matters = index["settings"]
@@ -205,7 +211,7 @@ def _members(settings: EmbedSettings, root: str) -> list[tuple[str, dict[str, di
 
 def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
     """One piece: the terms of the train captions."""
-    shards = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    shards = RunFolder(root).index("shard")
     train = run_folder.of_split(shards, "train")
     if not train:
         raise InputError(
@@ -219,7 +225,7 @@ def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
         output=store.join(folder, "terms.parquet"),
         fingerprint=store.fingerprint("fit", matters, [entry["files"] for entry in train]),
         inputs={
-            "sidecars": [run_folder.folder(root, "shard", f"{e['name']}.parquet") for e in train],
+            "sidecars": [RunFolder(root).folder("shard", f"{e['name']}.parquet") for e in train],
             "settings": settings,
         },
     )
@@ -227,7 +233,7 @@ def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
 
 
 def _folder(settings: EmbedSettings, root: str) -> str:
-    return run_folder.folder(root, "embed", encoder_label(settings.encoder))
+    return RunFolder(root).folder("embed", encoder_label(settings.encoder))
 
 
 def _fit_folder(settings: EmbedSettings, root: str) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.sharding.reading import Shards
-from pipeline.storage import run_folder, store
+from pipeline.storage import store
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import CalibrateSettings
 
 COLUMNS = "caption_id,caption_id,score or image_id,caption_id,score"
@@ -83,7 +84,7 @@ def fingerprint_of_judgements(settings: CalibrateSettings, root: str) -> list:
     read = [store.sha256(read_named_file(settings.judgements))] if settings.judgements else []
     if settings.captions:
         return [*read, store.sha256(read_named_file(settings.captions))]
-    return [*read, run_folder.need_index(run_folder.folder(root, "shard"), "shard")["version"]]
+    return [*read, RunFolder(root).index("shard")["version"]]
 
 
 def _scaled(score_P: np.ndarray, settings: CalibrateSettings) -> np.ndarray:

@@ -16,8 +16,9 @@ from pipeline.labels import decisions, embed
 from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import encoder_label, sentences
 from pipeline.labels.relevance_lists import Direction, Lists
-from pipeline.storage import parquet, run_folder, store
+from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.run_folder import Files, RunFolder
 from schemas.relevance import ENCODINGS, RELEVANCE
 from schemas.settings import LabelSettings, Recipe
 
@@ -32,36 +33,36 @@ OF_PAGES = {"suspects"}
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: its images and captions against all of their split."""
-    embeddings = run_folder.need_index(embed.folder_of(recipe, root), "embed")
-    encoder = encoder_label(recipe.embed.encoder)
-    folder = run_folder.folder(root, "label", encoder)
-    settings = recipe.label
+    run, settings = RunFolder(root), recipe.label
+    embeddings = embed.files(recipe, root)
+    splits = {entry["split"] for entry in embeddings.entries}
+    everyone_of = {split: embeddings.of_split(split) for split in splits}
+    numbers = {
+        split: sum(entry["captions"] * entry["dim"] for entry in everyone.entries)
+        for split, everyone in everyone_of.items()
+    }
+    folder = run.folder("label", encoder_label(recipe.embed.encoder))
     _check_calibration(recipe)
     matters = {**depends_on(settings), **settings.model_dump(include=OF_LISTS)}
     if settings.cross_encoder is not None:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
     pieces = []
-    for entry in embeddings["pieces"]:
-        others = run_folder.of_split(embeddings, entry["split"])
-        uris = [run_folder.folder(root, "embed", encoder, f"{e['name']}.parquet") for e in others]
-        sidecars = [run_folder.folder(root, "shard", f"{e['name']}.parquet") for e in others]
-        version = run_folder.version(others)
-        numbers = sum(other["captions"] * other["dim"] for other in others)
+    for entry in embeddings.entries:
+        everyone = everyone_of[entry["split"]]
         pieces.append(
             Piece(
                 name=entry["name"],
                 output=store.join(folder, f"{entry['name']}.parquet"),
-                fingerprint=store.fingerprint("label", matters, entry["name"], version),
+                fingerprint=store.fingerprint("label", matters, entry["name"], everyone.version),
                 inputs={
-                    "embeddings": tuple(uris),
-                    "sidecars": tuple(sidecars),
-                    "shard": uris[[e["name"] for e in others].index(entry["name"])],
-                    "version": version,
+                    "embeddings": everyone,
+                    "shards": run.folder("shard"),
+                    "shard": entry["name"],
                     "split": entry["split"],
                     "settings": settings,
                     "embed": recipe.embed,
                 },
-                memory=int(BYTES * numbers),
+                memory=int(BYTES * numbers[entry["split"]]),
             )
         )
     return Plan.of("label", folder, pieces, matters)
@@ -95,14 +96,16 @@ def write_relevance(piece: Piece) -> dict:
         return summary
     inputs = piece.inputs
     settings: LabelSettings = inputs["settings"]
-    everyone = Captions.read(inputs["embeddings"], inputs["version"])
-    mine = Captions.read((inputs["shard"],), piece.fingerprint)
+    files: Files = inputs["embeddings"]
+    everyone = Captions.read(files)
+    mine = Captions.read(files.only(inputs["shard"]))
     tables, recalls = [RELEVANCE.empty_table()], {}
     for name in settings.lists:
         direction = Direction(name, mine, everyone, settings)
         lists, recall = direction.lists()
         if settings.cross_encoder is not None:
-            lists = direction.read_again(lists, inputs["sidecars"], inputs["embed"])
+            sidecars = [store.join(inputs["shards"], f"{n}.parquet") for n in files.names]
+            lists = direction.read_again(lists, sidecars, inputs["embed"])
         tables.append(_table(direction, direction.decide(lists)))
         recalls |= {name: recall} if recall is not None else {}
     table = pa.concat_tables(tables)
@@ -114,7 +117,7 @@ def write_relevance(piece: Piece) -> dict:
         "recall": recalls,
         **_histograms(mine, everyone, settings),
     }
-    about = {"map": settings.map, "reduce": settings.reduce, "embeddings": inputs["version"]}
+    about = {"map": settings.map, "reduce": settings.reduce, "embeddings": files.version}
     return parquet.write_table(
         piece.output, table, piece.fingerprint, summary, encodings=ENCODINGS, **about
     )

@@ -94,7 +94,7 @@ class Direction:
         known = place_P >= 0
         return place_P[known], rows[1][known], value_P[known]
 
-    def read_again(self, lists: Lists, sidecars: tuple[str, ...], embed: EmbedSettings) -> Lists:
+    def read_again(self, lists: Lists, sidecars: list[str], embed: EmbedSettings) -> Lists:
         """The lists with the relevance that a cross-encoder reads off the texts, in [0, 1]."""
         text_of = {
             caption["caption_id"]: caption["text"]

@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.evaluation import evaluate
-from pipeline.evaluation.graded_relevance import GradedRelevance
+from pipeline.evaluation.graded_relevance import GradedRelevance, judge_of
 from pipeline.labels.encoders import encoder_label
 from pipeline.reports import render
 from pipeline.storage import parquet, run_folder, store
@@ -49,7 +48,7 @@ def rankings(folder: str, direction: str) -> pa.Table:
 
 def graded_of(recipe: Recipe, root: str, name: str) -> GradedRelevance:
     """Relevance of the evaluated split's queries to its candidates."""
-    return GradedRelevance(evaluate.plan(recipe, root, name).pieces[0].inputs)
+    return GradedRelevance(judge_of(recipe, root))
 
 
 def best_known(graded: GradedRelevance, direction: str, query_ids: list[str]) -> torch.Tensor:

@@ -16,22 +16,22 @@ from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
-from pipeline.retrieval.scores import Gallery, Reranked
+from pipeline.retrieval.scores import Items, MatrixScores, System, VectorScores
 from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe, RerankSettings
 
 
 @dataclass(frozen=True)
-class Others:
-    """Another system: its gallery, the problem of each split, and a hash of all of it."""
+class External:
+    """Another system: its evaluated split, the problem of each split, and a hash of all of it."""
 
-    gallery: Gallery  # the evaluated split's
+    gallery: System
     problems: dict[str, Problem]
     version: str
 
 
-def read(system: Gallery, splits: dict | None, recipe: Recipe, matrices=(None, None)) -> Others:
+def read(system: System, splits: dict | None, recipe: Recipe, matrices=(None, None)) -> External:
     """The system as problems, given {image id: split}; without it all images are evaluated.
 
     `matrices` are of its images' and of its texts' similarities (.npy), where there are any.
@@ -39,28 +39,24 @@ def read(system: Gallery, splits: dict | None, recipe: Recipe, matrices=(None, N
     split, settings = recipe.evaluate.split, recipe.rerank
     if settings.texts != "towers":
         raise InputError("rerank.texts sentences is for a run folder; leave it out here")
-    owner = {id_: row for row, id_ in enumerate(system.image_ids)}
-    owners = {
-        "image": torch.arange(len(system.image_ids)),
-        "text": torch.tensor([owner[id_] for id_ in system.text_image_ids]),
-    }
-    rows = _rows(system, splits, split, owners["text"], settings.bank_images)
+    rows = _rows(system.items, splits, split, settings.bank_images)
     sims = _similarities(system, matrices, rows["train"], settings)
-    nobody = {side: torch.arange(0) for side in owners}
+    owner_N = torch.from_numpy(system.items.image_of_N)
+    nobody = {"image": torch.arange(0), "text": torch.arange(0)}
     problems = {
         name: Problem(
             sims,
             gallery=of,
             bank=nobody if name == "train" else rows["train"],
-            owner=owners,
+            owner={"image": torch.arange(len(system.items.image_ids)), "text": owner_N},
             pool=settings.pool,
             siblings=settings.siblings,
         )
         for name, of in rows.items()
         if len(of["image"])
     }
-    gallery = system.part(*(rows[split][side].tolist() for side in ("image", "text")))
-    return Others(gallery, problems, _version(system, matrices, splits))
+    gallery = system.take(*(rows[split][side].numpy() for side in ("image", "text")))
+    return External(gallery, problems, _version(system, matrices, splits))
 
 
 def read_splits(uri: str) -> dict[str, str]:
@@ -71,17 +67,16 @@ def read_splits(uri: str) -> dict[str, str]:
     return {row["image_id"]: row["split"] for row in reader}
 
 
-def _rows(system: Gallery, splits: dict | None, split: str, owner_N, bank_images: int) -> dict:
+def _rows(items: Items, splits: dict | None, split: str, bank_images: int) -> dict:
     """{split: rows of its images and texts}; images of no split are left out."""
-    ids = system.image_ids
+    ids = items.image_ids
     splits = dict.fromkeys(ids, split) if splits is None else splits
     found = {}
     for name in {"train", "val", split}:
-        images = torch.tensor([n for n, id_ in enumerate(ids) if splits.get(id_) == name]).long()
-        if name == "train":
-            images = images[:bank_images]
-        texts = torch.isin(owner_N, images).nonzero()[:, 0]
-        found[name] = {"image": images, "text": texts}
+        images = [row for row, id_ in enumerate(ids) if splits.get(id_) == name]
+        rows = items.of_images(images[:bank_images] if name == "train" else images)
+        parts = (torch.from_numpy(part.astype(np.int64)) for part in rows)
+        found[name] = dict(zip(("image", "text"), parts, strict=True))
     if not len(found[split]["image"]):
         raise InputError(
             f"none of the {len(ids):,} images is in {split}, the split to re-rank; the first "
@@ -90,19 +85,20 @@ def _rows(system: Gallery, splits: dict | None, split: str, owner_N, bank_images
     return found
 
 
-def _similarities(system: Gallery, matrices, bank: dict, settings: RerankSettings) -> Similarities:
-    if system.vectors is not None:
-        return Towers(*system.vectors)
+def _similarities(system: System, matrices, bank: dict, settings: RerankSettings) -> Similarities:
+    if isinstance(system, VectorScores):
+        return Towers(system.images, system.texts)
     given = (None if uri is None else external.array(uri) for uri in matrices)
     known = bank if settings.pool == "inductive" and len(bank["image"]) else None
-    return Matrices(system.matrix, *given, known=known)
+    return Matrices(system.i2t, *given, known=known)
 
 
-def _version(system: Gallery, matrices, splits: dict | None) -> str:
-    parts = [system.matrix] if system.vectors is None else system.vectors
+def _version(system: System, matrices, splits: dict | None) -> str:
+    vectors = isinstance(system, VectorScores)
+    parts = (system.images, system.texts) if vectors else (system.i2t,)
     hashes = [hashlib.sha256(np.ascontiguousarray(part.numpy())).hexdigest() for part in parts]
     hashes += [uri and store.sha256(store.read_bytes(store.absolute(uri))) for uri in matrices]
-    return store.fingerprint(hashes, system.image_ids, system.text_image_ids, splits)
+    return store.fingerprint(hashes, system.items.image_ids, system.items.text_image_ids, splits)
 
 
 @dataclass(frozen=True)
@@ -114,13 +110,13 @@ class Fitted:
     val: float
 
 
-def fit(method: str, others: Others, recipe: Recipe, folder: str) -> Fitted:
+def fit(method: str, system: External, recipe: Recipe, folder: str) -> Fitted:
     """Choose the chain's settings on val, and train LeaPRR into a folder where it ends with it."""
-    val, names = others.problems.get("val"), method.split("+")
+    val, names = system.problems.get("val"), method.split("+")
     steps, _ = fitting.chain([n for n in names if n != "leaprr"], val, recipe.rerank.betas)
     model, lists = None, recipe.leaprr.lists
     if "leaprr" in names:
-        weights = recipe.rerank.weights or _trained(method, others, recipe, steps, folder)
+        weights = recipe.rerank.weights or _trained(method, system, recipe, steps, folder)
         steps, model = [*steps, {"method": "leaprr"}], rerank.load_leaprr(weights)
     seen = model is not None and recipe.rerank.weights is None and lists == "val"
     if val is None or seen:  # what LeaPRR gives on val is seen in its training
@@ -130,25 +126,25 @@ def fit(method: str, others: Others, recipe: Recipe, folder: str) -> Fitted:
     return Fitted(steps, model, sum(found))
 
 
-def _trained(method: str, others: Others, recipe: Recipe, steps: list, folder: str) -> str:
+def _trained(method: str, system: External, recipe: Recipe, steps: list, folder: str) -> str:
     """The folder with LeaPRR's weights, trained here unless they are there already."""
     lists, settings = recipe.leaprr.lists, recipe.leaprr
-    if lists not in ("train", "val") or lists not in others.problems:
+    if lists not in ("train", "val") or lists not in system.problems:
         raise InputError(
             f"leaprr.lists {lists}: --splits names no such images; name val or train images there"
         )
-    val = others.problems.get("val") if lists == "train" else None
+    val = system.problems.get("val") if lists == "train" else None
     folder, own = store.join(folder, method), settings.model_dump(mode="json")
     pool = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "bank_images"})
     piece = Piece(
         name="leaprr",
         output=store.join(folder, "history.json"),
-        fingerprint=store.fingerprint("leaprr", method, own, pool, steps, others.version),
-        inputs={"leaprr": settings, "steps": steps, "version": others.version},
+        fingerprint=store.fingerprint("leaprr", method, own, pool, steps, system.version),
+        inputs={"leaprr": settings, "steps": steps, "version": system.version},
     )
     plan = Plan.of("rerank", folder, [piece], own)
     if plan.pending:
-        training = LeaPRRTrainer(piece, lambda records: None, others.problems[lists], val)
+        training = LeaPRRTrainer(piece, lambda records: None, system.problems[lists], val)
         while training.epoch < settings.epochs:
             training.run_epoch()
         training.publish()
@@ -156,38 +152,29 @@ def _trained(method: str, others: Others, recipe: Recipe, steps: list, folder: s
     return folder
 
 
-def apply(fitted: Fitted, others: Others, split: str) -> tuple[Reranked, dict]:
+def apply(fitted: Fitted, system: External, split: str) -> tuple[MatrixScores, dict]:
     """The gallery with new scores of both directions, and what they took."""
-    problem, started = others.problems[split], time.perf_counter()
+    problem, started = system.problems[split], time.perf_counter()
     reranker = fitting.Reranker(problem, fitted.steps, fitted.model)
-    scores = {}
+    made = {}
     for direction, (asking, _) in SIDES.items():
         parts = problem.gallery[asking].split(512)
-        scores[direction] = torch.cat([reranker.scores(direction, part) for part in parts])
-    g = others.gallery
-    made = Reranked(
-        g.image_ids, g.text_ids, g.text_image_ids, matrix=scores["i2t"], t2i=scores["t2i"].T
-    )
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return made, {
-        "ms_per_query": 1000 * seconds / (len(g.image_ids) + len(g.text_ids)),
-        "peak_mb": peak,
+        made[direction] = torch.cat([reranker.scores(direction, part) for part in parts])
+    scores = MatrixScores(system.gallery.items, made["i2t"], made["t2i"].T)
+    queries = sum(len(of) for of in made.values())
+    return scores, {
+        "ms_per_query": 1000 * (time.perf_counter() - started) / queries,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def write(folder: str, gallery: Reranked) -> list[str]:
+def write(folder: str, scores: MatrixScores) -> list[str]:
     """Writes the new scores (.npy), images down and texts across; their URIs."""
-    return [
-        _array(store.join(folder, f"{way}.npy"), scores)
-        for way, scores in (("i2t", gallery.matrix), ("t2i", gallery.t2i))
-    ]
-
-
-def _array(uri: str, scores: torch.Tensor) -> str:
-    with store.temporary(uri) as path, open(path, "wb") as file:
-        np.save(file, np.ascontiguousarray(scores.numpy()))
-    return uri
+    uris = [store.join(folder, f"{direction}.npy") for direction in SIDES]
+    for uri, matrix in zip(uris, (scores.i2t, scores.t2i), strict=True):
+        with store.temporary(uri) as path, open(path, "wb") as file:
+            np.save(file, np.ascontiguousarray(matrix.numpy()))
+    return uris
 
 
 def table(found: dict, costs: dict, best: tuple, recipe: Recipe) -> tuple[list, list, str]:

@@ -5,12 +5,11 @@ from functools import partial
 
 import torch
 
+from pipeline.evaluation.intervals import DEPTHS
 from pipeline.formulas.metrics import recall_at
 from pipeline.reranking import baselines
 from pipeline.reranking.leaprr.model import LeaPRR, leaprr
 from pipeline.reranking.problem import SIDES, Problem, View
-
-DEPTHS = (1, 5, 10)
 
 
 def views(problem: Problem, direction: str, steps: list[dict], model=None) -> list[View]:

@@ -16,10 +16,9 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.reranking.similarities import Similarities, Towers
-from pipeline.retrieval.scores import Vectors
+from pipeline.retrieval.scores import SIDES, VectorScores
 
 Pool = Literal["inductive", "transductive"]
-SIDES = {"i2t": ("image", "text"), "t2i": ("text", "image")}
 CELLS, ROWS = 2**22, 512  # scores, and queries, held at a time
 
 
@@ -162,7 +161,10 @@ class View:
 
 
 def of_vectors(
-    gallery: Vectors, bank: Vectors | None, sentences_NE: torch.Tensor | None = None, **pool
+    gallery: VectorScores,
+    bank: VectorScores | None,
+    sentences_NE: torch.Tensor | None = None,
+    **pool,
 ) -> Problem:
     """The problem of a split's tower vectors, with train vectors as bank.
 
@@ -171,17 +173,15 @@ def of_vectors(
     parts = [gallery] if bank is None else [gallery, bank]
     images = torch.cat([part.images for part in parts])
     texts = torch.cat([part.texts for part in parts])
-    number: dict[tuple[int, str], int] = {}  # a bank's image is not the gallery's, whatever its id
-    for where, part in enumerate(parts):
-        for image_id in part.image_ids:
-            number[where, image_id] = len(number)
-    owners = [number[w, i] for w, part in enumerate(parts) for i in part.text_image_ids]
-    sizes = {"image": len(gallery.image_ids), "text": len(gallery.text_ids)}
+    sizes = {"image": len(gallery.images), "text": len(gallery.texts)}
     totals = {"image": len(images), "text": len(texts)}
+    # A bank's image is not the gallery's, whatever its id.
+    owners = [torch.from_numpy(part.items.image_of_N) for part in parts]
+    owners[1:] = [owner_N + sizes["image"] for owner_N in owners[1:]]
     return Problem(
         Towers(images, texts, sentences_NE),
         gallery={side: torch.arange(size) for side, size in sizes.items()},
         bank={side: torch.arange(size, totals[side]) for side, size in sizes.items()},
-        owner={"image": torch.arange(len(images)), "text": torch.tensor(owners)},
+        owner={"image": torch.arange(len(images)), "text": torch.cat(owners)},
         **pool,
     )

@@ -17,13 +17,21 @@ from safetensors.torch import load
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation import evaluate, ranking, results, task_memory, tower_vectors
 from pipeline.reranking import baselines, fitting
-from pipeline.reranking.inputs import bank_size, gallery_of, inputs_of, problem_of, vectors_of
+from pipeline.reranking.inputs import (
+    SplitVectors,
+    bank_size,
+    inputs_of,
+    problem_of,
+    vectors_of,
+)
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
+from pipeline.retrieval.scores import BlockScores
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training import saved_model
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
@@ -37,10 +45,9 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """A piece for every method: the settings of its steps, chosen on val."""
     check(recipe.rerank.method)
     inputs, versions = inputs_of(recipe, root, name)
-    folder = run_folder.folder(root, "rerank", name)
+    folder = RunFolder(root).folder("rerank", name)
     matters = recipe.rerank.model_dump(mode="json", exclude={"method", "weights"})
-    vectors = run_folder.need_index(tower_vectors.vectors_folder(root, name), "evaluate")
-    chosen_on = run_folder.of_split(vectors, "val")
+    chosen_on = inputs["vectors"]["val"].towers.entries
     memory = task_memory.of_rankings(chosen_on, [], recipe, scored=True)
     pieces = []
     for method in recipe.rerank.method:
@@ -113,11 +120,11 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
         method = entry["name"]
         if not method.endswith("leaprr"):
             continue
-        folder = run_folder.folder(root, "rerank", name, method)
+        folder = RunFolder(root).folder("rerank", name, method)
         own = recipe.leaprr.model_dump(mode="json")
         settings = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "texts"})
         bank = entry["bank_images"]
-        others = [version for _, version, _ in lists.values()]
+        others = [vectors.version for vectors in lists.values()]
         about = [method, own, settings, versions, entry["steps"], others, bank]
         piece = Piece(
             name="leaprr",
@@ -148,8 +155,8 @@ def _training_problems(inputs: dict) -> tuple[Problem, Problem | None]:
     lists, settings, vectors = inputs["leaprr"].lists, inputs["rerank"], inputs["vectors"]
     val = problem_of(vectors, settings, "val")
     if lists not in ("train", "val"):
-        seen, unseen = inputs["lists"]["train"][0], inputs["lists"][inputs["split"]][0]
-        if not seen or not unseen:
+        of = inputs["lists"]
+        if not of["train"].towers or not of[inputs["split"]].towers:
             raise InputError(
                 f"--leaprr.lists {lists} needs vectors of train and of {inputs['split']}; "
                 "evaluate that run first"
@@ -180,7 +187,7 @@ def _weights_version(folder: str | None) -> str:
 class Scorer:
     """What new scores are made from; `version` stands for all of it."""
 
-    vectors: tuple  # (split, (URIs, version)) of the evaluated split and train
+    vectors: tuple[tuple[str, SplitVectors], ...]  # of train, val and the evaluated split
     split: str
     settings: RerankSettings
     steps: str  # of the chain, JSON
@@ -193,11 +200,11 @@ def best(recipe: Recipe, root: str, name: str) -> tuple[str, float]:
 
     LeaPRR that learned the lists of val has none: what it gives there is no measure of it.
     """
-    index = run_folder.need_index(run_folder.folder(root, "rerank", name), "rerank")
+    index = RunFolder(root).index("rerank", name)
     found = {}
     for entry in index["pieces"]:
         value = entry.get("val/rsum", -1.0)
-        trained = run_folder.read_index(run_folder.folder(root, "rerank", name, entry["name"]))
+        trained = RunFolder(root).known("rerank", name, entry["name"])
         if "leaprr" in entry["name"] and recipe.rerank.weights is None and trained:
             value = trained["pieces"][0]["metrics"].get("val/rsum", -1.0)
         found[entry["name"]] = value
@@ -210,13 +217,13 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
 
     The best method's rankings are the stage's own; those of others lie in folders of their names.
     """
-    index = run_folder.need_index(run_folder.folder(root, "rerank", name), "rerank")
+    index = RunFolder(root).index("rerank", name)
     first, _ = best(recipe, root, name)
     method = first if method is None else method
     entry = next(entry for entry in index["pieces"] if entry["name"] == method)
     steps, weights, versions = entry["steps"], None, [run_folder.version([entry])]
     if method.endswith("leaprr"):
-        weights = recipe.rerank.weights or run_folder.folder(root, "rerank", name, method)
+        weights = recipe.rerank.weights or RunFolder(root).folder("rerank", name, method)
         trained = run_folder.need_index(weights, "rerank")
         steps = [*steps, {"method": "leaprr"}]
         versions.append(trained["version"])
@@ -230,7 +237,7 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
         weights=weights,
         version=store.fingerprint(versions, splits["train"], matters, method),
     )
-    folder = run_folder.folder(root, "reranked", name, *([] if method == first else [method]))
+    folder = RunFolder(root).folder("reranked", name, *([] if method == first else [method]))
     protocol = _protocol(recipe, method, entry)
     return evaluate.plan_rankings("reranked", folder, recipe, root, name, protocol, scorer)
 
@@ -259,29 +266,22 @@ def _protocol(recipe: Recipe, method: str, entry: dict) -> dict:
 
 
 @functools.lru_cache(maxsize=1)
-def _reranker(scorer: Scorer, leaving: Excluded) -> tuple[fitting.Reranker, dict]:
-    device = ProcessGroup().device
-    vectors = dict(scorer.vectors)
-    problem = problem_of(vectors, scorer.settings, scorer.split, leaving).to(device)
+def _scores(scorer: Scorer, excluded: Excluded) -> BlockScores:
+    """The new scores of the evaluated split, made when they are asked for."""
+    device, vectors = ProcessGroup().device, dict(scorer.vectors)
+    problem = problem_of(vectors, scorer.settings, scorer.split, excluded).to(device)
     model = load_leaprr(scorer.weights).to(device) if scorer.weights else None
-    gallery = gallery_of(vectors, scorer.split, leaving)
-    rows = {
-        "i2t": {id_: row for row, id_ in enumerate(gallery.image_ids)},
-        "t2i": {id_: row for row, id_ in enumerate(gallery.text_ids)},
-    }
-    return fitting.Reranker(problem, json.loads(scorer.steps), model), rows
+    reranker = fitting.Reranker(problem, json.loads(scorer.steps), model)
+    items = tower_vectors.without(vectors[scorer.split].towers, excluded).items
+    return BlockScores(items, lambda d, rows_Q: reranker.scores(d, rows_Q.to(device)).cpu())
 
 
 def write_rankings(piece: Piece) -> dict:
     """Write a shard's new rankings; a summary with the time and the memory they took."""
+    if summary := parquet.finished(piece.output, piece.fingerprint):
+        return summary
     started = time.perf_counter()
-    reranker, rows = _reranker(piece.inputs["scorer"], piece.inputs["leaving"])
-
-    def scored(direction: str, query_ids: list[str]) -> torch.Tensor:
-        numbers = torch.tensor([rows[direction][id_] for id_ in query_ids])
-        return reranker.scores(direction, numbers.to(ProcessGroup().device)).cpu()
-
-    summary = ranking.write_rankings(piece, scored)
+    summary = ranking.write(piece, _scores(piece.inputs["scorer"], piece.inputs["excluded"]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {**summary, "seconds": time.perf_counter() - started, "peak_mb": peak}
 
@@ -306,7 +306,7 @@ def heading(pool: str, val: float) -> str:
 
 def table(recipe: Recipe, root: str, name: str, found: dict[str, dict]) -> tuple[list, list]:
     """Column titles and rows of the methods compared, the base model first."""
-    base = store.read_json(run_folder.folder(root, "evaluate", name, "metrics.json"))["metrics"]
+    base = store.read_json(RunFolder(root).folder("evaluate", name, "metrics.json"))["metrics"]
     (chosen, val), rows = best(recipe, root, name), []
     for method, values in {"none": base, **found}.items():
         ndcg = [f"{values[f'{direction}_ndcg_label']:.3f}" for direction in SIDES]

@@ -1,212 +1,273 @@
-"""Scores of every image with every text."""
+"""Who is compared, and any system's scores of every image with every text.
+
+A system is its vectors (`VectorScores`), its matrices (`MatrixScores`), or a function that makes
+scores when they are asked for (`BlockScores`). Whoever ranks, measures or searches takes any.
+
+Legend of the shape suffixes: M images, N texts or candidates, D width, Q queries, K first
+candidates, P pairs of a query and a candidate.
+"""
 
 import functools
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.errors import InputError
 from pipeline.retrieval import nearest, ranks
 from pipeline.retrieval.ranks import Pairs, Ranks
 from pipeline.sharding.exclusions import Excluded
-from pipeline.storage import parquet
 from pipeline.storage.vector_columns import vector_matrix
 
+DIRECTIONS = ("i2t", "t2i")
+SIDES = {"i2t": ("image", "text"), "t2i": ("text", "image")}  # who asks, and who is ranked
+NONE = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+BLOCK = 256  # queries of which scores are made at a time
+
 Matches = dict[str, dict[str, list[str]]]  # of i2t and t2i: a query's positives, by id
+Rows = tuple[np.ndarray, np.ndarray]  # of images and of texts
+
+
+def other(direction: str) -> str:
+    """The direction in which the candidates ask."""
+    return "t2i" if direction == "i2t" else "i2t"
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Images, captions and what a model scores their pairs with."""
+class Items:
+    """M images and N texts by id, in shard order, and the image that each text belongs to."""
 
     image_ids: list[str]
     text_ids: list[str]
     text_image_ids: list[str]
-    vectors: tuple[torch.Tensor, torch.Tensor] | None = None  # (M, D), (N, D)
-    matrix: torch.Tensor | None = None  # (M, N), where there are no vectors
 
-    def places(self, i2t, t2i) -> tuple[Ranks, Ranks]:
-        """Where positives stand, given rows (2, P) of queries and of their positives."""
-        pairs = Pairs(*i2t), Pairs(*t2i)
-        if self.vectors is None:
-            return ranks.of_matrix(self.matrix, *pairs)
-        return ranks.of_vectors(*self.vectors, *pairs)
+    @functools.cached_property
+    def image_of_N(self) -> np.ndarray:
+        """The row of each text's image."""
+        row = {image_id: n for n, image_id in enumerate(self.image_ids)}
+        if lost := next((i for i in self.text_image_ids if i not in row), None):
+            raise InputError(f"texts belong to image {lost!r}, which is not among the images")
+        return np.array([row[image_id] for image_id in self.text_image_ids], np.int64)
 
-    def scores(self, image_P: list[int], text_P: list[int]) -> torch.Tensor:
-        """Scores (P,) of pairs of rows."""
-        rows = torch.tensor(image_P), torch.tensor(text_P)
-        if self.vectors is None:
-            return self.matrix[rows]
-        return nearest.products(*self.vectors, *rows)
+    def ids(self, direction: str) -> tuple[list[str], list[str]]:
+        """Ids of a direction's queries and of its candidates."""
+        sides = self.image_ids, self.text_ids
+        return sides if direction == "i2t" else sides[::-1]
 
-    def rows(self, way: str) -> tuple[dict[str, int], dict[str, int]]:
+    def rows(self, direction: str) -> tuple[dict[str, int], dict[str, int]]:
         """Row of every query and of every candidate, by id."""
-        sides = [{id_: n for n, id_ in enumerate(ids)} for ids in (self.image_ids, self.text_ids)]
-        return (sides[0], sides[1]) if way == "i2t" else (sides[1], sides[0])
+        queries, candidates = self.ids(direction)
+        return _numbered(queries), _numbered(candidates)
 
-    def images_of(self, way: str, ids) -> np.ndarray:
-        """The image that a query belongs to."""
+    def images_of(self, direction: str, query_ids) -> np.ndarray:
+        """Ids of the images that queries belong to: an image's own, a text's image."""
+        if direction == "i2t":
+            return np.array(query_ids)
         owner = dict(zip(self.text_ids, self.text_image_ids, strict=True))
-        return np.array([owner[id_] for id_ in ids]) if way == "t2i" else np.array(ids)
+        return np.array([owner[id_] for id_ in query_ids])
 
-    def own(self) -> Matches:
-        """A caption's image, and an image's captions."""
-        of_image: dict[str, list[str]] = {image_id: [] for image_id in self.image_ids}
-        for text_id, image_id in zip(self.text_ids, self.text_image_ids, strict=True):
-            of_image[image_id].append(text_id)
-        of_text = {text: [image] for image, texts in of_image.items() for text in texts}
-        return {"i2t": {image: texts for image, texts in of_image.items() if texts}, "t2i": of_text}
-
-    def with_captions(self, count: int | None) -> tuple["Gallery", int]:
-        """Only the first captions of every image, and how many were dropped."""
-        if count is None:
-            return self, 0
-        seen: dict[str, int] = {}
-        kept = []
-        for row, image_id in enumerate(self.text_image_ids):
-            seen[image_id] = seen.get(image_id, 0) + 1
-            if seen[image_id] <= count:
-                kept.append(row)
-        dropped = len(self.text_ids) - len(kept)
-        return (self.part(range(len(self.image_ids)), kept) if dropped else self), dropped
-
-    def folds(self, count: int) -> list["Gallery"]:
-        """The gallery cut by images in their order."""
-        if count == 1:
-            return [self]
-        out = []
-        for rows in np.array_split(np.arange(len(self.image_ids)), count):
-            inside = {self.image_ids[row] for row in rows}
-            texts = [n for n, image_id in enumerate(self.text_image_ids) if image_id in inside]
-            out.append(self.part(rows, texts))
-        return out
-
-    def part(self, images, texts) -> "Gallery":
-        images, texts = list(images), list(texts)
-        ids = (
-            [i[n] for n in rows] for i, rows in ((self.image_ids, images), (self.text_ids, texts))
+    def positives(self, direction: str, rows_Q) -> Pairs:
+        """Queries, by their place in `rows_Q`, and the candidates of the same image, by row."""
+        of_images, of_texts = np.arange(len(self.image_ids)), self.image_of_N
+        of_query, of_candidate = (
+            (of_images[rows_Q], of_texts) if direction == "i2t" else (of_texts[rows_Q], of_images)
         )
-        owners = [self.text_image_ids[n] for n in texts]
-        if self.vectors is None:
-            return Gallery(*ids, owners, matrix=self.matrix[images][:, texts])
-        return Gallery(*ids, owners, (self.vectors[0][images], self.vectors[1][texts]))
+        # Candidates sorted by image: those of a query's image stand together, from `start` on.
+        order = np.argsort(of_candidate, kind="stable")
+        start = np.searchsorted(of_candidate[order], of_query)
+        count = np.searchsorted(of_candidate[order], of_query, side="right") - start
+        # Every query as often as it has positives, which are numbered from 0 for each.
+        step = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
+        query_P = np.repeat(np.arange(len(of_query)), count)
+        return Pairs(query_P, order[np.repeat(start, count) + step])
 
-    def top(self, way: str, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def matches(self) -> Matches:
+        """A caption's image, and an image's captions, by id."""
+        captions: dict[str, list[str]] = {image_id: [] for image_id in self.image_ids}
+        for text_id, image in zip(self.text_ids, self.image_of_N.tolist(), strict=True):
+            captions[self.image_ids[image]].append(text_id)
+        of_text = {text: [image] for image, texts in captions.items() for text in texts}
+        return {"i2t": {image: texts for image, texts in captions.items() if texts}, "t2i": of_text}
+
+    def take(self, images, texts) -> "Items":
+        """Some rows of each side."""
+        return Items(
+            [self.image_ids[row] for row in images],
+            [self.text_ids[row] for row in texts],
+            [self.text_image_ids[row] for row in texts],
+        )
+
+    def of_images(self, images) -> Rows:
+        """Rows of some images and of all their texts."""
+        return np.asarray(images), np.flatnonzero(np.isin(self.image_of_N, images))
+
+    def first_captions(self, count: int | None) -> Rows:
+        """All images, and the first captions of each."""
+        images, texts = np.arange(len(self.image_ids)), np.arange(len(self.text_ids))
+        if count is None:
+            return images, texts
+        pairs = self.positives("i2t", images)
+        each = np.bincount(pairs.query_P, minlength=len(images))
+        place = np.arange(len(pairs.query_P)) - np.repeat(each.cumsum() - each, each)
+        return images, np.sort(pairs.candidate_P[place < count])
+
+    def folds(self, count: int) -> list[Rows]:
+        """The images cut into so many parts in their order, each with its texts."""
+        return [self.of_images(part) for part in np.array_split(range(len(self.image_ids)), count)]
+
+    def kept(self, excluded: Excluded) -> Rows:
+        """Rows of the images and of the texts that are not excluded."""
+        sides = (self.image_ids, excluded.images), (self.text_ids, excluded.captions)
+        return tuple(
+            np.array([row for row, id_ in enumerate(ids) if id_ not in out], np.int64)
+            for ids, out in sides
+        )
+
+
+def _numbered(ids: list[str]) -> dict[str, int]:
+    return {id_: row for row, id_ in enumerate(ids)}
+
+
+class Scores(Protocol):
+    """Scores that queries can be ranked by, a direction at a time."""
+
+    items: Items
+    together: int | None  # queries that are best asked about together; None: any number
+
+    def block(self, direction: str, rows_Q) -> torch.Tensor:
+        """Scores (Q, N) of queries, by row, with all candidates."""
+
+    def top(self, direction: str, rows_Q, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores (Q, K), falling, and rows (Q, K) of every query's best candidates."""
-        if self.vectors is None:
-            return nearest.largest(self.matrix if way == "i2t" else self.matrix.T, k)
-        queries, candidates = self.vectors if way == "i2t" else self.vectors[::-1]
-        return nearest.top_k(queries, candidates, k)
+
+    def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
+        """Where positives stand, of queries by their place in `rows_Q`."""
+
+
+class System(Scores, Protocol):
+    """Scores that can be cut and measured as a whole."""
+
+    def ranks_of_both(self, i2t: Pairs, t2i: Pairs) -> tuple[Ranks, Ranks]:
+        """Where the positives of both directions stand, in one pass."""
+
+    def of_pairs(self, image_P, text_P) -> torch.Tensor:
+        """Scores (P,) of pairs of rows."""
+
+    def take(self, images, texts) -> "System":
+        """Some rows of each side."""
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """Tower vectors of one split: M images, N texts, in shard order."""
+class VectorScores:
+    """Inner products of vectors, which are never multiplied out: (M, D) and (N, D)."""
 
-    image_ids: list[str]
-    text_ids: list[str]
-    text_image_ids: list[str]
-    images: torch.Tensor  # (M, D)
-    texts: torch.Tensor  # (N, D)
+    items: Items
+    images: torch.Tensor
+    texts: torch.Tensor
+    together = None
 
     @classmethod
-    def of(cls, table: pa.Table) -> "Vectors":
+    def of(cls, table: pa.Table) -> "VectorScores":
+        """Of a table with the columns id, image_id, modality (image, text) and vector."""
         vectors = vector_matrix(table["vector"])
         is_image = np.array([m == "image" for m in table["modality"].to_pylist()], bool)
         ids = np.array(table["id"].to_pylist(), object)
         image_ids = np.array(table["image_id"].to_pylist(), object)
+        parts = ids[is_image], ids[~is_image], image_ids[~is_image]
         return cls(
-            ids[is_image].tolist(),
-            ids[~is_image].tolist(),
-            image_ids[~is_image].tolist(),
+            Items(*(part.tolist() for part in parts)),
             torch.from_numpy(vectors[is_image]),
             torch.from_numpy(vectors[~is_image]),
         )
 
-    @staticmethod
-    @functools.lru_cache(maxsize=4)
-    def read(uris: tuple[str, ...], version: str) -> "Vectors":
-        """Read once per process: `version` tells apart what the same files held at other times."""
-        tables = [parquet.read_table(uri).replace_schema_metadata() for uri in uris]
-        return Vectors.of(pa.concat_tables(tables))
+    def _sides(self, direction: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return (self.images, self.texts) if direction == "i2t" else (self.texts, self.images)
 
-    def head(self, images: int) -> "Vectors":
-        """The first images and their texts."""
-        kept = set(self.image_ids[:images])
-        texts = [i for i, image_id in enumerate(self.text_image_ids) if image_id in kept]
-        return Vectors(
-            self.image_ids[:images],
-            [self.text_ids[i] for i in texts],
-            [self.text_image_ids[i] for i in texts],
-            self.images[:images],
-            self.texts[texts],
-        )
+    def block(self, direction: str, rows_Q) -> torch.Tensor:
+        queries, candidates = self._sides(direction)
+        # Summed in float64, or rounding would undo ties.
+        return (queries[rows_Q].double() @ candidates.double().T).float()
 
-    def staying(self, leaving: Excluded) -> tuple[list[int], list[int]]:
-        """Rows of the images and of the texts that are not excluded."""
-        images = [i for i, image_id in enumerate(self.image_ids) if image_id not in leaving.images]
-        texts = [i for i, text_id in enumerate(self.text_ids) if text_id not in leaving.captions]
-        return images, texts
+    def top(self, direction: str, rows_Q, k: int):
+        queries, candidates = self._sides(direction)
+        return nearest.top_k(queries[rows_Q], candidates, k)
 
-    def without(self, leaving: Excluded) -> "Vectors":
-        """The images and texts that are not excluded."""
-        if not leaving.captions:
-            return self
-        images, texts = self.staying(leaving)
-        return Vectors(
-            [self.image_ids[i] for i in images],
-            [self.text_ids[i] for i in texts],
-            [self.text_image_ids[i] for i in texts],
-            self.images[images],
-            self.texts[texts],
-        )
+    def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
+        queries, candidates = self._sides(direction)
+        return ranks.of_vectors(queries[rows_Q], candidates, pairs, NONE)[0]
 
-    def side(self, direction: str) -> tuple[list[str], list[str], torch.Tensor]:
-        """Ids, image ids and vectors of a direction's queries."""
-        if direction == "i2t":
-            return self.image_ids, self.image_ids, self.images
-        return self.text_ids, self.text_image_ids, self.texts
+    def ranks_of_both(self, i2t: Pairs, t2i: Pairs) -> tuple[Ranks, Ranks]:
+        return ranks.of_vectors(self.images, self.texts, i2t, t2i)
 
+    def of_pairs(self, image_P, text_P) -> torch.Tensor:
+        rows = torch.as_tensor(image_P), torch.as_tensor(text_P)
+        return nearest.products(self.images, self.texts, *rows)
 
-def other(direction: str) -> str:
-    return {"i2t": "t2i", "t2i": "i2t"}[direction]
-
-
-def scores(queries_QD, candidates_ND) -> torch.Tensor:
-    """Cosines (Q, N), summed in float64, or rounding would undo ties."""
-    return (queries_QD.double() @ candidates_ND.double().T).float()
-
-
-def own(queries: list[str], candidates: list[str]) -> Pairs:
-    """Rows of queries and of candidates of the same image, given both sides' image ids."""
-    number = {image_id: n for n, image_id in enumerate(dict.fromkeys(candidates))}
-    of_query = np.array([number.get(image_id, -1) for image_id in queries], np.int64)
-    of_candidate = np.array([number[image_id] for image_id in candidates], np.int64)
-    order = np.argsort(of_candidate, kind="stable")
-    start = np.searchsorted(of_candidate[order], of_query)
-    count = np.searchsorted(of_candidate[order], of_query, side="right") - start
-    step = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
-    return Pairs(np.repeat(np.arange(len(queries)), count), order[np.repeat(start, count) + step])
+    def take(self, images, texts) -> "VectorScores":
+        return VectorScores(self.items.take(images, texts), self.images[images], self.texts[texts])
 
 
 @dataclass(frozen=True)
-class Reranked(Gallery):
-    """A gallery that has other scores where its texts ask: `matrix` is of i2t alone."""
+class MatrixScores:
+    """Matrices (M, N) of scores: where texts ask there may be others than where images do."""
 
-    t2i: torch.Tensor | None = None  # (M, N)
+    items: Items
+    i2t: torch.Tensor
+    t2i: torch.Tensor
+    together = None
 
-    def places(self, i2t, t2i):
-        pairs = Pairs(*i2t), Pairs(*t2i)
-        found = [ranks.of_matrix(scores, *pairs) for scores in (self.matrix, self.t2i)]
-        return found[0][0], found[1][1]
+    def block(self, direction: str, rows_Q) -> torch.Tensor:
+        return self.i2t[rows_Q] if direction == "i2t" else self.t2i.T[rows_Q]
 
-    def top(self, way: str, k: int):
-        return Gallery.top(self if way == "i2t" else replace(self, matrix=self.t2i), way, k)
+    def top(self, direction: str, rows_Q, k: int):
+        return nearest.largest(self.block(direction, rows_Q), k)
 
-    def part(self, images, texts) -> "Reranked":
-        images, texts = list(images), list(texts)
-        t2i = replace(self, matrix=self.t2i)
-        ours, theirs = (Gallery.part(gallery, images, texts) for gallery in (self, t2i))
-        ids = ours.image_ids, ours.text_ids, ours.text_image_ids
-        return Reranked(*ids, matrix=ours.matrix, t2i=theirs.matrix)
+    def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
+        return ranks.of_matrix(self.block(direction, rows_Q), pairs, NONE)[0]
+
+    def ranks_of_both(self, i2t: Pairs, t2i: Pairs) -> tuple[Ranks, Ranks]:
+        if self.i2t is self.t2i:
+            return ranks.of_matrix(self.i2t, i2t, t2i)
+        return ranks.of_matrix(self.i2t, i2t, NONE)[0], ranks.of_matrix(self.t2i, NONE, t2i)[1]
+
+    def of_pairs(self, image_P, text_P) -> torch.Tensor:
+        return self.i2t[torch.as_tensor(image_P), torch.as_tensor(text_P)]
+
+    def take(self, images, texts) -> "MatrixScores":
+        i2t = self.i2t[images][:, texts]
+        t2i = i2t if self.t2i is self.i2t else self.t2i[images][:, texts]
+        return MatrixScores(self.items.take(images, texts), i2t, t2i)
+
+
+class BlockScores:
+    """Scores that `make(direction, rows_Q) -> (Q, N)` makes; the last ones made are kept."""
+
+    together = BLOCK
+
+    def __init__(self, items: Items, make: Callable[[str, torch.Tensor], torch.Tensor]):
+        self.items, self.make = items, make
+        self._last: tuple = (None, None, None)
+
+    def block(self, direction: str, rows_Q) -> torch.Tensor:
+        rows_Q = torch.as_tensor(rows_Q)
+        known, known_Q, scores_QN = self._last
+        if known == direction and torch.isin(rows_Q, known_Q).all():
+            order = known_Q.argsort()
+            return scores_QN[order[torch.searchsorted(known_Q[order], rows_Q)]]
+        scores_QN = self.make(direction, rows_Q)
+        self._last = direction, rows_Q, scores_QN
+        return scores_QN
+
+    def top(self, direction: str, rows_Q, k: int):
+        return nearest.largest(self.block(direction, rows_Q), k)
+
+    def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
+        return ranks.of_matrix(self.block(direction, rows_Q), pairs, NONE)[0]
+
+
+def matrix_scores(items: Items, matrix: torch.Tensor) -> MatrixScores:
+    """One matrix (M, N) for both directions."""
+    return MatrixScores(items, matrix, matrix)

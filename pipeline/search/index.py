@@ -17,10 +17,10 @@ from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.reports.pictures import Hit, Pictures
 from pipeline.retrieval.nearest import top_k
-from pipeline.retrieval.scores import Vectors
 from pipeline.sharding.decoding import decode
 from pipeline.sharding.images import Rejected, checked
-from pipeline.storage import run_folder, store
+from pipeline.storage import store
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training import saved_model
 from schemas.settings import Recipe
 
@@ -43,15 +43,13 @@ class SearchIndex:
 
     def __init__(self, recipe: Recipe, root: str, name: str):
         self.recipe, self.root, self.name = recipe, root, name
-        folder = tower_vectors.vectors_folder(root, name)
-        entries = tower_vectors.evaluated(recipe, root, name)
-        uris = tuple(store.join(folder, f"{entry['name']}.parquet") for entry in entries)
-        self.vectors = Vectors.read(uris, run_folder.version(entries))
+        self.scores = tower_vectors.read(tower_vectors.evaluated(recipe, root, name))
+        self.items = self.scores.items
         self.pictures = Pictures(root, recipe.evaluate.split)
 
     @functools.cached_property
     def _model(self):
-        return saved_model.load_model(run_folder.folder(self.root, "train", self.name))
+        return saved_model.load_model(RunFolder(self.root).folder("train", self.name))
 
     def find(self, query: Query) -> list[Hit]:
         """The images nearest to a text, or the captions nearest to a picture."""
@@ -70,7 +68,7 @@ class SearchIndex:
     def _text_vectors(self, texts: list[str]) -> torch.Tensor:
         """The model's vectors (Q, D) of texts."""
         if not texts:
-            return torch.empty(0, self.vectors.images.shape[1])
+            return torch.empty(0, self.scores.images.shape[1])
         if not all(text.strip() for text in texts):
             raise InputError("the query is empty; write what you look for")
         model, vocabulary, recipe = self._model
@@ -94,8 +92,8 @@ class SearchIndex:
             raise InputError(f"model {self.name} takes {kind}; the query is neither") from error
 
     def _images_near(self, queries: list[Query], vectors_QD: torch.Tensor) -> list[list[Hit]]:
-        ids, captions = self.vectors.image_ids, self.pictures.caption_texts
-        nearest = _nearest(queries, vectors_QD, self.vectors.images, self._images_with)
+        ids, captions = self.items.image_ids, self.pictures.caption_texts
+        nearest = _nearest(queries, vectors_QD, self.scores.images, self._images_with)
         found = [
             [Hit(ids[row], ids[row], captions(ids[row])[0], score) for score, row in near]
             for near in nearest
@@ -108,8 +106,8 @@ class SearchIndex:
         return found
 
     def _captions_near(self, query: Query, vector_D: torch.Tensor) -> list[Hit]:
-        ids, images = self.vectors.text_ids, self.vectors.text_image_ids
-        (near,) = _nearest([query], vector_D[None], self.vectors.texts, self._captions_with)
+        ids, images = self.items.text_ids, self.items.text_image_ids
+        (near,) = _nearest([query], vector_D[None], self.scores.texts, self._captions_with)
         return [
             Hit(ids[row], images[row], self.pictures.captions[ids[row]], score)
             for score, row in near
@@ -130,15 +128,12 @@ class SearchIndex:
 
     @functools.cached_property
     def _captions(self) -> Captions:
-        folder = embed.folder_of(self.recipe, self.root)
-        index = run_folder.need_index(folder, "embed")
-        entries = run_folder.of_split(index, self.recipe.evaluate.split)
-        uris = tuple(store.join(folder, f"{entry['name']}.parquet") for entry in entries)
-        return Captions.read(uris, run_folder.version(entries))
+        files = embed.files(self.recipe, self.root)
+        return Captions.read(files.of_split(self.recipe.evaluate.split))
 
     @functools.cached_property
     def _caption_words(self) -> list[set[str]]:
-        return [_words(self.pictures.captions[id_]) for id_ in self.vectors.text_ids]
+        return [_words(self.pictures.captions[id_]) for id_ in self.items.text_ids]
 
     def _captions_with(self, query: Query) -> torch.Tensor:
         """Rows of the captions that a query's filters let through."""
@@ -150,12 +145,12 @@ class SearchIndex:
         """Rows of the images that a query's filters let through."""
         words, without = _words(query.words), _words(query.without)
         having, barred = set(), set()
-        for image_id, found in zip(self.vectors.text_image_ids, self._caption_words, strict=True):
+        for image_id, found in zip(self.items.text_image_ids, self._caption_words, strict=True):
             if words <= found:
                 having.add(image_id)
             if without & found:
                 barred.add(image_id)
-        kept = [image_id in having - barred for image_id in self.vectors.image_ids]
+        kept = [image_id in having - barred for image_id in self.items.image_ids]
         return torch.tensor(kept, dtype=torch.bool).nonzero()[:, 0]
 
     def shown(self, hits: list[Hit]) -> list[Hit]:
@@ -199,7 +194,7 @@ def default_queries(gallery: SearchIndex) -> list[Query]:
     settings = gallery.recipe.search
     texts = list(settings.queries)
     if not texts:
-        ids = gallery.vectors.image_ids
+        ids = gallery.items.image_ids
         step = max(1, len(ids) // settings.pages_queries)
         some = ids[::step][: settings.pages_queries]
         texts = [gallery.pictures.caption_texts(image_id)[-1] for image_id in some]

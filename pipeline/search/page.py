@@ -7,7 +7,7 @@ from pipeline.reports import render
 from pipeline.reports.pictures import Hit, data_uri, small
 from pipeline.search.index import Query, SearchIndex
 from pipeline.sharding import images
-from pipeline.storage import run_folder, store
+from pipeline.storage import store
 from schemas.settings import Recipe
 
 PREVIEW = 256  # pixels of the longer side of a query's picture
@@ -17,9 +17,8 @@ SHADES = "○◔◑◕●"  # of relevance, from 0 to 1
 
 def version(recipe: Recipe, root: str, name: str) -> str:
     """What a search page depends on."""
-    vectors = run_folder.need_index(tower_vectors.vectors_folder(root, name), "evaluate")
-    entries = run_folder.version(run_folder.of_split(vectors, recipe.evaluate.split))
-    return store.fingerprint("search", entries, recipe.search.model_dump(mode="json"))
+    vectors = tower_vectors.files(root, name, recipe.evaluate.split)
+    return store.fingerprint("search", vectors.version, recipe.search.model_dump(mode="json"))
 
 
 def ask(gallery: SearchIndex, query: Query) -> tuple[list[Hit], str]:
@@ -36,7 +35,7 @@ def page(gallery: SearchIndex, queries: list[Query]) -> str:
 def _page(gallery: SearchIndex, queries: list[Query], found: list[list[Hit]]) -> str:
     written_for = {
         text: image_id
-        for image_id in gallery.vectors.image_ids
+        for image_id in gallery.items.image_ids
         for text in gallery.pictures.caption_texts(image_id)
     }
     shown = []
@@ -50,7 +49,7 @@ def _page(gallery: SearchIndex, queries: list[Query], found: list[list[Hit]]) ->
         data=recipe.name,
         model=gallery.name,
         split=recipe.evaluate.split,
-        images=len(gallery.vectors.image_ids),
+        images=len(gallery.items.image_ids),
         shades=any(query.shades for query in queries),
         queries=shown,
         root=gallery.root,

@@ -87,7 +87,7 @@ class Service:
     def __init__(self, gallery: SearchIndex, ask: Ask, replica: str):
         self.gallery, self.ask = gallery, ask
         self.settings: ServeSettings = gallery.recipe.serve
-        self.row = {image_id: row for row, image_id in enumerate(gallery.vectors.image_ids)}
+        self.row = {image_id: row for row, image_id in enumerate(gallery.items.image_ids)}
         self.shades = shades_there(gallery)
         self.registry = CollectorRegistry()
         labels = {"replica": replica}
@@ -180,7 +180,7 @@ class Service:
         return [replace(hit, picture=f"/picture/{self.row[hit.image_id]}") for hit in hits]
 
     def _read_picture(self, row: int) -> bytes | None:
-        sample = self.gallery.pictures.samples[self.gallery.vectors.image_ids[row]]
+        sample = self.gallery.pictures.samples[self.gallery.items.image_ids[row]]
         if sample.member.endswith(".npy"):
             return None
         return pictures.jpeg(pictures.small(sample.load(), SIDE), 85)

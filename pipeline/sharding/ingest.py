@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from pipeline.errors import InputError
 from pipeline.sources import FETCHING, source
-from pipeline.storage import parquet, run_folder, store
+from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.run_folder import RunFolder
 from schemas.manifest import MANIFEST, TRUTH
 from schemas.settings import Recipe, SourceSettings
 
@@ -24,7 +25,7 @@ BLOCK = 10_000  # rows that are held as Python objects at a time
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every part of the source."""
     settings = recipe.source
-    folder = run_folder.folder(root, "ingest")
+    folder = RunFolder(root).folder("ingest")
     module = source(settings.kind)
     asked = settings.model_dump(exclude=FETCHING)
     pieces = [

@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.errors import InputError, did_you_mean
 from pipeline.sharding import sidecar
 from pipeline.storage import run_folder, store
+from pipeline.storage.run_folder import RunFolder
 
 COLUMNS = ["image_id", "key", "captions", "split", "member", "offset", "size", "sha256"]
 
@@ -57,7 +58,7 @@ class Shards:
     """The shards of a finished `halftone shard`."""
 
     def __init__(self, root: str):
-        self.folder = run_folder.folder(store.absolute(str(root)), "shard")
+        self.folder = RunFolder(store.absolute(str(root))).folder("shard")
         self.index = run_folder.need_index(self.folder, "shard")
         self.entries = {entry["name"]: entry for entry in self.index["pieces"]}
 

@@ -21,6 +21,7 @@ from pipeline.sharding.images import Rejected
 from pipeline.sharding.sidecar import EXCLUDED
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
 from schemas.shard import SIDECAR
 
@@ -32,9 +33,9 @@ as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: which sample goes where follows from manifest and settings alone."""
-    source_folder = run_folder.folder(root, "ingest")
+    source_folder = RunFolder(root).folder("ingest")
     run_folder.need_index(source_folder, "ingest")
-    folder = run_folder.folder(root, "shard")
+    folder = RunFolder(root).folder("shard")
     settings = recipe.shard.model_dump(exclude=NOT_IN_TARS)
     excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
     manifest = ingest.read(source_folder).combine_chunks()

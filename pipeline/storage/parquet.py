@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +52,11 @@ def write_table(
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
+
+
+def read_tables(uris: Iterable[str], columns: list[str] | None = None) -> pa.Table:
+    """The rows of several files, one after the other."""
+    return pa.concat_tables([read_table(uri, columns).replace_schema_metadata() for uri in uris])
 
 
 def finished(uri: str, fingerprint: str) -> dict | None:

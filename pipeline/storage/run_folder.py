@@ -1,10 +1,15 @@
-"""The run folder: where each stage lies in it, and the index that a finished stage leaves."""
+"""The run folder: where each stage lies in it, and what a finished stage left there."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
 
 from pipeline.errors import StageMissing
 from pipeline.storage import store
 
 INDEX = "index.json"
-
 FOLDERS = {
     "ingest": "1-manifest",
     "shard": "2-shards",
@@ -15,14 +20,83 @@ FOLDERS = {
     "rerank": "7-reranker",
     "reranked": "8-reranked",
 }
+COMMANDS = {"reranked": "rerank"}  # what fills a folder, where that is not the stage's own name
+SETTINGS = "settings-{}.yaml"  # of a model, as they were resolved
 
 
-def folder(root: str, stage: str, *names: str) -> str:
-    """URI of a stage's folder in the run folder."""
-    return store.join(root, FOLDERS[stage], *names)
+@dataclass(frozen=True)
+class Files:
+    """The Parquet files of a stage's pieces, of one split or of all, in order."""
+
+    folder: str
+    names: tuple[str, ...]  # of the pieces
+    version: str  # hash of what they hold
+    entries: tuple[dict, ...] = field(default=(), compare=False, repr=False)  # in the index
+
+    @classmethod
+    def of(cls, folder: str, entries: Iterable[dict]) -> "Files":
+        """The files of some pieces of a folder."""
+        entries = tuple(entries)
+        return cls(folder, tuple(e["name"] for e in entries), version(entries), entries)
+
+    @property
+    def uris(self) -> list[str]:
+        return [store.join(self.folder, f"{name}.parquet") for name in self.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __reduce__(self):
+        return Files, (self.folder, self.names, self.version)  # tasks need no entries
+
+    def of_split(self, split: str) -> "Files":
+        return Files.of(self.folder, [e for e in self.entries if e.get("split") == split])
+
+    def only(self, name: str) -> "Files":
+        """The file of one piece."""
+        return Files(self.folder, (name,), store.fingerprint(self.version, name))
 
 
-def version(entries: list[dict]) -> str:
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder by its URI."""
+
+    root: str
+
+    def folder(self, stage: str, *names: str) -> str:
+        """URI of a stage's folder, or of what lies in it."""
+        return store.join(self.root, FOLDERS[stage], *names)
+
+    def known(self, stage: str, *names: str) -> dict | None:
+        """The index of a stage, if it was finished."""
+        return read_index(self.folder(stage, *names))
+
+    def index(self, stage: str, *names: str) -> dict:
+        """The index of a finished stage, or the sentence that names the command to run first."""
+        return need_index(self.folder(stage, *names), COMMANDS.get(stage, stage))
+
+    def files(self, stage: str, *names: str) -> Files:
+        """What a finished stage left."""
+        return Files.of(self.folder(stage, *names), self.index(stage, *names)["pieces"])
+
+    def models(self) -> list[str]:
+        """Names of the models whose settings lie here, in order."""
+        before, after = SETTINGS.split("{}")
+        return [
+            name.removeprefix(before).removesuffix(after)
+            for name in sorted(store.list_files(self.root))
+            if name.startswith(before) and name.endswith(after)
+        ]
+
+    def settings_uri(self, name: str) -> str:
+        return store.join(self.root, SETTINGS.format(name))
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """A model's settings as they were resolved."""
+        return yaml.safe_load(store.read_bytes(self.settings_uri(name)))
+
+
+def version(entries: Iterable[dict]) -> str:
     """Hash of what the pieces hold."""
     return store.fingerprint([entry["files"] for entry in entries])
 
@@ -32,14 +106,18 @@ def read_index(folder: str) -> dict | None:
     return store.read_json(uri) if store.exists(uri) else None
 
 
-def need_index(folder: str, stage: str) -> dict:
-    """The index of an earlier stage, or the sentence that names the stage to run first."""
+def need_index(folder: str, command: str) -> dict:
+    """The index of a stage's folder, or the sentence that names the command to run first."""
     index = read_index(folder)
     if index is None:
-        raise StageMissing(f"nothing in {folder}; run `halftone {stage}` first")
+        raise StageMissing(f"nothing in {folder}; run `halftone {command}` first")
     return index
 
 
 def of_split(index: dict, split: str) -> list[dict]:
     """The entries of one split's pieces, in order."""
     return [entry for entry in index["pieces"] if entry.get("split") == split]
+
+
+def folder(root: str, stage: str, *names: str) -> str:
+    return RunFolder(root).folder(stage, *names)

@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.sharding import sidecar
 from pipeline.sharding.decoding import decode
 from pipeline.storage import cache, run_folder
+from pipeline.storage.run_folder import RunFolder
 
 
 @dataclass
@@ -62,18 +63,18 @@ class Split:
         cache_mb: int = 1024,
         copies_gb: float = 0.0,
     ):
-        index = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+        index = RunFolder(root).index("shard")
         self.shards = [entry for entry in run_folder.of_split(index, split) if entry["samples"]]
         if not self.shards:
             known = sorted({entry["split"] for entry in index["pieces"]})
             raise InputError(f"no samples in split {split!r}; this run has {', '.join(known)}")
         names = [entry["name"] for entry in self.shards]
-        self.tars = [run_folder.folder(root, "shard", f"{name}.tar") for name in names]
+        self.tars = [RunFolder(root).folder("shard", f"{name}.tar") for name in names]
         self.files = [entry["files"][f"{entry['name']}.tar"] for entry in self.shards]
         self.copies = copies_gb * 1e9
         columns = ["image_id", "captions", "member", "offset", "size"]
         tables = [
-            sidecar.read_sidecar(run_folder.folder(root, "shard", f"{name}.parquet"), columns)
+            sidecar.read_sidecar(RunFolder(root).folder("shard", f"{name}.parquet"), columns)
             for name in names
         ]
         self.rows_per_shard = np.array([table.num_rows for table in tables])

@@ -6,6 +6,7 @@ from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import Recipe
 
@@ -36,5 +37,5 @@ def load_model(folder: str) -> tuple[TwoTower, Vocabulary, Recipe]:
 
 def best_val(root: str, name: str) -> float:
     """The model's rSum on val; -1 where there is no such model or no val split."""
-    index = run_folder.read_index(run_folder.folder(root, "train", name))
+    index = RunFolder(root).known("train", name)
     return index["pieces"][0]["metrics"].get("val/rsum", -1.0) if index else -1.0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pipeline.labels import embed, label
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import check, needs_embeddings, needs_labels
 from pipeline.training.trainer import Report, Trainer
@@ -24,8 +25,8 @@ HOW = {
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """One piece: the model. It depends on embeddings and labels only if a loss is graded."""
     check(recipe.train)
-    shards = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
-    folder = run_folder.folder(root, "train", name)
+    shards = RunFolder(root).index("shard")
+    folder = RunFolder(root).folder("train", name)
     used = [entry["files"] for s in ("train", "val") for entry in run_folder.of_split(shards, s)]
     settings = {"model": recipe.model.model_dump(), "train": recipe.train.model_dump()}
     if needs_embeddings(recipe.train):

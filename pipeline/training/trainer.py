@@ -16,6 +16,7 @@ from pipeline.labels.caption_vectors import Captions
 from pipeline.retrieval import nearest
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
+from pipeline.storage.run_folder import Files
 from pipeline.training import checkpoint as checkpoint_files
 from pipeline.training import validation
 from pipeline.training.augmentation import Augment
@@ -314,12 +315,9 @@ def _embeddings(recipe: Recipe, root: str, split: str) -> tuple[Captions | None,
     """The vectors of a split's captions and their version, if they are needed."""
     if not needs_embeddings(recipe.train):
         return None, None
-    folder = embed.folder_of(recipe, root)
-    entries = run_folder.of_split(run_folder.need_index(folder, "embed"), split)
-    entries = [entry for entry in entries if entry["captions"]]
-    version = run_folder.version(entries)
-    uris = tuple(store.join(folder, f"{entry['name']}.parquet") for entry in entries)
-    return Captions.read(uris, version), version
+    every = embed.files(recipe, root).of_split(split)
+    files = Files.of(every.folder, [entry for entry in every.entries if entry["captions"]])
+    return Captions.read(files), files.version
 
 
 def _near(captions: Captions | None, group: int) -> np.ndarray | None:

@@ -5,6 +5,7 @@ import pyarrow as pa
 
 from pipeline.labels import label
 from pipeline.storage import parquet, run_folder, store
+from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import embedding_schema
 from schemas.settings import Recipe
 from tests.helpers.stages import finish
@@ -21,7 +22,7 @@ def cosine(a, b) -> float:
 def embeddings(root: str, counts: dict[str, list[int]], dim=6, seed=0, twins=True) -> dict:
     """Embeddings by hand: random directions, a few of them the same; {caption_id: (image, v)}."""
     rng = np.random.default_rng(seed)
-    folder = run_folder.folder(root, "embed", "hand")
+    folder = RunFolder(root).folder("embed", "hand")
     pieces, out = [], {}
     for name, of_images in counts.items():
         rows = []

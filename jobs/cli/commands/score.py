@@ -38,7 +38,7 @@ def run(root: str, options) -> None:
         for table in tables.values():
             show.table("", ["", "value", "95 %"], protocols.rows(table), protocols.line(table))
     if options.write_trec:
-        for uri in trec.write_trec(store.absolute(options.write_trec), system):
+        for uri in trec.write(store.absolute(options.write_trec), system):
             show.line(uri)
 
 
@@ -46,9 +46,7 @@ def _system(root: str, options):
     """What is measured: of other people, or the model of a run folder."""
     if external_options.kind(options):
         return external_options.read(options)
-    return external.of_vectors(
-        tower_vectors.read_vectors(recipes.saved(root, {}, options.name), root)
-    )
+    return tower_vectors.read_vectors(recipes.saved(root, {}, options.name), root)
 
 
 if __name__ == "__main__":

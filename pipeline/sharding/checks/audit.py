@@ -28,6 +28,7 @@ from pipeline.sharding.images import open_picture
 from pipeline.sharding.sidecar import EXCLUDED, read_sidecar
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.storage.run_folder import RunFolder
 from schemas.hashes import HASHES
 from schemas.settings import Recipe
 
@@ -39,7 +40,7 @@ EXCLUSIONS = ("kind", "id", "split", "reason", "like")
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: the hashes of its samples."""
-    shards = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    shards = RunFolder(root).index("shard")
     folder = folder_of(root)
     pieces = [
         Piece(
@@ -47,8 +48,8 @@ def plan(recipe: Recipe, root: str) -> Plan:
             output=store.join(folder, f"{entry['name']}.parquet"),
             fingerprint=store.fingerprint("audit", HASHING, entry["files"]),
             inputs={
-                "tar": run_folder.folder(root, "shard", f"{entry['name']}.tar"),
-                "sidecar": run_folder.folder(root, "shard", f"{entry['name']}.parquet"),
+                "tar": RunFolder(root).folder("shard", f"{entry['name']}.tar"),
+                "sidecar": RunFolder(root).folder("shard", f"{entry['name']}.parquet"),
                 "split": entry["split"],
             },
         )
@@ -221,7 +222,7 @@ def write(plan: Plan, recipe: Recipe, root: str) -> dict[str, Duplicates]:
 
 def _left_out(root: str) -> list[dict]:
     """What the shards were made without, as their sidecars tell, in the list's columns."""
-    folder, out = run_folder.folder(root, "shard"), []
+    folder, out = RunFolder(root).folder("shard"), []
     prefix = f"{EXCLUDED}: "
     for entry in run_folder.need_index(folder, "shard")["pieces"]:
         if EXCLUDED not in entry["rejected"] | entry["captions_rejected"]:

@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.sharding.checks.shard_check import AGAIN, IDS, Finding, check_shard
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import ShardSettings
 
 ANY_SIZE = ShardSettings(max_pixels=2**40)  # what was sharded was found small enough then
@@ -33,7 +34,7 @@ def plan(uri: str, *, decode: bool = True) -> tuple[list[Piece], list[Finding]]:
     found: list[Finding] = []
     if run_folder.FOLDERS["shard"] in folders:
         pieces, found = _stages(uri)
-        shards, more = _shards(run_folder.folder(uri, "shard"), decode)
+        shards, more = _shards(RunFolder(uri).folder("shard"), decode)
         return pieces + shards, found + more
     if _tars_in(uri) or store.exists(store.join(uri, run_folder.INDEX)):
         return _shards(uri, decode)

@@ -5,6 +5,7 @@ from pipeline.sharding import ingest, shard
 from pipeline.sharding.checks.shard_check import Finding
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Plan
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
 
 PLANS = {"ingest": ingest.plan, "shard": shard.plan}
@@ -15,14 +16,14 @@ def broken(root: str, findings: list[Finding]) -> dict[str, set[str]]:
     """Names of the pieces of ingest and shard that findings say to make again, by stage."""
     out: dict[str, set[str]] = {stage: set() for stage in PLANS}
     for finding in (finding for finding in findings if finding.shard):
-        of_shard = finding.file.startswith(store.join(run_folder.folder(root, "shard"), ""))
+        of_shard = finding.file.startswith(store.join(RunFolder(root).folder("shard"), ""))
         out["shard" if of_shard else "ingest"].add(finding.shard)
     return out
 
 
 def clear(recipe: Recipe, root: str, stage: str, names: set[str]) -> dict[str, dict]:
     """Remove the files of a stage's broken pieces; what the index recorded of them, by name."""
-    folder = run_folder.folder(root, stage)
+    folder = RunFolder(root).folder(stage)
     if run_folder.INDEX in names:
         store.remove(store.join(folder, run_folder.INDEX))
     plan = PLANS[stage](recipe, root)
@@ -55,7 +56,7 @@ def _need_same_settings(plan: Plan, names: set[str]) -> None:
 
 def verdicts(root: str, stage: str, recorded: dict[str, dict]) -> dict[str, str]:
     """Of every piece made again: "as before", "other bytes", or "nothing to compare with"."""
-    index = run_folder.need_index(run_folder.folder(root, stage), stage)
+    index = RunFolder(root).index(stage)
     now = {entry["name"]: entry["files"] for entry in index["pieces"]}
     words = {True: "as before", False: "other bytes"}
     return {

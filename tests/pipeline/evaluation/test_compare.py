@@ -11,7 +11,8 @@ from jobs.cli import main
 from pipeline.errors import InputError
 from pipeline.evaluation import compare, evaluate, intervals, results
 from pipeline.evaluation.intervals import Queries
-from pipeline.storage import run_folder, store
+from pipeline.storage import store
+from pipeline.storage.run_folder import RunFolder
 from tests.helpers.stages import finish
 from tests.pipeline.evaluation.test_ranking import recipe_of, write_run
 
@@ -95,7 +96,7 @@ def roots(tmp_path_factory) -> list[str]:
         write_run(root, counts_of, seed=seed)
         for stage, *where in (("shard",), ("label", "hand"), ("train", "main")):
             index = {"pieces": [], "version": f"{stage}-{name if stage == 'train' else 'same'}"}
-            store.write_json(run_folder.folder(root, stage, *where, "index.json"), index)
+            store.write_json(RunFolder(root).folder(stage, *where, "index.json"), index)
         recipe = recipe_of(train={"seed": seed})
         plan = evaluate.plan(recipe, root, "main")
         finish(plan, evaluate.write_rankings)

@@ -9,6 +9,7 @@ import pytest
 from jobs import embed, ingest, shard
 from pipeline.evaluation import evaluate, graded_relevance, results
 from pipeline.storage import run_folder, store
+from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import embedding_schema
 from schemas.settings import Recipe
 from tests.helpers.stages import finish
@@ -36,13 +37,13 @@ def write_encoder(root, name: str, backend: str | None = "torch", files="hand") 
         about = {"split": piece.split("-")[0], "captions": len(rows), "dim": 8}
         made.append((piece, pa.Table.from_pylist(rows, schema=embedding_schema(8)), about))
         shards.append({"name": piece, "files": "hand", "split": about["split"]})
-    folder = run_folder.folder(str(root), "embed", name)
+    folder = RunFolder(str(root)).folder("embed", name)
     write_stage(folder, made)
     index = run_folder.read_index(folder)
     for entry in index["pieces"]:
         entry["fingerprint"] = store.fingerprint("embed", settings, files, [])
     store.write_json(f"{folder}/index.json", {**index, "settings": settings})
-    place = run_folder.folder(str(root), "shard", "index.json")
+    place = RunFolder(str(root)).folder("shard", "index.json")
     store.write_json(place, {"pieces": shards, "version": "hand"})
 
 
@@ -126,6 +127,6 @@ def test_embed_makes_the_judges_vectors_too(tmp_path):
     for job in (ingest, shard, embed):
         job.run(here)
     for encoder in ("tfidf", "trigrams"):
-        index = run_folder.read_index(run_folder.folder(here.root, "embed", encoder))
+        index = RunFolder(here.root).known("embed", encoder)
         assert sum(entry["captions"] for entry in index["pieces"]) == 5 * 28
     assert here.notes["encoder"] == "tfidf"

@@ -13,14 +13,13 @@ from jobs.cli import main
 from pipeline.errors import InputError
 from pipeline.evaluation import (
     evaluate,
-    external,
     human_agreement,
     protocols,
     results,
     tower_vectors,
     trec,
 )
-from pipeline.retrieval.scores import Gallery
+from pipeline.retrieval.scores import Items, matrix_scores
 from tests.helpers.stages import finish
 from tests.pipeline.evaluation.test_ranking import recipe_of, write_run
 
@@ -56,7 +55,7 @@ def slow(uri: str, vectors: dict) -> tuple[dict, dict]:
 
 def test_figures_are_those_of_scipy_and_scikit_learn(judged):
     root, uri, vectors = judged
-    gallery = external.of_vectors(evaluate_vectors(root))
+    gallery = evaluate_vectors(root)
     table = human_agreement.measure(gallery, human_agreement.read(uri), 50)
     scores, relevance = slow(uri, vectors)
     s, r = ([of[pair] for pair in scores] for of in (scores, relevance))
@@ -84,13 +83,8 @@ def evaluate_vectors(root: str):
 
 def test_a_model_that_scores_all_alike_agrees_with_nobody(judged):
     root, uri, _ = judged
-    gallery = external.of_vectors(evaluate_vectors(root))
-    alike = Gallery(
-        gallery.image_ids,
-        gallery.text_ids,
-        gallery.text_image_ids,
-        matrix=torch.zeros(len(gallery.image_ids), len(gallery.text_ids)),
-    )
+    items = evaluate_vectors(root).items
+    alike = matrix_scores(items, torch.zeros(len(items.image_ids), len(items.text_ids)))
     found = human_agreement.measure(alike, human_agreement.read(uri), 20).metrics
     assert not {"judged_kendall", "judged_spearman"} & found.keys()  # there is no order
     assert found["i2t_ndcg_judged"] < 0.95  # the mean over all orders
@@ -145,7 +139,8 @@ def test_the_command_prints_them_for_any_models_scores(tmp_path, monkeypatch, ca
 def test_judgements_that_say_nothing_are_refused(tmp_path, text, sentence):
     uri = tmp_path / "p.csv"
     uri.write_text(text)
-    gallery = Gallery(["0"], ["0", "1"], ["0", "0"], matrix=torch.tensor([[0.1, 0.2]]))
+    items = Items(["0"], ["0", "1"], ["0", "0"])
+    gallery = matrix_scores(items, torch.tensor([[0.1, 0.2]]))
     with pytest.raises(InputError, match=sentence):
         human_agreement.measure(gallery, human_agreement.read(str(uri)), 20)
 
@@ -153,6 +148,6 @@ def test_judgements_that_say_nothing_are_refused(tmp_path, text, sentence):
 def test_a_run_of_lists_has_no_score_for_every_pair(tmp_path):
     uri = tmp_path / "p.csv"
     uri.write_text("image_id,caption_id,score\ni,t,1\ni,u,2\n")
-    runs = trec.Runs({"i2t": {"i": {"t": 0.5, "u": 0.1}}, "t2i": {}})
+    runs = trec.RunScores.of({"i2t": {"i": {"t": 0.5, "u": 0.1}}, "t2i": {}})
     with pytest.raises(InputError, match="TREC run"):
         human_agreement.measure(runs, human_agreement.read(str(uri)), 20)

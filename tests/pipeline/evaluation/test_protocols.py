@@ -10,7 +10,7 @@ import torch
 from jobs.cli import main
 from pipeline.errors import InputError
 from pipeline.evaluation import external, protocols
-from pipeline.retrieval.scores import Gallery
+from pipeline.retrieval.scores import Items, VectorScores, matrix_scores
 from pipeline.storage import store
 
 torch.set_num_threads(1)
@@ -22,7 +22,7 @@ def theirs():
 
 
 @pytest.fixture(scope="module")
-def coco(theirs) -> Gallery:
+def coco(theirs) -> VectorScores:
     """COCO's 5,000 test images and 25,000 captions, with vectors that know them a little."""
     generator = torch.Generator().manual_seed(0)
     owners = (theirs.coco_gts["t2i"][int(caption)][0] for caption in theirs.coco_ids)
@@ -34,7 +34,7 @@ def coco(theirs) -> Gallery:
     vectors = images, images[[row[i] for _, i in texts]] + 0.7 * noise
     name = "COCO_val2014_{:012}".format
     ids = [name(i) for i in image_ids], [str(t) for t, _ in texts], [name(i) for _, i in texts]
-    return Gallery(*ids, vectors)
+    return VectorScores(Items(*ids), *vectors)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,12 @@ def tables(coco):
 @pytest.fixture(scope="module")
 def rankings(coco):
     """What `eccv_caption` reads: the best of every query, by COCO's numbers."""
-    numbers = {"i2t": list(map(protocols.coco_number, coco.image_ids)), "t2i": coco.text_ids}
+    images, texts = coco.items.ids("i2t")
+    numbers = {"i2t": list(map(protocols.coco_number, images)), "t2i": texts}
     out = {}
     for way, other in (("i2t", "t2i"), ("t2i", "i2t")):
-        rows = coco.top(way, 1000 if way == "i2t" else 300)[1].tolist()
+        asked = np.arange(len(numbers[way]))
+        rows = coco.top(way, asked, 1000 if way == "i2t" else 300)[1].tolist()
         names = [int(n) for n in numbers[other]]
         queries = [int(n) for n in numbers[way]]
         out[way] = {q: [names[r] for r in of] for q, of in zip(queries, rows, strict=True)}
@@ -109,11 +111,11 @@ def test_pmrp_is_r_precision_on_the_pairs_of_its_files(coco, theirs, rankings, t
 
 def test_five_folds_are_the_mean_of_five_galleries(tables, coco):
     total = []
-    for fold in coco.folds(5):
-        assert len(fold.image_ids) == 1000 and len(fold.text_ids) == 5000
-        scores = fold.vectors[1] @ fold.vectors[0].T
-        row = {i: n for n, i in enumerate(fold.image_ids)}
-        own = torch.tensor([row[i] for i in fold.text_image_ids])
+    for fold in (coco.take(*rows) for rows in coco.items.folds(5)):
+        assert fold.images.shape[0] == 1000 and fold.texts.shape[0] == 5000
+        scores = fold.texts @ fold.images.T
+        row = {i: n for n, i in enumerate(fold.items.image_ids)}
+        own = torch.tensor([row[i] for i in fold.items.text_image_ids])
         total.append((scores.argmax(1) == own).double().mean().item())
     found = tables["coco_1k"]
     assert found.metrics["t2i_R_at_1"] == pytest.approx(100 * np.mean(total))
@@ -199,8 +201,12 @@ def test_a_sixth_caption_is_dropped_where_the_protocol_has_five():
     ids = [f"i{n}" for n in range(3)]
     owners = [i for i, count in zip(ids, (6, 5, 7), strict=True) for _ in range(count)]
     texts = [f"t{n}" for n in range(18)]
-    gallery, dropped = Gallery(ids, texts, owners, matrix=torch.rand(3, 18)).with_captions(5)
-    assert dropped == 3 and len(gallery.text_ids) == 15 == gallery.matrix.shape[1]
+    system = matrix_scores(Items(ids, texts, owners), torch.rand(3, 18))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(protocols.PROTOCOLS, "five", protocols.Protocol("", captions_per_image=5))
+        about = protocols.measure(system, ["five"], resamples=20)["five"].protocol
+    assert about["captions_dropped"] == 3 and about["captions"] == 15
+    assert about["queries"] == {"i2t": 3, "t2i": 15}
 
 
 @pytest.mark.parametrize(
@@ -230,7 +236,8 @@ def test_what_cannot_be_scored_is_said_in_a_sentence(files, capsys, argv, senten
 def test_positives_may_differ_between_directions(tmp_path):
     uri = tmp_path / "pairs.json"
     uri.write_text(json.dumps({"i2t": {"i0": ["t1", "gone"]}}))
-    gallery = Gallery(["i0"], ["t0", "t1"], ["i0"] * 2, matrix=torch.tensor([[0.1, 0.9]]))
+    items = Items(["i0"], ["t0", "t1"], ["i0"] * 2)
+    gallery = matrix_scores(items, torch.tensor([[0.1, 0.9]]))
     table = protocols.measure(gallery, ["given"], external.matches(str(uri)), 20)["given"]
     assert table.metrics["i2t_map_at_r"] == 0.5  # of two, the one that is in no gallery is missed
     with pytest.raises(InputError, match="image_id and caption_id"):

@@ -10,10 +10,9 @@ import torch
 
 from pipeline.evaluation import evaluate, ranking, results, tower_vectors
 from pipeline.formulas.metrics import expected_rank, ndcg, recall_at
-from pipeline.retrieval import scores as retrieval_scores
-from pipeline.retrieval.scores import Vectors
 from pipeline.sources import drawn
 from pipeline.storage import parquet, run_folder, store
+from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.manifest import TRUTH
 from schemas.settings import Recipe, SourceSettings
@@ -53,9 +52,9 @@ def write_run(root, counts=ALL, draw=random_unit, dim=16, seed=0) -> dict[str, n
         towers.append((name, pa.Table.from_pylist(rows, schema=tower_schema(dim)), about))
         encoded = pa.Table.from_pylist(encoded, schema=embedding_schema(8))
         labels.append((name, encoded, about | {"dim": 8}))
-    write_stage(tower_vectors.vectors_folder(root, "main"), towers)
-    write_stage(run_folder.folder(root, "embed", "hand"), labels)
-    write_stage(run_folder.folder(root, "ingest"), [])
+    write_stage(RunFolder(root).folder("evaluate", "main", "vectors"), towers)
+    write_stage(RunFolder(root).folder("embed", "hand"), labels)
+    write_stage(RunFolder(root).folder("ingest"), [])
     return made
 
 
@@ -149,7 +148,7 @@ def test_label_ndcg_is_that_of_a_slow_loop(tmp_path, reduce):
     encoded = {}
     for name in TEST:
         table = parquet.read_table(
-            run_folder.folder(str(tmp_path), "embed", "hand", f"{name}.parquet")
+            RunFolder(str(tmp_path)).folder("embed", "hand", f"{name}.parquet")
         )
         for row in table.to_pylist():
             encoded[row["caption_id"]] = unit(np.array(row["vector"], np.float64))
@@ -208,7 +207,7 @@ def test_truth_ndcg_is_that_of_the_true_relevance_where_the_source_knows_it(tmp_
         facts |= dict(zip(own, known, strict=False))
     rows = [{"id": id_, "facts": fact} for id_, fact in facts.items()]
     table = pa.Table.from_pylist(rows, schema=TRUTH)
-    write_stage(run_folder.folder(str(tmp_path), "ingest"), [("truth-00000", table, {})])
+    write_stage(RunFolder(str(tmp_path)).folder("ingest"), [("truth-00000", table, {})])
 
     truth = drawn.relevance([facts[i] for i in images], [facts[t] for t in texts])
     rankings, metrics = ranked(tmp_path)
@@ -258,12 +257,12 @@ def test_ties_are_those_of_the_dense_formulas_wherever_the_list_ends(tmp_path, t
     vectors = write_run(tmp_path, draw=one_of_three)
     recipe = recipe_of(evaluate={"top_k": top_k, "ndcg_at": ndcg_at})
     plan = evaluate.plan(recipe, str(tmp_path), "main")
-    graded = ranking.GradedRelevance(plan.pieces[0].inputs)
+    graded = ranking.GradedRelevance(plan.pieces[0].inputs["judge"])
     for row in ranked(tmp_path, recipe)[0]:
         query = row["query_id"]
         ids = candidates_of(vectors, query)
-        sides = [torch.tensor(np.array([vectors[i] for i in side])) for side in ([query], ids)]
-        scores = retrieval_scores.scores(*sides)
+        a, b = (torch.tensor(np.array([vectors[i] for i in side])) for side in ([query], ids))
+        scores = (a.double() @ b.double().T).float()
         own = torch.tensor([[image_of(i) == image_of(query) for i in ids]])
         relevance = graded(row["direction"], [query])["ndcg_label"]
         expected = ndcg(scores, relevance, k=ndcg_at).item()
@@ -286,36 +285,14 @@ def test_rankings_that_are_finished_are_not_written_again(tmp_path):
 # ---- vectors -----------------------------------------------------------------------------------
 
 
-def test_a_pair_is_positive_where_both_belong_to_one_image():
-    queries, candidates = ["b", "x", "a"], ["a", "b", "a", "c"]
-    found = retrieval_scores.own(queries, candidates)
-    expected = [(i, j) for i, q in enumerate(queries) for j, c in enumerate(candidates) if q == c]
-    assert sorted(zip(*(rows.tolist() for rows in found), strict=True)) == expected
-
-
-def vectors_of(root, *names) -> Vectors:
-    folder = tower_vectors.vectors_folder(str(root), "main")
-    return Vectors.read(tuple(f"{folder}/{name}.parquet" for name in names), str(root))
-
-
 def test_vectors_are_read_in_shard_order(tmp_path):
     made = write_run(tmp_path)
-    found = vectors_of(tmp_path, *TEST)
-    assert found.image_ids == ids_of("test", "i2t") and found.text_ids == ids_of("test", "t2i")
-    assert found.text_image_ids == [image_of(i) for i in found.text_ids]
-    assert np.array_equal(found.images.numpy(), [made[i] for i in found.image_ids])
-    assert np.array_equal(found.texts.numpy(), [made[i] for i in found.text_ids])
-
-
-@pytest.mark.parametrize("images", [1, 3, 5, 7, 99])
-def test_the_head_of_vectors_is_the_first_images_with_all_their_texts(tmp_path, images):
-    made = write_run(tmp_path)
-    head = vectors_of(tmp_path, *TEST).head(images)
-    assert head.image_ids == ids_of("test", "i2t")[:images]
-    assert head.text_ids == [i for i in ids_of("test", "t2i") if image_of(i) in head.image_ids]
-    assert head.text_image_ids == [image_of(i) for i in head.text_ids]
-    assert np.array_equal(head.images.numpy(), [made[i] for i in head.image_ids])
-    assert np.array_equal(head.texts.numpy(), [made[i] for i in head.text_ids])
+    found = tower_vectors.read(tower_vectors.files(str(tmp_path), "main", "test"))
+    images, texts = ids_of("test", "i2t"), ids_of("test", "t2i")
+    assert found.items.ids("i2t") == (images, texts)
+    assert found.items.text_image_ids == [image_of(i) for i in texts]
+    assert np.array_equal(found.images.numpy(), [made[i] for i in images])
+    assert np.array_equal(found.texts.numpy(), [made[i] for i in texts])
 
 
 # ---- metrics ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pipeline.labels import embed
 from pipeline.labels.encoders import sentences
 from pipeline.reranking import rerank
 from pipeline.storage import run_folder
+from pipeline.storage.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def test_embedding_takes_the_encoders_files(finished):
 
 def test_vectors_take_the_decoded_pictures_or_the_regions_and_the_model(finished):
     recipe, root = finished
-    shards = run_folder.read_index(run_folder.folder(root, "shard"))
-    model = run_folder.read_index(run_folder.folder(root, "train", "main"))
+    shards = RunFolder(root).known("shard")
+    model = RunFolder(root).known("train", "main")
     (entry,) = run_folder.of_split(shards, "test")
     weights = model["pieces"][0]["files"]["model.safetensors"]["bytes"]
     pixels = 3 * recipe.model.image_size**2 * entry["samples"]

@@ -10,7 +10,8 @@ import torch
 from pipeline.errors import InputError
 from pipeline.labels import decisions, label
 from pipeline.labels.caption_vectors import Captions, relevance_of
-from pipeline.storage import parquet, run_folder
+from pipeline.storage import parquet
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import Objective
 from schemas.settings import LabelSettings, Recipe
@@ -119,10 +120,7 @@ def test_what_people_decided_stands_in_the_lists(tmp_path, top_k):
 
 def test_what_people_decided_stands_in_training_and_evaluation(tmp_path):
     embeddings(str(tmp_path), COUNTS)
-    uris = tuple(
-        run_folder.folder(str(tmp_path), "embed", "hand", f"{name}.parquet") for name in COUNTS
-    )
-    captions = Captions.read(uris, str(tmp_path))
+    captions = Captions.read(RunFolder(str(tmp_path)).files("embed", "hand"))
     uri = written(
         tmp_path,
         "decided.csv",

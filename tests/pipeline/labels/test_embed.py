@@ -17,6 +17,7 @@ from pipeline.errors import InputError, StageMissing
 from pipeline.labels import embed
 from pipeline.labels.encoders import sentences
 from pipeline.storage import parquet, run_folder, store
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import EmbedSettings, Recipe
 from tests.helpers.stages import SCENES, finish, sharded, without_the_second_shard
 
@@ -54,7 +55,7 @@ def root(embedded, tmp_path) -> str:
 
 def rows_of(root, stage, name, *folders) -> list[dict]:
     return parquet.read_table(
-        run_folder.folder(root, stage, *folders, f"{name}.parquet")
+        RunFolder(root).folder(stage, *folders, f"{name}.parquet")
     ).to_pylist()
 
 

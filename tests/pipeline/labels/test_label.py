@@ -17,6 +17,7 @@ from pipeline.labels.relevance_lists import Direction, Lists
 from pipeline.sharding import sidecar
 from pipeline.storage import run_folder
 from pipeline.storage.parquet import read_table, write_table
+from pipeline.storage.run_folder import RunFolder
 from pipeline.storage.vector_columns import vector_column
 from schemas.relevance import ENCODINGS
 from schemas.settings import LabelSettings, Recipe
@@ -131,10 +132,7 @@ def test_every_pair_is_counted_in_a_histogram(tmp_path_factory, counts, seed, ma
 
 def test_held_out_positives_are_those_of_a_slow_loop(tmp_path):
     captions = embeddings(str(tmp_path), COUNTS)
-    uris = tuple(
-        run_folder.folder(str(tmp_path), "embed", "hand", f"{name}.parquet") for name in COUNTS
-    )
-    everyone = Captions.read(uris, str(tmp_path))
+    everyone = Captions.read(RunFolder(str(tmp_path)).files("embed", "hand"))
     for how in (LabelSettings(), LabelSettings(map="half", reduce="mean")):
         found = everyone.held_out(everyone.image_ids, how).tolist()
         expected = []
@@ -213,8 +211,7 @@ def test_a_pair_takes_no_more_than_four_bytes(tmp_path):
     queries, k, gallery = 2000, 64, 500_000
     rng = np.random.default_rng(0)
     captions = embeddings(str(tmp_path), {"train-000000": [1] * queries})
-    uri = run_folder.folder(str(tmp_path), "embed", "hand", "train-000000.parquet")
-    mine = Captions.read((uri,), "random ids")
+    mine = Captions.read(RunFolder(str(tmp_path)).files("embed", "hand"))
     lists = Lists(
         torch.from_numpy(rng.normal(0.4, 0.1, (queries, k)).clip(0, 1)).float(),
         torch.from_numpy(rng.integers(0, gallery, (queries, k), np.int32)),
@@ -282,7 +279,7 @@ def test_a_cross_encoder_scores_the_lists_again(recipe, tmp_path, monkeypatch, r
         sample
         for name in ("test-000000",)
         for sample in sidecar.read_sidecar(
-            run_folder.folder(root, "shard", f"{name}.parquet")
+            RunFolder(root).folder("shard", f"{name}.parquet")
         ).to_pylist()
     ]
     texts = [[c["text"] for c in sample["captions"]] for sample in samples]

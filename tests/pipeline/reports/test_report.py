@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from jobs.cli import recipes
-from pipeline.evaluation import evaluate, tower_vectors
+from pipeline.evaluation import evaluate
 from pipeline.evaluation import results as evaluation_results
 from pipeline.labels import label as label_stage
 from pipeline.reports import figures, report
 from pipeline.reports import results as report_results
 from pipeline.reports.examples import Showcase
 from pipeline.storage import parquet, run_folder, store
+from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.settings import Recipe
 from tests.helpers import browser as browsing
@@ -65,7 +66,7 @@ def write_vectors(root: str, caption_of: dict[str, str]) -> None:
         embeddings.append({"caption_id": caption_id, "image_id": image_id, "vector": vector})
     count = len(caption_of)
     table = pa.Table.from_pylist(towers, schema=tower_schema(16))
-    write_stage(tower_vectors.vectors_folder(root, "main"), table, count, count)
+    write_stage(RunFolder(root).folder("evaluate", "main", "vectors"), table, count, count)
     table = pa.Table.from_pylist(embeddings, schema=embedding_schema(8))
     write_stage(run_folder.folder(root, "embed", "hand"), table, count, count)
 

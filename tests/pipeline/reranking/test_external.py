@@ -13,7 +13,7 @@ from pipeline.reranking import external, fitting
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import galleries
 from pipeline.reranking.problem import SIDES
-from pipeline.retrieval.scores import Gallery, Reranked
+from pipeline.retrieval.scores import Items, MatrixScores, matrix_scores
 from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
 
 torch.set_num_threads(1)
@@ -66,12 +66,12 @@ def splits() -> dict[str, str]:
     return dict(zip(map(str, range(IMAGES)), words, strict=True))
 
 
-def system(seed=0) -> Gallery:
+def system(seed=0) -> MatrixScores:
     images, texts = vectors(seed)
     ids = [str(n) for n in range(IMAGES)]
     owners = [i for i in ids for _ in range(2)]
     scores = torch.from_numpy(images @ texts.T).float()
-    return Gallery(ids, [str(n) for n in range(2 * IMAGES)], owners, matrix=scores)
+    return matrix_scores(Items(ids, [str(n) for n in range(2 * IMAGES)], owners), scores)
 
 
 def slow_hubness(claims: np.ndarray, beta: float) -> list[float]:
@@ -132,20 +132,20 @@ def test_the_table_is_printed_with_pool_and_protocol(files, capsys):
 def test_inductive_scores_of_a_matrix_do_not_depend_on_other_queries(method):
     """Also where texts are compared by their profiles: those are of scores with the bank."""
     here, there = system(), system()
-    there.matrix[:, 1:24] = there.matrix[:, 1:24].flip(1) * -1  # all texts but the first
+    there.i2t[:, 1:24] = there.i2t[:, 1:24].flip(1) * -1  # all texts but the first
     found = [scores(gallery, method, "t2i") for gallery in (here, there)]
     assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
     assert not torch.allclose(found[0][1:], found[1][1:], atol=1e-3)
 
 
-def scores(gallery: Gallery, method: str, direction: str) -> torch.Tensor:
-    others = external.read(gallery, splits(), Recipe(name="others"))
+def scores(gallery: MatrixScores, method: str, direction: str) -> torch.Tensor:
+    known = external.read(gallery, splits(), Recipe(name="others"))
     torch.manual_seed(0)
     if method == "leaprr":
         steps, model = [{"method": method}], LeaPRR(SMALLER).eval()
     else:
         steps, model = fitting.chain([method], None, (5.0,))[0], None
-    problem = others.problems["test"]
+    problem = known.problems["test"]
     rows = problem.gallery[SIDES[direction][0]]
     return fitting.Reranker(problem, steps, model).scores(direction, rows)
 
@@ -166,9 +166,9 @@ def test_without_splits_all_images_are_ranked_and_nothing_is_chosen(files, capsy
 def test_images_of_no_split_are_left_out_and_the_bank_is_cut():
     few = {id_: split for id_, split in splits().items() if int(id_) % 2 == 0}
     settings = Recipe(name="others", rerank=RerankSettings(bank_images=3))
-    others = external.read(system(), few, settings)
-    problem = others.problems["test"]
-    assert others.gallery.image_ids == [str(n) for n in range(0, 12, 2)]
+    known = external.read(system(), few, settings)
+    problem = known.problems["test"]
+    assert known.gallery.items.image_ids == [str(n) for n in range(0, 12, 2)]
     assert problem.gallery["image"].tolist() == list(range(0, 12, 2))
     assert problem.bank["image"].tolist() == [22, 24, 26]
     assert problem.bank["text"].tolist() == [44, 45, 48, 49, 52, 53]
@@ -223,18 +223,3 @@ def test_an_option_that_nothing_would_read_is_refused(capsys, flags, said):
     with pytest.raises(SystemExit) as ended:
         main.main("rerank", flags)
     assert ended.value.code == 2 and said in capsys.readouterr().err
-
-
-def test_a_part_of_a_reranked_gallery_keeps_both_directions():
-    i2t, t2i = torch.rand(2, 4, 8, generator=torch.Generator().manual_seed(0))
-    images, texts = [str(n) for n in range(4)], [str(n) for n in range(8)]
-    whole = Reranked(images, texts, [i for i in images for _ in range(2)], matrix=i2t, t2i=t2i)
-    part = whole.part([1, 3], [2, 3, 6, 7])
-    assert torch.equal(part.matrix, i2t[[1, 3]][:, [2, 3, 6, 7]])
-    assert torch.equal(part.t2i, t2i[[1, 3]][:, [2, 3, 6, 7]])
-    assert part.own() == {
-        "i2t": {"1": ["2", "3"], "3": ["6", "7"]},
-        "t2i": {"2": ["1"], "3": ["1"], "6": ["3"], "7": ["3"]},
-    }
-    for way, scores in (("i2t", i2t), ("t2i", t2i.T)):
-        assert torch.equal(whole.top(way, 2)[0], scores.topk(2).values)

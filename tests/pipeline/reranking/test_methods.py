@@ -12,7 +12,7 @@ from pipeline.reranking import baselines, fitting
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.problem import SIDES, Problem, numbers, of_vectors
 from pipeline.reranking.similarities import Matrices, Towers
-from pipeline.retrieval.scores import Vectors
+from pipeline.retrieval.scores import Items, VectorScores
 from schemas.settings import LeaPRRSettings
 
 SMALL = LeaPRRSettings(
@@ -20,7 +20,7 @@ SMALL = LeaPRRSettings(
 )
 
 
-def vectors(counts: list[int], seed: int, name: str, dim=6) -> Vectors:
+def vectors(counts: list[int], seed: int, name: str, dim=6) -> VectorScores:
     """Random unit vectors of images with so many captions each."""
     generator = torch.Generator().manual_seed(seed)
     images = [f"{name}{n}" for n in range(len(counts))]
@@ -28,7 +28,7 @@ def vectors(counts: list[int], seed: int, name: str, dim=6) -> Vectors:
     texts = [f"{owner}#{n}" for n, owner in enumerate(owners)]
     drawn = torch.randn(len(images) + len(texts), dim, generator=generator)
     drawn = torch.nn.functional.normalize(drawn, dim=1)
-    return Vectors(images, texts, owners, drawn[: len(images)], drawn[len(images) :])
+    return VectorScores(Items(images, texts, owners), *drawn.split([len(images), len(texts)]))
 
 
 def problem(seed=0, **pool) -> Problem:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation import tower_vectors
 from pipeline.reranking import baselines, rerank
 from pipeline.reranking import problem as problem_module
 from pipeline.reranking.problem import Problem
 from pipeline.reranking.similarities import Towers
-from pipeline.storage import parquet, run_folder
+from pipeline.storage import parquet
+from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import tower_schema
 from tests.helpers.stages import finish
 from tests.pipeline.evaluation.test_ranking import (
@@ -153,7 +153,7 @@ def with_a_hub(rng, dim: int) -> np.ndarray:
 def test_a_hub_is_demoted(tmp_path):
     counts = {"test-000000": [1] * 12, "val-000000": [1] * 8, "train-000000": [1] * 20}
     vectors = write_run(tmp_path, counts, with_a_hub)
-    folder = tower_vectors.vectors_folder(str(tmp_path), "main")
+    folder = RunFolder(str(tmp_path)).folder("evaluate", "main", "vectors")
     tables = []
     for name, of_images in counts.items():
         rows = parquet.read_table(f"{folder}/{name}.parquet").to_pylist()
@@ -188,7 +188,7 @@ def test_reranked_rankings_say_how_they_were_made(tmp_path):
     write_run(tmp_path)
     recipe = recipe_of(rerank={"betas": (7.0,), "bank_images": 3})
     reranked(tmp_path, recipe)
-    index = run_folder.read_index(run_folder.folder(str(tmp_path), "reranked", "main"))
+    index = RunFolder(str(tmp_path)).known("reranked", "main")
     protocol = index["settings"]
     assert (protocol["rerank"], protocol["pool"]) == ("inverted softmax", "inductive")
     assert (protocol["bank_images"], protocol["beta_i2t"], protocol["images"]) == (3, 7.0, 7)
@@ -242,9 +242,7 @@ def test_leaprr_ends_a_chain_and_moves_the_first_candidates_alone(tmp_path, pool
         assert a["score"] == pytest.approx(b["score"])
         assert sorted(a["candidate_id"][:k]) == sorted(b["candidate_id"][:k])
         assert a["candidate_id"][k:] == b["candidate_id"][k:]
-    protocol = run_folder.read_index(run_folder.folder(str(tmp_path), "reranked", "main"))[
-        "settings"
-    ]
+    protocol = RunFolder(str(tmp_path)).known("reranked", "main")["settings"]
     assert protocol["rerank"] == "inverted softmax, then leaprr" and protocol["pool"] == pool
     _, on_val = rerank.best(recipe, str(tmp_path), "main")
     assert on_val == -1 if lists == "val" else on_val > 0  # what it learned from is no measure
@@ -271,7 +269,7 @@ def test_weights_trained_on_one_run_re_rank_another(tmp_path):
     settings = {"method": "leaprr", "bank_images": 8}
     recipe = recipe_of(rerank=settings, leaprr=LEAPRR)
     stage(here, recipe)
-    weights = run_folder.folder(str(here), "rerank", "main", "leaprr")
+    weights = RunFolder(str(here)).folder("rerank", "main", "leaprr")
     transferred = recipe_of(rerank={**settings, "weights": weights})
     trainings, rows = stage(there, transferred)
     assert trainings == []
@@ -290,7 +288,7 @@ def test_lists_of_a_run_whose_towers_have_not_seen_them(tmp_path):
     settings = {"method": "leaprr", "bank_images": 8}
     recipe = recipe_of(rerank=settings, leaprr={**LEAPRR, "lists": str(there)})
     (plan,), _ = stage(here, recipe)
-    fitted = run_folder.read_index(run_folder.folder(str(here), "rerank", "main"))
+    fitted = RunFolder(str(here)).known("rerank", "main")
     write_run(there, seed=6)
     (changed,) = rerank.plan_training(recipe, str(here), "main", fitted)
     assert plan.pieces[0].fingerprint != changed.pieces[0].fingerprint
@@ -306,7 +304,7 @@ def test_of_several_methods_the_best_on_val_is_the_stage_s_ranking(tmp_path):
     best, on_val = rerank.best(recipe, root, "main")
     assert values[best] == on_val == max(values.values())
     folders = {m: rerank.plan_reranked(recipe, root, "main", m).folder for m in methods}
-    assert folders.pop(best) == run_folder.folder(root, "reranked", "main")
+    assert folders.pop(best) == RunFolder(root).folder("reranked", "main")
     assert all(folder.endswith(method) for method, folder in folders.items())
 
 
@@ -321,7 +319,7 @@ def test_sentence_vectors_compare_captions_where_they_are_asked_for(tmp_path):
     _, rows = stage(tmp_path, recipe_of(rerank=settings))
     _, others = stage(tmp_path, recipe_of(rerank={**settings, "texts": "sentences"}))
     assert [row["score"] for row in rows] != [row["score"] for row in others]
-    index = run_folder.read_index(run_folder.folder(str(tmp_path), "reranked", "main"))
+    index = RunFolder(str(tmp_path)).known("reranked", "main")
     assert index["settings"]["texts"] == "hand"
 
 

@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.search import index, service
 from pipeline.search.index import Query
 from pipeline.storage import parquet, run_folder
+from pipeline.storage.run_folder import RunFolder
 from tests.helpers import browser as browsing
 
 
@@ -44,7 +45,7 @@ def address(gallery) -> str:
 @pytest.fixture(scope="module")
 def known(finished_run) -> list[dict]:
     """Captions whose own image the ranking has first, alone."""
-    folder = run_folder.folder(finished_run, "evaluate", "main")
+    folder = RunFolder(finished_run).folder("evaluate", "main")
     entries = run_folder.need_index(folder, "evaluate")["pieces"]
     rows = [
         r for e in entries for r in parquet.read_table(f"{folder}/{e['name']}.parquet").to_pylist()

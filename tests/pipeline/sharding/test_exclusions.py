@@ -11,7 +11,8 @@ from pipeline.evaluation import evaluate
 from pipeline.reports import results
 from pipeline.reranking import rerank
 from pipeline.sharding import exclusions
-from pipeline.storage import parquet, run_folder
+from pipeline.storage import parquet
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import RerankSettings
 from tests.pipeline.evaluation.test_ranking import (
     candidates_of,
@@ -119,7 +120,7 @@ def test_label_ndcg_is_over_the_candidates_that_stay(evaluated):
     root, vectors, _, _, (rows, _) = evaluated
     encoded = {}
     for name in ("test-000000", "test-000001"):
-        table = parquet.read_table(run_folder.folder(str(root), "embed", "hand", f"{name}.parquet"))
+        table = parquet.read_table(RunFolder(str(root)).folder("embed", "hand", f"{name}.parquet"))
         for row in table.to_pylist():
             vector = np.array(row["vector"], np.float64)
             encoded[row["caption_id"]] = vector / np.linalg.norm(vector)

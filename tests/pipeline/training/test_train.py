@@ -159,8 +159,7 @@ def test_the_checkpoint_of_the_best_graded_order_can_be_chosen(data, tiny_encode
 
 def test_ndcg_on_val_is_that_of_the_whole_matrix(data):
     recipe, root = data
-    folder = embed.folder_of(recipe, root)
-    captions = Captions.read((f"{folder}/val-000000.parquet",), "val")
+    captions = Captions.read(embed.files(recipe, root).of_split("val"))
     torch.manual_seed(0)
     images = torch.nn.functional.normalize(torch.randn(len(captions.image_ids), 6), dim=1)
     texts = torch.nn.functional.normalize(torch.randn(len(captions.caption_ids), 6), dim=1)
