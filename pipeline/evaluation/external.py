@@ -1,6 +1,5 @@
 """Any model's scores from its files: vectors or a matrix (TREC runs: `trec.py`)."""
 
-import csv
 import io
 import json
 
@@ -15,7 +14,7 @@ from pipeline.retrieval.scores import (
     VectorScores,
     matrix_scores,
 )
-from pipeline.storage import parquet, store
+from pipeline.storage import csv_files, parquet, store
 
 
 def of_table(uri: str) -> VectorScores:
@@ -68,20 +67,16 @@ def _items(images: int, texts: int, image_ids: str | None, text_ids: str | None)
 
 def matches(uri: str) -> Matches:
     """Positives from CSV (image_id, caption_id) or JSON ({i2t: {image: [caption]}, t2i: …})."""
-    text = store.read_text(store.absolute(uri))
     out: Matches = {"i2t": {}, "t2i": {}}
     if uri.endswith(".json"):
-        found = json.loads(text)
+        found = json.loads(csv_files.text(uri, "a JSON object of i2t and t2i"))
         if not isinstance(found, dict) or not found.keys() <= out.keys():
             raise InputError(f"{uri} must be a JSON object of i2t and t2i")
         return out | {
             direction: {str(q): [*map(str, ids)] for q, ids in of.items()}
             for direction, of in found.items()
         }
-    reader = csv.DictReader(text.lstrip("\ufeff").splitlines())
-    if not {"image_id", "caption_id"} <= set(reader.fieldnames or ()):
-        raise InputError(f"{uri} must begin with a line that names image_id and caption_id")
-    for row in reader:
+    for _, row in csv_files.rows(uri, ("image_id", "caption_id"), "a list of pairs that match"):
         out["i2t"].setdefault(row["image_id"], []).append(row["caption_id"])
         out["t2i"].setdefault(row["caption_id"], []).append(row["image_id"])
     return out

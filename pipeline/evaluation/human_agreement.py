@@ -32,7 +32,7 @@ class Judgements(NamedTuple):
 
 def read(uri: str) -> Judgements:
     """The pairs of a CSV with the columns image_id, caption_id and score."""
-    lines = judged_pairs.pairs(uri)
+    lines = judged_pairs.read_pairs(uri)
     if lines[0][0] != "image":
         raise InputError(f"{uri} judges pairs of captions; expected image_id,caption_id,score")
     scores = [score for *_, score in lines]

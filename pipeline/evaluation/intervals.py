@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.labels.agreement import draw_images
+
 DEPTHS = (1, 5, 10)
 SEED = 0
 CELLS = 2**22  # of a block of weights
@@ -42,9 +44,7 @@ def figures(ranking: dict[str, Queries]) -> dict[str, float]:
 def bootstrap(ranking: dict[str, Queries], resamples: int) -> dict[str, list[float]]:
     """[low, high] of every figure: the middle 95 % over so many draws of as many images."""
     images = np.unique(np.concatenate([queries.image_ids for queries in ranking.values()]))
-    drawn_BM = np.random.default_rng(SEED).multinomial(
-        len(images), np.full(len(images), 1 / len(images)), size=resamples
-    )
+    drawn_BM = draw_images(len(images), resamples, SEED)
     weight_BM, rsum_B, out = drawn_BM.astype(np.float64), np.zeros(resamples), {}
     for direction, queries in ranking.items():
         row_Q = np.searchsorted(images, queries.image_ids)

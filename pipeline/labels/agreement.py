@@ -15,10 +15,15 @@ def resamples(image_P: np.ndarray, count: int, seed: int) -> np.ndarray:
     All pairs of an image move together. The first row is the sample itself: ones.
     """
     images, row_P = np.unique(image_P, return_inverse=True)
-    share = np.full(len(images), 1 / len(images))
-    drawn = np.random.default_rng(seed).multinomial(len(images), share, size=count)
-    times = np.vstack([np.ones((1, len(images)), np.int64), drawn]).astype(np.float32)
+    drawn_RM = draw_images(len(images), count, seed)
+    times = np.vstack([np.ones((1, len(images)), np.int64), drawn_RM]).astype(np.float32)
     return times[:, row_P]
+
+
+def draw_images(images: int, count: int, seed: int) -> np.ndarray:
+    """How often each of M images is drawn (R, M), in so many draws of as many with replacement."""
+    share = np.full(images, 1 / images)
+    return np.random.default_rng(seed).multinomial(images, share, size=count)
 
 
 def measured(

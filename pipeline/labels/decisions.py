@@ -4,15 +4,13 @@ Files at URIs that settings name. A local file is read again when it has changed
 a process; `contents` is what a fingerprint holds of it.
 """
 
-import csv
 import functools
-import io
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.storage import store
+from pipeline.storage import csv_files, store
 from schemas.relevance import Calibration
 
 HEADER = ("image_id", "caption_id", "relevance")
@@ -78,20 +76,11 @@ def _calibration(uri: str, stamp: tuple) -> Calibration:
 
 @functools.lru_cache(maxsize=4)
 def _overrides(uri: str, stamp: tuple) -> tuple[Override, ...]:
-    text = _bytes(uri, "overrides").decode("utf-8-sig", "replace")
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in HEADER if name not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(
-            f"{uri} has no column {missing[0]!r}; its first line is {','.join(HEADER)}"
-        )
     found = {}
-    for row in reader:
-        if row["relevance"] == "":
-            continue
-        found[row["image_id"], row["caption_id"]] = _relevance(
-            row["relevance"], uri, reader.line_num
-        )
+    for line, row in csv_files.rows(uri, HEADER, "a list of decided pairs"):
+        if row["relevance"] != "":
+            pair = row["image_id"], row["caption_id"]
+            found[pair] = _relevance(row["relevance"], uri, line)
     return tuple(Override(*pair, value) for pair, value in found.items())
 
 

@@ -4,9 +4,6 @@ Legend of the shape suffixes: P pairs, L links, which join two captions. A pair 
 link; an image and a caption are a link for each of the image's other captions.
 """
 
-import csv
-import gzip
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.sharding.reading import Shards
-from pipeline.storage import store
+from pipeline.storage import csv_files, store
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import CalibrateSettings
 
@@ -47,7 +44,7 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
     """The pairs in `calibrate.judgements`, with captions from a file or from the run folder."""
     if settings.judgements is None:
         raise InputError(f"no judgements are named; give --judgements FILE, a CSV with {COLUMNS}")
-    judged = pairs(settings.judgements)
+    judged = read_pairs(settings.judgements)
     captions = _captions(settings.captions) if settings.captions else _captions_of_run(root)
     of_image: dict[str, list[str]] = {}
     for caption_id, (image_id, _) in captions.items():
@@ -104,10 +101,9 @@ def _scaled(score_P: np.ndarray, settings: CalibrateSettings) -> np.ndarray:
     return (score_P - lowest) / (highest - lowest)
 
 
-def pairs(uri: str) -> list[tuple[str, str, str, float]]:
+def read_pairs(uri: str) -> list[tuple[str, str, str, float]]:
     """(kind of the first side, its id, caption id, score) of every line."""
-    reader = csv.reader(io.StringIO(_text(uri), newline=""))
-    header = next(reader, [])
+    header, lines = csv_files.table(uri, f"judged pairs: {COLUMNS}")
     sides = [
         (at, SIDE.fullmatch(name)[1]) for at, name in enumerate(header) if SIDE.fullmatch(name)
     ]
@@ -115,13 +111,13 @@ def pairs(uri: str) -> list[tuple[str, str, str, float]]:
     if len(sides) != 2 or sides[1][1] != "caption" or "score" not in header:
         raise InputError(f"{uri} has the columns {','.join(header)}; expected {COLUMNS}")
     out, at = [], header.index("score")
-    for row in reader:
+    for line, row in lines:
         try:
             score = float(row[at])
         except (ValueError, IndexError):
             score = np.nan
         if not np.isfinite(score):
-            raise InputError(f"{uri} line {reader.line_num} has no score; write a number")
+            raise InputError(f"{uri} line {line} has no score; write a number")
         out.append((sides[0][1], row[sides[0][0]], row[sides[1][0]], score))
     if not out:
         raise InputError(f"{uri} holds no judged pairs; expected lines of {COLUMNS}")
@@ -130,15 +126,15 @@ def pairs(uri: str) -> list[tuple[str, str, str, float]]:
 
 def _captions(uri: str) -> dict[str, tuple[str, str]]:
     """(image id, text) by caption id, from a CSV or JSON lines."""
+    if ".jsonl" not in store.name_of(uri):
+        rows = csv_files.rows(uri, CAPTIONS.split(","), "a list of captions")
+        return {row["caption_id"]: (row["image_id"], row["caption"]) for _, row in rows}
     try:
-        if ".jsonl" in store.name_of(uri):
-            return {
-                str(caption_id): (str(row["image_id"]), text)
-                for row in map(json.loads, _text(uri).splitlines())
-                for caption_id, text in zip(row["caption_ids"], row["captions"], strict=True)
-            }
-        rows = csv.DictReader(io.StringIO(_text(uri), newline=""))
-        return {row["caption_id"]: (row["image_id"], row["caption"]) for row in rows}
+        return {
+            str(caption_id): (str(row["image_id"]), text)
+            for row in map(json.loads, csv_files.text(uri, "captions").splitlines())
+            for caption_id, text in zip(row["caption_ids"], row["captions"], strict=True)
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{uri} holds no captions ({type(error).__name__}: {error}); expected a CSV with "
@@ -152,14 +148,6 @@ def _captions_of_run(root: str) -> dict[str, tuple[str, str]]:
         for row in shards.table(name, ["image_id", "captions"]).to_pylist():
             out |= {c["caption_id"]: (row["image_id"], c["text"]) for c in row["captions"]}
     return out
-
-
-def _text(uri: str) -> str:
-    data = read_named_file(uri)
-    try:
-        return (gzip.decompress(data) if uri.endswith(".gz") else data).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{uri} cannot be read ({error}); save it as UTF-8") from error
 
 
 def read_named_file(uri: str) -> bytes:

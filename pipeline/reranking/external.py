@@ -1,6 +1,5 @@
 """Re-ranking any system: its vectors or its matrix of scores, in the splits of its images."""
 
-import csv
 import hashlib
 import resource
 import time
@@ -17,7 +16,7 @@ from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval.scores import Items, MatrixScores, System, VectorScores
-from pipeline.storage import store
+from pipeline.storage import csv_files, store
 from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe, RerankSettings
 
@@ -61,10 +60,8 @@ def read(system: System, splits: dict | None, recipe: Recipe, matrices=(None, No
 
 def read_splits(uri: str) -> dict[str, str]:
     """{image id: split} of a CSV."""
-    reader = csv.DictReader(store.read_text(store.absolute(uri)).splitlines())
-    if not {"image_id", "split"} <= set(reader.fieldnames or ()):
-        raise InputError(f"{uri} must begin with a line that names image_id and split")
-    return {row["image_id"]: row["split"] for row in reader}
+    rows = csv_files.rows(uri, ("image_id", "split"), "a list of images and splits")
+    return {row["image_id"]: row["split"] for _, row in rows}
 
 
 def _rows(items: Items, splits: dict | None, split: str, bank_images: int) -> dict:

@@ -7,15 +7,14 @@
 Other columns may follow; `halftone audit` writes such a list.
 """
 
-import csv
-import io
 from typing import NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.storage import store
+from pipeline.storage import csv_files
 
 HEADER = ("kind", "id", "reason")
 KINDS = ("image", "caption")
+WHAT = "an exclusion list, as `halftone audit` writes it"
 
 
 class Excluded(NamedTuple):
@@ -35,40 +34,15 @@ def read(uri: str) -> dict[tuple[str, str], str]:
 
 def rows(uri: str) -> list[dict[str, str]]:
     """The lines of the list, checked, with all their columns."""
-    reader = csv.DictReader(io.StringIO(_text(uri), newline=""), strict=True, restval="")
     out = []
-    try:
-        missing = [name for name in HEADER if name not in (reader.fieldnames or ())]
-        if missing:
+    for line, row in csv_files.rows(uri, HEADER, WHAT):
+        if row["kind"] not in KINDS or not row["id"]:
             raise InputError(
-                f"{uri} has no column {missing[0]!r}; its first line must name "
-                f"{','.join(HEADER)} (others may follow)"
+                f"{uri} line {line}: found kind {row['kind']!r} and id {row['id']!r}; write image "
+                "or caption, and its id"
             )
-        for row in reader:
-            if row["kind"] not in KINDS or not row["id"]:
-                raise InputError(
-                    f"{uri} line {reader.line_num}: found kind {row['kind']!r} and id "
-                    f"{row['id']!r}; write image or caption, and its id"
-                )
-            out.append(row)
-    except csv.Error as error:
-        raise InputError(
-            f"{uri} line {reader.line_num} is not CSV ({error}); quote fields that hold a comma, "
-            "a quote or a line break"
-        ) from error
+        out.append(row)
     return out
-
-
-def _text(uri: str) -> str:
-    try:
-        return store.read_bytes(store.absolute(uri)).decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(
-            f"no exclusion list at {uri}; `halftone audit` writes one, or give a CSV with the "
-            f"columns {','.join(HEADER)}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{uri} is not UTF-8; save the exclusion list as UTF-8") from error
 
 
 def excluded_from(uri: str, captions_by_image: dict[str, list[str]]) -> Excluded:

@@ -240,6 +240,6 @@ def test_positives_may_differ_between_directions(tmp_path):
     gallery = matrix_scores(items, torch.tensor([[0.1, 0.9]]))
     table = protocols.measure(gallery, ["given"], external.matches(str(uri)), 20)["given"]
     assert table.metrics["i2t_map_at_r"] == 0.5  # of two, the one that is in no gallery is missed
-    with pytest.raises(InputError, match="image_id and caption_id"):
+    with pytest.raises(InputError, match="image_id,caption_id"):
         (tmp_path / "bad.csv").write_text("a,b\n")
         external.matches(str(tmp_path / "bad.csv"))

@@ -214,7 +214,9 @@ def test_files_that_are_not_there_are_told(data, tmp_path):
     with pytest.raises(InputError, match="there is no file .*gone.csv"):
         judged_pairs.read(CalibrateSettings(judgements=str(tmp_path / "gone.csv")), "")
     settings = {"judgements": str(data / "judged.csv"), "captions": str(data / "judged.csv")}
-    with pytest.raises(InputError, match="holds no captions"):
+    with pytest.raises(
+        InputError, match="no column 'image_id'; the first line of a list of captions"
+    ):
         judged_pairs.read(CalibrateSettings(**settings), "")
     with pytest.raises(InputError, match="run `halftone shard` first"):
         judged_pairs.read(CalibrateSettings(judgements=str(data / "judged.csv")), str(tmp_path))

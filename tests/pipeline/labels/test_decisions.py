@@ -161,9 +161,9 @@ def test_what_people_decided_stands_in_training_and_evaluation(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image_id,caption,relevance\n", "has no column 'caption_id'; its first line is image_id"),
+        ("image_id,caption,relevance\n", "has no column 'caption_id'; the first line of"),
         ("image_id,caption_id,relevance\na,b,1.5\n", "line 2: relevance '1.5'; write a number"),
-        ("image_id,caption_id,relevance\na,b,1\na,c\n", "line 3: relevance None"),
+        ("image_id,caption_id,relevance\na,b,1\na,c\n", "line 3 ends before its relevance: a,c"),
     ],
 )
 def test_a_table_of_decisions_that_is_none_is_refused(tmp_path, text, message):

@@ -187,7 +187,7 @@ def test_train_is_dealt_into_galleries_and_banks_of_its_own():
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--splits", "WRONG"], "image_id and split"),
+        (["--splits", "WRONG"], "image_id,split"),
         (["--evaluate.split", "dev"], "none of the 31 images is in dev"),
         (["--rerank.texts", "sentences"], "for a run folder"),
         (

@@ -47,7 +47,7 @@ def test_a_list_is_read_with_its_reasons(tmp_path):
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        (None, "no exclusion list at .*halftone audit"),
+        (None, "there is no file .*halftone audit"),
         ("", "no column 'kind'"),
         ("id,reason\n", "no column 'kind'"),
         ("kind,id\nimage,a\n", "no column 'reason'"),
