@@ -14,9 +14,9 @@ def run(run: Run) -> None:
         stage.note(lists=sum(entry["queries"] for entry in entries), **label.recalls(entries))
         if run.recipe.label.overrides is not None:
             stage.note(decided=sum(entry["decided"] for entry in entries))
-        if stage.made:
-            histograms = label.histograms(entries)
-            store.write_json(store.join(plan.folder, "calibration.json"), histograms)
+        uri = store.join(plan.folder, "histograms.json")
+        if stage.made or not (run.dry or store.exists(uri)):
+            store.write_json(uri, label.histograms(entries))
         if not run.dry:
             label_pages.write(run, stage, plan.folder)
 

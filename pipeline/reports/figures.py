@@ -84,7 +84,7 @@ def _curves(root: str, names: list[str]) -> Iterator[Figure]:
 def _histogram(recipe: Recipe, root: str) -> Figure:
     """How label relevance is spread, over negatives and over held-out positives."""
     folder = run_folder.folder(root, "label", encoder_label(recipe.embed.encoder))
-    found = store.read_json(store.join(folder, "calibration.json"))
+    found = store.read_json(store.join(folder, "histograms.json"))
     split = found["splits"].get("train") or found["splits"][recipe.evaluate.split]
 
     def draw(axes) -> None:

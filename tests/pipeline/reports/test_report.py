@@ -97,7 +97,7 @@ def large(tmp_path_factory) -> tuple[str, Recipe]:
     labels = label_stage.plan(recipe, str(root))
     index = finish(labels, label_stage.write_relevance)
     found = label_stage.histograms(index["pieces"])
-    store.write_json(store.join(labels.folder, "calibration.json"), found)
+    store.write_json(store.join(labels.folder, "histograms.json"), found)
     plan = evaluate.plan(recipe, str(root), "main")
     finish(plan, evaluate.write_rankings)
     shutil.copytree(root / "6-rankings/main", root / "8-reranked/main")
