@@ -2,7 +2,6 @@
 
 from jobs.cli import main
 from jobs.cli.run import Run, Stage
-from pipeline.evaluation import graded_relevance
 from pipeline.labels import embed
 from pipeline.labels.encoders import encoder_label, guards
 from schemas.settings import EmbedSettings
@@ -12,7 +11,7 @@ def run(run: Run) -> None:
     settings, judge = run.recipe.embed, run.recipe.evaluate.encoder
     with run.stage("embed") as stage:
         if judge is not None:
-            _make(stage, graded_relevance.settings_of(judge, run.recipe))
+            _make(stage, embed.settings_of(judge, run.recipe))
         index = _make(stage, settings)
         stage.note(
             captions=sum(entry["captions"] for entry in index["pieces"]),

@@ -5,6 +5,7 @@ from itertools import accumulate
 from pipeline.evaluation import graded_relevance, ranking, task_memory, tower_vectors
 from pipeline.evaluation.graded_relevance import Judge
 from pipeline.labels import label
+from pipeline.sharding import exclusions
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
@@ -20,7 +21,8 @@ OF_OTHERS = {"batch_size", "exclude", "resamples", "encoder", "judgements", "pro
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """A piece for every shard of the evaluated split: its images and captions as queries."""
     folder = RunFolder(root).folder("evaluate", name)
-    return plan_rankings("evaluate", folder, recipe, root, name, {"rerank": "none"})
+    vectors = tower_vectors.files(root, name, recipe.evaluate.split)
+    return plan_rankings("evaluate", folder, recipe, root, vectors, {"rerank": "none"})
 
 
 def plan_rankings(
@@ -28,14 +30,12 @@ def plan_rankings(
     folder: str,
     recipe: Recipe,
     root: str,
-    name: str,
+    vectors: Files,
     protocol: dict,
     scorer=None,
 ) -> Plan:
     """The pieces of a ranking of the evaluated split; other scores are made from `scorer`."""
-    split = recipe.evaluate.split
-    vectors = tower_vectors.files(root, name, split)
-    excluded = tower_vectors.excluded_of(recipe, vectors)
+    excluded = exclusions.of_evaluation(recipe.evaluate, vectors)
     judge = graded_relevance.judge_of(recipe, root)
     protocol = {**_protocol(recipe, judge, vectors, excluded), **protocol}
     inputs = {
@@ -43,7 +43,7 @@ def plan_rankings(
         "excluded": excluded,
         "judge": judge,
         "scorer": scorer,
-        "split": split,
+        "split": recipe.evaluate.split,
         "recipe": recipe,
         "protocol": protocol,
     }

@@ -15,9 +15,7 @@ from pipeline.labels.encoders import encoder_label
 from pipeline.sharding import ingest
 from pipeline.sources import source
 from pipeline.storage.run_folder import Files, RunFolder
-from schemas.settings import EmbedSettings, Recipe
-
-MODEL = ("members", "revision", "prompt", "prompt_name")  # settings that belong to one encoder
+from schemas.settings import Recipe
 
 
 def recipe_of_judge(recipe: Recipe, root: str) -> Recipe:
@@ -34,13 +32,7 @@ def recipe_of_judge(recipe: Recipe, root: str) -> Recipe:
     label = recipe.label
     if label.map in ("logistic", "isotonic"):
         label = label.model_copy(update={"map": "clip", "calibration": None})
-    return recipe.model_copy(update={"embed": settings_of(encoder, recipe), "label": label})
-
-
-def settings_of(encoder: str, recipe: Recipe) -> EmbedSettings:
-    """The settings under which another encoder than the recipe's embeds."""
-    default = EmbedSettings().model_dump(include=set(MODEL))
-    return recipe.embed.model_copy(update={**default, "encoder": encoder})
+    return recipe.model_copy(update={"embed": embed.settings_of(encoder, recipe), "label": label})
 
 
 @dataclass(frozen=True)

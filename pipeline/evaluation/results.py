@@ -3,8 +3,7 @@
 from pipeline.evaluation import human_agreement, intervals, protocols
 from pipeline.evaluation import ranking as ranking_module
 from pipeline.evaluation.tower_vectors import read_vectors
-from pipeline.labels import judged_pairs
-from pipeline.storage import store
+from pipeline.storage import csv_files, store
 from pipeline.storage.plan import Plan
 from schemas.settings import Recipe
 
@@ -39,7 +38,7 @@ def results_version(plan: Plan, recipe: Recipe) -> str:
     """What metrics.json depends on."""
     settings = recipe.evaluate.model_dump(include={"resamples", "protocols"})
     uri = recipe.evaluate.judgements
-    people = uri and store.sha256(judged_pairs.read_named_file(uri))
+    people = uri and store.sha256(csv_files.data(uri, "people's judgements"))
     return store.fingerprint(RESULTS, plan.fingerprint, settings, people)
 
 

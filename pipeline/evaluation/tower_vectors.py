@@ -9,8 +9,9 @@ import torch
 from pipeline.errors import InputError
 from pipeline.evaluation import task_memory
 from pipeline.retrieval.scores import VectorScores
+from pipeline.sharding import exclusions
 from pipeline.sharding.decoding import stream
-from pipeline.sharding.exclusions import Excluded, excluded_from
+from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import cache, parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder, of_split
@@ -58,14 +59,8 @@ def files(root: str, name: str, split: str) -> Files:
 
 def evaluated(recipe: Recipe, root: str, name: str) -> Files:
     """The evaluated split's vectors, or a sentence that names the splits."""
-    found = files(root, name, recipe.evaluate.split)
-    if not found:
-        index = RunFolder(root).index("evaluate", name, "vectors")
-        known = ", ".join(sorted({entry["split"] for entry in index["pieces"]}))
-        raise InputError(
-            f"evaluate.split {recipe.evaluate.split!r} is not evaluated; known: {known}"
-        )
-    return found
+    vectors = RunFolder(root).files("evaluate", name, "vectors")
+    return vectors.need(recipe.evaluate.split, "evaluate.split")
 
 
 @functools.lru_cache(maxsize=4)
@@ -87,7 +82,7 @@ def read_vectors(models: list[tuple[str, Recipe]], root: str) -> VectorScores:
         raise InputError(f"{root} holds {names}; name one with --name, or other vectors")
     [(name, recipe)] = models
     found = evaluated(recipe, root, name)
-    return without(found, excluded_of(recipe, found))
+    return without(found, exclusions.of_evaluation(recipe.evaluate, found))
 
 
 def bank_shards(shards: dict, images: int) -> list[dict]:
@@ -140,23 +135,3 @@ def write_vectors(piece: Piece) -> dict:
     )
     summary = {"split": inputs["split"], "images": len(samples), "captions": len(captions)}
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)
-
-
-def excluded_of(recipe: Recipe, found: Files) -> Excluded:
-    """The images and captions of the evaluated split that `evaluate.exclude` takes out."""
-    if recipe.evaluate.exclude is None:
-        return Excluded()
-    captions: dict[str, list[str]] = {}
-    for uri in found.uris:
-        table = parquet.read_table(uri, ["id", "image_id", "modality"])
-        for id_, image_id, modality in zip(*table.to_pydict().values(), strict=True):
-            captions.setdefault(image_id, [])
-            if modality == "text":
-                captions[image_id].append(id_)
-    excluded = excluded_from(recipe.evaluate.exclude, captions)
-    if len(excluded.images) == len(captions):
-        raise InputError(
-            f"evaluate.exclude {recipe.evaluate.exclude} takes all {len(captions)} images of "
-            f"{recipe.evaluate.split} out; evaluate another split or shorten the list"
-        )
-    return excluded

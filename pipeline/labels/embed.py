@@ -22,6 +22,8 @@ from pipeline.storage.vector_columns import vector_column, vector_matrix
 from schemas.embedding import embedding_schema
 from schemas.settings import EmbedSettings, Recipe
 
+OF_ONE_ENCODER = {"members", "revision", "prompt", "prompt_name"}  # settings
+
 
 class Step(NamedTuple):
     """One plan of the stage, with what makes its pieces and what looks at them all."""
@@ -90,6 +92,12 @@ def folder_of(recipe: Recipe, root: str) -> str:
 def files(recipe: Recipe, root: str) -> Files:
     """The caption vectors of a recipe's encoder."""
     return RunFolder(root).files("embed", encoder_label(recipe.embed.encoder))
+
+
+def settings_of(encoder: str, recipe: Recipe) -> EmbedSettings:
+    """The settings under which another encoder than the recipe's embeds."""
+    own = EmbedSettings().model_dump(include=OF_ONE_ENCODER)
+    return recipe.embed.model_copy(update={**own, "encoder": encoder})
 
 
 def other_sentence_encoders(recipe: Recipe, root: str) -> list[str]:

@@ -78,9 +78,11 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
 
 def fingerprint_of_judgements(settings: CalibrateSettings, root: str) -> list:
     """What the judged pairs depend on: hashes of the files, or the version of the shards."""
-    read = [store.sha256(read_named_file(settings.judgements))] if settings.judgements else []
+    read = []
+    if settings.judgements:
+        read.append(store.sha256(csv_files.data(settings.judgements, COLUMNS)))
     if settings.captions:
-        return [*read, store.sha256(read_named_file(settings.captions))]
+        return [*read, store.sha256(csv_files.data(settings.captions, CAPTIONS))]
     return [*read, RunFolder(root).index("shard")["version"]]
 
 
@@ -148,11 +150,3 @@ def _captions_of_run(root: str) -> dict[str, tuple[str, str]]:
         for row in shards.table(name, ["image_id", "captions"]).to_pylist():
             out |= {c["caption_id"]: (row["image_id"], c["text"]) for c in row["captions"]}
     return out
-
-
-def read_named_file(uri: str) -> bytes:
-    """A file's bytes, or the sentence that it is not there."""
-    try:
-        return store.read_bytes(uri)
-    except OSError as error:
-        raise InputError(f"there is no file {uri}; name one that is there") from error

@@ -16,7 +16,7 @@ from pipeline.labels import decisions, embed
 from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import encoder_label, sentences
 from pipeline.labels.relevance_lists import Direction, Lists
-from pipeline.storage import parquet, store
+from pipeline.storage import csv_files, parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder
 from schemas.relevance import ENCODINGS, RELEVANCE
@@ -83,9 +83,10 @@ def _check_calibration(recipe: Recipe) -> None:
 def depends_on(settings: LabelSettings) -> dict:
     """What the relevance of a pair depends on, files by their contents."""
     decided = settings.overrides and decisions.overrides(settings.overrides)
+    fitted = settings.calibration and csv_files.data(settings.calibration, "a fitted map")
     return {
         **settings.model_dump(exclude=OF_LISTS | OF_PAGES),
-        "calibration": decisions.fingerprint_of_file(settings.calibration, "calibration"),
+        "calibration": store.sha256(fitted) if fitted is not None else None,
         "overrides": decided and store.fingerprint(sorted(decided)),
     }
 
@@ -98,7 +99,7 @@ def write_relevance(piece: Piece) -> dict:
     settings: LabelSettings = inputs["settings"]
     files: Files = inputs["embeddings"]
     everyone = Captions.read(files)
-    mine = Captions.read(files.only(inputs["shard"]))
+    mine = Captions.read(files.one(inputs["shard"]))
     tables, recalls = [RELEVANCE.empty_table()], {}
     for name in settings.lists:
         direction = Direction(name, mine, everyone, settings)

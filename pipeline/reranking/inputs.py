@@ -13,7 +13,7 @@ from pipeline.reranking.problem import Problem, of_vectors
 from pipeline.retrieval.scores import VectorScores
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import parquet, store
-from pipeline.storage.run_folder import Files
+from pipeline.storage.run_folder import Files, RunFolder
 from pipeline.storage.vector_columns import vector_matrix
 from schemas.settings import Recipe, RerankSettings
 
@@ -35,7 +35,6 @@ class SplitVectors(NamedTuple):
 
 def inputs_of(recipe: Recipe, root: str, name: str) -> tuple[dict, dict]:
     """The vectors of train, val and the evaluated split with the settings, and their versions."""
-    tower_vectors.evaluated(recipe, root, name)
     split = recipe.evaluate.split
     of = vectors_of(recipe, root, name, ("train", "val", split))
     if not of["train"].towers and recipe.rerank.pool == "inductive":
@@ -51,15 +50,14 @@ def vectors_of(
     recipe: Recipe, root: str, name: str, splits: tuple[str, ...]
 ) -> dict[str, SplitVectors]:
     """The vectors of a run folder's splits; sentence vectors of the same shards alone."""
-    found = {}
-    for split in splits:
-        towers, sentences = tower_vectors.files(root, name, split), None
-        if recipe.rerank.texts == "sentences":
-            known = embed.files(recipe, root).of_split(split)
-            own = [entry for entry in known.entries if entry["name"] in towers.names]
-            sentences = Files.of(known.folder, own)
-        found[split] = SplitVectors(towers, sentences)
-    return found
+    towers = RunFolder(root).files("evaluate", name, "vectors")
+    towers.need(recipe.evaluate.split, "evaluate.split")
+    asked = recipe.rerank.texts == "sentences"
+    sentences = embed.files(recipe, root).only(towers.names) if asked else None
+    return {
+        split: SplitVectors(towers.of_split(split), sentences and sentences.of_split(split))
+        for split in splits
+    }
 
 
 @functools.lru_cache(maxsize=4)

@@ -227,6 +227,7 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
         trained = run_folder.need_index(weights, "rerank")
         steps = [*steps, {"method": "leaprr"}]
         versions.append(trained["version"])
+    protocol = _protocol(recipe, method, entry)
     inputs, splits = inputs_of(recipe, root, name)
     matters = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "texts"})
     scorer = Scorer(
@@ -238,8 +239,8 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
         version=store.fingerprint(versions, splits["train"], matters, method),
     )
     folder = RunFolder(root).folder("reranked", name, *([] if method == first else [method]))
-    protocol = _protocol(recipe, method, entry)
-    return evaluate.plan_rankings("reranked", folder, recipe, root, name, protocol, scorer)
+    vectors = inputs["vectors"][recipe.evaluate.split].towers
+    return evaluate.plan_rankings("reranked", folder, recipe, root, vectors, protocol, scorer)
 
 
 def _protocol(recipe: Recipe, method: str, entry: dict) -> dict:

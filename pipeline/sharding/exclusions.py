@@ -10,7 +10,9 @@ Other columns may follow; `halftone audit` writes such a list.
 from typing import NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.storage import csv_files
+from pipeline.storage import csv_files, parquet
+from pipeline.storage.run_folder import Files
+from schemas.settings import EvaluateSettings
 
 HEADER = ("kind", "id", "reason")
 KINDS = ("image", "caption")
@@ -45,18 +47,33 @@ def rows(uri: str) -> list[dict[str, str]]:
     return out
 
 
-def excluded_from(uri: str, captions_by_image: dict[str, list[str]]) -> Excluded:
-    """The listed images with their captions, the listed captions, and images left with none."""
-    listed = read(uri)
+def of_evaluation(settings: EvaluateSettings, vectors: Files) -> Excluded:
+    """What `evaluate.exclude` takes out of the evaluated split.
+
+    The listed images with their captions, the listed captions, and images left with none.
+    """
+    if settings.exclude is None:
+        return Excluded()
+    listed = read(settings.exclude)
+    table = parquet.read_tables(vectors.uris, ["id", "image_id", "modality"]).to_pydict()
+    captions: dict[str, list[str]] = {image_id: [] for image_id in table["image_id"]}
+    for id_, image_id, modality in zip(*table.values(), strict=True):
+        if modality == "text":
+            captions[image_id].append(id_)
     images = {
         image_id
-        for image_id, captions in captions_by_image.items()
-        if ("image", image_id) in listed or all(("caption", c) in listed for c in captions)
+        for image_id, own in captions.items()
+        if ("image", image_id) in listed or all(("caption", c) in listed for c in own)
     }
-    captions = {
+    if len(images) == len(captions):
+        raise InputError(
+            f"evaluate.exclude {settings.exclude} takes all {len(captions)} images of "
+            f"{settings.split} out; evaluate another split or shorten the list"
+        )
+    texts = {
         caption_id
-        for image_id, captions in captions_by_image.items()
-        for caption_id in captions
+        for image_id, own in captions.items()
+        for caption_id in own
         if image_id in images or ("caption", caption_id) in listed
     }
-    return Excluded(frozenset(images), frozenset(captions))
+    return Excluded(frozenset(images), frozenset(texts))

@@ -31,30 +31,35 @@ def rows(uri: str, needed: Sequence[str], what: str) -> Iterator[tuple[int, dict
 def table(uri: str, what: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The names in the first line, and (line, cells) of the others but empty ones."""
     reader = csv.reader(io.StringIO(text(uri, what), newline=""), strict=True)
-    lines = _lines(reader, uri)
-    _, header = next(lines, (0, []))
-    return [name.strip() for name in header], lines
 
+    def lines() -> Iterator[tuple[int, list[str]]]:
+        try:
+            yield from ((reader.line_num, cells) for cells in reader if cells)
+        except csv.Error as error:
+            raise InputError(
+                f"{uri} line {reader.line_num} is not CSV ({error}); quote fields that hold a "
+                "comma, a quote or a line break"
+            ) from error
 
-def _lines(reader, uri: str) -> Iterator[tuple[int, list[str]]]:
-    try:
-        yield from ((reader.line_num, cells) for cells in reader if cells)
-    except csv.Error as error:
-        raise InputError(
-            f"{uri} line {reader.line_num} is not CSV ({error}); quote fields that hold a comma, "
-            "a quote or a line break"
-        ) from error
+    found = lines()
+    _, header = next(found, (0, []))
+    return [name.strip() for name in header], found
 
 
 def text(uri: str, what: str) -> str:
     """The whole text of a file, gzipped or not, without a byte order mark."""
+    packed = data(uri, what)
     try:
-        data = store.read_bytes(store.absolute(uri))
-    except OSError as error:
-        raise InputError(f"there is no file {uri}; give {what}") from error
-    try:
-        return (gzip.decompress(data) if uri.endswith(".gz") else data).decode("utf-8-sig")
+        return (gzip.decompress(packed) if uri.endswith(".gz") else packed).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{uri} is not UTF-8 ({error}); save {what} as UTF-8") from error
     except (OSError, EOFError) as error:
         raise InputError(f"{uri} is not gzip, or torn: {error}; pack it again") from error
+
+
+def data(uri: str, what: str) -> bytes:
+    """A file's bytes, or the sentence that it is not there."""
+    try:
+        return store.read_bytes(store.absolute(uri))
+    except OSError as error:
+        raise InputError(f"there is no file {uri}; give {what}") from error

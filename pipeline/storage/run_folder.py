@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import StageMissing
+from pipeline.errors import InputError, StageMissing
 from pipeline.storage import store
 
 INDEX = "index.json"
@@ -52,8 +52,18 @@ class Files:
     def of_split(self, split: str) -> "Files":
         return Files.of(self.folder, [e for e in self.entries if e.get("split") == split])
 
-    def only(self, name: str) -> "Files":
-        """The file of one piece."""
+    def need(self, split: str, setting: str) -> "Files":
+        """The files of the split that a setting names, or a sentence with those there are."""
+        if not (found := self.of_split(split)):
+            known = ", ".join(sorted({entry["split"] for entry in self.entries})) or "none"
+            raise InputError(f"{setting} {split!r} is not in {self.folder}; known: {known}")
+        return found
+
+    def only(self, names: Iterable[str]) -> "Files":
+        return Files.of(self.folder, [e for e in self.entries if e["name"] in set(names)])
+
+    def one(self, name: str) -> "Files":
+        """The file of one piece, also where no entries are known."""
         return Files(self.folder, (name,), store.fingerprint(self.version, name))
 
 

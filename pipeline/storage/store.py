@@ -167,6 +167,11 @@ def stamp(uri: str) -> list:
     return [info.get("size"), str(next(changes, ""))]
 
 
+def state(uri: str) -> tuple:
+    """What tells that a small local file was changed; a remote one is read once a process."""
+    return tuple(stamp(uri)) if is_local(uri) and exists(uri) else ()
+
+
 def read_bytes(uri: str, offset: int = 0, size: int | None = None) -> bytes:
     """A file's bytes, or `size` of them from `offset`: fewer where the file ends before."""
     if is_local(uri):

@@ -72,7 +72,7 @@ def test_settings_that_do_not_fit_a_calibration_are_refused(tmp_path):
     how = LabelSettings(overrides=str(tmp_path / "gone.csv"))
     embeddings(str(tmp_path), COUNTS)
     with pytest.raises(
-        InputError, match="label.overrides names .*gone.csv, where there is no file"
+        InputError, match="there is no file .*gone.csv; give a list of decided pairs"
     ):
         label.plan(Recipe(name="t", embed={"encoder": "hand"}, label=how), str(tmp_path))
 

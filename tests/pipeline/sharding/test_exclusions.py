@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import InputError
@@ -12,8 +13,8 @@ from pipeline.reports import results
 from pipeline.reranking import rerank
 from pipeline.sharding import exclusions
 from pipeline.storage import parquet
-from pipeline.storage.run_folder import RunFolder
-from schemas.settings import RerankSettings
+from pipeline.storage.run_folder import Files, RunFolder
+from schemas.settings import EvaluateSettings, RerankSettings
 from tests.pipeline.evaluation.test_ranking import (
     candidates_of,
     image_of,
@@ -68,10 +69,15 @@ def test_images_leave_with_their_captions_and_without_any(tmp_path):
         tmp_path,
         "kind,id,reason\nimage,a,x\ncaption,b#0,x\ncaption,c#0,x\ncaption,c#1,x\nimage,z,x\n",
     )
-    captions = {"a": ["a#0", "a#1"], "b": ["b#0", "b#1"], "c": ["c#0", "c#1"], "d": ["d#0"]}
-    leaving = exclusions.excluded_from(uri, captions)
-    assert leaving.images == {"a", "c"}
-    assert leaving.captions == {"a#0", "a#1", "b#0", "c#0", "c#1"}
+    ids = {"a": ["a#0", "a#1"], "b": ["b#0", "b#1"], "c": ["c#0", "c#1"], "d": ["d#0"]}
+    rows = [{"id": i, "image_id": i, "modality": "image"} for i in ids]
+    rows += [{"id": t, "image_id": i, "modality": "text"} for i, own in ids.items() for t in own]
+    table = pa.Table.from_pylist(rows)
+    entry = parquet.write_table(f"{tmp_path}/v.parquet", table, "f", {"name": "v"})
+    vectors = Files.of(str(tmp_path), [entry])
+    out = exclusions.of_evaluation(EvaluateSettings(exclude=uri), vectors)
+    assert out.images == {"a", "c"}
+    assert out.captions == {"a#0", "a#1", "b#0", "c#0", "c#1"}
 
 
 # ---- evaluation --------------------------------------------------------------------------------
