@@ -13,7 +13,7 @@ class TrackedModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context) -> None:
         from pipeline.training.saved_model import load_model
 
-        self.model, self.vocabulary, self.recipe = load_model(context.artifacts["model"])
+        self.model = load_model(context.artifacts["model"])
 
     def predict(self, context, model_input: list[str], params=None) -> list[list[float]]:
         return [self._vector(item) for item in model_input]
@@ -21,16 +21,9 @@ class TrackedModel(mlflow.pyfunc.PythonModel):
     def _vector(self, item: str) -> list[float]:
         import base64
 
-        import torch
-
-        from pipeline.sharding.decoding import decode
-
-        with torch.inference_mode():
-            if not item.startswith("data:"):
-                words, lengths = self.vocabulary.encode([item], self.recipe.model.max_words)
-                return self.model.encode_text(words, lengths)[0].tolist()
-            image = decode(base64.b64decode(item.split(",", 1)[1]), self.recipe.model.image_size)
-            return self.model.encode_image(torch.from_numpy(image.copy())[None])[0].tolist()
+        if not item.startswith("data:"):
+            return self.model.embed_texts([item])[0].tolist()
+        return self.model.embed_images([base64.b64decode(item.split(",", 1)[1])])[0].tolist()
 
 
 mlflow.models.set_model(TrackedModel())

@@ -2,7 +2,6 @@
 
 import functools
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -16,7 +15,7 @@ from pipeline.storage import cache, parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder, of_split
 from pipeline.storage.vector_columns import vector_column
-from pipeline.training import saved_model
+from pipeline.training.saved_model import SavedModel, load_model
 from schemas.embedding import tower_schema
 from schemas.settings import Recipe
 
@@ -95,40 +94,30 @@ def bank_shards(shards: dict, images: int) -> list[dict]:
 
 
 @functools.lru_cache(maxsize=1)
-def _model(folder: str, version: str):
-    return saved_model.load_model(folder)
+def _model(folder: str, version: str) -> SavedModel:
+    return load_model(folder)
 
 
-@torch.inference_mode()
 def write_vectors(piece: Piece) -> dict:
     """Write the tower vectors of one shard; a summary with their number."""
     if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     inputs = piece.inputs
-    model, vocabulary, recipe = _model(inputs["model"], inputs["version"])
-    device = next(model.parameters()).device
+    model, together = _model(inputs["model"], inputs["version"]), inputs["batch_size"]
     tar = cache.kept(inputs["tar"], inputs["file"], inputs["copies"])
-    samples = list(stream(tar, image_size=recipe.model.image_size))
-    rows, vectors = [], []
-    for start in range(0, len(samples), inputs["batch_size"]):
-        batch = samples[start : start + inputs["batch_size"]]
-        payload = torch.from_numpy(np.stack([image for _, image in batch]))
-        vectors.append(model.encode_image(payload.to(device)).cpu())
-        rows += [(about["image_id"], about["image_id"], "image") for about, _ in batch]
+    samples = list(stream(tar, image_size=model.recipe.model.image_size))
+    images = [about["image_id"] for about, _ in samples]
     captions = [(c, about["image_id"]) for about, _ in samples for c in about["captions"]]
-    for start in range(0, len(captions), inputs["batch_size"]):
-        batch = captions[start : start + inputs["batch_size"]]
-        texts = [caption["text"] for caption, _ in batch]
-        words, lengths = vocabulary.encode(texts, recipe.model.max_words)
-        vectors.append(model.encode_text(words.to(device), lengths).cpu())
-        rows += [(caption["caption_id"], image_id, "text") for caption, image_id in batch]
+    vectors = [
+        model.embed_payloads([payload for _, payload in samples], together),
+        model.embed_texts([caption["text"] for caption, _ in captions], together),
+    ]
     matrix = torch.cat(vectors).numpy()
-    ids, image_ids, modality = (list(column) for column in zip(*rows, strict=True))
     table = pa.table(
         {
-            "id": ids,
-            "image_id": image_ids,
-            "modality": modality,
+            "id": images + [caption["caption_id"] for caption, _ in captions],
+            "image_id": images + [image_id for _, image_id in captions],
+            "modality": ["image"] * len(images) + ["text"] * len(captions),
             "vector": vector_column(matrix),
         },
         schema=tower_schema(matrix.shape[1]),

@@ -2,6 +2,7 @@
 
 import hashlib
 import resource
+import tempfile
 import time
 from dataclasses import dataclass
 
@@ -10,10 +11,11 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.evaluation import external, protocols, results
-from pipeline.reranking import fitting, rerank
+from pipeline.reranking import fitting
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
+from pipeline.reranking.rerank import COSTS, heading, load_leaprr, summary
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval.scores import Items, MatrixScores, System, VectorScores
 from pipeline.storage import csv_files, store
@@ -114,7 +116,7 @@ def fit(method: str, system: External, recipe: Recipe, folder: str) -> Fitted:
     model, lists = None, recipe.leaprr.lists
     if "leaprr" in names:
         weights = recipe.rerank.weights or _trained(method, system, recipe, steps, folder)
-        steps, model = [*steps, {"method": "leaprr"}], rerank.load_leaprr(weights)
+        steps, model = [*steps, {"method": "leaprr"}], load_leaprr(weights)
     seen = model is not None and recipe.rerank.weights is None and lists == "val"
     if val is None or seen:  # what LeaPRR gives on val is seen in its training
         return Fitted(steps, model, -1.0)
@@ -145,7 +147,7 @@ def _trained(method: str, system: External, recipe: Recipe, steps: list, folder:
         while training.epoch < settings.epochs:
             training.run_epoch()
         training.publish()
-    plan.finish({piece.name: rerank.summary(piece)} if plan.pending else {})
+    plan.finish({piece.name: summary(piece)} if plan.pending else {})
     return folder
 
 
@@ -163,6 +165,28 @@ def apply(fitted: Fitted, system: External, split: str) -> tuple[MatrixScores, d
         "ms_per_query": 1000 * (time.perf_counter() - started) / queries,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def rerank(
+    scores: System,
+    method: str = "inverted_softmax",
+    *,
+    splits: dict[str, str] | None = None,
+    split: str = "test",
+    pool: str = "inductive",
+    **settings,
+) -> MatrixScores:
+    """The scores of one split, re-ranked: the method's settings are chosen on val.
+
+    `splits` names each image's split; train images are the bank of an inductive pool, val is what
+    settings are chosen on (without it the middle ones are taken). Without splits all images are
+    ranked, which only a `transductive` pool can do. `settings` are those of `rerank`.
+    """
+    about = {"method": method, "pool": pool, **settings}
+    recipe = Recipe(name="external", rerank=about, evaluate={"split": split})
+    system = read(scores, splits, recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        return apply(fit(method, system, recipe, folder), system, split)[0]
 
 
 def write(folder: str, scores: MatrixScores) -> list[str]:
@@ -183,9 +207,9 @@ def table(found: dict, costs: dict, best: tuple, recipe: Recipe) -> tuple[list, 
     for method, (values, intervals, _) in found.items():
         recalls = results.recalls(values)
         interval = "[{:.1f}, {:.1f}]".format(*intervals["rsum"])
-        cost = [f"{costs[method][k]:.2f}" if method in costs else "-" for k in rerank.COSTS]
+        cost = [f"{costs[method][k]:.2f}" if method in costs else "-" for k in COSTS]
         star = " *" if method == best[0] else ""
         rows.append([method + star, *recalls, f"{values['rsum']:.1f}", interval, *cost])
-    columns = [rerank.heading(recipe.rerank.pool, best[1]), *results.RECALLS]
-    columns += ["rSum", "95 %", *rerank.COSTS.values()]
+    columns = [heading(recipe.rerank.pool, best[1]), *results.RECALLS]
+    columns += ["rSum", "95 %", *COSTS.values()]
     return columns, rows, protocols.line(found["none"])

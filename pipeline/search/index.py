@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from pipeline.errors import InputError
@@ -17,11 +16,10 @@ from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.reports.pictures import Hit, Pictures
 from pipeline.retrieval.nearest import top_k
-from pipeline.sharding.decoding import decode
-from pipeline.sharding.images import Rejected, checked
+from pipeline.sharding.images import Rejected
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training import saved_model
+from pipeline.training.saved_model import SavedModel, load_model
 from schemas.settings import Recipe
 
 
@@ -48,8 +46,8 @@ class SearchIndex:
         self.pictures = Pictures(root, recipe.evaluate.split)
 
     @functools.cached_property
-    def _model(self):
-        return saved_model.load_model(RunFolder(self.root).folder("train", self.name))
+    def _model(self) -> SavedModel:
+        return load_model(RunFolder(self.root).folder("train", self.name))
 
     def find(self, query: Query) -> list[Hit]:
         """The images nearest to a text, or the captions nearest to a picture."""
@@ -58,37 +56,28 @@ class SearchIndex:
     def find_all(self, queries: Sequence[Query]) -> list[list[Hit]]:
         """The hits of every query; texts go through the models together."""
         texts = [query for query in queries if query.picture is None]
-        found = iter(self._images_near(texts, self._text_vectors([q.text for q in texts])))
+        vectors_QD = self._text_vectors([q.text for q in texts]) if texts else None
+        found = iter(self._images_near(texts, vectors_QD) if texts else ())
         return [
             next(found) if q.picture is None else self._captions_near(q, self._picture_vector(q))
             for q in queries
         ]
 
-    @torch.inference_mode()
     def _text_vectors(self, texts: list[str]) -> torch.Tensor:
         """The model's vectors (Q, D) of texts."""
-        if not texts:
-            return torch.empty(0, self.scores.images.shape[1])
         if not all(text.strip() for text in texts):
             raise InputError("the query is empty; write what you look for")
-        model, vocabulary, recipe = self._model
-        words, lengths = vocabulary.encode(texts, recipe.model.max_words)
-        device = next(model.parameters()).device
-        return model.encode_text(words.to(device), lengths).cpu()
+        return self._model.embed_texts(texts)
 
-    @torch.inference_mode()
     def _picture_vector(self, query: Query) -> torch.Tensor:
         """The model's vector (D,) of a picture, which is treated as those of the shards are."""
         try:
-            data = checked(query.picture, self.recipe.shard).data
+            return self._model.embed_images([query.picture])[0]
         except Rejected as reason:
             raise InputError(f"the query is no picture Pillow can read: {reason}") from reason
-        model, _, recipe = self._model
-        payload = torch.from_numpy(np.array(decode(data, recipe.model.image_size)))[None]
-        try:
-            return model.encode_image(payload.to(next(model.parameters()).device))[0].cpu()
         except (RuntimeError, ValueError) as error:
-            kind = "images" if recipe.model.image == "pixels" else "region features (.npy)"
+            pixels = self.recipe.model.image == "pixels"
+            kind = "images" if pixels else "region features (.npy)"
             raise InputError(f"model {self.name} takes {kind}; the query is neither") from error
 
     def _images_near(self, queries: list[Query], vectors_QD: torch.Tensor) -> list[list[Hit]]:

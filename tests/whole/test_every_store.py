@@ -168,14 +168,14 @@ def test_a_model_trained_and_evaluated_from_any_store_is_the_same(copy, roots, t
         plan.finish({"model": saved_model.summary(plan.pieces[0])})
         vectors = tower_vectors.plan_vectors(recipe, root, "main")
         vectors.finish({p.name: tower_vectors.write_vectors(p) for p in vectors.pending})
-        model, *_ = saved_model.load_model(run_folder.folder(root, "train", "main"))
+        model = saved_model.load_model(run_folder.folder(root, "train", "main"))
         folder = store.join(root, "6-rankings", "main", "vectors")
         tables = {
             n: parquet.read_table(store.join(folder, n))
             for n in store.list_files(folder)
             if n.endswith(".parquet")
         }
-        return model.state_dict(), {n: t["vector"].to_pylist() for n, t in tables.items()}
+        return model.towers.state_dict(), {n: t["vector"].to_pylist() for n, t in tables.items()}
 
     (here, vectors), (there, others) = trained(copy), trained(roots["disk"])
     assert all(torch.equal(here[name], there[name]) for name in there)

@@ -222,7 +222,8 @@ def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa:
     flags += ["--model.pretrained", str(folder), "--model.freeze", "1", "--train.epochs", "1"]
     fit(recipe_with(recipe.embed.encoder, *TINY, *flags), root, "clip")
     shutil.rmtree(folder)
-    model, vocabulary, _ = saved_model.load_model(f"{root}/5-model/clip")
+    loaded = saved_model.load_model(f"{root}/5-model/clip")
+    model, vocabulary = loaded.towers, loaded.vocabulary
     with torch.inference_mode():
         images, texts = model(pictures(), *vocabulary.encode(CAPTIONS, 64))
     assert images.shape == texts.shape == (3, 24)

@@ -12,7 +12,6 @@ import torch
 from jobs.cli import recipes
 from jobs.cli.main import main
 from pipeline.errors import InputError
-from pipeline.retrieval.scores import scores
 from pipeline.search import index
 from pipeline.search.index import Query, SearchIndex
 from pipeline.search.page import SHADES
@@ -26,18 +25,18 @@ def gallery(finished_run) -> SearchIndex:
 
 @pytest.fixture(scope="module")
 def texts(gallery) -> list[str]:
-    return [gallery.pictures.captions[i] for i in gallery.vectors.text_ids[::7]]
+    return [gallery.pictures.captions[i] for i in gallery.items.text_ids[::7]]
 
 
 def test_a_caption_finds_what_brute_force_finds(gallery, texts):
     """The vectors of stage 6 and of the search are of one model, so scores agree too."""
-    at = dict(zip(gallery.vectors.text_ids[::7], texts, strict=True))
-    rows = [gallery.vectors.text_ids.index(id_) for id_ in at]
-    all_QM = scores(gallery.vectors.texts[rows], gallery.vectors.images)
+    at = dict(zip(gallery.items.text_ids[::7], texts, strict=True))
+    rows = [gallery.items.text_ids.index(id_) for id_ in at]
+    all_QM = gallery.scores.block("t2i", rows)
     for text, scores_M in zip(at.values(), all_QM, strict=True):
         hits = gallery.find(Query(text, top=5))
         best = torch.topk(scores_M, 5)
-        assert [h.image_id for h in hits] == [gallery.vectors.image_ids[i] for i in best.indices]
+        assert [h.image_id for h in hits] == [gallery.items.image_ids[i] for i in best.indices]
         assert [h.score for h in hits] == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
@@ -53,7 +52,7 @@ def test_many_queries_at_once_find_what_each_finds_alone(gallery, texts):
 
 
 def test_filters_take_out_before_the_nearest_are_chosen(gallery):
-    every = len(gallery.vectors.image_ids)
+    every = len(gallery.items.image_ids)
     captions = gallery.pictures.caption_texts
     all_hits = gallery.find(Query("a red circle", top=every))
     for words, without in (("red", ""), ("", "red"), ("a", "blue"), ("", "a the in on")):
@@ -88,12 +87,12 @@ def test_shades_are_the_relevance_of_the_labels(gallery):
 
 def test_a_picture_finds_captions_as_its_own_vector_does(gallery):
     row = 5
-    image_id = gallery.vectors.image_ids[row]
+    image_id = gallery.items.image_ids[row]
     data = gallery.pictures.samples[image_id].read()
     hits = gallery.find(Query(picture=data, top=4))
-    found = scores(gallery.vectors.images[row : row + 1], gallery.vectors.texts)[0]
+    found = gallery.scores.block("i2t", [row])[0]
     best = torch.topk(found, 4)
-    assert [h.id for h in hits] == [gallery.vectors.text_ids[i] for i in best.indices]
+    assert [h.id for h in hits] == [gallery.items.text_ids[i] for i in best.indices]
     assert [h.text for h in hits] == [gallery.pictures.captions[h.id] for h in hits]
     some = gallery.find(Query(picture=data, top=4, without="a"))
     assert all("a" not in index._words(h.text) for h in some)

@@ -80,7 +80,7 @@ def test_its_pictures_are_those_of_the_shards(gallery, address):
 
 
 def test_a_picture_is_answered_with_captions(gallery, address):
-    data = picture_of(gallery, gallery.vectors.image_ids[3])
+    data = picture_of(gallery, gallery.items.image_ids[3])
     kind = {"Content-Type": "image/jpeg"}
     got = requests.post(f"{address}/search?top=4&without=red", data=data, headers=kind).json()
     hits = gallery.find(Query(picture=data, top=4, without="red"))
@@ -88,7 +88,7 @@ def test_a_picture_is_answered_with_captions(gallery, address):
 
 
 def test_many_at_once_get_what_each_gets_alone(gallery, address):
-    texts = [gallery.pictures.captions[i] for i in gallery.vectors.text_ids[:48]]
+    texts = [gallery.pictures.captions[i] for i in gallery.items.text_ids[:48]]
 
     def ask(text: str) -> list[str]:
         answer = requests.get(f"{address}/search", params={"q": text, "top": 6})
@@ -181,7 +181,7 @@ def test_bad_uploads_are_refused(address, body, kind, status, words):
 
 
 def test_torn_pictures_and_bombs_are_refused(gallery, address):
-    torn = picture_of(gallery, gallery.vectors.image_ids[0])[:-200]
+    torn = picture_of(gallery, gallery.items.image_ids[0])[:-200]
     for body, words in ((torn, "does not decode"), (bomb(), "too many pixels")):
         kind = {"Content-Type": "image/jpeg"}
         answer = requests.post(f"{address}/search", data=body, headers=kind)
@@ -291,12 +291,12 @@ def test_filters_examples_and_going_back_work_in_the_page(tab, gallery):
     tab.fill("input[name=without]", "red")
     with tab.expect_response(lambda r: "without=red" in r.url):
         tab.click("button")
-    tab.wait_for_function("!document.querySelector('[aria-busy=true]')")
+    expect(tab.locator("[aria-busy=true]")).to_have_count(0, timeout=60_000)
     shown = tab.locator(".found figure").evaluate_all("all => all.map(f => f.dataset.image)")
     expected = gallery.find(Query(example, top=gallery.recipe.serve.top, without="red"))
     assert shown == [hit.image_id for hit in expected] and shown
     tab.go_back()
-    tab.wait_for_function("document.querySelector('input[name=without]').value === ''")
+    expect(tab.locator("input[name=without]")).to_have_value("", timeout=60_000)
 
 
 def test_a_query_of_markup_is_text(tab):
@@ -308,7 +308,7 @@ def test_a_query_of_markup_is_text(tab):
 
 
 def test_a_picture_given_to_the_page_finds_captions(tab, gallery):
-    data = picture_of(gallery, gallery.vectors.image_ids[2])
+    data = picture_of(gallery, gallery.items.image_ids[2])
     tab.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": data})
     tab.locator(".asked img").wait_for()
     first = tab.locator(".found figure").first
