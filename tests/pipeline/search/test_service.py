@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
+from playwright.sync_api import expect
 
 from jobs.cli import recipes
 from jobs.cli.main import main
