@@ -5,6 +5,7 @@ import hashlib
 import resource
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval.scores import Gallery, Reranked
 from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.training.loop import Loop
 from schemas.settings import Recipe, RerankSettings
 
 
@@ -148,10 +150,7 @@ def _trained(method: str, others: Others, recipe: Recipe, steps: list, folder: s
     )
     plan = Plan.of("rerank", folder, [piece], own)
     if plan.pending:
-        training = LeaPRRTrainer(piece, lambda records: None, others.problems[lists], val)
-        while training.epoch < settings.epochs:
-            training.run_epoch()
-        training.publish()
+        Loop(partial(LeaPRRTrainer, train=others.problems[lists], val=val), piece).run()
     plan.finish({piece.name: rerank.summary(piece)} if plan.pending else {})
     return folder
 
