@@ -133,6 +133,7 @@ def coco_number(image_id: str) -> int | None:
 def _queries(gallery, matches: list[Matches]) -> list[dict[str, Queries]]:
     """Every query's metrics under each of several sets of matches, in one pass."""
     pairs = {way: [_pairs(m[way], *gallery.rows(way)) for m in matches] for way in ("i2t", "t2i")}
+    # The pairs of all sets are counted together: the product of vectors is the dear part.
     together = {way: np.concatenate([p for p, _ in of], axis=1) for way, of in pairs.items()}
     counted = gallery.places(together["i2t"], together["t2i"])
     out: list[dict[str, Queries]] = [{} for _ in matches]
@@ -141,6 +142,7 @@ def _queries(gallery, matches: list[Matches]) -> list[dict[str, Queries]]:
         for table, of_query, (pair_2P, total_Q) in zip(out, matches, pairs[way], strict=True):
             if not of_query[way]:
                 continue
+            # This set's share of the counts, its queries numbered among themselves.
             start, end = end, end + pair_2P.shape[1]
             number = {rows_of[query]: n for n, query in enumerate(of_query[way])}
             query_P = np.array([number[row] for row in pair_2P[0]], np.int64)
