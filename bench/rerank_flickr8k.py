@@ -27,6 +27,7 @@ from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.storage import store
 from pipeline.storage.plan import Piece
+from pipeline.training.loop import Loop
 from schemas.settings import LeaPRRSettings, RerankSettings
 
 CHAINS = [
@@ -75,13 +76,13 @@ def learned(here: Model, lists: Model | None, pool: str, steps: list[dict], seed
     with tempfile.TemporaryDirectory() as folder:
         inputs = {"leaprr": settings, "steps": steps, "version": ""}
         piece = Piece("leaprr", f"{folder}/history.json", "bench", inputs)
-        training, best = LeaPRRTrainer(piece, lambda records: None, val, among), {}
+        training, best = Loop(functools.partial(LeaPRRTrainer, train=val, val=among), piece), {}
         while training.epoch < settings.epochs:
             training.run_epoch()
             if training.best["epoch"] == training.epoch:
-                best = {k: v.clone() for k, v in training.model.state_dict().items()}
-    training.model.load_state_dict(best)
-    return training.model.eval()
+                best = {k: v.clone() for k, v in training.trainer.model.state_dict().items()}
+    training.trainer.model.load_state_dict(best)
+    return training.trainer.model.eval()
 
 
 def measured(here: Model, lists: Model | None, pool: str, chain: str, seed: int):

@@ -27,7 +27,7 @@ from pipeline.models.vocabulary import pad
 from pipeline.training import train
 from pipeline.training.data import Split
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.trainer import Trainer
+from pipeline.training.trainer import TowerTrainer, build
 from schemas.settings import Recipe
 
 torch.set_num_threads(1)
@@ -42,17 +42,17 @@ def main(root: str, steps: int) -> None:
         regions(training, steps)
 
 
-def training_of(root: str) -> Trainer:
+def training_of(root: str) -> TowerTrainer:
     """A training of the run's recipe that leaves nothing behind in its model's folder."""
     kept = sorted(Path(root).glob("settings-*.yaml"))[0]
     recipe = Recipe(**yaml.safe_load(kept.read_text()))
     changed = recipe.train.model_copy(update={"losses": LOSSES, "workers": 1, "log_every": 10})
     recipe = recipe.model_copy(update={"train": changed})
     piece = train.plan(recipe, root, "bench").pieces[0]
-    return Trainer(piece, ProcessGroup(), lambda records: None, lambda: False)
+    return build(piece, ProcessGroup())
 
 
-def ours(training: Trainer, steps: int) -> tuple[float, float]:
+def ours(training: TowerTrainer, steps: int) -> tuple[float, float]:
     """CPU seconds of `steps` steps, and the share of the time spent waiting for data."""
     waited, wall, cpu = 0.0, 0.0, 0.0
     for number, batch in enumerate(training.loader.epoch(0)):
@@ -65,7 +65,7 @@ def ours(training: Trainer, steps: int) -> tuple[float, float]:
     return time.process_time() - cpu, waited / (time.perf_counter() - wall)
 
 
-def regions(training: Trainer, steps: int) -> None:
+def regions(training: TowerTrainer, steps: int) -> None:
     pairs = training.settings.batch_size * steps
     mine, waiting = ours(training, steps)
     theirs = restated(training, steps)
@@ -74,7 +74,7 @@ def regions(training: Trainer, steps: int) -> None:
     print(f"ratio     {theirs / mine:8.2f}")
 
 
-def restated(training: Trainer, steps: int) -> float:
+def restated(training: TowerTrainer, steps: int) -> float:
     """CPU seconds of the public code's loop: per-sample data set, collate, B×B×B loss, Adam."""
     split, vocabulary = training.train_split, training.vocabulary
     data = PerSample(split, vocabulary, training.learner.objective.captions)
@@ -141,10 +141,10 @@ def hardest(scores: torch.Tensor) -> torch.Tensor:
     return (rows + columns).mean()
 
 
-def pixels(training: Trainer, steps: int) -> None:
+def pixels(training: TowerTrainer, steps: int) -> None:
     _, waiting = ours(training, steps)
     print(f"waited for data {waiting:.1%}")
-    runs = [loader_alone(training.root, steps) for _ in range(5)]
+    runs = [loader_alone(training.piece.inputs["root"], steps) for _ in range(5)]
     for shares, loop in zip(zip(*runs, strict=True), ("decodes", "reads and decodes"), strict=True):
         middle, low, high = statistics.median(shares), min(shares), max(shares)
         print(f"loader, one thread: {middle:.2f} ({low:.2f} to {high:.2f}) × a loop that {loop}")

@@ -133,21 +133,6 @@ def siglip(scores, positive, scale=10.0, bias=-10.0):
     return sum(math.log1p(math.exp(-z)) for z in signed)
 
 
-LOSSES = {
-    "smooth_ndcg": smooth_ndcg,
-    "kendall_rank": kendall_rank,
-    "kendall_smooth": kendall_smooth,
-    "list_net": list_net,
-    "list_mle": list_mle,
-    "soft_label_kl": soft_label_kl,
-    "masked_info_nce": masked_info_nce,
-    "adaptive_info_nce": adaptive_info_nce,
-    "triplet": triplet,
-    "info_nce": info_nce,
-    "siglip": siglip,
-}
-
-
 # Metrics under ties: the mean of the plain metric over every order that the scores allow.
 
 
@@ -198,6 +183,33 @@ def map_at_r(hits, total=None):
 def r_precision(hits, total=None):
     total = sum(hits) if total is None else total
     return sum(hits[:total]) / total
+
+
+# The same two for lists too long for that: the chance of a hit at each place, tie by tie.
+
+
+def chances(scores, hits):
+    """Of every place: the chance of a hit, and the hits expected before it where it is one."""
+    found = 0
+    by_score = sorted(zip(scores, hits, strict=True), key=lambda row: -row[0])
+    for _, rows in itertools.groupby(by_score, key=lambda row: row[0]):
+        tied = [hit for _, hit in rows]
+        for before in range(len(tied)):
+            share = before / (len(tied) - 1) if before else 0.0
+            yield sum(tied) / len(tied), found + share * (sum(tied) - 1)
+        found += sum(tied)
+
+
+def long_map_at_r(scores, hits, total=None):
+    total = sum(hits) if total is None else total
+    places = enumerate(itertools.islice(chances(scores, hits), total), 1)
+    return sum(p * (1 + before) / i for i, (p, before) in places) / total if total else math.nan
+
+
+def long_r_precision(scores, hits, total=None):
+    total = sum(hits) if total is None else total
+    places = itertools.islice(chances(scores, hits), total)
+    return sum(p for p, _ in places) / total if total else math.nan
 
 
 # Relevance

@@ -11,7 +11,7 @@ from jobs.cluster import rates
 from jobs.cluster.rates import of as rate
 from jobs.cluster.tower_cost import Towers, towers
 from pipeline.errors import InputError
-from pipeline.formulas.losses import GRADED
+from pipeline.formulas.losses import GRADED, LOSSES
 from pipeline.labels.encoders import fitted
 from pipeline.sharding import ingest
 from pipeline.storage import run_folder
@@ -204,7 +204,7 @@ def _label(recipe: Recipe, data: Collection) -> StageEstimate:
 
 def loss_bytes(losses: list[str], rows: int, columns: int) -> float:
     """Peak bytes of forward and backward of a sum of losses, both directions of a worker's rows."""
-    more = sum(rates.SCORES[name] - rates.SHARED for name in losses)
+    more = sum(LOSSES[name].score_matrices - rates.SHARED for name in losses)
     return 4.0 * rows * columns * (rates.SHARED + more)
 
 

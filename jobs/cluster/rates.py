@@ -40,22 +40,7 @@ EMBEDDING_BYTES = 2.1  # a dimension: float16 and ids
 LIST_BYTES = 3.6  # a candidate
 TASK_GB = 0.86  # Python, torch and a model of a few layers
 
-# Peak of forward and backward of both directions, in score matrices (4 n B bytes), torch alone,
-# B = 1,024 (kendall_smooth 512); about 3 of them every further loss of a sum finds there already.
-SHARED = 3
-SCORES = {
-    "smooth_ndcg": 5.4,
-    "kendall_rank": 7.4,
-    "kendall_smooth": 5.8,
-    "list_net": 8.1,
-    "list_mle": 24.4,
-    "soft_label_kl": 9.1,
-    "masked_info_nce": 9.1,
-    "adaptive_info_nce": 8.6,
-    "triplet": 4.6,
-    "info_nce": 8.6,
-    "siglip": 6.1,
-}
+SHARED = 3  # of a loss's score matrices: what another loss of a sum finds there already
 
 
 def of(name: str) -> float:

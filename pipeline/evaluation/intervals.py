@@ -43,6 +43,7 @@ def figures(ranking: dict[str, Queries]) -> dict[str, float]:
 
 def bootstrap(ranking: dict[str, Queries], resamples: int) -> dict[str, list[float]]:
     """[low, high] of every figure: the middle 95 % over so many draws of as many images."""
+    # How often each image is drawn, the same draws for every figure.
     images = np.unique(np.concatenate([queries.image_ids for queries in ranking.values()]))
     drawn_BM = draw_images(len(images), resamples, SEED)
     weight_BM, rsum_B, out = drawn_BM.astype(np.float64), np.zeros(resamples), {}
@@ -56,6 +57,7 @@ def bootstrap(ranking: dict[str, Queries], resamples: int) -> dict[str, list[flo
                 value_B = _medians(weight_BM, row_Q[known_Q], value_Q[known_Q])
                 out[f"{direction}_MedR"] = value_B
                 continue
+            # A mean is the drawn images' sums over their counts: two products for all resamples.
             sums_M, counts_M = (
                 np.bincount(row_Q[known_Q], weights, minlength=len(images))
                 for weights in (value_Q[known_Q], None)
@@ -65,6 +67,7 @@ def bootstrap(ranking: dict[str, Queries], resamples: int) -> dict[str, list[flo
             out[f"{direction}_{name}"] = value_B
             rsum_B += value_B if name.startswith("R_at_") else 0.0
     out["rsum"] = rsum_B
+    # Values that were drawn, not between them: a resample of NaN alone says nothing.
     ends = (2.5, 97.5)
     return {
         name: [float(v) for v in np.nanpercentile(value_B, ends, method="nearest")]
@@ -78,6 +81,7 @@ def _medians(weight_BM, row_Q, value_Q) -> np.ndarray:
     row_Q, value_Q = row_Q[order], value_Q[order]
     parts = []
     for part_BM in np.array_split(weight_BM, -(-weight_BM.shape[0] * len(row_Q) // CELLS)):
+        # A value's weight and that of all smaller ones; the median is where half of all is passed.
         upto_BQ = part_BM[:, row_Q].cumsum(1)
         total_B1 = upto_BQ[:, -1:]
         middle = [

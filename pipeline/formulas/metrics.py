@@ -5,7 +5,7 @@ A model that gives every candidate the same score gets chance, never 100 %. A qu
 and say how many were left out. `mask_QN` is True for candidates in the list. Values are fractions
 and ranks; percent is for printing.
 
-Legend of the shape suffixes: Q queries, N candidates of a query, M images.
+Legend of the shape suffixes: Q queries, N candidates of a query.
 """
 
 import torch
@@ -47,31 +47,6 @@ def expected_rank(scores_QN, positive_QN, *, mask_QN=None):
     """
     above_Q, tied_Q, hits_Q, valued_Q = _best_positive(scores_QN, positive_QN, mask_QN)
     return expected_place(above_Q, tied_Q, hits_Q).masked_fill(~valued_Q, torch.nan)
-
-
-def retrieval(scores_MN, positive_MN, *, ks=(1, 5, 10)):
-    """dict of percents and ranks for images (rows) and texts (columns).
-
-    Keys: {i2t,t2i}_{R_at_k,MedR,MeanR} and rsum.
-
-    rsum is the sum of all recalls, 600 at most for three k. Queries without a positive are left
-    out.
-
-    >>> retrieval(torch.eye(3), torch.eye(3) > 0, ks=(1,))["rsum"]
-    200.0
-    """
-    table = {}
-    for way, scores, positive in (
-        ("i2t", scores_MN, positive_MN),
-        ("t2i", scores_MN.T, positive_MN.T),
-    ):
-        for k in ks:
-            table[f"{way}_R_at_{k}"] = 100 * recall_at(scores, positive, k).nanmean().item()
-        rank_Q = expected_rank(scores, positive)
-        table[f"{way}_MedR"] = rank_Q.nanquantile(0.5).item()
-        table[f"{way}_MeanR"] = rank_Q.nanmean().item()
-    table["rsum"] = sum(value for name, value in table.items() if "_R_at_" in name)
-    return table
 
 
 def ndcg(scores_QN, relevance_QN, *, k=None, gain="exp2", mask_QN=None):
@@ -157,44 +132,6 @@ def spearman(scores_QN, relevance_QN, *, mask_QN=None):
     return rho_Q.masked_fill((scores_QN + relevance_QN).isnan().any(-1), torch.nan)
 
 
-def map_at_r(scores_QN, positive_QN, *, total_Q=None, mask_QN=None):
-    """map_Q in [0, 1]: mean average precision at R, the number of positives.
-
-    Sum over the first R places of the precision at each positive, over R.
-
-    `total_Q` is R where positives are missing from the list (they count as not found). mAP@R of
-    Musgrave et al. (ECCV 2020), used by ECCV Caption (arXiv 2204.03359). Expected value under ties
-    as in McSherry and Najork (ECIR 2008).
-
-    >>> map_at_r(torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[True, False, True]]))
-    tensor([0.5000], dtype=torch.float64)
-    """
-    place_N, ahead_QN, hits_QN, size_QN, into_QN, total_Q, bad_Q = _hits(
-        scores_QN, positive_QN, total_Q, mask_QN
-    )
-    # At the m-th place of t tied, p of them hits: a hit by chance p / t, and given that,
-    # (m - 1) (p - 1) / (t - 1) hits of the tie before it.
-    before_QN = ahead_QN + (into_QN - 1) * (hits_QN - 1) / (size_QN - 1).clamp(min=1)
-    value_QN = hits_QN / size_QN * (1 + before_QN) / place_N
-    return ((value_QN * (place_N <= total_Q[:, None])).sum(-1) / total_Q).masked_fill(
-        bad_Q, torch.nan
-    )
-
-
-def r_precision(scores_QN, positive_QN, *, total_Q=None, mask_QN=None):
-    """precision_Q in [0, 1]: share of positives among the first R places.
-
-    R is the number of positives, or `total_Q`.
-
-    >>> r_precision(torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[True, False, True]]))
-    tensor([0.5000], dtype=torch.float64)
-    """
-    found = _hits(scores_QN, positive_QN, total_Q, mask_QN)
-    place_N, _, hits_QN, size_QN, _, total_Q, bad_Q = found
-    found_Q = (hits_QN / size_QN * (place_N <= total_Q[:, None])).sum(-1)
-    return (found_Q / total_Q).masked_fill(bad_Q, torch.nan)
-
-
 def _best_positive(scores_QN, positive_QN, mask_QN):
     """(above_Q, tied_Q, hits_Q, valued_Q) around the best-scoring positive of each query."""
     scores_QN, positive_QN, mask_QN = prepared(scores_QN, positive_QN, mask_QN)
@@ -262,19 +199,6 @@ def _ordered(scores_QN, mask_QN):
         torch.where(last_QN, place_N + 1, n).flip(1).cummin(1).values.flip(1) if n else order_QN
     )
     return order_QN, start_QN, end_QN
-
-
-def _hits(scores_QN, positive_QN, total_Q, mask_QN):
-    """Place, hits ahead of its tie, hits in it, its size, places into it, R, and undefined ones."""
-    scores_QN, positive_QN, mask_QN = prepared(scores_QN, positive_QN, mask_QN)
-    order_QN, start_QN, end_QN = _ordered(scores_QN, mask_QN)
-    place_N = torch.arange(1, scores_QN.shape[1] + 1, device=scores_QN.device)
-    summed_QN = torch.nn.functional.pad(positive_QN.gather(1, order_QN).cumsum(1), (1, 0)).double()
-    ahead_QN = summed_QN.gather(1, start_QN)
-    hits_QN = summed_QN.gather(1, end_QN) - ahead_QN
-    total_Q = positive_QN.sum(-1) if total_Q is None else total_Q
-    undefined_Q = (total_Q == 0) | scores_QN.isnan().any(-1)
-    return place_N, ahead_QN, hits_QN, end_QN - start_QN, place_N - start_QN, total_Q, undefined_Q
 
 
 def _groups(*sorted_QN):

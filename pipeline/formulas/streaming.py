@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from pipeline.formulas.kernels.rows import blocks, in_full_precision, summed
-from pipeline.formulas.losses import LOSSES
+from pipeline.formulas.losses.registry import function_of
 
 BLOCK = 2**22  # scores in a block: enough for matrix products at full speed, and 16 MB
 EVERYTHING = slice(None)
@@ -38,8 +38,7 @@ def both_directions_streamed(loss, image_MD, text_ND, target, *, mask=None, rows
         raise ValueError(
             f"{', '.join(needing)} cannot be streamed: settings are numbers, queries independent"
         )
-    loss = LOSSES.get(loss, loss)
-    return _Streamed.apply(image_MD, text_ND, loss, target, mask, rows, settings)
+    return _Streamed.apply(image_MD, text_ND, function_of(loss), target, mask, rows, settings)
 
 
 @in_full_precision

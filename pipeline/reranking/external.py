@@ -5,6 +5,7 @@ import resource
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval.scores import Items, MatrixScores, System, VectorScores
 from pipeline.storage import csv_files, store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.training.loop import Loop
 from schemas.settings import Recipe, RerankSettings
 
 
@@ -143,10 +145,7 @@ def _trained(method: str, system: External, recipe: Recipe, steps: list, folder:
     )
     plan = Plan.of("rerank", folder, [piece], own)
     if plan.pending:
-        training = LeaPRRTrainer(piece, lambda records: None, system.problems[lists], val)
-        while training.epoch < settings.epochs:
-            training.run_epoch()
-        training.publish()
+        Loop(partial(LeaPRRTrainer, train=system.problems[lists], val=val), piece).run()
     plan.finish({piece.name: summary(piece)} if plan.pending else {})
     return folder
 

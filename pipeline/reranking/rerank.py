@@ -34,6 +34,7 @@ from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training import saved_model
 from pipeline.training.distributed import ProcessGroup
+from pipeline.training.loop import Loop
 from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
 from schemas.trials import TRIALS
 
@@ -144,10 +145,11 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
 
 def fit(piece: Piece, report, leaving=lambda: False) -> None:
     """Train LeaPRR to the end from its newest checkpoint, on every worker alike."""
-    training = LeaPRRTrainer(piece, report, *_training_problems(piece.inputs))
-    while training.epoch < training.settings.epochs:
-        training.run_epoch()
-    training.publish()
+
+    def build(piece: Piece, world: ProcessGroup) -> LeaPRRTrainer:
+        return LeaPRRTrainer(piece, world, *_training_problems(piece.inputs))
+
+    Loop(build, piece, report, leaving).run()
 
 
 def _training_problems(inputs: dict) -> tuple[Problem, Problem | None]:

@@ -91,6 +91,7 @@ def largest(scores_QN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     k = min(k, scores_QN.shape[1])
     keys_QK = torch.full((len(scores_QN), k), EMPTY, device=scores_QN.device)
     if k:
+        # All that reach the K-th score, ties too; the keys then say which of them stay.
         least_Q1 = torch.topk(scores_QN, k, dim=1, sorted=False).values.amin(1, keepdim=True)
         query_P, row_P = torch.nonzero(scores_QN >= least_Q1, as_tuple=True)
         merge(keys_QK, query_P, key(scores_QN[query_P, row_P].float(), row_P), grouped=False)
@@ -131,6 +132,7 @@ class _Search:
         queries, candidates = self.queries, self.candidates
         n, k = len(candidates.group), self.keys_GK.shape[1]
         size = min(max(n // 16, 1024), 8192)
+        # Of the best K so many rows are in the sample, and three deviations more to be safe.
         expected = k * n / (int(candidates.group.max()) + 1) * size / n
         rank = int(expected + 3 * expected**0.5 + 3)
         if n < 4 * size or rank > size // 2:
@@ -143,6 +145,7 @@ class _Search:
             product_RC = _product(queries.codes[part], codes, product)
             scores_RC = scores[: product_RC.numel()].view_as(product_RC)
             scores_RC.copy_(product_RC).mul_(scale)
+            # Scores times the query's own scale, which is positive: the order stays.
             guess_R = torch.topk(scores_RC, rank, dim=1).values[:, -1] * queries.scale[part]
             guess_G.scatter_reduce_(0, queries.group[part], guess_R, "amax")
         self.keys_GK[:] = key(guess_G, torch.full_like(queries.group[:1], NO_ROW))[:, None]
@@ -163,11 +166,14 @@ class _Search:
 
     def _absorb(self, scan_RC, queries: Rows, candidates: Rows) -> None:
         """Take into the keys whom a block of the scan does not rule out."""
+        # Who could reach the worst of the K there are, by the highest score the scan allows.
         floor_R = _score(self.keys_GK[queries.group, -1])
         bound_RC = scan_RC * candidates.scale * queries.scale[:, None] + candidates.error
         r, c = torch.nonzero(bound_RC >= (floor_R - queries.error)[:, None], as_tuple=True)
+        # Nobody meets those of his own.
         known = (queries.owner[r] != candidates.owner[c]) | (queries.owner[r] < 0)
         r, c = r[known], c[known]
+        # Their scores proper, and the best K of old and new.
         scores_P = products(queries.vectors, candidates.vectors, r, c)
         merge(self.keys_GK, queries.group[r], key(scores_P, candidates.group[c]), self.grouped)
 
@@ -251,8 +257,9 @@ def products(queries_QD, candidates_ND, query_P, candidate_P) -> torch.Tensor:
 
 
 def key(score_P, row_P) -> torch.Tensor:
-    """int64 keys (P,) of float32 scores and rows below NOBODY."""
+    """int64 keys (P,) of float32 scores and rows below NO_ROW."""
     bits_P = (score_P + 0.0).view(torch.int32)  # -0 becomes 0
+    # The bits of a float rise with it; of negative ones all but the sign are turned over.
     rising_P = bits_P ^ ((bits_P >> 31) & NO_ROW)
     return (rising_P.long() << 32) | (NO_ROW - row_P.long())
 
@@ -280,10 +287,12 @@ def merge(keys_GK, query_P, keys_P, grouped: bool) -> None:
     if not len(query_P):
         return
     k = keys_GK.shape[1]
+    # New keys by query; of each query its row in `both`, of each key its place in that row.
     order = torch.argsort(query_P, stable=True)
     touched, count = torch.unique_consecutive(query_P[order], return_counts=True)
     row_P = torch.repeat_interleave(torch.arange(len(touched), device=count.device), count)
     place_P = torch.arange(len(order), device=count.device) - (count.cumsum(0) - count)[row_P]
+    # A row a query: the keys there are, then the new ones, then empty places.
     both = torch.full((len(touched), k + int(count.max())), EMPTY, device=count.device)
     both[:, :k] = keys_GK[touched]
     both[row_P, k + place_P] = keys_P[order]
@@ -294,7 +303,10 @@ def merge(keys_GK, query_P, keys_P, grouped: bool) -> None:
 
 def _once(keys_GW) -> torch.Tensor:
     """The keys with all but the best of each candidate emptied."""
+    # The halves change places, so that sorting puts keys of one candidate side by side, the best
+    # last; the score above is moved by 2^31 to be no negative number below.
     by_row = ((keys_GW << 32) | ((keys_GW >> 32) + 2**31)).sort(dim=1).values
+    # Empty whatever is followed by a key of its own candidate, but for places that nobody took.
     again = by_row[:, :-1] >> 32 == by_row[:, 1:] >> 32
     keys = ((by_row & 0xFFFFFFFF) - 2**31 << 32) | (by_row >> 32)
     keys[:, :-1][again & (keys[:, :-1] & 0xFFFFFFFF > 0)] = EMPTY

@@ -92,6 +92,7 @@ class _Side:
     """The counts of one direction: what its queries' positives have above and beside them."""
 
     def __init__(self, queries, candidates, pairs: Pairs, error_Q, compiled, threshold_P=None):
+        # By query, so that the positives of a block's queries are one slice.
         query_P, candidate_P = (np.asarray(rows, np.int64) for rows in pairs)
         self.order = np.argsort(query_P, kind="stable")
         self.query_P, self.compiled = query_P[self.order], compiled
@@ -100,6 +101,7 @@ class _Side:
             self.threshold_P = self._products(self.query_P, candidate_P[self.order])
         else:
             self.threshold_P = threshold_P[torch.from_numpy(self.order)]
+        # A scanned score outside [low, high] cannot be on the other side of the positive's own.
         error_P = error_Q[torch.from_numpy(self.query_P)] if error_Q is not None else 0.0
         middle_P = self.threshold_P.double()
         self.low_P, self.high_P = (middle_P - error_P).float(), (middle_P + error_P).float()
@@ -128,9 +130,11 @@ class _Side:
     def _absorb_few(self, scores_QC, i: int, j: int, part: slice) -> None:
         query_P = torch.from_numpy(self.query_P[part]).to(scores_QC.device)
         low_P, high_P, known_P = (t[part] for t in (self.low_P, self.high_P, self.threshold_P))
+        # Surely above, whatever the product's rounding; those within it are looked at again.
         scores_PC = scores_QC[query_P - i]
         above_PC = scores_PC > high_P[:, None]
         p, c = torch.nonzero((scores_PC >= low_P[:, None]) & ~above_PC, as_tuple=True)
+        # The doubtful ones against their positive: in float64, or as the matrix gave them.
         exact = scores_PC[p, c]
         if self.queries is not None:
             exact = nearest.products(self.queries, self.candidates, query_P[p], c + j)
@@ -154,6 +158,7 @@ class _Side:
 
     def places(self) -> Ranks:
         above_P, tied_P = np.empty_like(self.above_P), np.empty_like(self.tied_P)
+        # Back to the order in which the pairs were given.
         above_P[self.order], tied_P[self.order] = self.above_P, self.tied_P
         return Ranks(above_P, tied_P)
 

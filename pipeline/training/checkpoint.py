@@ -3,15 +3,26 @@
 checkpoint.json names the files with their hashes and is written last.
 """
 
+import torch
 from safetensors.torch import load, save
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from pipeline.storage import store
 from schemas.checkpoint import Checkpoint
 
+Tensors = dict[str, dict[str, torch.Tensor]]  # by file, then by name
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 KEPT = 2  # the newest, and the one before until the newest has proved readable
 
 
-def write(folder: str, about: dict, tensors: dict[str, dict], vocabulary: list | dict) -> None:
+def write(folder: str, about: dict, tensors: Tensors, vocabulary: list | dict) -> None:
     """Write the checkpoint of a step, then drop the oldest ones (the best one is kept).
 
     `tensors` holds those of each file by name: model, optimizer, and raw with averaged weights.
@@ -47,7 +58,7 @@ def latest(folder: str) -> tuple[tuple | None, list[str]]:
     return None, torn
 
 
-def read(uri: str) -> tuple[Checkpoint, dict[str, dict]] | None:
+def read(uri: str) -> tuple[Checkpoint, Tensors] | None:
     """A checkpoint and its tensors by file; None where it is torn."""
     try:
         checkpoint = Checkpoint(**store.read_json(store.join(uri, "checkpoint.json")))
@@ -57,3 +68,37 @@ def read(uri: str) -> tuple[Checkpoint, dict[str, dict]] | None:
     if any(store.sha256(files[name]) != digest for name, digest in checkpoint.files.items()):
         return None
     return checkpoint, {n.removesuffix(".safetensors"): load(data) for n, data in files.items()}
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's tensors, whole, by name. Every worker calls it."""
+    return get_model_state_dict(model, options=WHOLE)
+
+
+def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict]:
+    """What a checkpoint keeps of both: tensors by file, and the rest. Every worker calls it."""
+    state = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+    slots = {f"{n}/{k}": v for n, kept in state.get("state", {}).items() for k, v in kept.items()}
+    files = {"model": weights_of(model), "optimizer": slots}
+    return files, {"param_groups": state.get("param_groups", [])}
+
+
+def put_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put back what `weights_of` gave. Every worker calls it."""
+    set_model_state_dict(model, weights, options=WHOLE)
+
+
+def put_state(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, files: Tensors, rest: dict
+) -> None:
+    """Put back what `state_of` gave; rates and decay stay the optimizer's own. Every worker."""
+    put_weights(model, files["model"])
+    state: Tensors = {}
+    for key, value in files["optimizer"].items():
+        name, _, slot = key.rpartition("/")
+        state.setdefault(name, {})[slot] = value
+    whole = {"state": state, "param_groups": rest["param_groups"]}
+    own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    set_optimizer_state_dict(model, optimizer, whole, options=WHOLE)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)

@@ -7,6 +7,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
+from pipeline.errors import InputError
+from pipeline.storage import probe, store
+
 
 class ProcessGroup:
     """This process among `size`; alone where torch.distributed was not started.
@@ -67,6 +70,30 @@ class ProcessGroup:
         value = value.clone()
         dist.all_reduce(value)
         return value / self.size
+
+
+def check_storage(world: ProcessGroup, folder: str) -> None:
+    """Raises unless every worker reads in the folder what another one wrote there."""
+    mine, other = (str((world.rank + shift) % world.size) for shift in (0, 1))
+    problem = ""
+    try:
+        probe.write(folder, mine)
+    except OSError as error:
+        problem = f"cannot write in {folder}: {error}"
+    world.barrier()  # now all are written
+    try:
+        if not problem:
+            probe.read(folder, other)
+    except OSError as error:
+        problem = f"cannot read {store.join(folder, other)} ({error}), which another worker wrote"
+    problems = world.gather_messages(problem)
+    if world.rank == 0:
+        store.remove(folder)
+    if problems:
+        raise InputError(
+            f"{problems[0]}; --root must be storage that every node reads and writes (a shared "
+            "folder or an object store)"
+        )
 
 
 class _Gather(torch.autograd.Function):

@@ -10,23 +10,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from pipeline.errors import InputError
 from pipeline.models import TwoTower
+from pipeline.training import checkpoint
 from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import Objective
 from schemas.settings import TrainSettings
 
 AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class NotFinite(Exception):
@@ -181,41 +174,26 @@ class Learner:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
 
-    def state(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
+    def state(self) -> tuple[checkpoint.Tensors, dict]:
         """What a checkpoint keeps: tensors by file, and the rest. Every worker calls it.
 
         `model` is what is evaluated; with averaged weights, `raw` is what is trained.
         """
-        optimizer = get_optimizer_state_dict(self.model, self.optimizer, options=WHOLE)
-        tensors = {
-            f"{name}/{key}": value
-            for name, values in optimizer.get("state", {}).items()
-            for key, value in values.items()
-        }
-        files = {"model": get_model_state_dict(self.model, options=WHOLE), "optimizer": tensors}
+        files, rest = checkpoint.state_of(self.model, self.optimizer)
         if self.averages:
             files["raw"] = files["model"]
             with self._averaged():
-                averaged = get_model_state_dict(self.model, options=WHOLE)
+                averaged = checkpoint.weights_of(self.model)
                 files["model"] = {name: value.clone() for name, value in averaged.items()}
-        rest = {"param_groups": optimizer.get("param_groups", [])}
         return files, {**rest, "scaler": self.scaler.state_dict()}
 
-    def restore(self, files: dict[str, dict[str, torch.Tensor]], rest: dict) -> None:
+    def restore(self, files: checkpoint.Tensors, rest: dict) -> None:
         """Put back what `state` kept. Every worker calls it."""
-        set_model_state_dict(self.model, files["model"], options=WHOLE)
         if self.averages:
+            checkpoint.put_weights(self.model, files["model"])
             self.averages = [p.detach().clone() for p in self.parameters]
-            set_model_state_dict(self.model, files.get("raw", files["model"]), options=WHOLE)
-        state: dict[str, dict[str, torch.Tensor]] = {}
-        for key, value in files["optimizer"].items():
-            name, _, slot = key.rpartition("/")
-            state.setdefault(name, {})[slot] = value
-        whole = {"state": state, "param_groups": rest["param_groups"]}
-        mine = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-        set_optimizer_state_dict(self.model, self.optimizer, whole, options=WHOLE)
-        for group, settings in zip(self.optimizer.param_groups, mine, strict=True):
-            group.update(settings)  # rates and decay are the recipe's, not the checkpoint's
+            files = {**files, "model": files.get("raw", files["model"])}
+        checkpoint.put_state(self.model, self.optimizer, files, rest)
         self.scaler.load_state_dict(rest["scaler"])
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.formulas.losses import GRADED, LOSSES, WeightedSum
+from pipeline.formulas.losses import LOSSES, WeightedSum
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.training.data import Batch, Split
 from pipeline.training.distributed import ProcessGroup
@@ -48,7 +48,7 @@ def loss_of(settings: TrainSettings) -> WeightedSum:
 
 
 def needs_relevance(settings: TrainSettings) -> bool:
-    return any(name in GRADED for name in settings.losses)
+    return any(LOSSES[name].graded for name in settings.losses)
 
 
 class Objective:

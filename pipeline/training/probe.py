@@ -1,15 +1,12 @@
 """How long a training will take: a few steps of it, thrown away."""
 
-import tempfile
 import time
-from dataclasses import replace
 
 import torch
 
-from pipeline.storage import store
 from pipeline.storage.plan import Piece
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.trainer import Trainer
+from pipeline.training.trainer import build
 
 STEPS, WARM, SECONDS = 20, 2, 20.0  # steps timed, not timed, and the time after which it is enough
 
@@ -19,23 +16,20 @@ def probe(piece: Piece) -> dict:
 
     Takes real steps on the real batches and writes nothing to the run folder.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        apart = replace(piece, output=store.join(folder, "history.json"))
-        training = Trainer(apart, ProcessGroup(), lambda records: None, lambda: False)
-        settings, steps = training.settings, training.order.steps
-        training.learner.parallel.train()
-        started = waited = 0.0
-        for number, batch in enumerate(training.loader.epoch(0)):
-            if number == min(WARM, steps - 1):
-                started, waited = time.perf_counter(), 0.0
-            waited += batch.waited
-            record = training.learner.step(batch, number)
-            spent = time.perf_counter() - started if started else 0.0
-            if number + 1 == WARM + STEPS or spent > SECONDS:
-                break
-        record()  # waits for the device
-        seconds = time.perf_counter() - started
-        timed = max(1, number + 1 - min(WARM, steps - 1))
+    training = build(piece, ProcessGroup())
+    settings, steps = training.settings, training.steps
+    started = waited = 0.0
+    for number, batch in enumerate(training.batches(0)):
+        if number == min(WARM, steps - 1):
+            started, waited = time.perf_counter(), 0.0
+        waited += batch.waited
+        record = training.learner.step(batch, number)
+        spent = time.perf_counter() - started if started else 0.0
+        if number + 1 == WARM + STEPS or spent > SECONDS:
+            break
+    record()  # waits for the device
+    seconds = time.perf_counter() - started
+    timed = max(1, number + 1 - min(WARM, steps - 1))
     device = training.world.device.type
     return {
         "steps_per_epoch": steps,

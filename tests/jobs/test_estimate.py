@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from jobs.cli import main, recipes
 from jobs.cluster import estimate, rates, tower_cost
 from pipeline.errors import InputError
-from pipeline.formulas.losses import LOSSES, WeightedSum
+from pipeline.formulas.losses import WeightedSum
 from pipeline.sharding import ingest
 from pipeline.storage import run_folder, store
 from pipeline.training.data import Split
@@ -79,10 +79,6 @@ def peak(names: list[str], size: int) -> int:
 )
 def test_the_memory_of_a_loss_is_what_it_takes(names, torch_alone):
     assert peak(names, 1024) == pytest.approx(estimate.loss_bytes(names, 1024, 1024), rel=0.2)
-
-
-def test_every_loss_has_its_memory():
-    assert set(rates.SCORES) == set(LOSSES)
 
 
 def test_a_rate_that_was_measured_names_where():

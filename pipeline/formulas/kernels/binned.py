@@ -75,6 +75,7 @@ class Grid:
         """
         self._take(len(scores_RN))
         one, x, square, cube = self.powers
+        # Each score's cell, and the powers of its offset in it.
         torch.sub(scores_RN, scores_RN.amin(-1, keepdim=True), out=x).mul_(self.scale)
         self.cell.copy_(self.whole.copy_(x))  # twice as fast as at once
         x.frac_()
@@ -82,6 +83,7 @@ class Grid:
             x.mul_(one.copy_(mask_RN))
         torch.mul(x, x, out=square)
         torch.mul(square, x, out=cube)
+        # Onto the grid, through the step, and a polynomial a cell to read it off.
         self._spread(self.powers)
         self._convolve(self.band_LL, from_top=True)
         self._polynomials(self.spline_44)
@@ -98,12 +100,14 @@ class Grid:
         if mask_RN is not None:
             grad_RN = grad_RN * mask_RN
         _, x, square, cube = self.powers
+        # Each score as target: its gradient goes onto the grid and through the step turned over.
         torch.mul(grad_RN, x, out=self.scratch)
         torch.mul(self.scratch, x, out=square)
         torch.mul(square, x, out=cube)
         self._spread((grad_RN, self.scratch, square, cube))
         self._convolve(self.band_LL.flip(0, 1), from_top=False)
         self._polynomials(self.spline_44 * torch.arange(4, device=x.device))
+        # Each score as source: the derivative of its cell's polynomial.
         top = self._read(3, cube)
         torch.addcmul(self._read(2, square), top, x, out=square)
         torch.addcmul(self._read(1, out_RN), square, x, out=out_RN)
@@ -120,6 +124,7 @@ class Grid:
 
     def _spread(self, amounts):
         """Adds every score's amounts, times the powers of its offset, to the grid by splines."""
+        # Sums by cell, a power at a time, then the spline's weights of them, each a cell further.
         sums_4RG = self.cells_4RG[:, : len(self.cell)].zero_()
         for sum_RG, amount_RN in zip(sums_4RG, amounts, strict=True):
             sum_RG.scatter_add_(1, self.cell, amount_RN)
@@ -148,12 +153,14 @@ class Grid:
     def _convolve(self, band_LL, *, from_top):
         """The step from all cells to each: the band from three tiles, all or nothing beyond."""
         rows, tile = len(self.padded), self.tile
+        # Of a tile and those beside it: one product with the band.
         near_RTL = self.convolved.view(rows, -1, tile)
         torch.mm(
             self.padded.unfold(1, 3 * tile, tile).reshape(-1, 3 * tile),
             band_LL,
             out=near_RTL.view(-1, tile),
         )
+        # Of the tiles beyond: each score in them counts 1 on one side, 0 on the other.
         sums_RT = self.padded[:, tile:-tile].view(rows, -1, tile).sum(-1)
         if from_top:
             rest_RT = sums_RT[:, 2:].flip(1).cumsum(1).flip(1)
@@ -178,6 +185,7 @@ def _band(cells, dtype, device):
     spectrum = 2 * argument * torch.exp(-argument) / -torch.expm1(-2 * argument)
     spectrum = spectrum * torch.sinc(w / (2 * math.pi)) ** -7
     n = torch.arange(-2 * tile, 2 * tile, dtype=torch.float64)
+    # The differences, summed up to the step.
     step = (torch.cos((n[:, None] - 0.5) * w) @ spectrum / count).cumsum(0)
     step = torch.where(n < 0, step, 1 - step.flip(0).roll(1))  # exactly step(n) + step(-n) = 1
     step[2 * tile] = 0.5

@@ -138,11 +138,13 @@ def _order(key_QN, start, place, order_QN):
             first = (key[0] >> (11 * digit)) & 2047
             if start[digit, first] == n:
                 continue  # all have the same
+            # Counts become the place where each digit's keys begin.
             below = 0
             for cell in range(2048):
                 count = start[digit, cell]
                 start[digit, cell] = below
                 below += count
+            # Deal the keys out to them, in the order of the digits before.
             for j in range(n):
                 p = place[source, j]
                 cell = (key[p] >> (11 * digit)) & 2047
@@ -174,6 +176,7 @@ def _dcg(scores_QN, order_QN, gain_QN, before_N, total_Q):
             while end < n and scores_QN[q, order_QN[q, end]] == scores_QN[q, first]:
                 gain += gain_QN[q, order_QN[q, end]]
                 end += 1
+            # The tie's gain, at the mean discount of the places it takes.
             total += gain * (before_N[end] - before_N[start]) / (end - start)
             start = end
         total_Q[q] = total

@@ -63,7 +63,9 @@ def hinge_counts(high_QN, low_QN, score_QN, *, gap, margin):
     rank = torch.empty_like(by_score).scatter_(1, by_score, places)
     order = order_of_rows(-torch.cat([low_QN + gap, high_QN], 1))
     is_low = order < n
+    # Every low one pairs with the high ones before it.
     pairs_Q = ((~is_low).cumsum(1) * is_low).sum(1)
+    # Keys in the order of relevance; what fills up to a power of two ranks last and is no low one.
     key_QP = rank.new_empty((queries, size), dtype=torch.int32)
     key_QP[:, : 2 * n] = rank.gather(1, order) * 4 + is_low
     key_QP[:, 2 * n :] = torch.arange(2 * n, size, dtype=torch.int32, device=rank.device) * 4
@@ -84,6 +86,7 @@ def _count_across_runs(key_QP):
         runs = key_QP.view(-1, 2, half)
         runs.bitwise_and_(-3)[:, 1] += 2
         key_QP = sort_rows_(key_QP.view(-1, 2 * half), runs=True)
+        # Of the two runs together: high ones of the left, low ones of the right, by rank.
         kind = key_QP & 3
         left_high, right_low = kind == 0, kind == 3
         high_below = left_high.cumsum(1)

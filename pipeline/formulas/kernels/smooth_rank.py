@@ -106,6 +106,7 @@ class Exact:
             slope_RJN = step_RJN.sub_(step_RJN.square())
             if mask_RN is not None:
                 slope_RJN *= mask_RN[:, None, :]
+            # A rank rises with every other score and falls with the candidate's own.
             out_RN += (grad_RN[:, None, some] @ slope_RJN)[:, 0]
             out_RN[:, some] -= grad_RN[:, some] * slope_RJN.sum(-1)
         return out_RN.div_(self.tau)

@@ -78,9 +78,11 @@ def largest(x_QN, count):
     groups = x_QN.shape[1] // 8
     if groups < 4 * count:
         return x_QN.topk(count, sorted=False)
+    # Strided groups, their largest entries, and the members of the best groups.
     tops_QG = x_QN[:, : 8 * groups].unflatten(1, (8, groups)).amax(1)
     best_Q1C = tops_QG.topk(count, sorted=False).indices[:, None]
     members_81 = groups * torch.arange(8, device=x_QN.device)[:, None]
+    # And what is left over of the row, in no group.
     rest = torch.arange(8 * groups, x_QN.shape[1], device=x_QN.device).expand(len(x_QN), -1)
     places = torch.cat([(best_Q1C + members_81).flatten(1), rest], 1)
     values, chosen = x_QN.gather(1, places).topk(count, sorted=False)

@@ -5,7 +5,7 @@ lower is better; the caller averages. The target is `relevance_QN` for the names
 boolean `positive_QN` for the others. `mask_QN` is True for candidates in the list. Lists may be of
 any shape Q x N: a batch, some rows of a global batch, or queries against a memory bank. Scores of
 less than float32 are taken to float32.
-To add one: a function, a line in `registry.py`, and its slow twin in tests/reference.py.
+To add one: a function, a row in `registry.py`, and its slow twin in tests/reference.py.
 
 Legend of the shape suffixes: Q queries, N candidates of a query.
 """

@@ -11,7 +11,7 @@ from pipeline.formulas.kernels.rows import (
     rows_in_cache,
     summed,
 )
-from pipeline.formulas.losses.registry import LOSSES
+from pipeline.formulas.losses.registry import LOSSES, function_of
 
 
 def both_directions(loss, scores_QN, target_QN, **settings):
@@ -24,11 +24,11 @@ def both_directions(loss, scores_QN, target_QN, **settings):
     >>> both_directions("triplet", torch.eye(2), torch.eye(2, dtype=torch.bool))
     tensor(0.)
     """
-    loss = LOSSES.get(loss, loss)
+    loss = function_of(loss)
     learned = any(torch.is_tensor(value) and value.requires_grad for value in settings.values())
     if (
         scores_QN.requires_grad
-        and loss in LOSSES.values()
+        and any(loss is known.function for known in LOSSES.values())
         and not learned
         and "average" not in settings
     ):

@@ -66,6 +66,7 @@ def triplet(
 def info_nce(scores_QN, positive_QN, *, temperature=0.05, positives="any", mask_QN=None):
     """loss_Q: -log of the positives' share of softmax(scores / temperature), in nats.
 
+    -log(sum over positives p of e(s_p) / sum over the list of e(s)), e(x) = exp(x / temperature);
     0 without positives.
 
     With several positives `any` asks that they share all the mass, in whatever way: -log(sum over
@@ -90,6 +91,9 @@ def masked_info_nce(
     mask_QN=None,
 ):
     """loss_Q: `info_nce` without the negatives that are too relevant to be called negative.
+
+    -log(sum over p of e_p / (sum over p of e_p + sum over n of e_n)), e = exp(score / temperature),
+    over positives p (r_p >= `positive_at`) and negatives n (r_n <= `ignore_above`).
 
     Candidates with relevance of `positive_at` or more are the positives (1 is what `from_captions`
     gives to the same image); those above `ignore_above` and below it leave the list.
@@ -117,6 +121,9 @@ def adaptive_info_nce(
     mask_QN=None,
 ):
     """loss_Q: `info_nce` in which a negative's score is raised by margin x (1 - its relevance).
+
+    -log(P / (P + sum over negatives n of e(s_n + margin (1 - r_n)))), P = sum over positives p of
+    e(s_p), e(x) = exp(x / temperature).
 
     The less relevant a negative, the further below the positives it must lie. `margin` is in units
     of the scores; candidates with relevance of `positive_at` or more are the positives.

@@ -68,10 +68,11 @@ def soft_label_kl(
 ):
     """loss_Q: KL divergence of the scores' softmax from the relevance's, in nats.
 
-    softmax(relevance / target_temperature) is the target of softmax(scores / temperature).
+    Sum over the list of t (log t - log p), t = softmax(relevance / target_temperature), p =
+    softmax(scores / temperature); 0 for an empty list.
 
-    0 for an empty list. The soft-label alignment of CUSA (arXiv 2403.05261), here with any
-    relevance as the teacher; its use of unimodal similarities as the teacher is up to the caller.
+    The soft-label alignment of CUSA (arXiv 2403.05261), here with any relevance as the teacher; its
+    use of unimodal similarities as the teacher is up to the caller.
 
     >>> scores = torch.tensor([[0.5, 0.5], [0.5, 0.4]])
     >>> soft_label_kl(scores, torch.full((2, 2), 0.3))
@@ -86,7 +87,8 @@ def soft_label_kl(
 def list_net(scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.1, mask_QN=None):
     """loss_Q: cross entropy of the scores' softmax under the relevance's, in nats.
 
-    softmax(relevance / target_temperature) is the target of softmax(scores / temperature).
+    -sum over the list of t log p, t = softmax(relevance / target_temperature), p = softmax(scores /
+    temperature).
 
     ListNet's top-one loss (Cao et al., ICML 2007), which has both temperatures 1. It is
     `soft_label_kl` plus the target's entropy: the same gradient, a value that does not reach 0. 0

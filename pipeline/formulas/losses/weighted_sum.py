@@ -4,7 +4,7 @@ import inspect
 import math
 
 from pipeline.formulas.kernels.rows import loss_dtype
-from pipeline.formulas.losses.registry import GRADED, LOSSES
+from pipeline.formulas.losses.registry import LOSSES
 
 SHAPES = {
     "linear": lambda done: done,
@@ -61,7 +61,8 @@ class WeightedSum:
         for name, settings in self.losses.items():
             if name not in LOSSES:
                 raise ValueError(f"no loss {name!r}: choose one of {', '.join(sorted(LOSSES))}")
-            known = {"weight", *list(inspect.signature(LOSSES[name]).parameters)[2:]} - {"mask_QN"}
+            parameters = list(inspect.signature(LOSSES[name].function).parameters)
+            known = {"weight", *parameters[2:]} - {"mask_QN"}
             if unknown := set(settings) - known:
                 raise ValueError(
                     f"no setting {', '.join(sorted(unknown))}: it has {', '.join(sorted(known))}"
@@ -83,6 +84,6 @@ class WeightedSum:
             if weight == 0:  # of no candidates: zeros through which a gradient can still flow
                 terms[name] = scores_QN[:, :0].to(loss_dtype(scores_QN)).sum(-1)
             else:
-                target_QN = relevance_QN if name in GRADED else positive_QN
+                target_QN = relevance_QN if LOSSES[name].graded else positive_QN
                 terms[name] = weight * LOSSES[name](scores_QN, target_QN, mask_QN=mask_QN, **now)
         return terms

@@ -27,10 +27,12 @@ def shared(lists_BVC: torch.Tensor) -> torch.Tensor:
 def _shared(lists_BVC: torch.Tensor) -> torch.Tensor:
     graphs, nodes, length = lists_BVC.shape
     rows = lists_BVC.reshape(graphs, nodes * length)
+    # Number the row numbers of a graph from 0: equals, once sorted, do not count on.
     ordered, order = rows.sort(dim=1)
     new = torch.zeros_like(ordered)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     column = torch.empty_like(order).scatter_(1, order, new.cumsum(1).long())
+    # A row of 0 and 1 a node: whom its list holds. Negative numbers are nobody: 0.
     member = torch.zeros(graphs, nodes, nodes * length, device=rows.device)
     column = column.view(graphs, nodes, length)
     member.scatter_(2, column, (lists_BVC >= 0).float())
@@ -43,6 +45,7 @@ def affinity(image_lists_BVC, text_lists_BVC, *, threshold: float) -> torch.Tens
     A_ij = |R_i ∩ R_j| / Σ_k |R_i ∩ R_k|, 0 where not above `threshold`, then rows made to sum to 1
     again. A node whose row is empty keeps itself alone. (Paper: threshold λ / V with λ = 0.8.)
     """
+    # Overlaps as shares of the row, the small ones cut, and what is left made to sum to 1.
     counts = shared(image_lists_BVC) + shared(text_lists_BVC)
     rows = counts / counts.sum(2, keepdim=True).clamp(min=1)
     rows = rows * (rows > threshold)

@@ -18,24 +18,19 @@ torch.set_num_threads(1)
 CASES = [
     ("smooth_ndcg", {"tau": 0.1}, None),
     ("smooth_ndcg", {"tau": 0.1, "method": "dense"}, None),
-    ("kendall_rank", {}, None),
     ("kendall_rank", {"gap": 0.0, "margin": 0.2}, None),
     ("kendall_rank", {"window": 2}, reference.kendall_window),
     ("kendall_rank", {"window": 1, "hardest": 3, "gap": 0.1}, reference.kendall_window),
     ("kendall_smooth", {"tau": 0.3}, None),
-    ("list_net", {}, None),
-    ("list_mle", {}, None),
     ("soft_label_kl", {"temperature": 0.5}, None),
-    ("masked_info_nce", {}, None),
     ("adaptive_info_nce", {"margin": 0.3}, None),
-    ("triplet", {}, None),
     ("triplet", {"negatives": "soft"}, None),
     ("triplet", {"negatives": "all"}, None),
     ("triplet", {"mining": 0.3, "margin": 0.5}, None),
-    ("info_nce", {}, None),
     ("info_nce", {"positives": "each"}, None),
-    ("siglip", {}, None),
 ]
+TESTED_WITH_SETTINGS = {"smooth_ndcg", "kendall_smooth"}  # by themselves nearly steps
+CASES += [(name, {}, None) for name in LOSSES if name not in TESTED_WITH_SETTINGS]
 IDS = [f"{name}-{'-'.join(map(str, given.values()))}" for name, given, _ in CASES]
 every_case = pytest.mark.parametrize(("name", "given", "twin"), CASES, ids=IDS)
 every_loss = pytest.mark.parametrize("name", LOSSES)
@@ -62,13 +57,12 @@ def slow(name, given, twin, scores, target, mask):
     for s, t, m in zip(scores.tolist(), target.tolist(), mask.tolist(), strict=True):
         s, t = list(itertools.compress(s, m)), list(itertools.compress(t, m))
         options = {k: v for k, v in given.items() if k != "method"}
-        values.append((twin or reference.LOSSES[name])(s, t, **options) if s else 0.0)
+        values.append((twin or getattr(reference, name))(s, t, **options) if s else 0.0)
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_every_loss_has_a_twin_and_a_case():
-    assert set(LOSSES) == set(reference.LOSSES) == {name for name, _, _ in CASES}
-    assert set(LOSSES) >= GRADED
+def test_every_loss_has_a_twin_of_its_name():
+    assert [name for name in LOSSES if not hasattr(reference, name)] == []
 
 
 @every_case

@@ -8,7 +8,8 @@ import eccv_caption
 import pytest
 import torch
 
-from pipeline.formulas.metrics import map_at_r, r_precision, recall_at
+from pipeline.formulas import metrics_from_ranks
+from pipeline.formulas.metrics import recall_at
 
 torch.set_num_threads(1)
 DEPTH = 50  # of the rankings that eccv_caption is given: no query has more positives
@@ -76,12 +77,20 @@ def test_recalls(gallery, name):
         assert found == pytest.approx(expected, abs=1e-12)
 
 
+def of_ranks(scores, positive, total):
+    """Metrics by name, from how many candidates are above each positive and tied with it."""
+    query_P, place_P = positive.nonzero(as_tuple=True)
+    rows, own = scores[query_P], scores[query_P, place_P][:, None]
+    counts = (rows > own).sum(1), (rows == own).sum(1)
+    return metrics_from_ranks.per_query(query_P, *counts, len(scores), total_Q=total)
+
+
 def test_map_at_r_and_r_precision(gallery):
     """R counts all that people matched, the two captions that are in no gallery among them."""
     theirs = gallery.truth.eccv_metrics(gallery.ranked, "all")
     ours = [
-        lambda s, p, total: map_at_r(s, p, total_Q=total),
-        lambda s, p, total: r_precision(s, p, total_Q=total),
+        lambda s, p, total, name=name: of_ranks(s, p, total)[name]
+        for name in ("map_at_r", "r_precision")
     ]
     for way, matches in gallery.truth.eccv_gts.items():
         expected = [theirs[name][way] for name in ("eccv_map_at_r", "eccv_rprecision")]

@@ -11,7 +11,7 @@ import torch
 from jobs.cli import main
 from pipeline.reranking import external, fitting
 from pipeline.reranking.leaprr.model import LeaPRR
-from pipeline.reranking.leaprr.training import galleries
+from pipeline.reranking.leaprr.pairs import galleries
 from pipeline.reranking.problem import SIDES
 from pipeline.retrieval.scores import Items, MatrixScores, matrix_scores
 from schemas.settings import LeaPRRSettings, Recipe, RerankSettings

@@ -1,6 +1,7 @@
 """LeaPRR: affinity graphs against golden files and loops, what it learns, and how it is trained."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,16 +9,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from pipeline.errors import InputError
 from pipeline.reranking import fitting
 from pipeline.reranking.leaprr import losses
 from pipeline.reranking.leaprr.graph import affinity, shared
 from pipeline.reranking.leaprr.model import LeaPRR, candidate_lists, spliced
-from pipeline.reranking.leaprr.training import LeaPRRTrainer, galleries
+from pipeline.reranking.leaprr.pairs import galleries
+from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Towers
+from pipeline.storage import store
 from pipeline.storage.plan import Piece
 from pipeline.training import checkpoint
+from pipeline.training.loop import Loop
 from schemas.settings import LeaPRRSettings
+from tests.helpers import gloo
 from tests.helpers.paths import GOLDEN
 from tests.pipeline.reranking.test_methods import SMALL, problem
 
@@ -181,7 +187,8 @@ def planted(seed: int, images=150, bank=150, dim=24) -> Problem:
 def trained(folder, train: Problem, val: Problem | None, settings, stop=None, report=None):
     inputs = {"leaprr": settings, "steps": [], "version": "hand"}
     piece = Piece("leaprr", f"{folder}/history.json", "print", inputs)
-    training = LeaPRRTrainer(piece, report or (lambda records: None), train, val)
+    build = partial(LeaPRRTrainer, train=train, val=val)
+    training = Loop(build, piece, report or (lambda records: None))
     while training.epoch < (settings.epochs if stop is None else stop):
         training.run_epoch()
     return training
@@ -196,12 +203,12 @@ PLANTED = LeaPRRSettings(
 def test_leaprr_finds_what_is_planted_in_the_neighbours(tmp_path):
     test = planted(7)
     training = trained(tmp_path, planted(1), planted(2), PLANTED)
-    training.model.eval()
+    training.trainer.model.eval()
     for direction in SIDES:
         before = fitting.recalls(list(test.views(direction)))
         with torch.no_grad():
             steps = [{"method": "leaprr"}]
-            after = fitting.recalls(fitting.views(test, direction, steps, training.model))
+            after = fitting.recalls(fitting.views(test, direction, steps, training.trainer.model))
         assert after > before + 25, (direction, before, after)
 
 
@@ -211,10 +218,45 @@ def test_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path)
     trained(tmp_path / "stopped", planted(1), planted(2), settings, stop=2)
     again = trained(tmp_path / "stopped", planted(1), planted(2), settings)
     assert (again.step, again.best) == (whole.step, whole.best)
-    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(a, b)
+    one, two = (training.trainer.model.state_dict() for training in (whole, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
     assert [r["step"] for r in again.records] == [r["step"] for r in whole.records]
     assert [r["train/loss"] for r in again.records] == [r["train/loss"] for r in whole.records]
+
+
+def test_a_torn_checkpoint_is_not_published(tmp_path):
+    settings = PLANTED.model_copy(update={"epochs": 1})
+    training = trained(tmp_path, planted(1), planted(2), settings)
+    (weights,) = tmp_path.glob("checkpoints/step-*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(InputError, match="step-00000005 is torn; delete it and train again"):
+        training.publish()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_records_beside_a_checkpoint_may_be_another_try_s(tmp_path):
+    settings = PLANTED.model_copy(update={"epochs": 2})
+    trained(tmp_path, planted(1), planted(2), settings, stop=1)
+    store.write_json(f"{tmp_path}/checkpoints/records.json", [{"step": 1, "train/loss": -1.0}])
+    again = trained(tmp_path, planted(1), planted(2), settings)
+    assert [record["step"] for record in again.records] == [5, 10]
+
+
+def stopping(rank: int, size: int, folder: str, stop: int) -> None:
+    settings = PLANTED.model_copy(update={"epochs": 2, "batch_size": 29})
+    gloo.meet(rank, size, folder, lambda: trained(folder, planted(1), None, settings, stop))
+
+
+def test_four_workers_that_go_on_end_bit_for_bit_as_four_undisturbed_ones(tmp_path):
+    found = {}
+    for name, stops in {"straight": (2,), "halted": (1, 2)}.items():
+        (tmp_path / name).mkdir()
+        for stop in stops:
+            multiprocessing.spawn(stopping, (4, str(tmp_path / name), stop), nprocs=4)
+            (tmp_path / name / "meet-4").unlink(missing_ok=True)
+        found[name] = checkpoint.latest(f"{tmp_path}/{name}/checkpoints")[0][1]["model"]
+    one, two = found["straight"], found["halted"]
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
 def many(rank: int, size: int, folder: str) -> None:
@@ -233,7 +275,7 @@ def test_two_workers_train_what_one_trains(tmp_path):
     multiprocessing.spawn(many, (2, str(tmp_path)), nprocs=2)
     found, _ = checkpoint.latest(str(tmp_path / "checkpoints"))
     weights = found[1]["model"]
-    for name, value in alone.model.state_dict().items():
+    for name, value in alone.trainer.model.state_dict().items():
         assert torch.allclose(weights[name], value, atol=2e-4), name
 
 

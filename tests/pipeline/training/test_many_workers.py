@@ -12,7 +12,7 @@ from pipeline.formulas.losses import LOSSES
 from pipeline.models.regions import RegionTower
 from pipeline.training import train
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.trainer import Trainer
+from pipeline.training.trainer import build
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its recipe)
@@ -40,9 +40,8 @@ def course(rank: int, size: int, folder: str, pieces: dict) -> None:
     def work() -> None:
         out = {}
         for name, piece in pieces.items():
-            training = Trainer(piece, ProcessGroup(), lambda records: None, lambda: False)
-            training.learner.parallel.train()
-            batches = zip(range(STEPS), training.loader.epoch(0), strict=False)
+            training = build(piece, ProcessGroup())
+            batches = zip(range(STEPS), training.batches(0), strict=False)
             out[name] = [training.learner.step(batch, k)()["train/loss"] for k, batch in batches]
         if rank == 0:
             Path(folder, f"{size}.json").write_text(json.dumps(out))

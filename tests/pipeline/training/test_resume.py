@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from pipeline.errors import InputError
 from pipeline.storage import store
 from pipeline.training import train
-from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner
-from pipeline.training.trainer import Trainer
+from pipeline.training.loop import Loop
+from pipeline.training.trainer import TowerTrainer, build
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its users)
@@ -119,7 +119,7 @@ def test_a_torn_newest_checkpoint_is_told(data, tiny_encoder):  # noqa: F811
 def test_training_ends_when_val_has_not_risen_for_so_many_epochs(data, tiny_encoder, monkeypatch):  # noqa: F811
     _, root = data
     rsums = iter([10.0, 30.0, 20.0, 30.0, 40.0])
-    monkeypatch.setattr(Trainer, "_validate", lambda self: {"val/rsum": next(rsums)})
+    monkeypatch.setattr(TowerTrainer, "validate", lambda self: {"val/rsum": next(rsums)})
     recipe = recipe_with(tiny_encoder, "--train.patience", "2", "--train.epochs", "5")
     entry = fit(recipe, root, "patience")["pieces"][0]
     assert entry["epoch"] == 2 and next(rsums) == 40.0
@@ -196,9 +196,24 @@ def test_another_model_goes_on_from_a_named_checkpoint(data, tiny_encoder, monke
         fit(wider, root, "orphan")
 
 
+def test_patience_begins_anew_where_another_training_s_checkpoint_is_taken(
+    data,  # noqa: F811
+    tiny_encoder,
+    monkeypatch,
+):
+    recipe, root = data
+    fit(recipe, root, "testator")
+    rsums = iter([30.0, 20.0])
+    monkeypatch.setattr(TowerTrainer, "validate", lambda self: {"val/rsum": next(rsums)})
+    uri = f"{root}/5-model/testator/checkpoints/step-00000060"
+    flags = ("--resume", uri, "--train.epochs", "9", "--train.patience", "1")
+    assert fit(recipe_with(tiny_encoder, *flags), root, "heiress")["pieces"][0]["epoch"] == 3
+    assert not list(rsums)
+
+
 def many(rank: int, size: int, folder: str, piece, stop: int) -> None:
     def work() -> None:
-        training = Trainer(piece, ProcessGroup(), lambda records: None, lambda: False)
+        training = Loop(build, piece)
         while not training.over and training.epoch < stop:
             training.run_epoch()
         if training.over:
@@ -245,7 +260,7 @@ def storage_worker(rank: int, size: int, folder: str, piece) -> None:
     if rank == 1:  # its disk is another one
         store.write_bytes = lambda uri, content: None
     try:
-        Trainer(piece, ProcessGroup(), lambda records: None, lambda: False)
+        Loop(build, piece)
     except InputError as error:
         Path(folder, f"{rank}.txt").write_text(str(error))
     dist.destroy_process_group()

@@ -17,6 +17,8 @@ from pipeline.sharding.images import Rejected
 from pipeline.sources import drawn
 from pipeline.storage import store
 from pipeline.training import saved_model, train, validation
+from pipeline.training.distributed import ProcessGroup
+from pipeline.training.trainer import TowerTrainer, build
 from tests.helpers.stages import TINY
 
 
@@ -145,6 +147,14 @@ def test_best_and_last_choose_their_checkpoint(data, tiny_encoder):
     assert entry["metrics"]["val/rsum"] == max(rsums)
 
 
+def test_without_val_the_last_epoch_is_handed_on(data, tiny_encoder, monkeypatch):
+    _, root = data
+    monkeypatch.setattr(TowerTrainer, "validate", lambda self: {})
+    recipe = recipe_with(tiny_encoder, "--train.patience", "1")
+    entry = fit(recipe, root, "unseen")["pieces"][0]
+    assert entry["epoch"] == 2 and "val/rsum" not in entry["metrics"]
+
+
 def test_the_checkpoint_of_the_best_graded_order_can_be_chosen(data, tiny_encoder, monkeypatch):
     _, root = data
     recipe = recipe_with(tiny_encoder, "--train.select", "best_ndcg", "--train.epochs", "3")
@@ -236,15 +246,12 @@ def test_what_cannot_be_trained_is_refused_with_a_sentence(data, tiny_encoder, f
 
 def test_neighbours_meet_in_a_batch(data, tiny_encoder):
     """Two images of a lane are of like captions more often than by chance."""
-    from pipeline.training.distributed import ProcessGroup
-    from pipeline.training.trainer import Trainer
-
     _, root = data
     alike = {}
     for group in (1, 2):
         recipe = recipe_with(tiny_encoder, "--train.neighbours", str(group))
         piece = train.plan(recipe, root, f"near{group}").pieces[0]
-        training = Trainer(piece, ProcessGroup(), lambda records: None, lambda: False)
+        training = build(piece, ProcessGroup())
         captions = training.learner.objective.captions
         first = captions.vectors[torch.from_numpy(captions.first)]
         pairs = np.concatenate([r for r, _ in training.order.epoch(0)]).reshape(-1, 2)

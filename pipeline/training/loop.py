@@ -1,0 +1,205 @@
+"""Epochs of steps with a checkpoint after each, and from any checkpoint on.
+
+What is trained is a `Trainer`: the two towers, or LeaPRR. The loop knows nothing of what it learns.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.errors import InputError
+from pipeline.storage import store
+from pipeline.storage.plan import Piece
+from pipeline.training import checkpoint as checkpoint_files
+from pipeline.training.distributed import ProcessGroup, check_storage
+from schemas.checkpoint import Checkpoint
+
+Report = Callable[[list[dict]], None]  # takes new records, from every worker
+CHOSEN_BY = {"best": "val/rsum", "best_ndcg": "val/ndcg_label"}  # the higher the better
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long a training goes on, what it hands on, and how often it says where it is."""
+
+    epochs: int
+    select: str = "best"  # a name of CHOSEN_BY, or "last"
+    patience: int = 0  # epochs without a better figure on val until it ends; 0: all epochs
+    log_every: int = 0  # steps between records; 0: those of epochs alone
+    checkpoint_every: int = 0  # steps between checkpoints inside an epoch; 0: none
+    resume: str | None = None  # other settings' checkpoint: "latest" of this folder, or a URI
+
+
+class Trainer(Protocol):
+    """What is trained. Every worker has one, and all workers are asked the same in turn."""
+
+    course: Course
+    steps: int  # of an epoch
+    about: dict[str, Any]  # of every checkpoint: settings, data_version, label_version
+    vocabulary_state: list | dict | None  # None where there are no words
+
+    def batches(self, epoch: int, start: int) -> Iterator:
+        """The batches of an epoch from step `start` on; each has `waited`, seconds, for it."""
+
+    def pairs(self, batch) -> int:
+        """How many pairs the batch has on all workers together."""
+
+    def step(self, batch, number: int) -> Callable[[], dict[str, float]]:
+        """Take step `number`; a function that reads its record (reading waits for the device)."""
+
+    def of_epoch(self, record: dict[str, float]) -> dict[str, float]:
+        """What an epoch's record says of its training, by the record of its last step."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on val by their names; empty where there is no val."""
+
+    def state(self) -> tuple[checkpoint_files.Tensors, dict]:
+        """Tensors by file, and the optimizer's rest; raises where they are not finite."""
+
+    def restore(self, checkpoint: Checkpoint, files: checkpoint_files.Tensors) -> None:
+        """Put back what `state` gave."""
+
+    def same_batches(self, checkpoint: Checkpoint) -> bool:
+        """Whether the training that a checkpoint is of saw the same batches."""
+
+    def summary(self, chosen: Checkpoint, records: list[dict], torn: list[str]) -> dict:
+        """What the stage's index says of the model; `torn` are checkpoints nobody could read."""
+
+
+class Loop:
+    """A training in progress: how far it is, and all that it leaves in its folder."""
+
+    def __init__(
+        self,
+        build: Callable[[Piece, ProcessGroup], Trainer],
+        piece: Piece,
+        report: Report = lambda records: None,
+        leaving: Callable[[], bool] = lambda: False,  # whether this node is to be taken away
+    ):
+        self.piece, self.report, self.leaving, self.world = piece, report, leaving, ProcessGroup()
+        self.folder = piece.output.rsplit("/", 1)[0]
+        self.checkpoints = store.join(self.folder, "checkpoints")
+        self.epoch = self.step = 0  # finished ones
+        self.best: dict[str, float] = {"step": 0, "epoch": 0}
+        self.records: list[dict] = []  # by step, all of them
+        self.reported = 0  # records that were handed on
+        check_storage(self.world, store.join(self.folder, f"probes-{piece.fingerprint}"))
+        self.trainer = build(piece, self.world)
+        self.course = self.trainer.course
+        self._resume()
+
+    def run(self) -> None:
+        """Train to the end and publish."""
+        while not self.over:
+            self.run_epoch()
+        self.publish()
+
+    @property
+    def over(self) -> bool:
+        """All epochs are done, or val has not become better for `patience` of them."""
+        stale = self.epoch - self.best["epoch"]
+        return self.epoch >= self.course.epochs or 0 < self.course.patience <= stale
+
+    def run_epoch(self) -> None:
+        """Train to the end of the epoch, validate, write a checkpoint, report."""
+        trainer, course = self.trainer, self.course
+        begin, end = self.epoch * trainer.steps, (self.epoch + 1) * trainer.steps
+        started, waited, pairs = time.perf_counter(), 0.0, 0
+        for batch in trainer.batches(self.epoch, self.step - begin):
+            waited, pairs = waited + batch.waited, pairs + trainer.pairs(batch)
+            record = trainer.step(batch, self.step)
+            self.step += 1
+            logged = bool(course.log_every) and self.step % course.log_every == 0
+            if logged:
+                self.records.append({"step": self.step, **record()})
+            due = bool(course.checkpoint_every) and self.step % course.checkpoint_every == 0
+            # Only where records are read anyway: asking waits for every worker.
+            if self.step < end and (due or (logged and self.leaving())):
+                self._write_checkpoint({})
+        seconds = time.perf_counter() - started
+        self.epoch += 1
+        summary = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "train/samples_per_second": pairs / seconds,
+            "train/data_wait": waited / seconds,
+            **trainer.of_epoch(record()),
+            **trainer.validate(),
+        }
+        self.records.append(summary)
+        name = CHOSEN_BY.get(course.select, "val/rsum")
+        score = summary.get(name, -1.0)
+        newest = course.select == "last" or name not in summary  # nothing says which is better
+        if newest or score > self.best.get(name, -1.0):
+            self.best = {"step": self.step, "epoch": self.epoch, name: score}
+        self._write_checkpoint(summary)
+
+    def _write_checkpoint(self, metrics: dict[str, float]) -> None:
+        """Write where training is, then report; a report that is lost is made up for by the end."""
+        files, optimizer = self.trainer.state()
+        if self.world.rank == 0:
+            about = {
+                **self.trainer.about,
+                "fingerprint": self.piece.fingerprint,
+                "epoch": self.epoch,
+                "step": self.step,
+                "metrics": metrics,
+                "best": self.best,
+                "optimizer": optimizer,
+                "records": self.records,  # those beside it may be another try's, not yet dead
+            }
+            store.write_json(store.join(self.checkpoints, "records.json"), self.records)
+            words = self.trainer.vocabulary_state or []
+            checkpoint_files.write(self.checkpoints, about, files, words)
+        self.world.barrier()
+        self.report(self.records[self.reported :])
+        self.reported = len(self.records)
+
+    def _resume(self) -> None:
+        """Go on from this training's newest checkpoint, else from the one of `course.resume`."""
+        found, self.torn = checkpoint_files.latest(self.checkpoints)
+        mine = found is not None and found[0].fingerprint == self.piece.fingerprint
+        given = self.course.resume
+        elsewhere = not mine and given not in (None, "latest")
+        if elsewhere and (found := checkpoint_files.read(given)) is None:
+            raise InputError(f"train.resume {given} is no whole checkpoint; give its folder")
+        if found is None or not (mine or given):
+            if self.world.rank == 0:  # what lies here belongs to other settings
+                store.remove(self.checkpoints)
+            self.world.barrier()
+            return
+        checkpoint, files = found
+        self.trainer.restore(checkpoint, files)
+        self.epoch, self.step, self.best = checkpoint.epoch, checkpoint.step, checkpoint.best
+        if mine or self.trainer.same_batches(checkpoint):
+            self.records = checkpoint.records
+            self.reported = len(self.records)
+        else:  # the epoch that was begun is begun again, with the batches there are now
+            self.step = self.epoch * self.trainer.steps
+        if elsewhere:  # the best one so far lies elsewhere
+            self.best = {"step": 0, "epoch": self.epoch}
+            if self.over:
+                raise InputError(f"{given} ends epoch {self.epoch} already; give more --epochs")
+
+    def publish(self) -> None:
+        """Put the chosen checkpoint's weights where the later stages look for them."""
+        if self.world.rank == 0:
+            uri = store.join(self.checkpoints, checkpoint_files.name_of(self.best["step"]))
+            found = checkpoint_files.read(uri)
+            if found is None:
+                raise InputError(f"{uri} is torn; delete it and train again")
+            outputs = {"model.safetensors": store.read_bytes(store.join(uri, "model.safetensors"))}
+            if (words := self.trainer.vocabulary_state) is not None:
+                outputs["vocabulary.json"] = (json.dumps(words) + "\n").encode()
+            for name, data in outputs.items():
+                store.write_bytes(store.join(self.folder, name), data)
+            files = {
+                name: {"bytes": len(data), "sha256": store.sha256(data)}
+                for name, data in outputs.items()
+            }
+            summary = {**self.trainer.summary(found[0], self.records, self.torn), "files": files}
+            history = {"summary": summary, "records": self.records}
+            store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})
+        self.world.barrier()
