@@ -11,8 +11,6 @@ from schemas.ranking import RANKING
 from schemas.settings import Recipe
 
 write_rankings = ranking.write_rankings
-# Settings that rankings do not depend on, or depend on by contents.
-OF_OTHERS = {"batch_size", "exclude", "resamples", "encoder", "judgements", "protocols"}
 
 
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
@@ -61,7 +59,7 @@ def plan_rankings(
         scorer and scorer.version,
         common["embeddings_version"],
         knows_truth and common["truth_version"],
-        recipe.evaluate.model_dump(exclude=OF_OTHERS),
+        recipe.evaluate.relevant(),
         RANKING.names,
         label.depends_on(judged_by.label),
         *(sorted(ids) for ids in leaving if ids),

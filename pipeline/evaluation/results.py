@@ -37,7 +37,7 @@ def results_uri(plan: Plan) -> str:
 
 def results_version(plan: Plan, recipe: Recipe) -> str:
     """What metrics.json depends on."""
-    settings = recipe.evaluate.model_dump(include={"resamples", "protocols"})
+    settings = recipe.evaluate.relevant("results")
     uri = recipe.evaluate.judgements
     people = uri and store.sha256(judged_pairs.read_named_file(uri))
     return store.fingerprint(RESULTS, plan.fingerprint, settings, people)

@@ -26,8 +26,6 @@ BINS = 50  # of the relevance histograms
 COUNTED = 10_000_000  # pairs of a piece that its histogram counts, of evenly spaced images
 CELLS = 2**22  # of a block of relevance
 BYTES = 6.5  # of memory for a number of the split's vectors, measured: docs/scale.md
-OF_LISTS = {"lists", "top_k", "cross_encoder", "approximate_above"}
-OF_PAGES = {"suspects"}
 
 
 def plan(recipe: Recipe, root: str) -> Plan:
@@ -37,7 +35,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     folder = run_folder.folder(root, "label", encoder)
     settings = recipe.label
     _check_calibration(recipe)
-    matters = {**depends_on(settings), **settings.model_dump(include=OF_LISTS)}
+    matters = {**depends_on(settings), **settings.relevant("lists")}
     if settings.cross_encoder is not None:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
     pieces = []
@@ -83,7 +81,7 @@ def depends_on(settings: LabelSettings) -> dict:
     """What the relevance of a pair depends on, files by their contents."""
     decided = settings.overrides and decisions.overrides(settings.overrides)
     return {
-        **settings.model_dump(exclude=OF_LISTS | OF_PAGES),
+        **settings.relevant(),
         "calibration": decisions.fingerprint_of_file(settings.calibration, "calibration"),
         "overrides": decided and store.fingerprint(sorted(decided)),
     }

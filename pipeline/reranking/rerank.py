@@ -38,7 +38,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     check(recipe.rerank.method)
     inputs, versions = inputs_of(recipe, root, name)
     folder = run_folder.folder(root, "rerank", name)
-    matters = recipe.rerank.model_dump(mode="json", exclude={"method", "weights"})
+    matters = recipe.rerank.relevant("bytes", "bank", "fit")
     vectors = run_folder.need_index(tower_vectors.vectors_folder(root, name), "evaluate")
     chosen_on = run_folder.of_split(vectors, "val")
     memory = task_memory.of_rankings(chosen_on, [], recipe, scored=True)
@@ -115,7 +115,7 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
             continue
         folder = run_folder.folder(root, "rerank", name, method)
         own = recipe.leaprr.model_dump(mode="json")
-        settings = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "texts"})
+        settings = recipe.rerank.relevant()
         bank = entry["bank_images"]
         others = [version for _, version, _ in lists.values()]
         about = [method, own, settings, versions, entry["steps"], others, bank]
@@ -221,7 +221,7 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
         steps = [*steps, {"method": "leaprr"}]
         versions.append(trained["version"])
     inputs, splits = inputs_of(recipe, root, name)
-    matters = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "texts"})
+    matters = recipe.rerank.relevant()
     scorer = Scorer(
         vectors=tuple(inputs["vectors"].items()),
         split=recipe.evaluate.split,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
 
 
 class SourceSettings(Section):
@@ -30,13 +30,20 @@ class SourceSettings(Section):
     id_column: str | None = Field(
         None, description="tables: column of image ids (default: an image is called after its path)"
     )
-    fetch_timeout: float = Field(
-        20.0, gt=0, description="URLs: longest silence, and longest download, of one try (seconds)"
+    fetch_timeout: float = setting(
+        20.0,
+        gt=0,
+        changes="how",
+        description="URLs: longest silence, and longest download, of one try (seconds)",
     )
-    fetch_retries: int = Field(3, ge=0, description="URLs: tries after a first that failed (count)")
-    fetch_threads: int = Field(16, ge=1, description="URLs: fetched at once by a task (count)")
-    fetch_max_bytes: int = Field(
-        50_000_000, ge=1, description="URLs: a longer body is given up (bytes)"
+    fetch_retries: int = setting(
+        3, ge=0, changes="how", description="URLs: tries after a first that failed (count)"
+    )
+    fetch_threads: int = setting(
+        16, ge=1, changes="how", description="URLs: fetched at once by a task (count)"
+    )
+    fetch_max_bytes: int = setting(
+        50_000_000, ge=1, changes="how", description="URLs: a longer body is given up (bytes)"
     )
     train_images: int = Field(2000, ge=0, description="drawn: scenes to draw for train (count)")
     val_images: int = Field(200, ge=0, description="drawn: scenes to draw for val (count)")
@@ -68,14 +75,23 @@ class ShardSettings(Section):
     max_caption_chars: int = Field(
         10_000, ge=1, description="a longer caption is rejected (characters)"
     )
-    exclude: str | None = Field(
-        None, description="list of images and captions to leave out, of `halftone audit` (URI)"
+    exclude: str | None = setting(
+        None,
+        changes="contents",
+        description="list of images and captions to leave out, of `halftone audit` (URI)",
     )
-    failure_budget: float = Field(
-        0.05, ge=0, le=1, description="share of rejected samples above which the stage stops (0-1)"
+    failure_budget: float = setting(
+        0.05,
+        ge=0,
+        le=1,
+        changes="how",
+        description="share of rejected samples above which the stage stops (0-1)",
     )
-    failures_in_a_row: int = Field(
-        100, ge=1, description="rejected samples one after the other that stop a shard (count)"
+    failures_in_a_row: int = setting(
+        100,
+        ge=1,
+        changes="how",
+        description="rejected samples one after the other that stop a shard (count)",
     )
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
 
 
 class EmbedSettings(Section):
@@ -15,14 +15,14 @@ class EmbedSettings(Section):
         description="sentence-transformers model, a name or a folder; tfidf, trigrams or lsa (or "
         "lsa-256, with its dimensions), fitted on the train captions; ensemble or ensemble-NAME",
     )
-    members: dict[str, float] = Field(
-        {}, description="ensemble: weighted mean of cosines, {encoder: weight}"
+    members: dict[str, float] = setting(
+        {}, changes="contents", description="ensemble: weighted mean of cosines, {encoder: weight}"
     )
     revision: str | None = Field(
         None, description="commit, tag or branch of a model that a hub sends; empty takes its main"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where the model runs; auto: on a GPU if there is one"
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", changes="how", description="where the model runs; auto: on a GPU if there is one"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
@@ -34,19 +34,30 @@ class EmbedSettings(Section):
     )
     prompt: str | None = Field(None, description="text put before every caption")
     prompt_name: str | None = Field(None, description="a prompt of the model's own, by its name")
-    batch_tokens: int | None = Field(
-        None, ge=1, description="per forward pass; empty: 512 on a CPU, 65,536 on a GPU (tokens)"
+    batch_tokens: int | None = setting(
+        None,
+        ge=1,
+        changes="how",
+        description="per forward pass; empty: 512 on a CPU, 65,536 on a GPU (tokens)",
     )
-    fit_captions: int = Field(
+    fit_captions: int = setting(
         1_000_000,
         ge=1,
+        changes="fit",
         description="tfidf, trigrams, lsa: fitted on the first so many train captions (count)",
     )
-    max_duplicates: float = Field(
-        0.5, ge=0, le=1, description="share of repeated captions above which the stage stops (0-1)"
+    max_duplicates: float = setting(
+        0.5,
+        ge=0,
+        le=1,
+        changes="how",
+        description="share of repeated captions above which the stage stops (0-1)",
     )
-    max_mean_cosine: float = Field(
-        0.98, le=1, description="mean over different captions above which the stage stops (cosine)"
+    max_mean_cosine: float = setting(
+        0.98,
+        le=1,
+        changes="how",
+        description="mean over different captions above which the stage stops (cosine)",
     )
 
     @model_validator(mode="after")
@@ -73,26 +84,39 @@ class LabelSettings(Section):
     )
     centre: float = Field(0.6, description="logistic: the cosine whose relevance is 1/2 (cosine)")
     width: float = Field(0.1, gt=0, description="logistic: how wide the step is (cosine)")
-    calibration: str | None = Field(
-        None, description="logistic or isotonic map fitted to people's judgements (JSON, URI)"
+    calibration: str | None = setting(
+        None,
+        changes="contents",
+        description="logistic or isotonic map fitted to people's judgements (JSON, URI)",
     )
-    overrides: str | None = Field(
-        None, description="pairs that people decided: image_id,caption_id,relevance (CSV, URI)"
+    overrides: str | None = setting(
+        None,
+        changes="contents",
+        description="pairs that people decided: image_id,caption_id,relevance (CSV, URI)",
     )
     reduce: Literal["max", "mean"] = Field("max", description="over the captions of an image")
-    lists: tuple[Literal["i2t", "t2i", "i2i", "t2t"], ...] = Field(
-        ("i2t", "t2i"), min_length=1, description="lists kept: from images or texts, to either"
+    lists: tuple[Literal["i2t", "t2i", "i2i", "t2t"], ...] = setting(
+        ("i2t", "t2i"),
+        min_length=1,
+        changes="lists",
+        description="lists kept: from images or texts, to either",
     )
-    top_k: int = Field(64, ge=1, description="neighbours kept per query (count)")
-    suspects: int = Field(
-        60, ge=1, description="annotated negatives of a split shown to be decided (count)"
+    top_k: int = setting(64, ge=1, changes="lists", description="neighbours kept per query (count)")
+    suspects: int = setting(
+        60,
+        ge=1,
+        changes="page",
+        description="annotated negatives of a split shown to be decided (count)",
     )
-    cross_encoder: str | None = Field(
-        None, description="scores the lists' pairs again: sentence-transformers name, or a folder"
+    cross_encoder: str | None = setting(
+        None,
+        changes="lists",
+        description="scores the lists' pairs again: sentence-transformers name, or a folder",
     )
-    approximate_above: int | None = Field(
+    approximate_above: int | None = setting(
         None,
         ge=1,
+        changes="lists",
         description="captions of a split above which faiss finds neighbours, faster than the exact "
         "search from some millions on (count)",
     )

@@ -4,14 +4,15 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
 
 
 class RerankSettings(Section):
     """Re-ranking: methods, what they may look at, and what they learn from."""
 
-    method: tuple[str, ...] = Field(
+    method: tuple[str, ...] = setting(
         ("inverted_softmax",),
+        changes="contents",
         description="a method, a chain such as inverted_softmax+leaprr, or a list of them of which "
         "the best on val is taken; see docs/reranking.md",
     )
@@ -22,20 +23,26 @@ class RerankSettings(Section):
     siblings: bool = Field(
         False, description="transductive: a caption meets the other captions of its image too"
     )
-    bank_images: int = Field(
-        1000, ge=1, description="train images (and their captions) in the query bank (count)"
+    bank_images: int = setting(
+        1000,
+        ge=1,
+        changes="bank",
+        description="train images (and their captions) in the query bank (count)",
     )
     texts: Literal["towers", "sentences"] = Field(
         "towers",
         description="whose vectors say how near two captions are: the model's, or those of "
         "`embed.encoder`, which bring in what that encoder knows",
     )
-    betas: tuple[float, ...] = Field(
+    betas: tuple[float, ...] = setting(
         (5.0, 10.0, 20.0, 40.0, 80.0),
+        changes="fit",
         description="inverse temperatures tried on val, best rSum kept (1/score)",
     )
-    weights: str | None = Field(
-        None, description="LeaPRR: trained weights to apply, a folder of stage 7 (URI)"
+    weights: str | None = setting(
+        None,
+        changes="contents",
+        description="LeaPRR: trained weights to apply, a folder of stage 7 (URI)",
     )
 
     @field_validator("method", mode="before")

@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
 
 
 class EvaluateSettings(Section):
@@ -11,23 +11,35 @@ class EvaluateSettings(Section):
     split: str = Field("test", description="split that is ranked")
     top_k: int = Field(100, ge=1, description="candidates kept per query (count)")
     ndcg_at: int = Field(10, ge=1, description="depth of NDCG (candidates)")
-    batch_size: int = Field(256, ge=1, description="samples per forward pass (count)")
-    exclude: str | None = Field(
-        None, description="CSV of images and captions left out, as `halftone audit` writes it (URI)"
+    batch_size: int = setting(
+        256, ge=1, changes="how", description="samples per forward pass (count)"
     )
-    resamples: int = Field(
-        1000, ge=20, description="draws of the images that intervals come from (count)"
-    )
-    encoder: str | None = Field(
+    exclude: str | None = setting(
         None,
+        changes="contents",
+        description="CSV of images and captions left out, as `halftone audit` writes it (URI)",
+    )
+    resamples: int = setting(
+        1000,
+        ge=20,
+        changes="results",
+        description="draws of the images that intervals come from (count)",
+    )
+    encoder: str | None = setting(
+        None,
+        changes="contents",
         description="encoder of the relevance that NDCG is measured against; empty: the first "
         "sentence model, other than embed's, whose vectors the run folder holds, or else embed's",
     )
-    judgements: str | None = Field(
-        None, description="people's image_id,caption_id,score, to measure agreement with (CSV, URI)"
+    judgements: str | None = setting(
+        None,
+        changes="contents",
+        description="people's image_id,caption_id,score, to measure agreement with (CSV, URI)",
     )
-    protocols: tuple[str, ...] = Field(
-        (), description="measured beside the split itself: flickr_1k, coco_5k, coco_1k, cxc, …"
+    protocols: tuple[str, ...] = setting(
+        (),
+        changes="results",
+        description="measured beside the split itself: flickr_1k, coco_5k, coco_1k, cxc, …",
     )
 
     @field_validator("encoder")

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
 
 
 class ModelSettings(Section):
@@ -81,14 +81,17 @@ class TrainSettings(Section):
     lanes: int = Field(
         8, ge=1, description="fixed sample streams shared out among the workers (count)"
     )
-    workers: int = Field(1, ge=1, description="training processes (count)")
-    min_workers: int = Field(
+    workers: int = setting(1, ge=1, changes="how", description="training processes (count)")
+    min_workers: int = setting(
         0,
         ge=0,
+        changes="how",
         description="fewest to go on with when nodes are lost; 0: workers (count)",
     )
-    sharding: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="every worker holds the towers whole, or a share of their weights"
+    sharding: Literal["ddp", "fsdp"] = setting(
+        "ddp",
+        changes="how",
+        description="every worker holds the towers whole, or a share of their weights",
     )
     chunk: int = Field(
         0, ge=0, description="pairs a worker encodes at a time, gradients cached; 0: all (pairs)"
@@ -107,7 +110,9 @@ class TrainSettings(Section):
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] = Field(
         "fp32", description="arithmetic of the towers; losses are always fp32"
     )
-    compile: bool = Field(False, description="compile the towers with torch.compile")
+    compile: bool = setting(
+        False, changes="how", description="compile the towers with torch.compile"
+    )
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of averaged weights, which are the model then; 0: none"
     )
@@ -124,16 +129,30 @@ class TrainSettings(Section):
         description="other settings go on from a checkpoint: `latest` of this model, or a "
         "checkpoint's folder (URI); the same settings go on by themselves",
     )
-    checkpoint_every: int = Field(
-        0, ge=0, description="checkpoints inside an epoch too, every so many steps; 0: none (steps)"
+    checkpoint_every: int = setting(
+        0,
+        ge=0,
+        changes="how",
+        description="checkpoints inside an epoch too, every so many steps; 0: none (steps)",
     )
-    log_every: int = Field(10, ge=1, description="steps between recorded losses (steps)")
-    decode_threads: int = Field(1, ge=1, description="threads that prepare batches (count)")
-    cache_gb: float = Field(
-        20.0, ge=0, description="remote shards each node keeps on its disk; 0: none (GB)"
+    log_every: int = setting(
+        10, ge=1, changes="how", description="steps between recorded losses (steps)"
     )
-    timeout: int = Field(300, ge=10, description="a silent worker is given up after (seconds)")
-    max_failures: int = Field(2, ge=0, description="restarts after a lost worker (count)")
+    decode_threads: int = setting(
+        1, ge=1, changes="how", description="threads that prepare batches (count)"
+    )
+    cache_gb: float = setting(
+        20.0,
+        ge=0,
+        changes="how",
+        description="remote shards each node keeps on its disk; 0: none (GB)",
+    )
+    timeout: int = setting(
+        300, ge=10, changes="how", description="a silent worker is given up after (seconds)"
+    )
+    max_failures: int = setting(
+        2, ge=0, changes="how", description="restarts after a lost worker (count)"
+    )
     seed: int = Field(0, ge=0, description="seed of weights, order and caption draws")
 
     @model_validator(mode="after")
