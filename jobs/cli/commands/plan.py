@@ -3,7 +3,8 @@
 import json
 from dataclasses import asdict
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.show import Show
 from jobs.cluster import estimate
 from jobs.cluster.estimate import GB, StageEstimate
@@ -56,5 +57,4 @@ def _time(stage: StageEstimate) -> str:
     return f"{stage.seconds:.0f} s"
 
 
-if __name__ == "__main__":
-    main.main("plan")
+COMMAND = Command(scopes.settings, run, ("cluster", "train"), arguments=arguments)
