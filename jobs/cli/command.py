@@ -30,7 +30,7 @@ COMMANDS = {
     "preview": "shards → a page of pictures and captions",
     "audit": "shards → duplicates, and a list to exclude them by",
     "recipes": "the recipes there are",
-    "plan": "a recipe and a cluster → time, memory, storage, cost",
+    "plan": "a recipe and a cluster → pieces, time, memory, storage",
     "doctor": "every node of the cluster → what would stop a run there",
 }
 STAGES = ("ingest", "shard", "embed", "label", "train", "evaluate", "rerank", "search")

@@ -1,8 +1,10 @@
 """The cluster that `halftone plan` plans for: nodes that are alike."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.settings.section import Section
+
+GONE = {"gpu_tflops", "bandwidth_gbit", "price_per_hour"}  # run folders may still hold them
 
 
 class ClusterSettings(Section):
@@ -13,11 +15,13 @@ class ClusterSettings(Section):
     memory_gb: float = Field(32.0, gt=0, description="of a node (GB)")
     gpus: int = Field(0, ge=0, description="of a node (count)")
     gpu_memory_gb: float = Field(80.0, gt=0, description="of a GPU (GB)")
-    gpu_tflops: float = Field(
-        100.0, gt=0, description="what the towers reach on a GPU, not its peak (TFLOP/s)"
-    )
-    bandwidth_gbit: float = Field(
-        10.0, gt=0, description="of a node to storage and to other nodes (Gbit/s)"
-    )
     storage_gb: float = Field(0.0, ge=0, description="free for the run folder; 0: any (GB)")
-    price_per_hour: float = Field(0.0, ge=0, description="of a node, in any currency (1/hour)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_gone(cls, values):
+        return (
+            {k: v for k, v in values.items() if k not in GONE}
+            if isinstance(values, dict)
+            else values
+        )
