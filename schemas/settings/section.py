@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 # What has other contents where a setting is another:
-#   bytes     what its stage makes (what a plain Field is)
+#   bytes     what its stage makes
 #   how       nothing: it is how the work is done, or when it is given up
 #   contents  the same, by what it names: a fingerprint holds a file's contents, not its name
 #   fit       what is fitted or chosen before that
@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Changes = Literal["bytes", "how", "contents", "fit", "bank", "lists", "results", "page"]
 
 
-def setting(default: Any, *, changes: Changes, **about) -> Any:
-    """A field, as pydantic's `Field`, that changes something else than what its stage makes."""
-    return Field(default, json_schema_extra={"changes": changes}, **about)
+def setting(default: Any, about: str, *, changes: Changes = "bytes", **limits) -> Any:
+    """A field: its default (`...`: there is none), what it is with its unit, pydantic's limits."""
+    return Field(default, description=about, json_schema_extra={"changes": changes}, **limits)
 
 
 class Section(BaseModel):
@@ -31,6 +31,6 @@ class Section(BaseModel):
         names = {
             name
             for name, field in type(self).model_fields.items()
-            if (field.json_schema_extra or {}).get("changes", "bytes") in (changes or ("bytes",))
+            if field.json_schema_extra["changes"] in (changes or ("bytes",))
         }
         return self.model_dump(mode="json", include=names)
