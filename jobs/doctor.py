@@ -4,7 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from jobs.cli import main
+from jobs.cli import main, scopes
+from jobs.cli.command import Command
 from jobs.cli.show import Show
 from jobs.cluster import examine, health
 from jobs.cluster.health import Line
@@ -45,6 +46,8 @@ def _print(lines: list[Line]) -> None:
         text = f"{line.check:<11}{line.where}: {line.said}{do}"
         show.out.print(text, soft_wrap=True, markup=False)
 
+
+COMMAND = Command(scopes.unread_folder, run)
 
 if __name__ == "__main__":
     main.main("doctor")

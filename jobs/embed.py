@@ -1,18 +1,20 @@
 """halftone embed: captions become unit vectors of a frozen encoder."""
 
-from jobs.cli import main
-from jobs.cli.run import Run, Stage
-from pipeline.labels import embed
-from pipeline.labels.encoders import encoder_label, guards
-from schemas.settings import EmbedSettings
+from jobs.cli import main, scopes
+from jobs.cli.command import Command
+from jobs.cli.run import Run
 
 
 def run(run: Run) -> None:
+    from pipeline.labels import embed
+    from pipeline.labels.encoders import encoder_label, guards
+
     settings, judge = run.recipe.embed, run.recipe.evaluate.encoder
+    judging = [] if judge is None else [embed.settings_of(judge, run.recipe)]
     with run.stage("embed") as stage:
-        if judge is not None:
-            _make(stage, embed.settings_of(judge, run.recipe))
-        index = _make(stage, settings)
+        for encoder in (*judging, settings):
+            for step in embed.steps(encoder, run.root):
+                index = stage.make(step.plan, step.make, gpu=step.gpu, check=step.check)
         stage.note(
             captions=sum(entry["captions"] for entry in index["pieces"]),
             duplicates=round(guards.duplicates(index["pieces"]), 4),
@@ -20,12 +22,7 @@ def run(run: Run) -> None:
         )
 
 
-def _make(stage: Stage, settings: EmbedSettings) -> dict:
-    """The index of an encoder's vectors, after what they need was made, and they were."""
-    for step in embed.steps(settings, stage.run.root):
-        index = stage.make(step.plan, step.make, gpu=step.gpu, check=step.check)
-    return index
-
+COMMAND = Command(scopes.data, run, ("embed",))
 
 if __name__ == "__main__":
     main.main("embed")

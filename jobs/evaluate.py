@@ -1,14 +1,16 @@
 """halftone evaluate: tower vectors, rankings and metrics of a trained model."""
 
-from jobs.cli import main
+from jobs.cli import main, scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run, Stage
-from pipeline.evaluation import evaluate, protocols, results, tower_vectors
-from pipeline.reports.results import protocol_line
 from pipeline.storage import store
 from pipeline.storage.plan import Plan
 
 
 def run(run: Run) -> None:
+    from pipeline.evaluation import evaluate, protocols, tower_vectors
+    from pipeline.reports.results import protocol_line
+
     with run.stage("evaluate") as stage:
         vectors = tower_vectors.plan_vectors(run.recipe, run.root, run.name)
         stage.make(vectors, tower_vectors.write_vectors, gpu=True)
@@ -25,6 +27,8 @@ def run(run: Run) -> None:
 
 def _results(stage: Stage, plan: Plan) -> dict:
     """metrics.json, made again where it was of something else."""
+    from pipeline.evaluation import results
+
     run, uri = stage.run, results.results_uri(plan)
     found = store.read_json(uri) if store.exists(uri) else {}
     if found.get("version") != results.results_version(plan, run.recipe):
@@ -33,6 +37,8 @@ def _results(stage: Stage, plan: Plan) -> dict:
         store.write_json(uri, found)
     return found
 
+
+COMMAND = Command(scopes.each_model, run, ("evaluate", "label"))
 
 if __name__ == "__main__":
     main.main("evaluate")

@@ -1,11 +1,13 @@
 """halftone ingest: annotations of any known kind become a manifest, one row an image."""
 
-from jobs.cli import main
+from jobs.cli import main, scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run
-from pipeline.sharding import ingest
 
 
 def run(run: Run) -> None:
+    from pipeline.sharding import ingest
+
     with run.stage("ingest") as stage:
         plan = ingest.plan(run.recipe, run.root)
         index = stage.make(plan, ingest.write_part, check=lambda made: ingest.check(plan))
@@ -13,6 +15,8 @@ def run(run: Run) -> None:
             images = {f"{split}_images": n for split, n in ingest.totals(index).items()}
             stage.note(**images, version=index["version"])
 
+
+COMMAND = Command(scopes.data, run, ("source",))
 
 if __name__ == "__main__":
     main.main("ingest")

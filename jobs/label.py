@@ -1,12 +1,15 @@
 """halftone label: caption similarity becomes relevance, the top candidates of every query."""
 
-from jobs.cli import label_pages, main
+from jobs.cli import main, scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run
-from pipeline.labels import label
 from pipeline.storage import store
 
 
 def run(run: Run) -> None:
+    from jobs.cli import label_pages
+    from pipeline.labels import label
+
     with run.stage("label") as stage:
         plan = label.plan(run.recipe, run.root)
         index = stage.make(plan, label.write_relevance)
@@ -20,6 +23,8 @@ def run(run: Run) -> None:
         if not run.dry:
             label_pages.write(run, stage, plan.folder)
 
+
+COMMAND = Command(scopes.data, run, ("label",))
 
 if __name__ == "__main__":
     main.main("label")

@@ -1,15 +1,14 @@
 """halftone rerank: re-rankers fitted on train and val, and the rankings they give."""
 
 from jobs.cli import main, rerank_external
+from jobs.cli.command import Command
 from jobs.cli.run import Run, Stage
-from pipeline.evaluation import results
-from pipeline.reranking import rerank
 from pipeline.storage import store
 
-arguments = rerank_external.arguments
 
+def run(run: Run) -> None:
+    from pipeline.reranking import rerank
 
-def run(run: Run, options=None) -> None:
     with run.stage("rerank") as stage:
         recipe, root, name = run.recipe, run.root, run.name
         fitted = stage.make(rerank.plan(recipe, root, name), rerank.write_reranker)
@@ -23,6 +22,9 @@ def run(run: Run, options=None) -> None:
 
 def _ranked(stage: Stage, method: str, chosen: bool) -> dict:
     """Make a method's rankings; its metrics, and what they took."""
+    from pipeline.evaluation import results
+    from pipeline.reranking import rerank
+
     run = stage.run
     plan = rerank.plan_reranked(run.recipe, run.root, run.name, method)
     index = stage.make(plan, rerank.write_rankings)
@@ -37,6 +39,13 @@ def _ranked(stage: Stage, method: str, chosen: bool) -> dict:
         stage.note(**{k: v for k, v in index["settings"].items() if "_i2t" in k or "_t2i" in k})
     return metrics | cost
 
+
+COMMAND = Command(
+    rerank_external.scope,
+    run,
+    ("rerank", "leaprr", "evaluate"),
+    arguments=rerank_external.arguments,
+)
 
 if __name__ == "__main__":
     main.main("rerank")

@@ -1,10 +1,9 @@
 """halftone search: a text finds images, --image FILE finds captions; without either, a page."""
 
-from jobs.cli import main
+from jobs.cli import main, scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.search import index
-from pipeline.search import page as search_page
 from pipeline.storage import store
 
 
@@ -16,45 +15,46 @@ def arguments(parser) -> None:
     parser.add_argument("--without", default="", help="only results without these words")
 
 
-def run(run: Run, options=None) -> None:
-    asked = options is not None and (options.query is not None or options.image)
-    if asked and not run.dry:
-        return answer(run, options)
-    if options is not None and not asked and (options.words or options.without):
+def run(run: Run) -> None:
+    options = run.options
+    asked = options.query is not None or options.image
+    if not asked and (options.words or options.without):
         raise InputError("--words and --without are of a query's results; write what to look for")
+    answer(run) if asked and not run.dry else write_page(run)
+
+
+def write_page(run: Run) -> None:
+    """The page of the recipe's queries, or of captions of the split."""
+    from pipeline.search import index, page
+
     with run.stage("search") as stage:
         uri = store.join(run.root, f"search-{run.name}.html")
-        version = search_page.version(run.recipe, run.root, run.name)
-        if stage.page(uri, version):
+        if stage.page(uri, page.version(run.recipe, run.root, run.name)):
             gallery = index.SearchIndex(run.recipe, run.root, run.name)
-            page = search_page.page(gallery, index.default_queries(gallery))
-            store.write_bytes(uri, page.encode())
-            run.track.artifact("search", "search.html", page.encode())
-    return None
+            data = page.page(gallery, index.default_queries(gallery)).encode()
+            store.write_bytes(uri, data)
+            run.track.artifact("search", "search.html", data)
 
 
-def answer(run: Run, options) -> None:
+def answer(run: Run) -> None:
     """The hits of one query, in the terminal and as a page."""
-    settings = run.recipe.search
-    gallery = index.SearchIndex(run.recipe, run.root, run.name)
-    query = index.Query(
-        text=options.query or "",
-        picture=index.read_picture(options.image) if options.image else None,
-        top=settings.top,
-        words=options.words,
-        without=options.without,
-        shades=settings.shades and not options.image,
-    )
-    uri = store.join(run.root, "search.html")
-    hits, page = search_page.ask(gallery, query)
-    store.write_bytes(uri, page.encode())
-    columns, rows = search_page.table(hits)
-    run.show.table("", columns, rows, f"model {run.name}; as a page: {uri}")
+    from pipeline.search import index, page
+
+    options, uri = run.options, store.join(run.root, "search.html")
+    picture = index.read_picture(options.image) if options.image else None
+    shades = run.recipe.search.shades and not picture
+    asked = {"words": options.words, "without": options.without, "top": run.recipe.search.top}
+    query = index.Query(options.query or "", picture, shades=shades, **asked)
+    hits, html = page.ask(index.SearchIndex(run.recipe, run.root, run.name), query)
+    store.write_bytes(uri, html.encode())
+    run.show.table("", *page.table(hits), f"model {run.name}; as a page: {uri}")
     run.results["hits"] = [
         {"image": h.image_id, "score": h.score, "relevance": h.relevance, "text": h.text}
         for h in hits
     ]
 
+
+COMMAND = Command(scopes.best_model, run, ("search", "evaluate"), arguments=arguments)
 
 if __name__ == "__main__":
     main.main("search")

@@ -2,13 +2,15 @@
 
 from functools import partial
 
-from jobs.cli import main
+from jobs.cli import main, scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run
-from pipeline.sharding import shard
 from pipeline.storage import store
 
 
 def run(run: Run) -> None:
+    from pipeline.sharding import shard
+
     with run.stage("shard") as stage:
         plan = shard.plan(run.recipe, run.root)
         check = partial(shard.check, plan, recipe=run.recipe)
@@ -19,6 +21,8 @@ def run(run: Run) -> None:
             if store.exists(rejected):
                 run.show.line(f"  what was rejected, and why: {rejected}")
 
+
+COMMAND = Command(scopes.data, run, ("shard", "source"))
 
 if __name__ == "__main__":
     main.main("shard")

@@ -1,16 +1,15 @@
 """halftone train: a two-tower model is trained under Ray Train."""
 
-from jobs.cli import main
+from jobs.cli import main, scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run
-from jobs.cluster import estimate
 from pipeline.errors import InputError
 from pipeline.storage import store
-from pipeline.storage.plan import Plan
-from pipeline.training import saved_model, train
-from pipeline.training.probe import probe
 
 
 def run(run: Run) -> None:
+    from pipeline.training import saved_model, train
+
     with run.stage("train") as stage:
         plan = train.plan(run.recipe, run.root, run.name)
         if run.dry and plan.pending:
@@ -33,15 +32,17 @@ def run(run: Run) -> None:
             run.track.model("train", plan.folder, entry["metrics"].get("val/rsum", -1.0))
 
 
-def forecast(run: Run, plan: Plan) -> None:
+def forecast(run: Run, plan) -> None:
     """What the training will be like, by a few steps of it."""
+    from jobs.cluster import estimate
+    from pipeline.training.probe import probe
+
     try:
         found, settings = probe(plan.pieces[0]), run.recipe.train
     except InputError as error:
         return run.show.line(f"  {error}")
-    epoch = found["steps_per_epoch"] * found["seconds_per_step"]
-    size, rows = settings.batch_size, settings.batch_size // settings.workers
-    found["loss_bytes"] = estimate.loss_bytes(list(settings.losses), rows, size)
+    epoch, size = found["steps_per_epoch"] * found["seconds_per_step"], settings.batch_size
+    found["loss_bytes"] = estimate.loss_bytes(list(settings.losses), size // settings.workers, size)
     run.show.line(
         f"  {found['steps']:,} steps in {settings.epochs} epochs of {found['steps_per_epoch']:,}, "
         f"{found['parameters']:,} parameters; the loss of a list of {size:,} takes "
@@ -51,8 +52,9 @@ def forecast(run: Run, plan: Plan) -> None:
         f"{epoch / 60:.1f} min an epoch, {epoch * settings.epochs / 60:.0f} min in all"
     )
     run.results["forecast"] = found
-    return None
 
+
+COMMAND = Command(scopes.each_model, run, ("train", "model", "label"))
 
 if __name__ == "__main__":
     main.main("train")

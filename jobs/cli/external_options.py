@@ -1,10 +1,9 @@
 """Another system's files on the command line: of `halftone score` and `halftone rerank`."""
 
 from pipeline.errors import InputError
-from pipeline.evaluation import external, trec
-from pipeline.retrieval.scores import System
 from pipeline.storage import store
 
+PROTOCOLS = ("own", "flickr_1k", "coco_5k", "coco_1k", "cxc", "eccv_caption", "given")
 FILES = (
     ("embeddings", "Parquet file or folder: id, image_id, modality, vector"),
     ("images", "image vectors (.npy)"),
@@ -49,8 +48,10 @@ def kind(options, *beside: str) -> str | None:
     return named[0] if named else None
 
 
-def read(options) -> System | trec.RunScores:
-    """The system that the options name."""
+def read(options):
+    """The system that the options name, as pipeline.evaluation.external reads it."""
+    from pipeline.evaluation import external, trec
+
     o, ids = options, (options.image_ids, options.text_ids)
     match kind(options):
         case "embeddings":

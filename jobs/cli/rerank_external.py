@@ -5,12 +5,10 @@ import tempfile
 
 from rich.markup import escape
 
-from jobs.cli import external_options
+from jobs.cli import external_options, scopes
+from jobs.cli.external_options import PROTOCOLS
 from jobs.cli.show import Show
 from pipeline.errors import InputError
-from pipeline.evaluation import protocols
-from pipeline.reranking import external, rerank
-from pipeline.reranking.external import External
 from pipeline.storage import store
 from schemas.settings import Recipe
 
@@ -18,7 +16,7 @@ OPTIONS = (
     ("image-matrix", "with --matrix: similarities of its images to each other (.npy)"),
     ("text-matrix", "with --matrix: similarities of its texts to each other (.npy)"),
     ("splits", "CSV (image_id, split): which images are train (the bank), val and test"),
-    ("protocol", f"{', '.join(p for p in protocols.PROTOCOLS if p != 'given')} (default own)"),
+    ("protocol", f"{', '.join(p for p in PROTOCOLS if p != 'given')} (default own)"),
     ("write", "folder for the new scores (.npy) and LeaPRR's weights"),
 )
 
@@ -27,12 +25,17 @@ def arguments(parser) -> None:
     external_options.arguments(parser, *OPTIONS)
 
 
-def named(options) -> bool:
-    """Whether the options name another system."""
-    return external_options.kind(options, "splits", "protocol", "write") is not None
+def scope(command, options, overrides: dict) -> None:
+    """Another system where the options name one, else every model of the run folder."""
+    if external_options.kind(options, "splits", "protocol", "write") is None:
+        return scopes.each_model(command, options, overrides)
+    _, models = scopes.models_of(options, overrides)
+    return run(models[0][1], options)
 
 
 def run(recipe: Recipe, options) -> None:
+    from pipeline.reranking import external, rerank
+
     if options.dry_run:
         raise InputError("--dry-run looks into a run folder, which is not used here; leave it out")
     rerank.check(recipe.rerank.method)
@@ -44,8 +47,11 @@ def run(recipe: Recipe, options) -> None:
         _compare(system, recipe, options, folder)
 
 
-def _compare(system: External, recipe: Recipe, options, folder: str) -> None:
+def _compare(system, recipe: Recipe, options, folder: str) -> None:
     """Fit and measure every method, print the table, write the best one's scores."""
+    from pipeline.evaluation import protocols
+    from pipeline.reranking import external
+
     under, split = options.protocol or "own", recipe.evaluate.split
     tables = {"none": protocols.measure(system.gallery, [under])[under]}
     costs, best = {}, None

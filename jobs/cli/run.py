@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +35,18 @@ class Run:
     root: str
     name: str
     show: Show
-    dry: bool = False
+    options: Namespace  # of the command line
     track: Tracker = field(init=False)
     results: dict[str, Any] = field(default_factory=dict)  # for --json and the final table
     begun: bool = False
 
     def __post_init__(self):
         self.track = Tracker(self.recipe.name, self.root, self.name)
+
+    @property
+    def dry(self) -> bool:
+        """Whether nothing is to be done, and what would be is to be said."""
+        return self.options.dry_run
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator["Stage"]:

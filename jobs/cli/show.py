@@ -9,17 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jobs.cli.command import STAGES
 from jobs.cluster.polling import meanwhile
 from pipeline.errors import Unreachable
 from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
 
-NUMBER = {
-    name: number
-    for number, name in enumerate(
-        ("ingest", "shard", "embed", "label", "train", "evaluate", "rerank", "search"), 1
-    )
-}
+NUMBER = {name: number for number, name in enumerate(STAGES, 1)}
 
 
 class Show:

@@ -69,6 +69,8 @@ def start_here(cpus: int | None = None, **options) -> None:
     import ray
 
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # this Ray listens on loopback only
+    # Ray adds 15 to its workers' niceness: beside any other program they would starve.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
         num_cpus=cpus,

@@ -14,9 +14,6 @@ from pipeline.training import train
 from schemas.ranking import RANKING
 from schemas.settings import Recipe
 
-# Settings that rankings do not depend on, or depend on by contents.
-OF_OTHERS = {"batch_size", "exclude", "resamples", "encoder", "judgements", "protocols"}
-
 
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """A piece for every shard of the evaluated split: its images and captions as queries."""
@@ -52,7 +49,7 @@ def plan_rankings(
         scorer and scorer.version,
         judge.captions.version,
         judge.truth != "" and judge.truth_version,
-        recipe.evaluate.model_dump(exclude=OF_OTHERS),
+        recipe.evaluate.relevant(),
         RANKING.names,
         label.depends_on(judge.recipe.label),
         *(sorted(ids) for ids in excluded if ids),

@@ -36,7 +36,7 @@ def results_uri(plan: Plan) -> str:
 
 def results_version(plan: Plan, recipe: Recipe) -> str:
     """What metrics.json depends on."""
-    settings = recipe.evaluate.model_dump(include={"resamples", "protocols"})
+    settings = recipe.evaluate.relevant("results")
     uri = recipe.evaluate.judgements
     people = uri and store.sha256(csv_files.data(uri, "people's judgements"))
     return store.fingerprint(RESULTS, plan.fingerprint, settings, people)

@@ -202,9 +202,8 @@ def depends_on(settings: EmbedSettings, root: str) -> dict:
     if fitted.is_fitted(settings.encoder):
         terms = run_folder.need_index(_fit_folder(settings, root), "embed")
         return {"encoder": settings.encoder, "weights": terms["version"]}
-    names = ("encoder", "revision", "backend", "precision", "prompt", "prompt_name")
     weights = sentences.fingerprint(settings.encoder, settings.revision)
-    return {**settings.model_dump(include=set(names)), "weights": weights}
+    return {**settings.relevant(), "weights": weights}
 
 
 def _members(settings: EmbedSettings, root: str) -> list[tuple[str, dict[str, dict], float]]:

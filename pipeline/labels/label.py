@@ -27,8 +27,6 @@ BINS = 50  # of the relevance histograms
 COUNTED = 10_000_000  # pairs of a piece that its histogram counts, of evenly spaced images
 CELLS = 2**22  # of a block of relevance
 BYTES = 6.5  # of memory for a number of the split's vectors, measured: docs/scale.md
-OF_LISTS = {"lists", "top_k", "cross_encoder", "approximate_above"}
-OF_PAGES = {"suspects"}
 
 
 def plan(recipe: Recipe, root: str) -> Plan:
@@ -43,7 +41,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     }
     folder = run.folder("label", encoder_label(recipe.embed.encoder))
     _check_calibration(recipe)
-    matters = {**depends_on(settings), **settings.model_dump(include=OF_LISTS)}
+    matters = {**depends_on(settings), **settings.relevant("lists")}
     if settings.cross_encoder is not None:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
     pieces = []
@@ -85,7 +83,7 @@ def depends_on(settings: LabelSettings) -> dict:
     decided = settings.overrides and decisions.overrides(settings.overrides)
     fitted = settings.calibration and csv_files.data(settings.calibration, "a fitted map")
     return {
-        **settings.model_dump(exclude=OF_LISTS | OF_PAGES),
+        **settings.relevant(),
         "calibration": store.sha256(fitted) if fitted is not None else None,
         "overrides": decided and store.fingerprint(sorted(decided)),
     }

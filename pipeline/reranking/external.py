@@ -136,7 +136,8 @@ def _trained(method: str, system: External, recipe: Recipe, steps: list, folder:
         )
     val = system.problems.get("val") if lists == "train" else None
     folder, own = store.join(folder, method), settings.model_dump(mode="json")
-    pool = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "bank_images"})
+    pool = recipe.rerank.relevant("bytes", "bank")
+    del pool["texts"]  # there are no sentence vectors here
     piece = Piece(
         name="leaprr",
         output=store.join(folder, "history.json"),

@@ -47,7 +47,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     check(recipe.rerank.method)
     inputs, versions = inputs_of(recipe, root, name)
     folder = RunFolder(root).folder("rerank", name)
-    matters = recipe.rerank.model_dump(mode="json", exclude={"method", "weights"})
+    matters = recipe.rerank.relevant("bytes", "bank", "fit")
     chosen_on = inputs["vectors"]["val"].towers.entries
     memory = task_memory.of_rankings(chosen_on, [], recipe, scored=True)
     pieces = []
@@ -123,7 +123,7 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
             continue
         folder = RunFolder(root).folder("rerank", name, method)
         own = recipe.leaprr.model_dump(mode="json")
-        settings = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "texts"})
+        settings = recipe.rerank.relevant()
         bank = entry["bank_images"]
         others = [vectors.version for vectors in lists.values()]
         about = [method, own, settings, versions, entry["steps"], others, bank]
@@ -231,7 +231,7 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
         versions.append(trained["version"])
     protocol = _protocol(recipe, method, entry)
     inputs, splits = inputs_of(recipe, root, name)
-    matters = recipe.rerank.model_dump(mode="json", include={"pool", "siblings", "texts"})
+    matters = recipe.rerank.relevant()
     scorer = Scorer(
         vectors=tuple(inputs["vectors"].items()),
         split=recipe.evaluate.split,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.sources import FETCHING, source
+from pipeline.sources import source
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
@@ -27,7 +27,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     settings = recipe.source
     folder = RunFolder(root).folder("ingest")
     module = source(settings.kind)
-    asked = settings.model_dump(exclude=FETCHING)
+    asked = settings.relevant()
     pieces = [
         Piece(
             name=f"part-{number:05d}",

@@ -26,7 +26,6 @@ from schemas.settings import Recipe
 from schemas.shard import SIDECAR
 
 REJECTED = "rejected.csv"  # beside the index: every sample and caption that was rejected
-NOT_IN_TARS = {"exclude", "failure_budget", "failures_in_a_row"}  # settings no byte depends on
 REASON_CHARS = 500  # of a reason that are kept: an address may be of any length
 as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
@@ -36,7 +35,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     source_folder = RunFolder(root).folder("ingest")
     run_folder.need_index(source_folder, "ingest")
     folder = RunFolder(root).folder("shard")
-    settings = recipe.shard.model_dump(exclude=NOT_IN_TARS)
+    settings = recipe.shard.relevant()
     excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
     manifest = ingest.read(source_folder).combine_chunks()
     pieces = []

@@ -40,9 +40,6 @@ SOURCES: dict[str, ModuleType] = {
     "precomp": precomp,
 }
 
-# Settings of how payloads are fetched, on which rows do not depend.
-FETCHING = {"fetch_timeout", "fetch_retries", "fetch_threads", "fetch_max_bytes"}
-
 
 def source(kind: str) -> ModuleType:
     """The source module of a kind, or a sentence that names the kinds there are."""

@@ -15,12 +15,6 @@ from pipeline.training.loop import Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
 from schemas.settings import Recipe
 
-# Settings of how a training is run: with others it is the same training.
-HOW = {
-    *("workers", "min_workers", "sharding", "compile", "decode_threads"),
-    *("timeout", "max_failures", "log_every", "checkpoint_every", "cache_gb"),
-}
-
 
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """One piece: the model. It depends on embeddings and labels only if a loss is graded."""
@@ -35,7 +29,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
         used += [entry["files"] for s in splits for entry in run_folder.of_split(embeddings, s)]
     if needs_labels(recipe.train):
         settings["label"] = label.depends_on(recipe.label)
-    relevant = {**settings, "train": recipe.train.model_dump(exclude=HOW)}
+    relevant = {**settings, "train": recipe.train.relevant()}
     piece = Piece(
         name="model",
         output=store.join(folder, "history.json"),

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from pydantic import Field
-
-from schemas.settings._section import Section
 from schemas.settings.cluster import ClusterSettings
 from schemas.settings.data import AuditSettings, ShardSettings, SourceSettings
 from schemas.settings.labels import CalibrateSettings, EmbedSettings, LabelSettings
 from schemas.settings.reranking import LeaPRRSettings, RerankSettings
 from schemas.settings.results import EvaluateSettings, ReportSettings, SearchSettings, ServeSettings
+from schemas.settings.section import Section, setting
 from schemas.settings.training import ModelSettings, TrainSettings
 
 __all__ = [
@@ -37,8 +35,8 @@ __all__ = [
 class Recipe(Section):
     """The resolved settings of a run: a recipe file with the command line's overrides."""
 
-    name: str = Field(description="what run folders and experiments are called after")
-    about: str = Field("", description="one line for `halftone recipes`")
+    name: str = setting(..., "what run folders and experiments are called after")
+    about: str = setting("", "one line for `halftone recipes`")
     source: SourceSettings = SourceSettings()
     shard: ShardSettings = ShardSettings()
     embed: EmbedSettings = EmbedSettings()
@@ -54,8 +52,8 @@ class Recipe(Section):
     audit: AuditSettings = AuditSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     cluster: ClusterSettings = ClusterSettings()
-    variants: dict[str, dict[str, Any]] = Field(
-        {}, description="models trained side by side on the same data: {name: {section: {...}}}"
+    variants: dict[str, dict[str, Any]] = setting(
+        {}, "models trained side by side on the same data: {name: {section: {...}}}"
     )
 
 

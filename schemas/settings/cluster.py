@@ -1,23 +1,24 @@
 """The cluster that `halftone plan` plans for: nodes that are alike."""
 
-from pydantic import Field
+from pydantic import model_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
+
+GONE = {"gpu_tflops", "bandwidth_gbit", "price_per_hour"}  # run folders may still hold them
 
 
 class ClusterSettings(Section):
     """A cluster as `halftone plan` is told of it."""
 
-    nodes: int = Field(1, ge=1, description="machines (count)")
-    cpus: int = Field(8, ge=1, description="of a node (cores)")
-    memory_gb: float = Field(32.0, gt=0, description="of a node (GB)")
-    gpus: int = Field(0, ge=0, description="of a node (count)")
-    gpu_memory_gb: float = Field(80.0, gt=0, description="of a GPU (GB)")
-    gpu_tflops: float = Field(
-        100.0, gt=0, description="what the towers reach on a GPU, not its peak (TFLOP/s)"
-    )
-    bandwidth_gbit: float = Field(
-        10.0, gt=0, description="of a node to storage and to other nodes (Gbit/s)"
-    )
-    storage_gb: float = Field(0.0, ge=0, description="free for the run folder; 0: any (GB)")
-    price_per_hour: float = Field(0.0, ge=0, description="of a node, in any currency (1/hour)")
+    nodes: int = setting(1, "machines (count)", ge=1)
+    cpus: int = setting(8, "of a node (cores)", ge=1)
+    memory_gb: float = setting(32.0, "of a node (GB)", gt=0)
+    gpus: int = setting(0, "of a node (count)", ge=0)
+    gpu_memory_gb: float = setting(80.0, "of a GPU (GB)", gt=0)
+    storage_gb: float = setting(0.0, "free for the run folder; 0: any (GB)", ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_gone(cls, values):
+        known = isinstance(values, dict)
+        return {k: v for k, v in values.items() if k not in GONE} if known else values

@@ -2,92 +2,92 @@
 
 from typing import Literal
 
-from pydantic import Field
-
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
 
 
 class SourceSettings(Section):
     """Where images and captions come from."""
 
-    kind: str = Field("drawn", description="annotation format; see pipeline/sources")
-    path: str | None = Field(
-        None, description="annotation file, folder, pattern or prefix; see docs/your-own-data.md"
+    kind: str = setting("drawn", "annotation format; see pipeline/sources")
+    path: str | None = setting(
+        None, "annotation file, folder, pattern or prefix; see docs/your-own-data.md"
     )
-    images: str | None = Field(None, description="folder of the image files (URI)")
-    split: str | None = Field(
-        None, description="split of images for which no row says one (default: as files are named)"
+    images: str | None = setting(None, "folder of the image files (URI)")
+    split: str | None = setting(
+        None, "split of images for which no row says one (default: as files are named)"
     )
-    splits: dict[str, str] = Field(
-        {}, description="rename splits, e.g. {val: test}; a split renamed to 'drop' is left out"
+    splits: dict[str, str] = setting(
+        {}, "rename splits, e.g. {val: test}; a split renamed to 'drop' is left out"
     )
-    holdout: int = Field(
-        0, ge=0, description="images cut from the end of train to become val (count)"
+    holdout: int = setting(0, "images cut from the end of train to become val (count)", ge=0)
+    image_column: str = setting("image", "tables: column of image paths, URLs or bytes")
+    caption_column: str = setting("caption", "tables: column of captions")
+    split_column: str = setting("split", "tables: column of split names (optional)")
+    id_column: str | None = setting(
+        None, "tables: column of image ids (default: an image is called after its path)"
     )
-    image_column: str = Field("image", description="tables: column of image paths, URLs or bytes")
-    caption_column: str = Field("caption", description="tables: column of captions")
-    split_column: str = Field("split", description="tables: column of split names (optional)")
-    id_column: str | None = Field(
-        None, description="tables: column of image ids (default: an image is called after its path)"
+    fetch_timeout: float = setting(
+        20.0,
+        "URLs: longest silence, and longest download, of one try (seconds)",
+        gt=0,
+        changes="how",
     )
-    fetch_timeout: float = Field(
-        20.0, gt=0, description="URLs: longest silence, and longest download, of one try (seconds)"
+    fetch_retries: int = setting(
+        3, "URLs: tries after a first that failed (count)", ge=0, changes="how"
     )
-    fetch_retries: int = Field(3, ge=0, description="URLs: tries after a first that failed (count)")
-    fetch_threads: int = Field(16, ge=1, description="URLs: fetched at once by a task (count)")
-    fetch_max_bytes: int = Field(
-        50_000_000, ge=1, description="URLs: a longer body is given up (bytes)"
+    fetch_threads: int = setting(16, "URLs: fetched at once by a task (count)", ge=1, changes="how")
+    fetch_max_bytes: int = setting(
+        50_000_000, "URLs: a longer body is given up (bytes)", ge=1, changes="how"
     )
-    train_images: int = Field(2000, ge=0, description="drawn: scenes to draw for train (count)")
-    val_images: int = Field(200, ge=0, description="drawn: scenes to draw for val (count)")
-    test_images: int = Field(500, ge=0, description="drawn: scenes to draw for test (count)")
-    image_size: int = Field(64, ge=32, description="drawn: side of a scene (pixels)")
-    seed: int = Field(0, description="drawn: seed of the scenes")
+    train_images: int = setting(2000, "drawn: scenes to draw for train (count)", ge=0)
+    val_images: int = setting(200, "drawn: scenes to draw for val (count)", ge=0)
+    test_images: int = setting(500, "drawn: scenes to draw for test (count)", ge=0)
+    image_size: int = setting(64, "drawn: side of a scene (pixels)", ge=32)
+    seed: int = setting(0, "drawn: seed of the scenes")
 
 
 class ShardSettings(Section):
     """How samples are packed into WebDataset tars."""
 
-    samples: int = Field(1000, ge=1, description="samples per shard (count)")
-    seed: int = Field(0, ge=0, description="seed of the order in which train samples are packed")
-    resize: Literal["keep", "shorter", "longer", "border", "center_crop"] = Field(
+    samples: int = setting(1000, "samples per shard (count)", ge=1)
+    seed: int = setting(0, "seed of the order in which train samples are packed", ge=0)
+    resize: Literal["keep", "shorter", "longer", "border", "center_crop"] = setting(
         "keep",
-        description="as it is; the shorter or longer side shrunk to `size`; whole on a white square"
+        "as it is; the shorter or longer side shrunk to `size`; whole on a white square"
         " or its middle square, at exactly `size` (smaller ones are enlarged)",
     )
-    size: int = Field(256, ge=1, description="side that `resize` aims at (pixels)")
-    quality: int = Field(
-        95, ge=1, le=100, description="JPEG quality of pictures that are encoded anew (1-100)"
+    size: int = setting(256, "side that `resize` aims at (pixels)", ge=1)
+    quality: int = setting(
+        95, "JPEG quality of pictures that are encoded anew (1-100)", ge=1, le=100
     )
-    decode_check: bool = Field(
-        True, description="decode every picture to its end; false trusts all but the header"
+    decode_check: bool = setting(
+        True, "decode every picture to its end; false trusts all but the header"
     )
-    max_pixels: int = Field(
-        89_478_485, ge=1, description="an image with more is rejected as a bomb (pixels)"
+    max_pixels: int = setting(89_478_485, "an image with more is rejected as a bomb (pixels)", ge=1)
+    max_caption_chars: int = setting(10_000, "a longer caption is rejected (characters)", ge=1)
+    exclude: str | None = setting(
+        None,
+        "list of images and captions to leave out, of `halftone audit` (URI)",
+        changes="contents",
     )
-    max_caption_chars: int = Field(
-        10_000, ge=1, description="a longer caption is rejected (characters)"
+    failure_budget: float = setting(
+        0.05,
+        "share of rejected samples above which the stage stops (0-1)",
+        ge=0,
+        le=1,
+        changes="how",
     )
-    exclude: str | None = Field(
-        None, description="list of images and captions to leave out, of `halftone audit` (URI)"
-    )
-    failure_budget: float = Field(
-        0.05, ge=0, le=1, description="share of rejected samples above which the stage stops (0-1)"
-    )
-    failures_in_a_row: int = Field(
-        100, ge=1, description="rejected samples one after the other that stop a shard (count)"
+    failures_in_a_row: int = setting(
+        100, "rejected samples one after the other that stop a shard (count)", ge=1, changes="how"
     )
 
 
 class AuditSettings(Section):
     """The search for duplicates."""
 
-    distance: int = Field(
-        6,
-        ge=0,
-        le=10,
-        description="perceptual hashes that differ in no more are alike (bits of 64)",
+    distance: int = setting(
+        6, "perceptual hashes that differ in no more are alike (bits of 64)", ge=0, le=10
     )
-    exclude_captions: bool = Field(
-        False, description="repeated captions go on the exclusion list too, not only on the report"
+    exclude_captions: bool = setting(
+        False, "repeated captions go on the exclusion list too, not only on the report"
     )

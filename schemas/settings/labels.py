@@ -2,51 +2,59 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
 
 
 class EmbedSettings(Section):
     """The frozen encoder that embeds the captions."""
 
-    encoder: str = Field(
+    encoder: str = setting(
         "all-MiniLM-L6-v2",
-        description="sentence-transformers model, a name or a folder; tfidf, trigrams or lsa (or "
+        "sentence-transformers model, a name or a folder; tfidf, trigrams or lsa (or "
         "lsa-256, with its dimensions), fitted on the train captions; ensemble or ensemble-NAME",
     )
-    members: dict[str, float] = Field(
-        {}, description="ensemble: weighted mean of cosines, {encoder: weight}"
+    members: dict[str, float] = setting(
+        {}, "ensemble: weighted mean of cosines, {encoder: weight}", changes="contents"
     )
-    revision: str | None = Field(
-        None, description="commit, tag or branch of a model that a hub sends; empty takes its main"
+    revision: str | None = setting(
+        None, "commit, tag or branch of a model that a hub sends; empty takes its main"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where the model runs; auto: on a GPU if there is one"
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "where the model runs; auto: on a GPU if there is one", changes="how"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto",
-        description="arithmetic of the model; auto: bf16 where the processor has it and vectors "
+        "arithmetic of the model; auto: bf16 where the processor has it and vectors "
         "keep a cosine of 0.998 to those of fp32",
     )
-    backend: Literal["torch", "onnx"] = Field(
-        "torch", description="what runs the model; onnx needs the package optimum"
+    backend: Literal["torch", "onnx"] = setting(
+        "torch", "what runs the model; onnx needs the package optimum"
     )
-    prompt: str | None = Field(None, description="text put before every caption")
-    prompt_name: str | None = Field(None, description="a prompt of the model's own, by its name")
-    batch_tokens: int | None = Field(
-        None, ge=1, description="per forward pass; empty: 512 on a CPU, 65,536 on a GPU (tokens)"
+    prompt: str | None = setting(None, "text put before every caption")
+    prompt_name: str | None = setting(None, "a prompt of the model's own, by its name")
+    batch_tokens: int | None = setting(
+        None, "per forward pass; empty: 512 on a CPU, 65,536 on a GPU (tokens)", ge=1, changes="how"
     )
-    fit_captions: int = Field(
+    fit_captions: int = setting(
         1_000_000,
+        "tfidf, trigrams, lsa: fitted on the first so many train captions (count)",
         ge=1,
-        description="tfidf, trigrams, lsa: fitted on the first so many train captions (count)",
+        changes="fit",
     )
-    max_duplicates: float = Field(
-        0.5, ge=0, le=1, description="share of repeated captions above which the stage stops (0-1)"
+    max_duplicates: float = setting(
+        0.5,
+        "share of repeated captions above which the stage stops (0-1)",
+        ge=0,
+        le=1,
+        changes="how",
     )
-    max_mean_cosine: float = Field(
-        0.98, le=1, description="mean over different captions above which the stage stops (cosine)"
+    max_mean_cosine: float = setting(
+        0.98,
+        "mean over different captions above which the stage stops (cosine)",
+        le=1,
+        changes="how",
     )
 
     @model_validator(mode="after")
@@ -67,34 +75,40 @@ class EmbedSettings(Section):
 class LabelSettings(Section):
     """How caption similarity becomes relevance."""
 
-    map: Literal["half", "clip", "logistic", "isotonic"] = Field(
-        "clip",
-        description="cosine c to relevance: (1+c)/2, max(c, 0), a logistic step, or a fitted line",
+    map: Literal["half", "clip", "logistic", "isotonic"] = setting(
+        "clip", "cosine c to relevance: (1+c)/2, max(c, 0), a logistic step, or a fitted line"
     )
-    centre: float = Field(0.6, description="logistic: the cosine whose relevance is 1/2 (cosine)")
-    width: float = Field(0.1, gt=0, description="logistic: how wide the step is (cosine)")
-    calibration: str | None = Field(
-        None, description="logistic or isotonic map fitted to people's judgements (JSON, URI)"
-    )
-    overrides: str | None = Field(
-        None, description="pairs that people decided: image_id,caption_id,relevance (CSV, URI)"
-    )
-    reduce: Literal["max", "mean"] = Field("max", description="over the captions of an image")
-    lists: tuple[Literal["i2t", "t2i", "i2i", "t2t"], ...] = Field(
-        ("i2t", "t2i"), min_length=1, description="lists kept: from images or texts, to either"
-    )
-    top_k: int = Field(64, ge=1, description="neighbours kept per query (count)")
-    suspects: int = Field(
-        60, ge=1, description="annotated negatives of a split shown to be decided (count)"
-    )
-    cross_encoder: str | None = Field(
-        None, description="scores the lists' pairs again: sentence-transformers name, or a folder"
-    )
-    approximate_above: int | None = Field(
+    centre: float = setting(0.6, "logistic: the cosine whose relevance is 1/2 (cosine)")
+    width: float = setting(0.1, "logistic: how wide the step is (cosine)", gt=0)
+    calibration: str | None = setting(
         None,
-        ge=1,
-        description="captions of a split above which faiss finds neighbours, faster than the exact "
+        "logistic or isotonic map fitted to people's judgements (JSON, URI)",
+        changes="contents",
+    )
+    overrides: str | None = setting(
+        None,
+        "pairs that people decided: image_id,caption_id,relevance (CSV, URI)",
+        changes="contents",
+    )
+    reduce: Literal["max", "mean"] = setting("max", "over the captions of an image")
+    lists: tuple[Literal["i2t", "t2i", "i2i", "t2t"], ...] = setting(
+        ("i2t", "t2i"), "lists kept: from images or texts, to either", min_length=1, changes="lists"
+    )
+    top_k: int = setting(64, "neighbours kept per query (count)", ge=1, changes="lists")
+    suspects: int = setting(
+        60, "annotated negatives of a split shown to be decided (count)", ge=1, changes="page"
+    )
+    cross_encoder: str | None = setting(
+        None,
+        "scores the lists' pairs again: sentence-transformers name, or a folder",
+        changes="lists",
+    )
+    approximate_above: int | None = setting(
+        None,
+        "captions of a split above which faiss finds neighbours, faster than the exact "
         "search from some millions on (count)",
+        ge=1,
+        changes="lists",
     )
 
     @model_validator(mode="after")
@@ -115,24 +129,22 @@ class LabelSettings(Section):
 class CalibrateSettings(Section):
     """Encoders, ensembles and maps against people's judgements."""
 
-    judgements: str | None = Field(
-        None, description="CSV of caption_id,caption_id,score or image_id,caption_id,score (URI)"
+    judgements: str | None = setting(
+        None, "CSV of caption_id,caption_id,score or image_id,caption_id,score (URI)"
     )
-    captions: str | None = Field(
-        None, description="captions judged: CSV or .jsonl; empty: those of the run folder (URI)"
+    captions: str | None = setting(
+        None, "captions judged: CSV or .jsonl; empty: those of the run folder (URI)"
     )
-    encoders: tuple[str, ...] = Field(
-        (), description="compared, and joined to an ensemble; empty: embed's encoder or members"
+    encoders: tuple[str, ...] = setting(
+        (), "compared, and joined to an ensemble; empty: embed's encoder or members"
     )
-    lowest: float | None = Field(
-        None, description="score that means relevance 0; empty: the lowest there is (score)"
+    lowest: float | None = setting(
+        None, "score that means relevance 0; empty: the lowest there is (score)"
     )
-    highest: float | None = Field(
-        None, description="score that means relevance 1; empty: the highest there is (score)"
+    highest: float | None = setting(
+        None, "score that means relevance 1; empty: the highest there is (score)"
     )
-    match: float = Field(
-        0.6, gt=0, le=1, description="AUC: judgements of at least this are matches (0-1)"
-    )
-    folds: int = Field(5, ge=2, description="parts of the images, each held out once (count)")
-    resamples: int = Field(1000, ge=20, description="of the images, for intervals (count)")
-    seed: int = Field(0, ge=0, description="seed of folds and resamples")
+    match: float = setting(0.6, "AUC: judgements of at least this are matches (0-1)", gt=0, le=1)
+    folds: int = setting(5, "parts of the images, each held out once (count)", ge=2)
+    resamples: int = setting(1000, "of the images, for intervals (count)", ge=20)
+    seed: int = setting(0, "seed of folds and resamples", ge=0)

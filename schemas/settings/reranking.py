@@ -2,40 +2,41 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
 
 
 class RerankSettings(Section):
     """Re-ranking: methods, what they may look at, and what they learn from."""
 
-    method: tuple[str, ...] = Field(
+    method: tuple[str, ...] = setting(
         ("inverted_softmax",),
-        description="a method, a chain such as inverted_softmax+leaprr, or a list of them of which "
+        "a method, a chain such as inverted_softmax+leaprr, or a list of them of which "
         "the best on val is taken; see docs/reranking.md",
+        changes="contents",
     )
-    pool: Literal["inductive", "transductive"] = Field(
-        "inductive",
-        description="beside the gallery a query meets train items alone, or the other queries",
+    pool: Literal["inductive", "transductive"] = setting(
+        "inductive", "beside the gallery a query meets train items alone, or the other queries"
     )
-    siblings: bool = Field(
-        False, description="transductive: a caption meets the other captions of its image too"
+    siblings: bool = setting(
+        False, "transductive: a caption meets the other captions of its image too"
     )
-    bank_images: int = Field(
-        1000, ge=1, description="train images (and their captions) in the query bank (count)"
+    bank_images: int = setting(
+        1000, "train images (and their captions) in the query bank (count)", ge=1, changes="bank"
     )
-    texts: Literal["towers", "sentences"] = Field(
+    texts: Literal["towers", "sentences"] = setting(
         "towers",
-        description="whose vectors say how near two captions are: the model's, or those of "
+        "whose vectors say how near two captions are: the model's, or those of "
         "`embed.encoder`, which bring in what that encoder knows",
     )
-    betas: tuple[float, ...] = Field(
+    betas: tuple[float, ...] = setting(
         (5.0, 10.0, 20.0, 40.0, 80.0),
-        description="inverse temperatures tried on val, best rSum kept (1/score)",
+        "inverse temperatures tried on val, best rSum kept (1/score)",
+        changes="fit",
     )
-    weights: str | None = Field(
-        None, description="LeaPRR: trained weights to apply, a folder of stage 7 (URI)"
+    weights: str | None = setting(
+        None, "LeaPRR: trained weights to apply, a folder of stage 7 (URI)", changes="contents"
     )
 
     @field_validator("method", mode="before")
@@ -55,41 +56,39 @@ PAPER = {
 class LeaPRRSettings(Section):
     """Training of LeaPRR, the learnable pillar-based re-ranker."""
 
-    preset: Literal["default", "paper"] = Field(
-        "default", description="what the settings not given are taken from"
+    preset: Literal["default", "paper"] = setting(
+        "default", "what the settings not given are taken from"
     )
-    lists: str = Field(
+    lists: str = setting(
         "val",
-        description="what it learns to re-rank: val, train (which the towers know by heart), or a "
+        "what it learns to re-rank: val, train (which the towers know by heart), or a "
         "run folder whose towers have not learned its evaluated split (URI)",
     )
-    gallery: int = Field(
-        1000, ge=2, description="images of a training gallery; the others are its bank (count)"
+    gallery: int = setting(
+        1000, "images of a training gallery; the others are its bank (count)", ge=2
     )
-    candidates_i2t: int = Field(32, ge=1, description="texts an image query re-ranks (count)")
-    candidates_t2i: int = Field(32, ge=1, description="images a text query re-ranks (count)")
-    pillars: int = Field(32, ge=1, description="of the gallery, and of the pool again (count)")
-    neighbours: int = Field(10, ge=2, description="in each list of the affinity graph (count)")
-    threshold: float = Field(
-        0.8, ge=0, description="affinity is cut below this over the number of nodes (ratio)"
+    candidates_i2t: int = setting(32, "texts an image query re-ranks (count)", ge=1)
+    candidates_t2i: int = setting(32, "images a text query re-ranks (count)", ge=1)
+    pillars: int = setting(32, "of the gallery, and of the pool again (count)", ge=1)
+    neighbours: int = setting(10, "in each list of the affinity graph (count)", ge=2)
+    threshold: float = setting(
+        0.8, "affinity is cut below this over the number of nodes (ratio)", ge=0
     )
-    hidden: int = Field(32, ge=1, description="width of the model (dimensions)")
-    layers: int = Field(1, ge=1, description="reasoning layers (count)")
-    heads: int = Field(4, ge=1, description="attention heads, which divide `hidden` (count)")
-    residual: bool = Field(True, description="refinements are added to the scores that come in")
-    temperature: float = Field(0.05, gt=0, description="contrastive loss (score)")
-    triplet: float = Field(0.0, ge=0, description="weight of the triplet loss")
-    margin: float = Field(0.2, ge=0, description="triplet loss (score)")
-    alignment: float = Field(0.0, ge=0, description="weight of the cross-modal alignment")
-    hinge: float = Field(
-        0.0, ge=0, description="weight of staying above a query's lowest incoming score"
-    )
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="torch.optim's")
-    lr: float = Field(2e-3, gt=0, description="learning rate, half a cosine to 0 (per step)")
-    weight_decay: float = Field(0.01, ge=0, description="of all weights (per step)")
-    batch_size: int = Field(128, ge=2, description="pairs of an image and a caption (count)")
-    epochs: int = Field(4, ge=1, description="passes over the images of the lists (epochs)")
-    seed: int = Field(0, ge=0, description="seed of weights, galleries and order")
+    hidden: int = setting(32, "width of the model (dimensions)", ge=1)
+    layers: int = setting(1, "reasoning layers (count)", ge=1)
+    heads: int = setting(4, "attention heads, which divide `hidden` (count)", ge=1)
+    residual: bool = setting(True, "refinements are added to the scores that come in")
+    temperature: float = setting(0.05, "contrastive loss (score)", gt=0)
+    triplet: float = setting(0.0, "weight of the triplet loss", ge=0)
+    margin: float = setting(0.2, "triplet loss (score)", ge=0)
+    alignment: float = setting(0.0, "weight of the cross-modal alignment", ge=0)
+    hinge: float = setting(0.0, "weight of staying above a query's lowest incoming score", ge=0)
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", "torch.optim's")
+    lr: float = setting(2e-3, "learning rate, half a cosine to 0 (per step)", gt=0)
+    weight_decay: float = setting(0.01, "of all weights (per step)", ge=0)
+    batch_size: int = setting(128, "pairs of an image and a caption (count)", ge=2)
+    epochs: int = setting(4, "passes over the images of the lists (epochs)", ge=1)
+    seed: int = setting(0, "seed of weights, galleries and order", ge=0)
 
     @model_validator(mode="before")
     @classmethod

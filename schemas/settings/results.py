@@ -1,33 +1,40 @@
 """Settings of what is made of a trained model: rankings, pages, a search service."""
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section, setting
 
 
 class EvaluateSettings(Section):
     """Rankings and metrics."""
 
-    split: str = Field("test", description="split that is ranked")
-    top_k: int = Field(100, ge=1, description="candidates kept per query (count)")
-    ndcg_at: int = Field(10, ge=1, description="depth of NDCG (candidates)")
-    batch_size: int = Field(256, ge=1, description="samples per forward pass (count)")
-    exclude: str | None = Field(
-        None, description="CSV of images and captions left out, as `halftone audit` writes it (URI)"
-    )
-    resamples: int = Field(
-        1000, ge=20, description="draws of the images that intervals come from (count)"
-    )
-    encoder: str | None = Field(
+    split: str = setting("test", "split that is ranked")
+    top_k: int = setting(100, "candidates kept per query (count)", ge=1)
+    ndcg_at: int = setting(10, "depth of NDCG (candidates)", ge=1)
+    batch_size: int = setting(256, "samples per forward pass (count)", ge=1, changes="how")
+    exclude: str | None = setting(
         None,
-        description="encoder of the relevance that NDCG is measured against; empty: the first "
+        "CSV of images and captions left out, as `halftone audit` writes it (URI)",
+        changes="contents",
+    )
+    resamples: int = setting(
+        1000, "draws of the images that intervals come from (count)", ge=20, changes="results"
+    )
+    encoder: str | None = setting(
+        None,
+        "encoder of the relevance that NDCG is measured against; empty: the first "
         "sentence model, other than embed's, whose vectors the run folder holds, or else embed's",
+        changes="contents",
     )
-    judgements: str | None = Field(
-        None, description="people's image_id,caption_id,score, to measure agreement with (CSV, URI)"
+    judgements: str | None = setting(
+        None,
+        "people's image_id,caption_id,score, to measure agreement with (CSV, URI)",
+        changes="contents",
     )
-    protocols: tuple[str, ...] = Field(
-        (), description="measured beside the split itself: flickr_1k, coco_5k, coco_1k, cxc, …"
+    protocols: tuple[str, ...] = setting(
+        (),
+        "measured beside the split itself: flickr_1k, coco_5k, coco_1k, cxc, …",
+        changes="results",
     )
 
     @field_validator("encoder")
@@ -41,39 +48,37 @@ class EvaluateSettings(Section):
 class SearchSettings(Section):
     """The search page of a finished run."""
 
-    queries: tuple[str, ...] = Field(
-        (), description="queries of the page; empty takes captions of the split"
-    )
-    pages_queries: int = Field(8, ge=1, description="captions taken when queries is empty (count)")
-    top: int = Field(8, ge=1, description="results shown per query (count)")
-    shades: bool = Field(
-        True, description="show the relevance the sentence encoder gives each result to a text"
+    queries: tuple[str, ...] = setting((), "queries of the page; empty takes captions of the split")
+    pages_queries: int = setting(8, "captions taken when queries is empty (count)", ge=1)
+    top: int = setting(8, "results shown per query (count)", ge=1)
+    shades: bool = setting(
+        True, "show the relevance the sentence encoder gives each result to a text"
     )
 
 
 class ReportSettings(Section):
     """The page about a finished run."""
 
-    queries: int = Field(6, ge=1, description="captions drawn at random for the gallery (count)")
-    worst: int = Field(6, ge=0, description="captions whose own image came last (count)")
-    results: int = Field(8, ge=1, le=100, description="images shown per query (count)")
-    moved: int = Field(4, ge=0, description="captions re-ranking helped, and hurt, most (count)")
-    suspects: int = Field(12, ge=0, description="likely false negatives shown (count)")
-    seed: int = Field(0, ge=0, description="seed of the captions drawn")
+    queries: int = setting(6, "captions drawn at random for the gallery (count)", ge=1)
+    worst: int = setting(6, "captions whose own image came last (count)", ge=0)
+    results: int = setting(8, "images shown per query (count)", ge=1, le=100)
+    moved: int = setting(4, "captions re-ranking helped, and hurt, most (count)", ge=0)
+    suspects: int = setting(12, "likely false negatives shown (count)", ge=0)
+    seed: int = setting(0, "seed of the captions drawn", ge=0)
 
 
 class ServeSettings(Section):
     """The search service."""
 
-    host: str = Field(
-        "127.0.0.1", description="address it listens on; 0.0.0.0 lets in everyone who reaches it"
+    host: str = setting(
+        "127.0.0.1", "address it listens on; 0.0.0.0 lets in everyone who reaches it"
     )
-    port: int = Field(8100, ge=1, le=65535, description="port it listens on")
-    replicas: int = Field(1, ge=1, description="copies of the model that answer (count)")
-    concurrent: int = Field(256, ge=1, description="requests a replica has in hand (count)")
-    together: int = Field(32, ge=1, description="queries that go through the model at once (count)")
-    top: int = Field(24, ge=1, le=200, description="results shown per query unless asked (count)")
-    max_upload: int = Field(10_000_000, ge=1, description="a larger picture is refused (bytes)")
-    names: tuple[str, ...] = Field(
-        (), description="host names it answers to; empty: any, or on loopback those of this machine"
+    port: int = setting(8100, "port it listens on", ge=1, le=65535)
+    replicas: int = setting(1, "copies of the model that answer (count)", ge=1)
+    concurrent: int = setting(256, "requests a replica has in hand (count)", ge=1)
+    together: int = setting(32, "queries that go through the model at once (count)", ge=1)
+    top: int = setting(24, "results shown per query unless asked (count)", ge=1, le=200)
+    max_upload: int = setting(10_000_000, "a larger picture is refused (bytes)", ge=1)
+    names: tuple[str, ...] = setting(
+        (), "host names it answers to; empty: any, or on loopback those of this machine"
     )

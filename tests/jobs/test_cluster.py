@@ -313,3 +313,23 @@ def test_a_submitted_job_gives_what_the_local_command_gives(finished_run, tiny_e
         assert here == there
     here, there = (sorted(Path(f).glob("2-shards/*.tar")) for f in (finished_run, root))
     assert [t.read_bytes() for t in here] == [t.read_bytes() for t in there]
+
+
+NICE = """
+import os
+from jobs.cluster import tasks
+tasks.start_here(1)
+import ray
+print(os.nice(0), ray.get(ray.remote(lambda: os.nice(0)).remote()))
+"""
+
+
+@pytest.mark.parametrize(("asked", "more"), [(None, 0), ("2", 2)])
+def test_workers_of_this_machines_ray_are_as_nice_as_the_command(asked, more):
+    environment = {**os.environ, "RAY_worker_niceness": asked}
+    if asked is None:
+        del environment["RAY_worker_niceness"]
+    command = ["nice", "-n", "3", sys.executable, "-c", NICE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    own, of_worker = map(int, done.stdout.split())
+    assert of_worker == own + more

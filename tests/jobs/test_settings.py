@@ -6,7 +6,8 @@ import re
 import pytest
 import yaml
 
-from jobs.cli import main, recipes
+from jobs.cli import main, options, recipes, scopes
+from jobs.cli.command import COMMANDS, Command, command_of
 from pipeline.errors import InputError
 from schemas.settings import SECTIONS, Recipe
 from tests.helpers.paths import ROOT
@@ -16,14 +17,10 @@ RECIPES = sorted(file.stem for file in ROOM.glob("*.yaml"))
 SETTINGS = [(section, *setting) for section in SECTIONS for setting in recipes.settings_of(section)]
 
 
-def nothing(parser):
-    """A command without arguments of its own."""
-
-
-def resolved(*argv, command="run") -> dict[str, Recipe]:
+def resolved(*argv) -> dict[str, Recipe]:
     """The settings of every model that a command line asks for."""
-    options, overrides = main._parse(command, list(argv), nothing)
-    return dict(recipes.resolve(options.recipe or main.DEFAULT, overrides, options.name))
+    given, overrides = options.parse("run", Command(scopes.nothing), list(argv))
+    return dict(recipes.resolve(given.recipe or scopes.DEFAULT, overrides, given.name))
 
 
 def only(*argv) -> Recipe:
@@ -348,13 +345,11 @@ def test_every_setting_has_a_description(section, name, default, about):
 
 
 def test_every_section_is_in_the_help_of_some_stage():
-    shown = {
-        section for name, (_, own) in main.COMMANDS.items() if name != "run" for section in own
-    }
-    assert shown == set(SECTIONS) == set(main.COMMANDS["run"][1])
+    shown = {section for name in COMMANDS if name != "run" for section in command_of(name).sections}
+    assert shown == set(SECTIONS) == set(command_of("run").sections)
 
 
-@pytest.mark.parametrize("command", sorted(main.COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_shows_each_setting_of_the_stage_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main.main(command, ["--help"])
@@ -362,8 +357,8 @@ def test_help_shows_each_setting_of_the_stage_with_its_default(command, capsys):
     page = re.sub(r"\s", "", capsys.readouterr().out)
     for section, name, default, about in SETTINGS:
         flag = f"--{section}.{name}"
-        if section in main.COMMANDS[command][1]:
-            written = f"{about} (default {main._written(default)})"
+        if section in command_of(command).sections:
+            written = f"{about} (default {options.written(default)})"
             assert flag in page and re.sub(r"\s", "", written) in page, flag
         else:
             assert flag + "V" not in page, flag
@@ -374,7 +369,7 @@ def test_the_overview_names_every_command(capsys):
         main.main(None, [])
     assert stop.value.code == 0
     page = capsys.readouterr().out
-    assert all(re.search(rf"^  {name} ", page, re.M) for name in main.COMMANDS)
+    assert all(re.search(rf"^  {name} ", page, re.M) for name in COMMANDS)
 
 
 def test_the_recipes_are_listed_with_what_they_are(capsys):

@@ -14,7 +14,7 @@ SCALE = ROOT / "docs" / "scale.md"
 
 
 def makespan(work: Work, machines: Machines, seed: int = 0) -> float:
-    return simulate.stage(work, machines, seed).seconds - rate("start")
+    return simulate.stage(work, machines, seed).seconds - simulate.START
 
 
 def test_without_failures_a_stage_takes_its_waves():
@@ -55,7 +55,7 @@ def test_one_node_that_is_lost_is_waited_for():
 
 def test_a_training_takes_its_steps_and_what_failures_cost():
     calm = simulate.training(10_000, 0.5, 100, Machines(8, 1))
-    assert calm.seconds == pytest.approx(rate("start_train") + 5000)
+    assert calm.seconds == pytest.approx(simulate.START_TRAIN + 5000)
     machines = Machines(8, 1, hours_between_failures=2.0)
     runs = [simulate.training(10_000, 0.5, 100, machines, 60.0, seed) for seed in range(200)]
     failures = sum(run.failures for run in runs) / len(runs)

@@ -1,12 +1,14 @@
 """halftone audit: duplicates within and across splits, and a list to leave them out by."""
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run
-from pipeline.sharding.checks import audit
 from pipeline.storage import store
 
 
 def run(run: Run) -> None:
+    from pipeline.sharding.checks import audit
+
     with run.stage("audit") as stage:
         plan = audit.plan(run.recipe, run.root)
         stage.make(plan, audit.write_hashes)
@@ -24,5 +26,4 @@ def run(run: Run) -> None:
     run.show.where(places | {"then": f"halftone shard --shard.exclude {places['list']}"})
 
 
-if __name__ == "__main__":
-    main.main("audit")
+COMMAND = Command(scopes.data, run, ("audit",), flags={"audit.distance": "--distance"})

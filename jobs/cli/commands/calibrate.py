@@ -1,11 +1,13 @@
 """halftone calibrate: people's judgements become a map from cosine to relevance."""
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run
-from pipeline.labels import calibrate, calibration_report
 
 
 def run(run: Run) -> None:
+    from pipeline.labels import calibrate, calibration_report
+
     with run.stage("calibrate") as stage:
         plan = calibrate.plan(run.recipe, run.root)
         stage.make(plan, calibrate.write_cosines)
@@ -31,5 +33,9 @@ def run(run: Run) -> None:
     run.results["calibrate"] |= {"agreement": calibration_report.numbers(found), "maps": kept}
 
 
-if __name__ == "__main__":
-    main.main("calibrate")
+COMMAND = Command(
+    scopes.data,
+    run,
+    ("calibrate", "embed"),
+    flags={"calibrate.judgements": "--judgements", "calibrate.captions": "--captions"},
+)

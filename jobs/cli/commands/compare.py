@@ -2,10 +2,10 @@
 
 import json
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.show import Show
 from pipeline.errors import InputError
-from pipeline.evaluation import compare
 
 
 def arguments(parser) -> None:
@@ -18,6 +18,8 @@ def arguments(parser) -> None:
 
 
 def run(root: str, options) -> None:
+    from pipeline.evaluation import compare
+
     if len(options.runs) < 2:
         raise InputError(
             f"compare was given {len(options.runs)} runs; name two or more, RUN or RUN:MODEL"
@@ -40,8 +42,10 @@ def run(root: str, options) -> None:
     show.table("", *compare.rows(base, others), about)
 
 
-def document(base: compare.Result, other: compare.Result) -> dict:
-    """The comparison for programs."""
+def document(base, other) -> dict:
+    """The comparison of two `compare.Result`, for programs."""
+    from pipeline.evaluation import compare
+
     return {
         "against": base.label,
         "changes": {what: [a, b] for what, a, b in compare.changes(base, other)},
@@ -51,5 +55,4 @@ def document(base: compare.Result, other: compare.Result) -> dict:
     }
 
 
-if __name__ == "__main__":
-    main.main("compare")
+COMMAND = Command(scopes.folder, run, arguments=arguments)

@@ -2,7 +2,8 @@
 
 import json
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.show import Show
 from pipeline.errors import InputError
 from pipeline.storage import run_folder, store
@@ -41,5 +42,4 @@ def stages_in(root: str) -> list[dict]:
     return out
 
 
-if __name__ == "__main__":
-    main.main("info")
+COMMAND = Command(scopes.folder, run)

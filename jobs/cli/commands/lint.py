@@ -2,11 +2,10 @@
 
 import json
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.show import Show
 from jobs.cluster import tasks
-from pipeline.sharding.checks import lint
-from pipeline.sharding.checks.lint import Finding
 
 
 def arguments(parser) -> None:
@@ -42,8 +41,10 @@ def counted(shards: int, samples: int) -> str:
     return f"{shards:,} shard{'s' * (shards != 1)}, {samples:,} samples"
 
 
-def look(uri: str, show: Show, *, decode: bool = True) -> tuple[list[Finding], int, int]:
+def look(uri: str, show: Show, *, decode: bool = True) -> tuple[list, int, int]:
     """Findings, number of shards, number of samples; each shard is looked at by a Ray task."""
+    from pipeline.sharding.checks import lint
+
     pieces, findings = lint.plan(uri, decode=decode)
     with show.progress("lint", len(pieces)) as advance:
         checked = tasks.fan_out(lint.check, pieces, done=lambda *_: advance())
@@ -53,5 +54,4 @@ def look(uri: str, show: Show, *, decode: bool = True) -> tuple[list[Finding], i
     return findings, shards, sum(done["samples"] for done in checked.values())
 
 
-if __name__ == "__main__":
-    main.main("lint")
+COMMAND = Command(scopes.folder, run, arguments=arguments)

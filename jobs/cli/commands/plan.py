@@ -3,12 +3,11 @@
 import json
 from dataclasses import asdict
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.show import Show
-from jobs.cluster import estimate
-from jobs.cluster.estimate import GB, StageEstimate
 
-COLUMNS = ["stage", "pieces", "at once", "time", "GB a task", "GB network", "GB stored", "rates"]
+COLUMNS = ["stage", "pieces", "at once", "time", "GB a task", "GB stored", ""]
 
 
 def arguments(parser) -> None:
@@ -20,41 +19,42 @@ def arguments(parser) -> None:
 
 
 def run(root: str, models: list, options) -> None:
+    from jobs.cluster import estimate
+
     recipe, cluster = models[0][1], models[0][1].cluster
     given = options.samples, options.captions_per_image, options.image_kb * 1e3
     data = estimate.collection(recipe, root, *given)
     found = estimate.stages(recipe, data, dict(models))
     estimate.check_storage(found, cluster)
-    hours = sum(stage.seconds for stage in found) / 3600
-    cost = hours * cluster.nodes * cluster.price_per_hour
-    remarks = estimate.warnings(recipe, data, found)
+    hours = sum(stage.seconds or 0 for stage in found) / 3600
     if options.json:
-        whole = {"hours": hours, "cost": cost, "warnings": remarks}
-        print(
-            json.dumps({"collection": asdict(data), "stages": [asdict(s) for s in found]} | whole)
-        )
-        return
+        stages = [asdict(stage) for stage in found]
+        return print(json.dumps({"collection": asdict(data), "stages": stages, "hours": hours}))
     show = Show()
-    about = f"{data.held()}; {data.known}. Re-ranking not counted."
-    title = f"{recipe.name} on {estimate.described(cluster)}"
+    about = (
+        f"{data.held()}; {data.known}. Not counted: towers, models, re-ranking. `halftone train "
+        "--dry-run` measures a training's steps."
+    )
+    gpus = f", {cluster.gpus} GPUs of {cluster.gpu_memory_gb:g} GB" if cluster.gpus else ""
+    node = f"{cluster.cpus} cores, {cluster.memory_gb:g} GB{gpus}"
+    title = f"{recipe.name} on {cluster.nodes} node{'s' * (cluster.nodes > 1)} of {node}"
     show.table(title, COLUMNS, [_row(stage) for stage in found], about)
-    show.out.print(f"{hours:,.2f} hours" + (f", price {cost:,.0f}" if cost else ""))
-    for remark in remarks:
-        show.out.print(f"warn  {remark}", soft_wrap=True)
+    return show.out.print(f"{hours:,.2f} hours, of the stages whose time is known")
 
 
-def _row(stage: StageEstimate) -> list[str]:
-    sizes = [f"{value / GB:,.2f}" for value in (stage.memory, stage.network, stage.storage)]
-    rates = ", ".join(filter(None, (stage.basis, stage.note)))
-    return [stage.name, f"{stage.pieces:,}", f"{stage.at_once:,}", _time(stage), *sizes, rates]
+def _row(stage) -> list[str]:
+    sizes = [f"{value / 1e9:,.2f}" for value in (stage.memory, stage.storage)]
+    counts = [f"{stage.pieces:,}", f"{stage.at_once:,}"]
+    return [stage.name, *counts, _time(stage.seconds), *sizes, stage.note]
 
 
-def _time(stage: StageEstimate) -> str:
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "not measured"
     for unit, size in (("h", 3600), ("min", 60)):
-        if stage.seconds > 2 * size:
-            return f"{stage.seconds / size:,.1f} {unit}"
-    return f"{stage.seconds:.0f} s"
+        if seconds > 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
-if __name__ == "__main__":
-    main.main("plan")
+COMMAND = Command(scopes.settings, run, ("cluster", "train"), arguments=arguments)

@@ -1,9 +1,9 @@
 """halftone preview: a page of a split's pictures and captions, and of what was rejected."""
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.reports import preview
 from pipeline.storage import store
 
 
@@ -12,7 +12,10 @@ def arguments(parser) -> None:
     parser.add_argument("--images", default="60", help="pictures on the page (count, default 60)")
 
 
-def run(run: Run, options) -> None:
+def run(run: Run) -> None:
+    from pipeline.reports import preview
+
+    options = run.options
     if not options.images.isdigit() or not (images := int(options.images)):
         raise InputError(f"--images {options.images} is no count; give a number from 1")
     page = preview.uri(run.root, options.split)
@@ -23,5 +26,4 @@ def run(run: Run, options) -> None:
         run.show.where({"preview": page})
 
 
-if __name__ == "__main__":
-    main.main("preview")
+COMMAND = Command(scopes.data, run, arguments=arguments)

@@ -2,7 +2,8 @@
 
 import json
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.recipes import known
 
 
@@ -16,5 +17,4 @@ def run(options) -> None:
         print(f"{name:<{width}}  {about}")
 
 
-if __name__ == "__main__":
-    main.main("recipes")
+COMMAND = Command(scopes.nothing, run)

@@ -1,22 +1,20 @@
 """halftone repair: what is broken in manifest and shards is made again, and nothing else."""
 
 from jobs import ingest, shard
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.commands import lint
 from jobs.cli.run import Run
 from jobs.cluster import tasks
-from pipeline.sharding.checks import repair
 
 STAGES = {"ingest": ingest.run, "shard": shard.run}
 
 
-def arguments(parser) -> None:
-    lint.fast(parser)
-
-
-def run(run: Run, options) -> None:
+def run(run: Run) -> None:
     """Looks as `halftone lint` does, and runs the stages for what is broken."""
-    findings, count, samples = lint.look(run.root, run.show, decode=not options.fast)
+    from pipeline.sharding.checks import repair
+
+    findings, count, samples = lint.look(run.root, run.show, decode=not run.options.fast)
     broken = repair.broken(run.root, findings)
     outcome = run.results["repair"] = {}
     left = [finding for finding in findings if not finding.shard]
@@ -50,5 +48,4 @@ def closing(runs: list[Run]) -> None:
         raise tasks.WorkFailed("\n".join(["not repaired:", *problems]))
 
 
-if __name__ == "__main__":
-    main.main("repair")
+COMMAND = Command(scopes.data, run, ("shard", "source"), arguments=lint.fast, closing=closing)

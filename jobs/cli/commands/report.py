@@ -1,14 +1,10 @@
 """halftone report: one page about all the models of a run folder."""
 
-from jobs.cli import main, recipes
+from jobs.cli import recipes, scopes
+from jobs.cli.command import Command, nothing
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.reports import render, report, results
 from pipeline.storage import store
-
-
-def run(run: Run) -> None:
-    pass
 
 
 def closing(runs: list[Run]) -> None:
@@ -20,6 +16,8 @@ def closing(runs: list[Run]) -> None:
 
 def write(runs: list[Run]) -> None:
     """The page of these and the folder's other models, unless it is there; to MLflow too."""
+    from pipeline.reports import render, report, results
+
     last, names = runs[-1], [run.name for run in runs]
     if not results.results(last.root, names):
         raise InputError(f"no metrics in {last.root}; run `halftone evaluate` first")
@@ -38,6 +36,8 @@ def write(runs: list[Run]) -> None:
 
 
 def table(runs: list[Run]) -> None:
+    from pipeline.reports import results
+
     root, show = runs[-1].root, runs[-1].show
     columns, rows = results.short_table(root, [run.name for run in runs])
     protocol = results.results(root, [runs[-1].name])[-1][2]
@@ -46,10 +46,11 @@ def table(runs: list[Run]) -> None:
 
 def spread(runs: list[Run]) -> None:
     """Means over the training seeds, of models that were trained with several."""
+    from pipeline.reports import results
+
     columns, rows = results.seeds_table(runs[-1].root, [run.name for run in runs])
     if rows:
         runs[-1].show.table("over training seeds: mean ± standard deviation", columns, rows, "")
 
 
-if __name__ == "__main__":
-    main.main("report")
+COMMAND = Command(scopes.each_model, nothing, ("report",), closing=closing)

@@ -2,10 +2,10 @@
 
 import json
 
-from jobs.cli import external_options, main, recipes
+from jobs.cli import external_options, recipes, scopes
+from jobs.cli.command import Command
 from jobs.cli.show import Show
 from pipeline.errors import InputError
-from pipeline.evaluation import external, human_agreement, protocols, tower_vectors, trec
 from pipeline.storage import store
 
 OPTIONS = (
@@ -13,7 +13,7 @@ OPTIONS = (
     ("run-t2i", "TREC run of texts as queries"),
     ("positives", "CSV or JSON of the pairs that match"),
     ("people", "CSV of people's image_id,caption_id,score, to measure agreement with"),
-    ("protocol", ", ".join(protocols.PROTOCOLS)),
+    ("protocol", ", ".join(external_options.PROTOCOLS)),
     ("write-trec", "folder for TREC runs and qrels"),
 )
 
@@ -23,6 +23,8 @@ def arguments(parser) -> None:
 
 
 def run(root: str, options) -> None:
+    from pipeline.evaluation import external, human_agreement, protocols, trec
+
     given = external.matches(options.positives) if options.positives else None
     names = (options.protocol or ("given" if given else "own")).split(",")
     if given and "given" not in names:
@@ -44,10 +46,11 @@ def run(root: str, options) -> None:
 
 def _system(root: str, options):
     """What is measured: of other people, or the model of a run folder."""
+    from pipeline.evaluation import tower_vectors
+
     if external_options.kind(options):
         return external_options.read(options)
     return tower_vectors.read_vectors(recipes.saved(root, {}, options.name), root)
 
 
-if __name__ == "__main__":
-    main.main("score")
+COMMAND = Command(scopes.folder, run, arguments=arguments)

@@ -2,14 +2,16 @@
 
 import sys
 
-from jobs.cli import main
+from jobs.cli import scopes
+from jobs.cli.command import Command
 from jobs.cli.run import Run
 from jobs.cluster import serving
-from pipeline.evaluation import tower_vectors
-from pipeline.search import service
 
 
 def run(run: Run) -> None:
+    from pipeline.evaluation import tower_vectors
+    from pipeline.search import service
+
     settings = run.recipe.serve
     tower_vectors.evaluated(run.recipe, run.root, run.name)  # a sentence now, not from a replica
     if run.dry:
@@ -27,5 +29,4 @@ def run(run: Run) -> None:
     return None
 
 
-if __name__ == "__main__":
-    main.main("serve")
+COMMAND = Command(scopes.best_model, run, ("serve", "search", "evaluate"))

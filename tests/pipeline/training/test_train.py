@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from jobs.cli import recipes
-from jobs.cli.main import _parse
+from jobs.cli import options, recipes
+from jobs.cli.command import command_of
 from pipeline.errors import InputError
 from pipeline.formulas.metrics import ndcg
 from pipeline.labels import embed
@@ -42,8 +42,9 @@ def data(tmp_path_factory, tiny_encoder):
 
 
 def recipe_with(encoder: str, *flags: str):
-    options, overrides = _parse("train", [*TINY, "--encoder", encoder, *flags], lambda parser: None)
-    return recipes.resolve(options.recipe, overrides, None)[0][1]
+    argv = [*TINY, "--encoder", encoder, *flags]
+    given, overrides = options.parse("train", command_of("train"), argv)
+    return recipes.resolve(given.recipe, overrides, None)[0][1]
 
 
 def fit(recipe, root: str, name: str, report=lambda records: None) -> dict:

@@ -1,0 +1,99 @@
+"""The options of a command: those of all commands, its own, and every setting."""
+
+import argparse
+import json
+
+from jobs.cli import recipes
+from jobs.cli.command import COMMANDS, Command
+from jobs.cli.scopes import DEFAULT
+from pipeline.errors import InputError, did_you_mean
+from schemas.settings import SECTIONS
+
+# Flags people already type, and the setting each stands for.
+ALIASES = {
+    "train.batch_size": "--batch-size",
+    "train.epochs": "--epochs",
+    "train.lr": "--lr",
+    "train.precision": "--precision",
+    "train.workers": "--workers",
+    "train.seed": "--seed",
+    "train.resume": "--resume",
+    "embed.encoder": "--encoder",
+}
+
+
+def parse(name: str, command: Command, argv: list[str]) -> tuple[argparse.Namespace, dict]:
+    """The options of a command line, and the settings it overrides by section."""
+    options, rest = parser_of(name, command).parse_known_args(argv)
+    given = [(k, v) for k, v in vars(options).items() if "." in k]
+    overrides: dict = {}
+    for dotted, text in given + _deeper(rest, [*ALIASES.values(), *command.flags.values()]):
+        section, key = dotted.split(".", 1)
+        deep = "." in key or recipes.is_nested(section, key)
+        value = recipes.parse(text, repr(text)) if deep else text
+        overrides.setdefault(section, {})[key] = value
+    return options, overrides
+
+
+def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
+    """Of all options; settings of other sections than the command's are read, and not shown."""
+    parser = argparse.ArgumentParser(
+        f"halftone {name}",
+        description=COMMANDS[name],
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=100),
+    )
+    parser.set_defaults(command=name)
+    for flag, about in (
+        ("--recipe", f"name or YAML file (default: --root's own, or {DEFAULT})"),
+        ("--root", "run folder, URI (default runs/RECIPE)"),
+        ("--name", "the model: a variant's name, or a new one"),
+        ("--seeds", "each model once for each of these training seeds: 0,1,2"),
+    ):
+        parser.add_argument(flag, default=None, help=about)
+    for flag, about in (
+        ("--dry-run", "say what would be done, do nothing"),
+        ("--json", "results as JSON on standard output"),
+    ):
+        parser.add_argument(flag, action="store_true", default=False, help=about)
+    command.arguments(parser)
+    aliases = {**ALIASES, **command.flags}
+    for section in SECTIONS:
+        shown = section in command.sections
+        group = parser.add_argument_group(f"{section} settings") if shown else parser
+        for key, default, about in recipes.settings_of(section):
+            dotted = f"{section}.{key}"
+            text = f"{about} (default {written(default)})".replace("%", "%%")
+            group.add_argument(
+                *filter(None, (f"--{dotted}", aliases.get(dotted))),
+                dest=dotted,
+                metavar="V",
+                help=text if shown else argparse.SUPPRESS,
+            )
+    return parser
+
+
+def _deeper(rest: list[str], aliases: list[str]) -> list[tuple[str, str]]:
+    """Settings inside a setting, such as --train.losses.smooth_ndcg.weight 5."""
+    out = []
+    words = [part for word in rest for part in (word.split("=", 1) if "." in word else [word])]
+    known = [f"--{s}.{n}" for s in SECTIONS for n, *_ in recipes.settings_of(s)]
+    while words:
+        flag = words.pop(0)
+        section, _, key = flag.removeprefix("--").partition(".")
+        parent = ".".join(flag.split(".")[:2])
+        if not flag.startswith("--"):
+            raise InputError(f"unexpected {flag!r}; settings are written --section.key value")
+        if "." not in key or parent not in known or not recipes.is_nested(*parent[2:].split(".")):
+            flags = [*known, *aliases, "--recipe", "--root", "--name", "--dry-run"]
+            raise InputError(f"unknown option {flag}{did_you_mean(flag, flags)[:400]}")
+        if not words:
+            raise InputError(f"{flag} needs a value")
+        out.append((f"{section}.{key}", words.pop(0)))
+    return out
+
+
+def written(default) -> str:
+    """A setting's default in its help."""
+    return json.dumps(default) if isinstance(default, dict | tuple | list) else str(default)
