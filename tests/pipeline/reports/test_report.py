@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from PIL import Image
 
-from jobs.cli import recipes
+from jobs.cli import main, recipes
+from jobs.tracking.tracker import Tracker
 from pipeline.evaluation import evaluate, tower_vectors
 from pipeline.evaluation import results as evaluation_results
 from pipeline.labels import label as label_stage
-from pipeline.reports import figures, report
+from pipeline.reports import false_negatives, figures, render, report
 from pipeline.reports import results as report_results
 from pipeline.reports.examples import Showcase
 from pipeline.storage import parquet, run_folder, store
@@ -27,6 +29,7 @@ from tests.helpers.stages import finish, sharded
 
 HOSTILE = '<script>alert("x")</script> & מזל'
 IMAGES = 1000
+FIGURES = ("loss", "val", "relevance", "recall")
 
 
 def photograph(rng) -> bytes:
@@ -216,6 +219,35 @@ def test_the_page_is_made_again_when_what_it_shows_changes(large):
     assert report.version(recipe, root, ["main"]) == before
     fewer = recipe.model_copy(update={"report": recipe.report.model_copy(update={"queries": 5})})
     assert report.version(fewer, root, ["main"]) != before
+
+
+def test_figures_are_drawn_once_for_the_page_and_for_mlflow(large, tmp_path, monkeypatch):
+    root, recipe = shutil.copytree(large[0], tmp_path / "run"), large[1]
+    settings = yaml.safe_dump(recipe.model_dump(mode="json")).encode()
+    store.write_bytes(f"{root}/settings-main.yaml", settings)
+    drawn, logged, figure = [], [], render.figure
+    monkeypatch.setattr(render, "figure", lambda *how, **more: drawn.append(1) or figure(*how))
+    monkeypatch.setattr(Tracker, "artifact", lambda self, stage, name, data: logged.append(name))
+    main.main("report", ["--root", str(root)])
+    assert logged == ["report.html", *(f"figures/{n}.svg" for n in FIGURES)]
+    assert len(drawn) == len(FIGURES)
+
+
+def test_a_pair_that_people_decided_is_no_likely_false_negative(large, tmp_path):
+    root, recipe = str(shutil.copytree(large[0], tmp_path / "run")), large[1]
+    first = false_negatives.suspects(recipe, root)[0]
+    assert is_shown(first, report.build(recipe, root, ["main"]))
+    decided = false_negatives.table([first], recipe, root).decode().replace(",,", ",0,", 1)
+    uri = f"{false_negatives.label_folder(recipe, root)}/{false_negatives.TABLE}"
+    store.write_bytes(uri, decided.encode())
+    assert not is_shown(first, report.build(recipe, root, ["main"]))
+
+
+def is_shown(suspect: false_negatives.Suspect, page: str) -> bool:
+    """Whether the likely false negatives of the report have this pair among them."""
+    parts = page[page.index('<h2 id="suspects">') :].split("<section")
+    asked, beside = f"“{suspect.caption}”", f'title="{suspect.captions[0]}"'
+    return any(asked in part and beside in part for part in parts)
 
 
 def test_seeds_are_told_by_their_mean_and_deviation(tmp_path):
