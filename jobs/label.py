@@ -1,8 +1,9 @@
 """halftone label: caption similarity becomes relevance, the top candidates of every query."""
 
-from jobs.cli import label_pages, main
+from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.labels import label
+from pipeline.reports import false_negatives, labels
 from pipeline.storage import store
 
 
@@ -17,8 +18,8 @@ def run(run: Run) -> None:
         if stage.made:
             histograms = label.histograms(entries)
             store.write_json(store.join(plan.folder, "calibration.json"), histograms)
-        if not run.dry:
-            label_pages.write(run, stage, plan.folder)
+        stage.page(labels.page(run.recipe, run.root), beside=True)
+        stage.page(false_negatives.page(run.recipe, run.root), beside=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.search import index
-from pipeline.search import page as search_page
-from pipeline.storage import store
+from pipeline.reports import tables
+from pipeline.search import index, page
 
 
 def arguments(parser) -> None:
@@ -23,20 +22,13 @@ def run(run: Run, options=None) -> None:
     if options is not None and not asked and (options.words or options.without):
         raise InputError("--words and --without are of a query's results; write what to look for")
     with run.stage("search") as stage:
-        uri = store.join(run.root, f"search-{run.name}.html")
-        version = search_page.version(run.recipe, run.root, run.name)
-        if stage.page(uri, version):
-            gallery = index.SearchIndex(run.recipe, run.root, run.name)
-            page = search_page.page(gallery, index.default_queries(gallery))
-            store.write_bytes(uri, page.encode())
-            run.track.artifact("search", "search.html", page.encode())
+        stage.page(page.page(run.recipe, run.root, run.name))
     return None
 
 
 def answer(run: Run, options) -> None:
     """The hits of one query, in the terminal and as a page."""
     settings = run.recipe.search
-    gallery = index.SearchIndex(run.recipe, run.root, run.name)
     query = index.Query(
         text=options.query or "",
         picture=index.read_picture(options.image) if options.image else None,
@@ -45,11 +37,9 @@ def answer(run: Run, options) -> None:
         without=options.without,
         shades=settings.shades and not options.image,
     )
-    uri = store.join(run.root, "search.html")
-    hits, page = search_page.ask(gallery, query)
-    store.write_bytes(uri, page.encode())
-    columns, rows = search_page.table(hits)
-    run.show.table("", columns, rows, f"model {run.name}; as a page: {uri}")
+    hits, shown = page.answer(index.SearchIndex(run.recipe, run.root, run.name), query)
+    shown.make()
+    run.show.table("", *tables.hits(hits), f"model {run.name}; as a page: {shown.uri}")
     run.results["hits"] = [
         {"image": h.image_id, "score": h.score, "relevance": h.relevance, "text": h.text}
         for h in hits

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 
 from rich.markup import escape
 
@@ -9,6 +10,8 @@ from jobs.cli import external_options
 from jobs.cli.show import Show
 from pipeline.errors import InputError
 from pipeline.evaluation import protocols
+from pipeline.evaluation.results import sentence
+from pipeline.reports import tables
 from pipeline.reranking import external, rerank
 from pipeline.reranking.external import Others
 from pipeline.storage import store
@@ -47,22 +50,22 @@ def run(recipe: Recipe, options) -> None:
 def _compare(others: Others, recipe: Recipe, options, folder: str) -> None:
     """Fit and measure every method, print the table, write the best one's scores."""
     under, split = options.protocol or "own", recipe.evaluate.split
-    tables = {"none": protocols.measure(others.gallery, [under])[under]}
-    costs, best = {}, None
+    found = {"none": protocols.measure(others.gallery, [under])[under]}
+    best = None
     for method in recipe.rerank.method:
         fitted = external.fit(method, others, recipe, folder)
-        made, costs[method] = external.apply(fitted, others, split)
-        tables[method] = protocols.measure(made, [under])[under]
+        made, cost = external.apply(fitted, others, split)
+        found[method] = replace(protocols.measure(made, [under])[under], cost=cost)
         if best is None or fitted.val > best[0]:
             best = fitted.val, method, made
     val, chosen, made = best
     show = Show(quiet=options.json)
     if options.json:
-        found = {m: {**t._asdict(), **costs.get(m, {})} for m, t in tables.items()}
-        print(json.dumps({m: {**values, "best": m == chosen} for m, values in found.items()}))
+        print(json.dumps({m: {**r.as_dict(), "best": m == chosen} for m, r in found.items()}))
     else:
-        *cells, protocol = external.table(tables, costs, (chosen, val), recipe)
-        show.table("", *cells, escape(protocol))
+        measured = [replace(result, label=method) for method, result in found.items()]
+        cells = tables.methods(measured, recipe.rerank.pool, chosen, val)
+        show.table("", *cells, escape(sentence(found["none"].protocol)))
     if options.write:
         for uri in external.write(folder, made):
             show.line(uri)

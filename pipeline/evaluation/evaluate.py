@@ -1,8 +1,19 @@
 """Stage 6: tower vectors of every shard, then the rankings of every query and their metrics."""
 
-from pipeline.evaluation import graded_relevance, ranking, task_memory
-from pipeline.evaluation.tower_vectors import _leaving, vectors_folder
-from pipeline.labels import embed, label
+from dataclasses import replace
+
+from pipeline.evaluation import (
+    external,
+    graded_relevance,
+    human_agreement,
+    protocols,
+    ranking,
+    results,
+    task_memory,
+)
+from pipeline.evaluation.results import Judge, Protocol, Reranking, Result
+from pipeline.evaluation.tower_vectors import _leaving, read_vectors, vectors_folder
+from pipeline.labels import judged_pairs, label
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
@@ -18,7 +29,7 @@ OF_OTHERS = {"batch_size", "exclude", "resamples", "encoder", "judgements", "pro
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """A piece for every shard of the evaluated split: its images and captions as queries."""
     folder = run_folder.folder(root, "evaluate", name)
-    return plan_rankings("evaluate", folder, recipe, root, name, {"rerank": "none"})
+    return plan_rankings("evaluate", folder, recipe, root, name, Reranking())
 
 
 def plan_rankings(
@@ -27,18 +38,15 @@ def plan_rankings(
     recipe: Recipe,
     root: str,
     name: str,
-    protocol: dict,
+    reranking: Reranking,
     scorer=None,
 ) -> Plan:
     """The pieces of a ranking of the evaluated split; other scores are made from `scorer`."""
     vectors = run_folder.need_index(vectors_folder(root, name), "evaluate")
-    judged_by = graded_relevance.recipe_of_judge(recipe, root)
-    label_folder = embed.folder_of(judged_by, root)
-    embeddings = run_folder.need_index(label_folder, "embed")
+    judge, labels = graded_relevance.inputs_of(recipe, root)
+    judged_by = judge["judged_by"]
     split = recipe.evaluate.split
-    entries, labels = run_folder.of_split(vectors, split), run_folder.of_split(embeddings, split)
-    manifest = run_folder.need_index(run_folder.folder(root, "ingest"), "ingest")
-    knows_truth = any(n.startswith("truth") for e in manifest["pieces"] for n in e["files"])
+    entries = run_folder.of_split(vectors, split)
     vector_folder = vectors_folder(root, name)
     uris = tuple(store.join(vector_folder, f"{e['name']}.parquet") for e in entries)
     leaving = _leaving(recipe, uris)
@@ -46,21 +54,17 @@ def plan_rankings(
         "vectors": uris,
         "leaving": leaving,
         "version": run_folder.version(entries),
-        "embeddings": tuple(store.join(label_folder, f"{e['name']}.parquet") for e in labels),
-        "embeddings_version": run_folder.version(labels),
-        "truth": run_folder.folder(root, "ingest") if knows_truth else "",
-        "truth_version": manifest["version"],
+        **judge,
         "scorer": scorer,
         "split": split,
         "recipe": recipe,
-        "judged_by": judged_by,
-        "protocol": {**_protocol(recipe, judged_by, entries, leaving), **protocol},
+        "protocol": _protocol(recipe, judged_by, entries, leaving, reranking).settings,
     }
     depends = [
         common["version"],
         scorer and scorer.version,
         common["embeddings_version"],
-        knows_truth and common["truth_version"],
+        bool(judge["truth"]) and judge["truth_version"],
         recipe.evaluate.model_dump(exclude=OF_OTHERS),
         RANKING.names,
         label.depends_on(judged_by.label),
@@ -79,21 +83,47 @@ def plan_rankings(
     return Plan.of(stage, folder, pieces, common["protocol"])
 
 
-def _protocol(recipe: Recipe, judged_by: Recipe, entries: list[dict], leaving: Excluded) -> dict:
+def _protocol(
+    recipe: Recipe, judged_by: Recipe, entries: list[dict], leaving: Excluded, reranking: Reranking
+) -> Protocol:
     images = sum(entry["images"] for entry in entries) - len(leaving.images)
     captions = sum(entry["captions"] for entry in entries) - len(leaving.captions)
     excluded = {"images": len(leaving.images), "captions": len(leaving.captions)}
-    return {
-        "data": recipe.name,
-        "split": recipe.evaluate.split,
-        "images": images,
-        "captions": captions,
-        "captions_per_image": round(captions / images, 2),
-        "ties": "expected rank",
-        "gain": "2^r - 1",
-        "ndcg_at": recipe.evaluate.ndcg_at,
-        "label_encoder": judged_by.embed.encoder,
-        "label_map": judged_by.label.map,
-        "labels_trained_on": judged_by is recipe and train.needs_embeddings(recipe.train),
-        **({"excluded": excluded} if leaving.captions else {}),
-    }
+    trained_on = judged_by is recipe and train.needs_embeddings(recipe.train)
+    encoder, map_ = judged_by.embed.encoder, judged_by.label.map
+    return Protocol(
+        data=recipe.name,
+        split=recipe.evaluate.split,
+        images=images,
+        captions=captions,
+        captions_per_image=round(captions / images, 2),
+        judge=Judge(results.GAIN, recipe.evaluate.ndcg_at, encoder, map_, trained_on),
+        excluded=excluded if leaving.captions else None,
+        reranking=reranking,
+    )
+
+
+def results_version(plan: Plan, recipe: Recipe) -> str:
+    """What the results of a model's own ranking depend on."""
+    uri = recipe.evaluate.judgements
+    people = uri and store.sha256(judged_pairs.read_named_file(uri))
+    return results.version(plan, recipe, recipe.evaluate.protocols, people)
+
+
+def result(plan: Plan, recipe: Recipe, root: str, name: str) -> Result:
+    """The results of a model's own ranking, under the other protocols too that are asked for.
+
+    Agreement with people stands among its figures.
+    """
+    found, settings = results.of_ranking(plan, recipe, {}, name), recipe.evaluate
+    if not settings.judgements and not settings.protocols:
+        return found
+    gallery = external.of_vectors(read_vectors([(name, recipe)], root))
+    tables = protocols.measure(gallery, list(settings.protocols), resamples=settings.resamples)
+    if settings.judgements:
+        people = human_agreement.read(settings.judgements)
+        people = human_agreement.measure(gallery, people, settings.resamples)
+        found.metrics.update(people.metrics)
+        found.intervals.update(people.intervals)
+        tables["judgements"] = people
+    return replace(found, tables=tables)

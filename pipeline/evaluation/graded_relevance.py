@@ -13,6 +13,7 @@ from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import encoder_label
 from pipeline.sharding import ingest
 from pipeline.sources import source
+from pipeline.storage import run_folder, store
 from schemas.settings import EmbedSettings, Recipe
 
 MODEL = ("members", "revision", "prompt", "prompt_name")  # settings that belong to one encoder
@@ -41,14 +42,36 @@ def settings_of(encoder: str, recipe: Recipe) -> EmbedSettings:
     return recipe.embed.model_copy(update={**default, "encoder": encoder})
 
 
+def inputs_of(recipe: Recipe, root: str) -> tuple[dict, list[dict]]:
+    """What `GradedRelevance` reads for the evaluated split; the entries of the judge's vectors."""
+    judged_by = recipe_of_judge(recipe, root)
+    folder = embed.folder_of(judged_by, root)
+    index = run_folder.need_index(folder, "embed")
+    entries = run_folder.of_split(index, recipe.evaluate.split)
+    manifest = run_folder.need_index(run_folder.folder(root, "ingest"), "ingest")
+    knows_truth = any(n.startswith("truth") for e in manifest["pieces"] for n in e["files"])
+    return {
+        "judged_by": judged_by,
+        "embeddings": tuple(store.join(folder, f"{e['name']}.parquet") for e in entries),
+        "embeddings_version": run_folder.version(entries),
+        "truth": run_folder.folder(root, "ingest") if knows_truth else "",
+        "truth_version": manifest["version"],
+    }, entries
+
+
 class GradedRelevance:
     """Relevance (Q, N) of queries to all candidates: by the sentence encoder, and true if known."""
 
     def __init__(self, inputs: dict):
         self.recipe: Recipe = inputs["judged_by"]
         self.encoder = self.recipe.embed.encoder
-        self.captions = Captions.read(inputs["embeddings"], inputs["embeddings_version"])
         self.facts = _facts(inputs["truth"], inputs["truth_version"]) if inputs["truth"] else None
+        self.captions = Captions.read(inputs["embeddings"], inputs["embeddings_version"])
+
+    def best_known(self, direction: str, query_ids: list[str]) -> torch.Tensor:
+        """Relevance (Q, N) to all candidates: the true one where it is known."""
+        found = self(direction, query_ids)
+        return found.get("ndcg_truth", found["ndcg_label"])
 
     def __call__(self, direction: str, query_ids: list[str]) -> dict[str, torch.Tensor]:
         captions, settings = self.captions, self.recipe.label

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation import external, protocols, results
+from pipeline.evaluation import external
 from pipeline.reranking import fitting, rerank
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
@@ -188,20 +188,3 @@ def _array(uri: str, scores: torch.Tensor) -> str:
     with store.temporary(uri) as path, open(path, "wb") as file:
         np.save(file, np.ascontiguousarray(scores.numpy()))
     return uri
-
-
-def table(found: dict, costs: dict, best: tuple, recipe: Recipe) -> tuple[list, list, str]:
-    """Column titles, a row a method, and the protocol in words, of tables by method.
-
-    `best` is the method that is taken, and its rSum on val (-1: none).
-    """
-    rows = []
-    for method, (values, intervals, _) in found.items():
-        recalls = results.recalls(values)
-        interval = "[{:.1f}, {:.1f}]".format(*intervals["rsum"])
-        cost = [f"{costs[method][k]:.2f}" if method in costs else "-" for k in rerank.COSTS]
-        star = " *" if method == best[0] else ""
-        rows.append([method + star, *recalls, f"{values['rsum']:.1f}", interval, *cost])
-    columns = [rerank.heading(recipe.rerank.pool, best[1]), *results.RECALLS]
-    columns += ["rSum", "95 %", *rerank.COSTS.values()]
-    return columns, rows, protocols.line(found["none"])

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.evaluation import evaluate, ranking, results, task_memory, tower_vectors
+from pipeline.evaluation import evaluate, ranking, task_memory, tower_vectors
+from pipeline.evaluation.results import Reranking
 from pipeline.reranking import baselines, fitting
 from pipeline.reranking.inputs import bank_size, gallery_of, inputs_of, problem_of, vectors_of
 from pipeline.reranking.leaprr.model import LeaPRR
@@ -30,7 +31,6 @@ from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
 from schemas.trials import TRIALS
 
 summary = saved_model.summary  # LeaPRR's training leaves what that of the towers does
-COSTS = {"ms_per_query": "ms a query", "peak_mb": "MB"}
 
 
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
@@ -231,11 +231,11 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
         version=store.fingerprint(versions, splits["train"], matters, method),
     )
     folder = run_folder.folder(root, "reranked", name, *([] if method == first else [method]))
-    protocol = _protocol(recipe, method, entry)
-    return evaluate.plan_rankings("reranked", folder, recipe, root, name, protocol, scorer)
+    reranking = _reranking(recipe, method, entry)
+    return evaluate.plan_rankings("reranked", folder, recipe, root, name, reranking, scorer)
 
 
-def _protocol(recipe: Recipe, method: str, entry: dict) -> dict:
+def _reranking(recipe: Recipe, method: str, entry: dict) -> Reranking:
     """How the rankings were made: method, pool, bank, and every setting chosen."""
     settings = recipe.rerank
     chosen = {
@@ -249,13 +249,9 @@ def _protocol(recipe: Recipe, method: str, entry: dict) -> dict:
     seen = {"siblings": "kept" if settings.siblings else "left out"}
     if settings.pool == "inductive" or "train_pairs" in method:
         seen = {"bank_images": entry["bank_images"]}
-    return {
-        "rerank": method.replace("_", " ").replace("+", ", then "),
-        "pool": settings.pool,
-        **({"texts": recipe.embed.encoder} if settings.texts == "sentences" else {}),
-        **seen,
-        **chosen,
-    }
+    texts = recipe.embed.encoder if settings.texts == "sentences" else None
+    named = method.replace("_", " ").replace("+", ", then ")
+    return Reranking(named, settings.pool, texts, **seen, chosen=chosen)
 
 
 @functools.lru_cache(maxsize=1)
@@ -297,23 +293,3 @@ def cost(index: dict) -> dict[str, float]:
         "ms_per_query": 1000 * seconds / queries,
         "peak_mb": max(entry["peak_mb"] for entry in made),
     }
-
-
-def heading(pool: str, val: float) -> str:
-    """The pool, and what a star says of the method with so much (rSum) on val."""
-    return f"{pool}; * {'best on val' if val >= 0 else 'the first: none has a figure on val'}"
-
-
-def table(recipe: Recipe, root: str, name: str, found: dict[str, dict]) -> tuple[list, list]:
-    """Column titles and rows of the methods compared, the base model first."""
-    base = store.read_json(run_folder.folder(root, "evaluate", name, "metrics.json"))["metrics"]
-    (chosen, val), rows = best(recipe, root, name), []
-    for method, values in {"none": base, **found}.items():
-        ndcg = [f"{values[f'{direction}_ndcg_label']:.3f}" for direction in SIDES]
-        costs = [f"{values[key]:.1f}" if key in values else "-" for key in COSTS]
-        star = " *" if method == chosen else ""
-        rows.append(
-            [method + star, *results.recalls(values), f"{values['rsum']:.1f}", *ndcg, *costs]
-        )
-    columns = [heading(recipe.rerank.pool, val), *results.RECALLS, "rSum", "label NDCG i2t", "t2i"]
-    return [*columns, *COSTS.values()], rows

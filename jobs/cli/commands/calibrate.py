@@ -3,6 +3,7 @@
 from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.labels import calibrate, calibration_report
+from pipeline.reports import tables
 
 
 def run(run: Run) -> None:
@@ -19,12 +20,8 @@ def run(run: Run) -> None:
             run.track.artifact("calibrate", *calibration_report.artifact(uri))
     if run.dry:
         return
-    run.show.table(
-        "",
-        calibration_report.COLUMNS,
-        calibration_report.rows(found),
-        calibration_report.protocol(found, run.recipe),
-    )
+    protocol = calibration_report.protocol(found, run.recipe)
+    run.show.table("", *tables.calibration(found), protocol)
     for line in calibration_report.verdicts(found):
         run.show.out.print(line, soft_wrap=True)
     run.show.where(calibration_report.commands(found, kept, run.root))

@@ -6,6 +6,7 @@ from jobs.cli import main
 from jobs.cli.show import Show
 from pipeline.errors import InputError
 from pipeline.evaluation import compare
+from pipeline.reports import tables
 
 
 def arguments(parser) -> None:
@@ -37,10 +38,10 @@ def run(root: str, options) -> None:
         f"images, {compare.PERMUTATIONS:,} permutations, two-sided, for each figure alone; "
         "–: other queries, other graded protocol, or a median."
     )
-    show.table("", *compare.rows(base, others), about)
+    show.table("", *tables.compared(base, others), about)
 
 
-def document(base: compare.Result, other: compare.Result) -> dict:
+def document(base: compare.Model, other: compare.Model) -> dict:
     """The comparison for programs."""
     return {
         "against": base.label,

@@ -4,7 +4,6 @@ from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.errors import InputError
 from pipeline.reports import preview
-from pipeline.storage import store
 
 
 def arguments(parser) -> None:
@@ -15,12 +14,10 @@ def arguments(parser) -> None:
 def run(run: Run, options) -> None:
     if not options.images.isdigit() or not (images := int(options.images)):
         raise InputError(f"--images {options.images} is no count; give a number from 1")
-    page = preview.uri(run.root, options.split)
     with run.stage("preview") as stage:
-        if stage.page(page, preview.version(run.root, options.split, images)):
-            store.write_bytes(page, preview.page(run.root, options.split, images).encode())
-    if not run.dry:
-        run.show.where({"preview": page})
+        page = preview.page(run.root, options.split, images)
+        stage.page(page)
+        run.show.where({"preview": page.uri})
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import torch
 from jobs.cli import recipes
 from jobs.cli.main import main
 from pipeline.errors import InputError
+from pipeline.reports.tables import SHADES
 from pipeline.retrieval.scores import scores
 from pipeline.search import index
 from pipeline.search.index import Query, SearchIndex
-from pipeline.search.page import SHADES
 
 
 @pytest.fixture(scope="module")
