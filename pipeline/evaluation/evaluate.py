@@ -11,7 +11,7 @@ from pipeline.evaluation import (
     results,
     task_memory,
 )
-from pipeline.evaluation.results import Judge, Protocol, Reranking, Result
+from pipeline.evaluation.results import Protocol, Result
 from pipeline.evaluation.tower_vectors import _leaving, read_vectors, vectors_folder
 from pipeline.labels import judged_pairs, label
 from pipeline.sharding.exclusions import Excluded
@@ -29,7 +29,7 @@ OF_OTHERS = {"batch_size", "exclude", "resamples", "encoder", "judgements", "pro
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """A piece for every shard of the evaluated split: its images and captions as queries."""
     folder = run_folder.folder(root, "evaluate", name)
-    return plan_rankings("evaluate", folder, recipe, root, name, Reranking())
+    return plan_rankings("evaluate", folder, recipe, root, name, Protocol(rerank="none"))
 
 
 def plan_rankings(
@@ -38,10 +38,13 @@ def plan_rankings(
     recipe: Recipe,
     root: str,
     name: str,
-    reranking: Reranking,
+    made: Protocol,
     scorer=None,
 ) -> Plan:
-    """The pieces of a ranking of the evaluated split; other scores are made from `scorer`."""
+    """The pieces of a ranking of the evaluated split, made as the protocol `made` says.
+
+    Other scores than the model's own are made from `scorer`.
+    """
     vectors = run_folder.need_index(vectors_folder(root, name), "evaluate")
     judge, labels = graded_relevance.inputs_of(recipe, root)
     judged_by = judge["judged_by"]
@@ -58,7 +61,7 @@ def plan_rankings(
         "scorer": scorer,
         "split": split,
         "recipe": recipe,
-        "protocol": _protocol(recipe, judged_by, entries, leaving, reranking).settings,
+        "protocol": _protocol(made, recipe, judged_by, entries, leaving).settings,
     }
     depends = [
         common["version"],
@@ -84,22 +87,24 @@ def plan_rankings(
 
 
 def _protocol(
-    recipe: Recipe, judged_by: Recipe, entries: list[dict], leaving: Excluded, reranking: Reranking
+    made: Protocol, recipe: Recipe, judged_by: Recipe, entries: list[dict], leaving: Excluded
 ) -> Protocol:
     images = sum(entry["images"] for entry in entries) - len(leaving.images)
     captions = sum(entry["captions"] for entry in entries) - len(leaving.captions)
     excluded = {"images": len(leaving.images), "captions": len(leaving.captions)}
-    trained_on = judged_by is recipe and train.needs_embeddings(recipe.train)
-    encoder, map_ = judged_by.embed.encoder, judged_by.label.map
-    return Protocol(
+    return replace(
+        made,
         data=recipe.name,
         split=recipe.evaluate.split,
         images=images,
         captions=captions,
         captions_per_image=round(captions / images, 2),
-        judge=Judge(results.GAIN, recipe.evaluate.ndcg_at, encoder, map_, trained_on),
+        gain=results.GAIN,
+        ndcg_at=recipe.evaluate.ndcg_at,
+        label_encoder=judged_by.embed.encoder,
+        label_map=judged_by.label.map,
+        labels_trained_on=judged_by is recipe and train.needs_embeddings(recipe.train),
         excluded=excluded if leaving.captions else None,
-        reranking=reranking,
     )
 
 

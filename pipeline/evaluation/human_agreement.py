@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.evaluation import intervals
 from pipeline.evaluation.intervals import Queries
-from pipeline.evaluation.results import Judged, Protocol, Result
+from pipeline.evaluation.results import GAIN, Protocol, Result
 from pipeline.formulas import metrics
 from pipeline.labels import agreement, judged_pairs
 from pipeline.storage import store
@@ -94,10 +94,14 @@ def _graded(query_P, image_P, score_P, relevance_P) -> Queries:
 
 
 def _protocol(people: Judgements, image_P, text_P, ranking: dict[str, Queries]) -> Protocol:
-    left_out = len(people.image_ids) - len(image_P)
-    queries = {way: len(queries.query_ids) for way, queries in ranking.items()}
     return Protocol(
+        protocol="judgements",
+        file=people.name,
+        pairs=len(image_P),
+        pairs_left_out=len(people.image_ids) - len(image_P),
         images=len(np.unique(image_P)),
         captions=len(np.unique(text_P)),
-        judged=Judged(people.name, len(image_P), left_out, list(people.scale), queries),
+        scale=list(people.scale),
+        queries={way: len(queries.query_ids) for way, queries in ranking.items()},
+        gain=GAIN,
     )

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.intervals import Queries, bootstrap, figures
-from pipeline.evaluation.results import Matching, Protocol, Result
+from pipeline.evaluation.results import Protocol, Result
 from pipeline.formulas import metrics_from_ranks
 from pipeline.retrieval.scores import Matches
 
@@ -176,10 +176,14 @@ def _joined(parts: list[Queries]) -> Queries:
 
 def _protocol(name: str, gallery, dropped: int, folds: list[dict[str, Queries]]) -> Protocol:
     of = PROTOCOLS[name]
-    queries = {way: sum(len(fold[way][0]) for fold in folds) for way in folds[0]}
     return Protocol(
         images=len(gallery.image_ids),
         captions=len(gallery.text_ids),
         captions_per_image=of.captions_per_image or "all",
-        matching=Matching(name, of.about, of.positives, of.folds, queries, dropped),
+        protocol=name,
+        about=of.about,
+        positives=of.positives,
+        folds=of.folds,
+        queries={way: sum(len(fold[way][0]) for fold in folds) for way in folds[0]},
+        captions_dropped=dropped,
     )

@@ -1,6 +1,6 @@
 """Results: figures with their intervals, and the protocol they were made by; metrics.json."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 
 from pipeline.errors import StageMissing
 from pipeline.evaluation import intervals, ranking
@@ -10,63 +10,14 @@ from schemas.settings import Recipe
 
 RESULTS = 2  # counts up when metrics.json changes, so that it is made again
 FILE = "metrics.json"
-TIES, GAIN = "expected rank", "2^r - 1"
-BOOTSTRAP = "In brackets: the middle 95 % of a bootstrap over images."
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Whose relevance NDCG is measured against, and how."""
-
-    gain: str
-    ndcg_at: int
-    label_encoder: str
-    label_map: str
-    labels_trained_on: bool
-
-
-@dataclass(frozen=True)
-class Reranking:
-    """How a ranking was made of the model's own: method, pool, bank, and every setting chosen."""
-
-    rerank: str = "none"
-    pool: str | None = None
-    texts: str | None = None
-    siblings: str | None = None
-    bank_images: int | None = None
-    chosen: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Matching:
-    """A protocol of the field: which pairs count, in what gallery (`protocols.PROTOCOLS`)."""
-
-    protocol: str
-    about: str
-    positives: str
-    folds: int
-    queries: dict[str, int]  # by direction
-    captions_dropped: int
-
-
-@dataclass(frozen=True)
-class Judged:
-    """People's judgements, which scores are held against."""
-
-    file: str
-    pairs: int
-    pairs_left_out: int
-    scale: list[float]
-    queries: dict[str, int]  # by direction
-    gain: str = GAIN
-    protocol: str = "judgements"
+GAIN = "2^r - 1"
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """By what figures were made; a part that is None did not play a part.
+    """By what figures were made; what is None played no part.
 
-    `settings` is the same as one flat dictionary, in this order: it is written into rankings.
+    `settings` is the same as a dictionary, in this order: it is written into rankings.
     """
 
     data: str | None = None
@@ -74,45 +25,47 @@ class Protocol:
     images: int = 0
     captions: int = 0
     captions_per_image: float | str | None = None
-    ties: str = TIES
-    judge: Judge | None = None
-    excluded: dict[str, int] | None = None  # images and captions
-    reranking: Reranking | None = None
-    matching: Matching | None = None
-    judged: Judged | None = None
+    ties: str = "expected rank"
+    # whose relevance NDCG is measured against, and how
+    gain: str | None = None
+    ndcg_at: int | None = None
+    label_encoder: str | None = None
+    label_map: str | None = None
+    labels_trained_on: bool | None = None
+    # images and captions left out
+    excluded: dict[str, int] | None = None
+    # how a ranking was made of the model's own
+    rerank: str | None = None
+    pool: str | None = None
+    texts: str | None = None
+    siblings: str | None = None
+    bank_images: int | None = None
+    # a protocol of the field (`protocols.PROTOCOLS`): which pairs count, in what gallery
+    protocol: str | None = None
+    about: str | None = None
+    positives: str | None = None
+    folds: int | None = None
+    queries: dict[str, int] | None = None  # by direction
+    captions_dropped: int | None = None
+    # people's judgements, which scores are held against
+    file: str | None = None
+    pairs: int | None = None
+    pairs_left_out: int | None = None
+    scale: list[float] | None = None
+    # the settings that a re-ranking's methods chose
+    chosen: dict[str, float] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict:
-        out: dict = {}
-        for name, value in asdict(self).items():
-            out |= value or {} if name in PARTS else {name: value}
-        chosen = out.pop("chosen", {})
-        return {name: value for name, value in out.items() if value is not None} | chosen
+        own = {k: v for k, v in vars(self).items() if v is not None and k != "chosen"}
+        return own | self.chosen
 
     @classmethod
     def of(cls, settings: dict) -> "Protocol":
         """The protocol that such a dictionary is of."""
-        rest = dict(settings)
-
-        def taken(kind) -> dict:
-            return {f.name: rest.pop(f.name) for f in fields(kind) if f.name in rest}
-
-        parts = taken(cls)
-        for name, (kind, mark) in PARTS.items():
-            if mark in rest:
-                parts[name] = kind(**taken(kind))
-        if rest:  # a re-ranking's settings have the names of its methods'
-            parts["reranking"] = Reranking(**vars(parts["reranking"]) | {"chosen": rest})
-        return cls(**parts)
-
-
-# The parts of a protocol, each with a setting that no other part has.
-PARTS = {
-    "judge": (Judge, "label_encoder"),
-    "judged": (Judged, "file"),
-    "matching": (Matching, "about"),
-    "reranking": (Reranking, "rerank"),
-}
+        names = {f.name for f in fields(cls)}
+        own = {k: v for k, v in settings.items() if k in names}
+        return cls(**own, chosen={k: v for k, v in settings.items() if k not in names})
 
 
 @dataclass(frozen=True)
@@ -183,37 +136,34 @@ def digits(name: str) -> int:
 
 def sentence(protocol: Protocol) -> str:
     """The protocol in words: every table carries it."""
-    p = protocol
-    counts = f"{p.images:,} images, {p.captions:,} captions"
-    if m := p.matching:
-        dropped = f" ({m.captions_dropped:,} more dropped)" if m.captions_dropped else ""
+    p, of = protocol, f"{protocol.images:,} images"
+    queries = ", ".join(f"{n:,} {way}" for way, n in (p.queries or {}).items()) or "none"
+    sure = "In brackets: the middle 95 % of a bootstrap over images."
+    if p.about:
+        dropped = f" ({p.captions_dropped:,} more dropped)" if p.captions_dropped else ""
         return (
-            f"{m.protocol} ({m.about}): {counts}{dropped}, captions an image: "
-            f"{p.captions_per_image}, folds: {m.folds}, queries: {_queries(m)}, positives: "
-            f"{m.positives}. R@K in percent; ties: {p.ties}; R of mAP@R and R-Precision counts "
-            f"positives missing from the gallery. {BOOTSTRAP}"
+            f"{p.protocol} ({p.about}): {of}, {p.captions:,} captions{dropped}, captions an image: "
+            f"{p.captions_per_image}, folds: {p.folds}, queries: {queries}, positives: "
+            f"{p.positives}. R@K in percent; ties: {p.ties}; R of mAP@R and R-Precision counts "
+            f"positives missing from the gallery. {sure}"
         )
-    if j := p.judged:
-        low, high = j.scale
+    if p.file:
+        low, high = p.scale
         return (
-            f"judgements ({j.file}): {j.pairs:,} pairs of {p.images:,} images and {p.captions:,} "
-            f"captions ({j.pairs_left_out:,} more are not of this gallery). Spearman and Kendall's "
-            "tau_b over all of them; NDCG of the judged candidates of a query, "
-            f"gain {j.gain} with scores {low:g} to {high:g} as relevance 0 to 1, over the queries "
-            f"whose judgements differ: {_queries(j)}; ties: {p.ties}. {BOOTSTRAP}"
+            f"judgements ({p.file}): {p.pairs:,} pairs of {of} and {p.captions:,} captions "
+            f"({p.pairs_left_out:,} more are not of this gallery). Spearman and Kendall's tau_b "
+            f"over all of them; NDCG of the judged candidates of a query, gain {p.gain} with "
+            f"scores {low:g} to {high:g} as relevance 0 to 1, over the queries whose judgements "
+            f"differ: {queries}; ties: {p.ties}. {sure}"
         )
     without = " without {images:,} images, {captions:,} captions excluded;"
-    out = f"{p.data} {p.split}:{without.format(**p.excluded) if p.excluded else ''} {counts} "
-    out += f"({p.captions_per_image:g} an image). R@K in percent; ties: {p.ties}."
-    if j := p.judge:
-        used = " (training used it too)" if j.labels_trained_on else ""
-        out += f" NDCG@{j.ndcg_at}, gain {j.gain}; label relevance by {j.label_encoder}{used}, "
-        out += f"map {j.label_map}."
-    if r := p.reranking:
-        bank = f" (bank of {r.bank_images:,} train images)" if r.bank_images is not None else ""
-        out += f" Re-ranking: {r.rerank}{f', {r.pool}' if r.pool else ''}{bank}."
-    return out
-
-
-def _queries(part: Matching | Judged) -> str:
-    return ", ".join(f"{count:,} {way}" for way, count in part.queries.items()) or "none"
+    excluded = without.format(**p.excluded) if p.excluded else ""
+    used = " (training used it too)" if p.labels_trained_on else ""
+    pool = f", {p.pool}" if p.pool else ""
+    bank = f" (bank of {p.bank_images:,} train images)" if p.bank_images is not None else ""
+    return (
+        f"{p.data} {p.split}:{excluded} {of}, {p.captions:,} captions "
+        f"({p.captions_per_image:g} an image). R@K in percent; ties: {p.ties}. "
+        f"NDCG@{p.ndcg_at}, gain {p.gain}; label relevance by {p.label_encoder}{used}, "
+        f"map {p.label_map}. Re-ranking: {p.rerank}{pool}{bank}."
+    )

@@ -73,6 +73,7 @@ class Examples:
 
     def shown(self, undecided: list[dict]) -> dict:
         """All that the report shows, likely false negatives among it, and its thumbnails."""
+        parts = {"drawn": self.drawn(), "worst": self.worst(), "moved": self.moved()}
         suspects = [
             {
                 "text": row["caption"],
@@ -81,7 +82,6 @@ class Examples:
             }
             for row in undecided
         ]
-        parts = {"drawn": self.drawn(), "worst": self.worst(), "moved": self.moved()}
         return {**parts, "suspects": suspects, "thumbnails": self.thumbnails()}
 
     def thumbnails(self) -> dict[str, str]:

@@ -90,8 +90,7 @@ def _comparable(of_model: dict[str, Result]) -> Protocol | None:
     """By what a model was measured, without what is the model's own; None where it was not."""
     if "evaluate" not in of_model:
         return None
-    protocol = of_model["evaluate"].protocol
-    return replace(protocol, judge=replace(protocol.judge, labels_trained_on=False))
+    return replace(of_model["evaluate"].protocol, labels_trained_on=None)
 
 
 def _is_current(recipe: Recipe, root: str, name: str) -> bool:
@@ -134,7 +133,7 @@ def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], vers
         rows=rows,
         figures=drawn,
         model=name,
-        shade="true relevance" if truth else f"relevance by {protocol.judge.label_encoder}",
+        shade="true relevance" if truth else f"relevance by {protocol.label_encoder}",
         encoder=recipe.embed.encoder,
         facts=facts,
         **examples.shown(undecided),

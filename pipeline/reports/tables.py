@@ -71,7 +71,7 @@ def figures(result: Result, title: str = "value") -> Table:
 
 def _labels(results: list[Result]) -> list[str]:
     """The rows' labels, with the re-ranking's method where there are several in the table."""
-    methods = [r.protocol.reranking.rerank for r in results]
+    methods = [r.protocol.rerank for r in results]
     several = len(set(methods) - {"none"}) > 1
     return [
         f"{result.label}: {method}" if several and method != "none" else result.label
@@ -84,8 +84,8 @@ def models(results: list[Result]) -> tuple[list[str], list[list[dict]]]:
     shown = [key for key in COLUMNS if any(key in result.metrics for result in results)]
     rows = []
     for result, label in zip(results, _labels(results), strict=True):
-        method = result.protocol.reranking.rerank
-        rivals = [r.metrics for r in results if r.protocol.reranking.rerank == method]
+        method = result.protocol.rerank
+        rivals = [r.metrics for r in results if r.protocol.rerank == method]
         row = [{"text": label, "interval": "", "best": False}]
         for key in shown:
             pick = min if key in LOWER_IS_BETTER else max
@@ -106,7 +106,7 @@ def models_in_short(results: list[Result]) -> Table:
     """The table for a terminal: recalls of a direction in one cell."""
     truth = any("i2t_ndcg_truth" in result.metrics for result in results)
     ndcg = [f"{direction}_ndcg_{'truth' if truth else 'label'}" for direction in ("i2t", "t2i")]
-    title = f"{'true' if truth else 'label'} NDCG@{results[0].protocol.judge.ndcg_at}"
+    title = f"{'true' if truth else 'label'} NDCG@{results[0].protocol.ndcg_at}"
     rows = [
         [label, *_recalls(r.metrics), *(figure(key, r.metrics[key]) for key in ("rsum", *ndcg))]
         for r, label in zip(results, _labels(results), strict=True)

@@ -16,7 +16,7 @@ from safetensors.torch import load
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation import evaluate, ranking, task_memory, tower_vectors
-from pipeline.evaluation.results import Reranking
+from pipeline.evaluation.results import Protocol
 from pipeline.reranking import baselines, fitting
 from pipeline.reranking.inputs import bank_size, gallery_of, inputs_of, problem_of, vectors_of
 from pipeline.reranking.leaprr.model import LeaPRR
@@ -231,11 +231,11 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
         version=store.fingerprint(versions, splits["train"], matters, method),
     )
     folder = run_folder.folder(root, "reranked", name, *([] if method == first else [method]))
-    reranking = _reranking(recipe, method, entry)
-    return evaluate.plan_rankings("reranked", folder, recipe, root, name, reranking, scorer)
+    made = _protocol(recipe, method, entry)
+    return evaluate.plan_rankings("reranked", folder, recipe, root, name, made, scorer)
 
 
-def _reranking(recipe: Recipe, method: str, entry: dict) -> Reranking:
+def _protocol(recipe: Recipe, method: str, entry: dict) -> Protocol:
     """How the rankings were made: method, pool, bank, and every setting chosen."""
     settings = recipe.rerank
     chosen = {
@@ -251,7 +251,7 @@ def _reranking(recipe: Recipe, method: str, entry: dict) -> Reranking:
         seen = {"bank_images": entry["bank_images"]}
     texts = recipe.embed.encoder if settings.texts == "sentences" else None
     named = method.replace("_", " ").replace("+", ", then ")
-    return Reranking(named, settings.pool, texts, **seen, chosen=chosen)
+    return Protocol(rerank=named, pool=settings.pool, texts=texts, **seen, chosen=chosen)
 
 
 @functools.lru_cache(maxsize=1)

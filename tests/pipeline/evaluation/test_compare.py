@@ -141,8 +141,7 @@ def test_another_graded_protocol_leaves_ndcg_without_p(roots):
 
 def judged(model: compare.Model, **other) -> compare.Model:
     """The model, measured by another judge."""
-    judge = replace(model.protocol.judge, **other)
-    return replace(model, protocol=replace(model.protocol, judge=judge))
+    return replace(model, protocol=replace(model.protocol, **other))
 
 
 def test_a_setting_that_an_older_run_does_not_know_has_its_default(roots, tmp_path):

@@ -72,8 +72,8 @@ def test_figures_are_those_of_scipy_and_scikit_learn(judged):
             if min(gains) < max(gains):
                 values.append(ndcg_score([gains], [[scores[pair] for pair in mine]]))
         assert found[f"{way}_ndcg_judged"] == pytest.approx(np.mean(values))
-        assert table.protocol.judged.queries[way] == len(values)
-    assert table.protocol.judged.pairs == len(scores) and table.protocol.judged.pairs_left_out == 1
+        assert table.protocol.queries[way] == len(values)
+    assert table.protocol.pairs == len(scores) and table.protocol.pairs_left_out == 1
     low, high = table.intervals["judged_spearman"]
     assert low < found["judged_spearman"] < high
     assert "people.csv" in sentence(table.protocol) and len(tables.figures(table)[1]) == 4
@@ -112,7 +112,7 @@ def test_people_are_among_the_results_of_evaluate_and_their_file_is_followed(jud
     assert set(human_agreement.FIGURES) == found.tables["judgements"].metrics.keys()
     own = found.tables["own"]
     assert own.metrics["rsum"] == pytest.approx(found.metrics["rsum"])
-    assert "folds" in sentence(own.protocol) and found.protocol.judge.label_encoder == "hand"
+    assert "folds" in sentence(own.protocol) and found.protocol.label_encoder == "hand"
     assert not evaluate.plan(recipe_of(), root, "main").pending  # rankings do not depend on them
     with open(uri, "a") as file:
         file.write("\ntest-000000/0#0,1,test-000000/0,c")

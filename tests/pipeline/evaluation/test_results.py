@@ -3,32 +3,40 @@
 import pytest
 
 from pipeline.evaluation import results
-from pipeline.evaluation.results import (
-    Judge,
-    Judged,
-    Matching,
-    Protocol,
-    Reranking,
-    Result,
-    sentence,
-)
+from pipeline.evaluation.results import Protocol, Result, sentence
 
-JUDGE = Judge("2^r - 1", 10, "tiny", "clip", True)
 BASE = {"data": "t", "split": "test", "images": 1000, "captions": 5000, "captions_per_image": 5.0}
+JUDGE = {"gain": "2^r - 1", "ndcg_at": 10, "label_encoder": "tiny", "label_map": "clip"}
 RERANKED = Protocol(
     **BASE,
-    judge=JUDGE,
+    **JUDGE,
+    labels_trained_on=True,
     excluded={"images": 2, "captions": 3},
-    reranking=Reranking("krnn", "inductive", bank_images=1200, chosen={"beta_i2t": 7.0}),
+    rerank="krnn",
+    pool="inductive",
+    bank_images=1200,
+    chosen={"beta_i2t": 7.0},
 )
 FIELD = Protocol(
     images=5000,
     captions=25000,
     captions_per_image=5,
-    matching=Matching("coco_1k", "COCO Karpathy test", "own", 5, {"i2t": 5000, "t2i": 25000}, 10),
+    protocol="coco_1k",
+    about="COCO Karpathy test",
+    positives="own",
+    folds=5,
+    queries={"i2t": 5000, "t2i": 25000},
+    captions_dropped=10,
 )
 PEOPLE = Protocol(
-    images=3, captions=5, judged=Judged("p.csv", 6, 1, [1.0, 5.0], {"i2t": 3, "t2i": 2})
+    images=3,
+    captions=5,
+    file="p.csv",
+    pairs=6,
+    pairs_left_out=1,
+    scale=[1.0, 5.0],
+    queries={"i2t": 3, "t2i": 2},
+    gain="2^r - 1",
 )
 
 
@@ -37,12 +45,11 @@ def test_the_dictionary_that_rankings_hold_is_flat_and_in_its_order():
     assert list(RERANKED.settings.items()) == [
         *BASE.items(),
         ("ties", "expected rank"),
-        *(("gain", "2^r - 1"), ("ndcg_at", 10), ("label_encoder", "tiny"), ("label_map", "clip")),
+        *JUDGE.items(),
         ("labels_trained_on", True),
         ("excluded", {"images": 2, "captions": 3}),
         *(("rerank", "krnn"), ("pool", "inductive"), ("bank_images", 1200), ("beta_i2t", 7.0)),
     ]
-    assert Protocol(**BASE, judge=JUDGE, reranking=Reranking()).settings["rerank"] == "none"
 
 
 @pytest.mark.parametrize("protocol", [RERANKED, FIELD, PEOPLE])

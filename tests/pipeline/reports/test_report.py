@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation import evaluate, tower_vectors
 from pipeline.evaluation import results as evaluation_results
 from pipeline.evaluation.graded_relevance import GradedRelevance, inputs_of
-from pipeline.evaluation.results import Judge, Protocol, Reranking, Result
+from pipeline.evaluation.results import Protocol, Result
 from pipeline.labels import label as label_stage
 from pipeline.reports import false_negatives, figures, render, report, tables
 from pipeline.reports.examples import Examples
@@ -312,10 +312,9 @@ def luminance(colour: str) -> float:
 
 
 def test_models_measured_alike_stand_in_one_table(tmp_path, monkeypatch):
-    root, judge = str(tmp_path), Judge("2^r - 1", 10, "hand", "clip", False)
-    protocol = Protocol(split="test", images=3, judge=judge, reranking=Reranking())
+    root, protocol = str(tmp_path), Protocol(split="test", images=3, rerank="none")
     models = {
-        "other": (replace(protocol, judge=replace(judge, labels_trained_on=True)), True),
+        "other": (replace(protocol, labels_trained_on=True), True),
         "val": (replace(protocol, split="val"), True),
         "outdated": (protocol, False),
         "mine": (protocol, True),

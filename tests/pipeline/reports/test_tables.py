@@ -1,14 +1,13 @@
 """Tables of results: what stands in a row, and how a figure is written."""
 
-from pipeline.evaluation.results import Protocol, Reranking, Result
+from pipeline.evaluation.results import Protocol, Result
 from pipeline.reports import tables
 
 RECALLS = {f"{d}_R_at_{k}": 5.0 * k for d in ("i2t", "t2i") for k in (1, 5, 10)}
 
 
 def result(label: str, method: str = "none", **figures: float) -> Result:
-    protocol = Protocol(reranking=Reranking(method))
-    return Result(label, {"rsum": 160.0} | figures, {}, protocol)
+    return Result(label, {"rsum": 160.0} | figures, {}, Protocol(rerank=method))
 
 
 def test_seeds_are_told_by_their_mean_and_deviation():
