@@ -32,11 +32,6 @@ def metrics(found: list[Candidate]) -> dict[str, float]:
     }
 
 
-def artifact(uri: str) -> tuple[str, bytes]:
-    """Name and bytes of a map's file, for MLflow."""
-    return f"calibration/{store.name_of(uri)}", store.read_bytes(uri)
-
-
 def note(candidate: Candidate, name: str) -> str:
     """What became of a map that was fitted: kept, or refused."""
     if name not in FITS:

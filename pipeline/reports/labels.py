@@ -84,15 +84,15 @@ class Report:
         return float(cosine_map(self.recipe.label)(torch.tensor([NEAR])))
 
     @functools.cached_property
-    def agreement(self) -> list[dict]:
-        """Of every two encoders and split: Spearman, and what their best captions share."""
-        out = []
+    def agreement(self) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+        """Of every two encoders, by split: Spearman, and what their best captions share."""
+        out: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
         for split, sample in self.samples.items():
             cosines = {name: sample.cosine(name, self.recipe.label) for name in sample.encoders}
-            for one, other in itertools.combinations(cosines, 2):
-                spearman, overlap = agree(cosines[one], cosines[other], sample.other_MN)
-                pair = {"one": one, "other": other, "split": split}
-                out.append(pair | {"spearman": spearman, "overlap": overlap})
+            for pair in itertools.combinations(cosines, 2):
+                spearman, overlap = agree(*(cosines[name] for name in pair), sample.other_MN)
+                found = {"spearman": spearman, "overlap": overlap}
+                out.setdefault(pair, {})[split] = found
         return out
 
     def metrics(self) -> dict[str, float]:
@@ -102,9 +102,9 @@ class Report:
             for found in lists:
                 for name in ("entropy", "median", "near"):
                     out[f"{split}/{found['direction']}/{name}"] = found[name]
-        for found in self.agreement:
-            pair = f"{found['split']}/{found['one']}-{found['other']}"
-            out |= {f"{pair}/{name}": found[name] for name in ("spearman", "overlap")}
+        for pair, splits in self.agreement.items():
+            for split, found in splits.items():
+                out |= {f"{split}/{'-'.join(pair)}/{name}": value for name, value in found.items()}
         return out
 
     def html(self, version: str) -> str:
@@ -120,23 +120,19 @@ class Report:
             top_k=settings.top_k,
             near=self.near,
             sampled=IMAGES,
-            splits=[self._counts(name) for name in self.names],
+            splits=[
+                {
+                    "name": name,
+                    "lists": self.lists[name],
+                    "images": sample.image_count,
+                    "captions": sample.caption_count,
+                }
+                for name, sample in self.samples.items()
+            ],
             figures=[figure for name in shown for figure in self._figures(name)],
-            agreement=self._by_pair(),
+            agreement=self.agreement,
             shades={"split": shown[0] if shown else "", "tenths": self._tenths(*shown)},
         )
-
-    def _counts(self, split: str) -> dict:
-        sample = self.samples[split]
-        counts = {"images": sample.image_count, "captions": sample.caption_count}
-        return {"name": split, "lists": self.lists[split], **counts}
-
-    def _by_pair(self) -> dict[tuple[str, str], dict[str, dict]]:
-        """What two encoders agree on, by split."""
-        out: dict[tuple[str, str], dict[str, dict]] = {}
-        for found in self.agreement:
-            out.setdefault((found["one"], found["other"]), {})[found["split"]] = found
-        return out
 
     def _figures(self, split: str) -> list[Figure]:
         histograms = label.histograms(self.index["pieces"])

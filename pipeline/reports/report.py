@@ -58,32 +58,27 @@ def read(recipe: Recipe, root: str, saved: list[tuple[str, Recipe]], names: list
     Beside them stand those of the run folder's models (name, settings) that were measured by the
     same protocol, if nothing they depend on has changed since.
     """
-    known = {name: results_of(root, name) for name in [*(name for name, _ in saved), *names]}
-    missing = [name for name in names if "evaluate" not in known[name]]
-    if missing:
-        raise InputError(
-            f"no metrics of {', '.join(missing)} in {root}; run `halftone evaluate` first"
-        )
-    protocol = _comparable(known[names[-1]])
-    beside = [
-        name
-        for name, settings in saved
-        if name not in names
-        and _comparable(known[name]) == protocol
-        and _is_current(settings, root, name)
-    ]
+    known = {name: results_of(root, name) for name in dict.fromkeys([*dict(saved), *names])}
+    if missing := ", ".join(name for name in names if "evaluate" not in known[name]):
+        raise InputError(f"no metrics of {missing} in {root}; run `halftone evaluate` first")
+    protocol, beside = _comparable(known[names[-1]]), []
+    for name, settings in saved:
+        if name not in names and _comparable(known[name]) == protocol:
+            with contextlib.suppress(StageMissing):
+                if evaluate.plan(settings, root, name).complete:
+                    beside.append(name)
     undecided = false_negatives.undecided(recipe, root)[: recipe.report.suspects]
     return Report(recipe, root, {name: known[name] for name in [*beside, *names]}, undecided)
 
 
 def results_of(root: str, name: str) -> dict[str, Result]:
     """What a model's rankings give, by stage; those that there are."""
-    labels = {"evaluate": name, "reranked": f"{name}, re-ranked"}
-    found = {
-        stage: results.read(run_folder.folder(root, stage, name, results.FILE), label)
-        for stage, label in labels.items()
-    }
-    return {stage: result for stage, result in found.items() if result}
+    out = {}
+    for stage, label in (("evaluate", name), ("reranked", f"{name}, re-ranked")):
+        uri = run_folder.folder(root, stage, name, results.FILE)
+        if result := results.read(uri, label):
+            out[stage] = result
+    return out
 
 
 def _comparable(of_model: dict[str, Result]) -> Protocol | None:
@@ -91,12 +86,6 @@ def _comparable(of_model: dict[str, Result]) -> Protocol | None:
     if "evaluate" not in of_model:
         return None
     return replace(of_model["evaluate"].protocol, labels_trained_on=None)
-
-
-def _is_current(recipe: Recipe, root: str, name: str) -> bool:
-    with contextlib.suppress(StageMissing):
-        return evaluate.plan(recipe, root, name).complete
-    return False
 
 
 def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], version: str) -> Made:

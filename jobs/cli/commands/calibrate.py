@@ -4,6 +4,7 @@ from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.labels import calibrate, calibration_report
 from pipeline.reports import tables
+from pipeline.storage import store
 
 
 def run(run: Run) -> None:
@@ -17,7 +18,8 @@ def run(run: Run) -> None:
         stage.start()
         run.track.log("calibrate", metrics=calibration_report.metrics(found))
         for uri in kept.values():
-            run.track.artifact("calibrate", *calibration_report.artifact(uri))
+            name = f"calibration/{store.name_of(uri)}"
+            run.track.artifact("calibrate", name, store.read_bytes(uri))
     if run.dry:
         return
     protocol = calibration_report.protocol(found, run.recipe)

@@ -17,6 +17,7 @@ def run(run: Run, options) -> None:
     with run.stage("preview") as stage:
         page = preview.page(run.root, options.split, images)
         stage.page(page)
+    if not run.dry:
         run.show.where({"preview": page.uri})
 
 
