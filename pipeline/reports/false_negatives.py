@@ -106,7 +106,7 @@ def table(found: list[Suspect], recipe: Recipe, root: str) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, names, restval="")
     writer.writeheader()
-    writer.writerows(row for row in rows if row["relevance"])
+    writer.writerows(row for row in rows if row.get("relevance"))
     for suspect in found:
         for caption_id in suspect.caption_ids:
             writer.writerow(
@@ -138,18 +138,18 @@ def undecided(recipe: Recipe, root: str) -> list[dict]:
 
     Of captions of one image that say the same, the first.
     """
-    found: dict[tuple[str, str], dict] = {}
+    decided, found = _decided(recipe, root), {}
     for row in _lines(recipe, root)[0]:
-        if row["split"] == recipe.evaluate.split and not row["relevance"]:
+        of_split = row.get("split") == recipe.evaluate.split
+        if of_split and (row["image_id"], row["caption_id"]) not in decided:
             found.setdefault((row["image_id"], row["caption"]), row)
     return list(found.values())
 
 
 def _decided(recipe: Recipe, root: str) -> set[tuple[str, str]]:
     """(image id, caption id) of the pairs that people decided, applied to the labels or not."""
-    decided = {
-        (row["image_id"], row["caption_id"]) for row in _lines(recipe, root)[0] if row["relevance"]
-    }
+    rows = [row for row in _lines(recipe, root)[0] if row.get("relevance")]
+    decided = {(row["image_id"], row["caption_id"]) for row in rows}
     if recipe.label.overrides:
         decided |= {pair[:2] for pair in decisions.overrides(recipe.label.overrides)}
     return decided

@@ -264,6 +264,18 @@ def test_a_pair_that_people_decided_is_no_likely_false_negative(large, tmp_path)
     assert not is_shown(first, page_of(root, recipe))
 
 
+def test_a_pair_decided_in_another_file_is_none_either(large, tmp_path):
+    root, recipe = large
+    first = false_negatives.suspects(recipe, root)[0]
+    uri = str(tmp_path / "decided.csv")
+    line = f"{first.image_id},{first.caption_ids[0]},0.5\n"
+    store.write_bytes(uri, f"image_id,caption_id,relevance\n{line}".encode())
+    decided = recipe.label.model_copy(update={"overrides": uri})
+    recipe = recipe.model_copy(update={"label": decided})
+    shown = [(r["image_id"], r["caption_id"]) for r in false_negatives.undecided(recipe, root)]
+    assert (first.image_id, first.caption_ids[0]) not in shown and shown
+
+
 def is_shown(suspect: false_negatives.Suspect, page: str) -> bool:
     """Whether the likely false negatives of the report have this pair among them."""
     parts = page[page.index('<h2 id="suspects">') :].split("<section")
