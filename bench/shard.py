@@ -27,6 +27,7 @@ from bench import peak_memory
 from pipeline.sharding import shard
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece
+from pipeline.storage.run_folder import RunFolder
 from schemas.manifest import MANIFEST
 from schemas.settings import ShardSettings, SourceSettings
 
@@ -125,7 +126,7 @@ def plan(files: list[str], count: int) -> None:
     from schemas.settings import Recipe
 
     with tempfile.TemporaryDirectory() as root:
-        folder = run_folder.folder(root, "ingest")
+        folder = RunFolder(root).folder("ingest")
         store.write_json(store.join(folder, run_folder.INDEX), {"pieces": []})
         for part in range(0, count, 50_000):
             rows = manifest(files, min(50_000, count - part))

@@ -2,40 +2,27 @@
 
 from jobs.cli import main, scopes
 from jobs.cli.command import Command
-from jobs.cli.run import Run, Stage
-from pipeline.storage import store
-from pipeline.storage.plan import Plan
+from jobs.cli.run import Run
 
 
 def run(run: Run) -> None:
-    from pipeline.evaluation import evaluate, protocols, tower_vectors
-    from pipeline.reports.results import protocol_line
+    from pipeline.evaluation import evaluate, tower_vectors
+    from pipeline.evaluation.results import sentence
+    from pipeline.reports import tables
 
     with run.stage("evaluate") as stage:
-        vectors = tower_vectors.plan_vectors(run.recipe, run.root, run.name)
+        recipe, root, name = run.recipe, run.root, run.name
+        vectors = tower_vectors.plan_vectors(recipe, root, name)
         stage.make(vectors, tower_vectors.write_vectors, gpu=True)
-        plan = evaluate.plan(run.recipe, run.root, run.name)
+        plan = evaluate.plan(recipe, root, name)
         stage.make(plan, evaluate.write_rankings)
         if not run.dry:
-            found = _results(stage, plan)
-            stage.metrics("base", found["metrics"])
-            for table in [protocols.Table(**table) for table in found["tables"].values()]:
-                cells = ["", run.name, "95 %"], protocols.rows(table)
-                run.show.table("", *cells, protocols.line(table))
-            run.show.line(f"  {protocol_line(found['protocol'])}")
-
-
-def _results(stage: Stage, plan: Plan) -> dict:
-    """metrics.json, made again where it was of something else."""
-    from pipeline.evaluation import results
-
-    run, uri = stage.run, results.results_uri(plan)
-    found = store.read_json(uri) if store.exists(uri) else {}
-    if found.get("version") != results.results_version(plan, run.recipe):
-        stage.start()
-        found = results.all_results(plan, run.recipe, run.root, run.name)
-        store.write_json(uri, found)
-    return found
+            version = evaluate.results_version(plan, recipe)
+            found = stage.result(plan, name, version, evaluate.result, recipe, root)
+            stage.metrics("base", found.metrics)
+            for table in found.tables.values():
+                run.show.table("", *tables.figures(table, name), sentence(table.protocol))
+            run.show.line(f"  {sentence(found.protocol)}")
 
 
 COMMAND = Command(scopes.each_model, run, ("evaluate", "label"))

@@ -7,8 +7,8 @@ from pipeline.storage import store
 
 
 def run(run: Run) -> None:
-    from jobs.cli import label_pages
     from pipeline.labels import label
+    from pipeline.reports import false_negatives, labels
 
     with run.stage("label") as stage:
         plan = label.plan(run.recipe, run.root)
@@ -20,8 +20,8 @@ def run(run: Run) -> None:
         uri = store.join(plan.folder, "histograms.json")
         if stage.made or not (run.dry or store.exists(uri)):
             store.write_json(uri, label.histograms(entries))
-        if not run.dry:
-            label_pages.write(run, stage, plan.folder)
+        stage.page(labels.page(run.recipe, run.root), beside=True)
+        stage.page(false_negatives.page(run.recipe, run.root), beside=True)
 
 
 COMMAND = Command(scopes.data, run, ("label",))

@@ -3,25 +3,29 @@
 from jobs.cli import main, rerank_external
 from jobs.cli.command import Command
 from jobs.cli.run import Run, Stage
-from pipeline.storage import store
 
 
 def run(run: Run) -> None:
+    from pipeline.evaluation import results
+    from pipeline.reports import tables
     from pipeline.reranking import rerank
+    from pipeline.storage.run_folder import RunFolder
 
     with run.stage("rerank") as stage:
         recipe, root, name = run.recipe, run.root, run.name
         fitted = stage.make(rerank.plan(recipe, root, name), rerank.write_reranker)
         for plan in rerank.plan_training(recipe, root, name, fitted):
             stage.train(plan, rerank.fit, rerank.summary, epochs=recipe.leaprr.epochs)
-        chosen, _ = rerank.best(recipe, root, name)
-        rows = {method: _ranked(stage, method, method == chosen) for method in recipe.rerank.method}
-        if len(rows) > 1 and not run.dry:
-            run.show.table("", *rerank.table(recipe, root, name, rows), "")
+        chosen, val = rerank.best(recipe, root, name)
+        found = [_ranked(stage, method, method == chosen) for method in recipe.rerank.method]
+        if len(found) > 1 and not run.dry:
+            base = results.need(RunFolder(root).folder("evaluate", name), "none", "evaluate")
+            cells = tables.methods([base, *found], recipe.rerank.pool, chosen, val)
+            run.show.table("", *cells, "")
 
 
-def _ranked(stage: Stage, method: str, chosen: bool) -> dict:
-    """Make a method's rankings; its metrics, and what they took."""
+def _ranked(stage: Stage, method: str, chosen: bool):
+    """Make a method's rankings; the `Result`: what they do, and what they took."""
     from pipeline.evaluation import results
     from pipeline.reranking import rerank
 
@@ -29,15 +33,13 @@ def _ranked(stage: Stage, method: str, chosen: bool) -> dict:
     plan = rerank.plan_reranked(run.recipe, run.root, run.name, method)
     index = stage.make(plan, rerank.write_rankings)
     if run.dry:
-        return {}
-    metrics, cost = results.metrics(plan), rerank.cost(index)
-    uri = store.join(plan.folder, "metrics.json")
-    if stage.made or not store.exists(uri):
-        store.write_json(uri, {**results.results(plan, run.recipe), "cost": cost})
+        return None
+    version, about = results.version(plan, run.recipe), (run.recipe, rerank.cost(index))
+    found = stage.result(plan, method, version, results.of_ranking, *about)
     if chosen:
-        stage.metrics("reranked", metrics)
+        stage.metrics("reranked", found.metrics)
         stage.note(**{k: v for k, v in index["settings"].items() if "_i2t" in k or "_t2i" in k})
-    return metrics | cost
+    return found
 
 
 COMMAND = Command(

@@ -4,7 +4,6 @@ from jobs.cli import main, scopes
 from jobs.cli.command import Command
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.storage import store
 
 
 def arguments(parser) -> None:
@@ -20,34 +19,29 @@ def run(run: Run) -> None:
     asked = options.query is not None or options.image
     if not asked and (options.words or options.without):
         raise InputError("--words and --without are of a query's results; write what to look for")
-    answer(run) if asked and not run.dry else write_page(run)
-
-
-def write_page(run: Run) -> None:
-    """The page of the recipe's queries, or of captions of the split."""
-    from pipeline.search import index, page
+    if asked and not run.dry:
+        return answer(run)
+    from pipeline.search import page
 
     with run.stage("search") as stage:
-        uri = store.join(run.root, f"search-{run.name}.html")
-        if stage.page(uri, page.version(run.recipe, run.root, run.name)):
-            gallery = index.SearchIndex(run.recipe, run.root, run.name)
-            data = page.page(gallery, index.default_queries(gallery)).encode()
-            store.write_bytes(uri, data)
-            run.track.artifact("search", "search.html", data)
+        stage.page(page.page(run.recipe, run.root, run.name))
+    return None
 
 
 def answer(run: Run) -> None:
     """The hits of one query, in the terminal and as a page."""
+    from pipeline.reports import tables
     from pipeline.search import index, page
 
-    options, uri = run.options, store.join(run.root, "search.html")
+    options, settings = run.options, run.recipe.search
     picture = index.read_picture(options.image) if options.image else None
-    shades = run.recipe.search.shades and not picture
-    asked = {"words": options.words, "without": options.without, "top": run.recipe.search.top}
-    query = index.Query(options.query or "", picture, shades=shades, **asked)
-    hits, html = page.ask(index.SearchIndex(run.recipe, run.root, run.name), query)
-    store.write_bytes(uri, html.encode())
-    run.show.table("", *page.table(hits), f"model {run.name}; as a page: {uri}")
+    asked = {"words": options.words, "without": options.without, "top": settings.top}
+    query = index.Query(
+        options.query or "", picture, shades=settings.shades and not picture, **asked
+    )
+    hits, shown = page.answer(index.SearchIndex(run.recipe, run.root, run.name), query)
+    shown.make()
+    run.show.table("", *tables.hits(hits), f"model {run.name}; as a page: {shown.uri}")
     run.results["hits"] = [
         {"image": h.image_id, "score": h.score, "relevance": h.relevance, "text": h.text}
         for h in hits

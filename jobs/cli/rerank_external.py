@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 
 from rich.markup import escape
 
@@ -50,25 +51,27 @@ def run(recipe: Recipe, options) -> None:
 def _compare(system, recipe: Recipe, options, folder: str) -> None:
     """Fit and measure every method, print the table, write the best one's scores."""
     from pipeline.evaluation import protocols
+    from pipeline.evaluation.results import sentence
+    from pipeline.reports import tables
     from pipeline.reranking import external
 
     under, split = options.protocol or "own", recipe.evaluate.split
-    tables = {"none": protocols.measure(system.gallery, [under])[under]}
-    costs, best = {}, None
+    found = {"none": protocols.measure(system.gallery, [under])[under]}
+    best = None
     for method in recipe.rerank.method:
         fitted = external.fit(method, system, recipe, folder)
-        made, costs[method] = external.apply(fitted, system, split)
-        tables[method] = protocols.measure(made, [under])[under]
+        made, cost = external.apply(fitted, system, split)
+        found[method] = replace(protocols.measure(made, [under])[under], cost=cost)
         if best is None or fitted.val > best[0]:
             best = fitted.val, method, made
     val, chosen, made = best
     show = Show(quiet=options.json)
     if options.json:
-        found = {m: {**t._asdict(), **costs.get(m, {})} for m, t in tables.items()}
-        print(json.dumps({m: {**values, "best": m == chosen} for m, values in found.items()}))
+        print(json.dumps({m: {**r.as_dict(), "best": m == chosen} for m, r in found.items()}))
     else:
-        *cells, protocol = external.table(tables, costs, (chosen, val), recipe)
-        show.table("", *cells, escape(protocol))
+        measured = [replace(result, label=method) for method, result in found.items()]
+        cells = tables.methods(measured, recipe.rerank.pool, chosen, val)
+        show.table("", *cells, escape(sentence(found["none"].protocol)))
     if options.write:
         for uri in external.write(folder, made):
             show.line(uri)

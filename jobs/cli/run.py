@@ -17,7 +17,9 @@ from jobs.cli.show import Show
 from jobs.cluster import tasks, training
 from jobs.tracking.tracker import Tracker
 from pipeline.errors import StageMissing
-from pipeline.reports import render
+from pipeline.evaluation import results
+from pipeline.evaluation.results import Result
+from pipeline.reports.render import Made, Page
 from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe
@@ -69,6 +71,15 @@ class Run:
                 self.track.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         stage.end()
+
+    def keep(self, stage: str, page: Page, made: Made) -> None:
+        """A page that was made, and what was made with it, to the MLflow run of a stage."""
+        if page.artifact:
+            figures = {f"figures/{figure.name}.svg": figure.svg for figure in made.figures}
+            for name, text in {page.artifact: made.html, **made.files, **figures}.items():
+                self.track.artifact(stage, name, text.encode())
+        if made.metrics:
+            self.track.log(stage, metrics=made.metrics)
 
     def where_to_look(self) -> None:
         """The pages, the next question to ask, and MLflow."""
@@ -156,16 +167,31 @@ class Stage:
             raise NotYet
         return plan.index
 
-    def page(self, uri: str, version: str) -> bool:
-        """Whether a page is to be made: it is not there, or was made from something else."""
-        current = render.is_current(uri, version)
-        self.made, self.kept = self.made + (not current), self.kept + current
+    def page(self, page: Page, *, beside: bool = False) -> None:
+        """Make a page that is not there, or was made from something else; to MLflow too.
+
+        One that lies beside a stage's pieces is not counted among what the stage made.
+        """
+        if beside and self.run.dry:
+            return
+        current = page.is_current
+        if not beside:
+            self.made, self.kept = self.made + (not current), self.kept + current
         if self.run.dry:
-            self.run.show.line(f"  {store.name_of(uri)}: {'done' if current else 'to make'}")
+            self.run.show.line(f"  {store.name_of(page.uri)}: {'done' if current else 'to make'}")
             raise NotYet
         if not current:
             self.start()
-        return not current
+            self.run.keep(self.name, page, page.make())
+
+    def result(self, plan: Plan, label: str, version: str, measure: Callable, *about) -> Result:
+        """What a ranking's metrics.json holds; `measure(plan, *about, label)` where it is old."""
+        uri = store.join(plan.folder, results.FILE)
+        found = results.read(uri, label, version)
+        if found is None:
+            self.start()
+            results.write(uri, found := measure(plan, *about, label), version)
+        return found
 
     def start(self) -> None:
         """The stage has work to do: its MLflow run begins, its settings the parameters."""

@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.formulas.losses import GRADED, LOSSES
 from pipeline.labels.encoders import fitted
 from pipeline.sharding import ingest
-from pipeline.storage import run_folder
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
 
 DIM = 384  # of a caption's vector
@@ -61,9 +61,9 @@ def collection(
         counts = {"train": samples, "test": min(5000, samples)}
         texts = {split: round(n * captions) for split, n in counts.items()}
         return Collection(counts, texts, image_bytes, "assumed from --samples")
-    if index := run_folder.read_index(run_folder.folder(root, "shard")):
+    if index := RunFolder(root).known("shard"):
         return _of_shards(index["pieces"])
-    if run_folder.read_index(run_folder.folder(root, "ingest")):
+    if RunFolder(root).known("ingest"):
         return _of_manifest(recipe, root, image_bytes)
     if recipe.source.kind != "drawn":
         raise InputError(
@@ -87,7 +87,7 @@ def _of_shards(pieces: list[dict]) -> Collection:
 
 
 def _of_manifest(recipe: Recipe, root: str, image_bytes: float) -> Collection:
-    manifest = ingest.read(run_folder.folder(root, "ingest")).combine_chunks()
+    manifest = ingest.read(RunFolder(root).folder("ingest")).combine_chunks()
     lengths = manifest["captions"].combine_chunks().value_lengths().to_numpy()
     splits = ingest.splits(manifest, recipe.source)
     counts = {split: len(order) for split, order in splits.items()}

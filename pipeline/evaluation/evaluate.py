@@ -1,13 +1,21 @@
 """Stage 6: tower vectors of every shard, then the rankings of every query and their metrics."""
 
+from dataclasses import replace
 from itertools import accumulate
 
-from pipeline.evaluation import graded_relevance, ranking, task_memory, tower_vectors
-from pipeline.evaluation.graded_relevance import Judge
+from pipeline.evaluation import (
+    graded_relevance,
+    human_agreement,
+    protocols,
+    ranking,
+    results,
+    task_memory,
+    tower_vectors,
+)
+from pipeline.evaluation.results import Protocol, Result
 from pipeline.labels import label
 from pipeline.sharding import exclusions
-from pipeline.sharding.exclusions import Excluded
-from pipeline.storage import parquet, store
+from pipeline.storage import csv_files, parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder
 from pipeline.training import train
@@ -19,7 +27,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """A piece for every shard of the evaluated split: its images and captions as queries."""
     folder = RunFolder(root).folder("evaluate", name)
     vectors = tower_vectors.files(root, name, recipe.evaluate.split)
-    return plan_rankings("evaluate", folder, recipe, root, vectors, {"rerank": "none"})
+    return plan_rankings("evaluate", folder, recipe, root, vectors, Protocol(rerank="none"))
 
 
 def plan_rankings(
@@ -28,38 +36,47 @@ def plan_rankings(
     recipe: Recipe,
     root: str,
     vectors: Files,
-    protocol: dict,
+    made: Protocol,
     scorer=None,
 ) -> Plan:
-    """The pieces of a ranking of the evaluated split; other scores are made from `scorer`."""
+    """The pieces of a ranking of the evaluated split, made as the protocol `made` says.
+
+    Other scores than the model's own are made from `scorer`.
+    """
     excluded = exclusions.of_evaluation(recipe.evaluate, vectors)
     judge = graded_relevance.judge_of(recipe, root)
-    protocol = {**_protocol(recipe, judge, vectors, excluded), **protocol}
+    # Where each shard's images and captions begin in the split, and the end.
+    counts = [[entry[of] for entry in vectors.entries] for of in ("images", "captions")]
+    ends = [[*accumulate(of, initial=0)] for of in counts]
+    images, captions = (of[-1] - len(out) for of, out in zip(ends, excluded, strict=True))
+    left_out = {"images": len(excluded.images), "captions": len(excluded.captions)}
+    protocol = replace(
+        made,
+        data=recipe.name,
+        split=recipe.evaluate.split,
+        images=images,
+        captions=captions,
+        captions_per_image=round(captions / images, 2),
+        gain=results.GAIN,
+        ndcg_at=recipe.evaluate.ndcg_at,
+        label_encoder=judge.recipe.embed.encoder,
+        label_map=judge.recipe.label.map,
+        labels_trained_on=judge.recipe is recipe and train.needs_embeddings(recipe.train),
+        excluded=left_out if excluded.captions else None,
+    ).settings
     inputs = {
-        "vectors": vectors,
-        "excluded": excluded,
-        "judge": judge,
-        "scorer": scorer,
-        "split": recipe.evaluate.split,
-        "recipe": recipe,
-        "protocol": protocol,
+        **{"vectors": vectors, "excluded": excluded, "judge": judge, "scorer": scorer},
+        **{"split": recipe.evaluate.split, "recipe": recipe, "protocol": protocol},
     }
     depends = [
-        vectors.version,
-        scorer and scorer.version,
-        judge.captions.version,
+        *(vectors.version, scorer and scorer.version, judge.captions.version),
         judge.truth != "" and judge.truth_version,
         recipe.evaluate.relevant(),
         RANKING.names,
         label.depends_on(judge.recipe.label),
         *(sorted(ids) for ids in excluded if ids),
     ]
-    memory = task_memory.of_rankings(
-        vectors.entries, judge.captions.entries, recipe, scorer is not None
-    )
-    # Where each shard's images and captions begin in the split, and the end.
-    counts = [[entry[of] for entry in vectors.entries] for of in ("images", "captions")]
-    ends = [[*accumulate(of, initial=0)] for of in counts]
+    memory = task_memory.of_rankings(vectors, judge.captions, recipe, scorer is not None)
     pieces = [
         Piece(
             name=name,
@@ -73,29 +90,35 @@ def plan_rankings(
     return Plan.of(stage, folder, pieces, protocol)
 
 
-def _protocol(recipe: Recipe, judge: Judge, vectors: Files, excluded: Excluded) -> dict:
-    images = sum(entry["images"] for entry in vectors.entries) - len(excluded.images)
-    captions = sum(entry["captions"] for entry in vectors.entries) - len(excluded.captions)
-    left_out = {"images": len(excluded.images), "captions": len(excluded.captions)}
-    return {
-        "data": recipe.name,
-        "split": recipe.evaluate.split,
-        "images": images,
-        "captions": captions,
-        "captions_per_image": round(captions / images, 2),
-        "ties": "expected rank",
-        "gain": "2^r - 1",
-        "ndcg_at": recipe.evaluate.ndcg_at,
-        "label_encoder": judge.recipe.embed.encoder,
-        "label_map": judge.recipe.label.map,
-        "labels_trained_on": judge.recipe is recipe and train.needs_embeddings(recipe.train),
-        **({"excluded": left_out} if excluded.captions else {}),
-    }
-
-
 def write_rankings(piece: Piece) -> dict:
     """Write the rankings of one shard by the model's vectors; a summary with their number."""
     if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     inputs = piece.inputs
     return ranking.write(piece, tower_vectors.without(inputs["vectors"], inputs["excluded"]))
+
+
+def results_version(plan: Plan, recipe: Recipe) -> str:
+    """What the results of a model's own ranking depend on."""
+    uri = recipe.evaluate.judgements
+    people = uri and store.sha256(csv_files.data(uri, "people's judgements"))
+    return results.version(plan, recipe, recipe.evaluate.protocols, people)
+
+
+def result(plan: Plan, recipe: Recipe, root: str, name: str) -> Result:
+    """The results of a model's own ranking, under the other protocols too that are asked for.
+
+    Agreement with people stands among its figures.
+    """
+    found, settings = results.of_ranking(plan, recipe, {}, name), recipe.evaluate
+    if not settings.judgements and not settings.protocols:
+        return found
+    scores = tower_vectors.read_vectors([(name, recipe)], root)
+    tables = protocols.measure(scores, list(settings.protocols), resamples=settings.resamples)
+    if settings.judgements:
+        people = human_agreement.read(settings.judgements)
+        people = human_agreement.measure(scores, people, settings.resamples)
+        found.metrics.update(people.metrics)
+        found.intervals.update(people.intervals)
+        tables["judgements"] = people
+    return replace(found, tables=tables)

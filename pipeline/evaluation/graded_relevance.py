@@ -64,6 +64,11 @@ class GradedRelevance:
         self.captions = Captions.read(judge.captions)
         self.facts = _facts(judge.truth, judge.truth_version) if judge.truth else None
 
+    def best_known(self, direction: str, query_ids: list[str]) -> torch.Tensor:
+        """Relevance (Q, N) to all candidates: the true one where it is known."""
+        found = self(direction, query_ids)
+        return found.get("ndcg_truth", found["ndcg_label"])
+
     def __call__(self, direction: str, query_ids: list[str]) -> dict[str, torch.Tensor]:
         captions, settings = self.captions, self.recipe.label
         if direction == "i2t":

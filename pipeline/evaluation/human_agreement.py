@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.evaluation import intervals
 from pipeline.evaluation.intervals import Queries
-from pipeline.evaluation.protocols import TIES, Table
+from pipeline.evaluation.results import GAIN, Protocol, Result
 from pipeline.formulas import metrics
 from pipeline.labels import agreement, judged_pairs
 from pipeline.retrieval.scores import DIRECTIONS, System
@@ -47,7 +47,7 @@ def read(uri: str) -> Judgements:
     return Judgements(store.name_of(uri), list(images), list(captions), relevance_P, scale)
 
 
-def measure(system: System, people: Judgements, resamples: int = 1000) -> Table:
+def measure(system: System, people: Judgements, resamples: int = 1000) -> Result:
     """Agreement over all judged pairs of a gallery, and NDCG of each query's judged candidates."""
     items = system.items
     images, texts = items.rows("i2t")
@@ -75,10 +75,10 @@ def measure(system: System, people: Judgements, resamples: int = 1000) -> Table:
     rho, *ends = agreement.interval(rho_R)
     found = {"judged_spearman": rho, "judged_kendall": tau.item(), **intervals.figures(ranking)}
     between = {"judged_spearman": ends, **intervals.bootstrap(ranking, resamples)}
-    about = _about(people, image_P, text_P, ranking)
+    about = _protocol(people, image_P, text_P, ranking)
     known = [name for name in FIGURES if np.isfinite(found.get(name, np.nan))]
     between = {name: between[name] for name in known if name in between}
-    return Table({name: found[name] for name in known}, between, about)
+    return Result("judgements", {name: found[name] for name in known}, between, about)
 
 
 def _graded(query_P, image_P, score_P, relevance_P) -> Queries:
@@ -96,16 +96,15 @@ def _graded(query_P, image_P, score_P, relevance_P) -> Queries:
     return Queries(queries[kept_Q], image_P[first_Q][kept_Q], {"ndcg_judged": value_Q[kept_Q]})
 
 
-def _about(people: Judgements, image_P, text_P, ranking: dict[str, Queries]) -> dict:
-    return {
-        "protocol": "judgements",
-        "file": people.name,
-        "pairs": len(image_P),
-        "pairs_left_out": len(people.image_ids) - len(image_P),
-        "images": len(np.unique(image_P)),
-        "captions": len(np.unique(text_P)),
-        "scale": list(people.scale),
-        "queries": {direction: len(queries.query_ids) for direction, queries in ranking.items()},
-        "ties": TIES,
-        "gain": "2^r - 1",
-    }
+def _protocol(people: Judgements, image_P, text_P, ranking: dict[str, Queries]) -> Protocol:
+    return Protocol(
+        protocol="judgements",
+        file=people.name,
+        pairs=len(image_P),
+        pairs_left_out=len(people.image_ids) - len(image_P),
+        images=len(np.unique(image_P)),
+        captions=len(np.unique(text_P)),
+        scale=list(people.scale),
+        queries={direction: len(queries.query_ids) for direction, queries in ranking.items()},
+        gain=GAIN,
+    )

@@ -6,21 +6,21 @@ Legend of the shape suffixes: Q queries, P pairs of a query and a positive of it
 import re
 import warnings
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.intervals import Queries, bootstrap, figures
+from pipeline.evaluation.results import Protocol, Result
 from pipeline.formulas import metrics_from_ranks
 from pipeline.retrieval.ranks import Pairs
 from pipeline.retrieval.scores import DIRECTIONS, Items, Matches, System
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How a table is made."""
+class Definition:
+    """Who is a query, what is the gallery, which pairs count."""
 
     about: str
     positives: str = "own"  # a caption's image and an image's captions; or those people added
@@ -30,30 +30,21 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "own": Protocol("all images and captions, their own pairs"),
-    "flickr_1k": Protocol("Flickr30k test", captions_per_image=5, images=1000),
-    "coco_5k": Protocol("COCO Karpathy test", captions_per_image=5, images=5000),
-    "coco_1k": Protocol("COCO Karpathy test", captions_per_image=5, images=5000, folds=5),
-    "cxc": Protocol("Crisscrossed Captions", "cxc", captions_per_image=5),
-    "eccv_caption": Protocol("ECCV Caption", "eccv", captions_per_image=5),
-    "given": Protocol("the pairs of a file", "given"),
+    "own": Definition("all images and captions, their own pairs"),
+    "flickr_1k": Definition("Flickr30k test", captions_per_image=5, images=1000),
+    "coco_5k": Definition("COCO Karpathy test", captions_per_image=5, images=5000),
+    "coco_1k": Definition("COCO Karpathy test", captions_per_image=5, images=5000, folds=5),
+    "cxc": Definition("Crisscrossed Captions", "cxc", captions_per_image=5),
+    "eccv_caption": Definition("ECCV Caption", "eccv", captions_per_image=5),
+    "given": Definition("the pairs of a file", "given"),
 }
-TIES = "expected over random order"
-
-
-class Table(NamedTuple):
-    """Figures with their intervals, and the protocol in words."""
-
-    metrics: dict[str, float]
-    intervals: dict[str, list[float]]
-    protocol: dict
 
 
 def measure(
     system: System, names: list[str], given: Matches | None = None, resamples: int = 1000
-) -> dict[str, Table]:
-    """{name: Table} of a system under protocols; those of one gallery share a pass over it."""
-    tables: dict[str, Table] = {}
+) -> dict[str, Result]:
+    """{name: Result} of a system under protocols; those of one gallery share a pass over it."""
+    tables: dict[str, Result] = {}
     for name in names:
         if name not in PROTOCOLS:
             raise InputError(f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}")
@@ -79,8 +70,8 @@ def measure(
             for name, queries in zip(together, _queries(part, matches), strict=True):
                 found[name].append(queries)
         for name in together:
-            about = {**_about(name, gallery.items, found[name]), "captions_dropped": dropped}
-            tables[name] = _table(found[name], about, resamples)
+            about = _protocol(name, gallery.items, dropped, found[name])
+            tables[name] = _result(name, found[name], about, resamples)
     return {name: tables[name] for name in names}
 
 
@@ -174,7 +165,7 @@ def _pairs(of_query: dict[str, list[str]], queries: dict, candidates: dict):
     return np.array(found, np.int64).reshape(-1, 2).T, total_Q
 
 
-def _table(folds: list[dict[str, Queries]], about: dict, resamples: int) -> Table:
+def _result(name: str, folds: list[dict[str, Queries]], about: Protocol, resamples: int) -> Result:
     """Folds are equally large, so the mean of their means is the mean over all their queries."""
     joined = {d: _joined([fold[d] for fold in folds]) for d in folds[0]}
     tables = figures(joined), bootstrap(joined, resamples)
@@ -182,7 +173,7 @@ def _table(folds: list[dict[str, Queries]], about: dict, resamples: int) -> Tabl
         tables = tuple({k: v for k, v in table.items() if k != "rsum"} for table in tables)
     if len(folds) > 1:  # a median over folds is not their median
         tables = tuple({k: v for k, v in table.items() if "MedR" not in k} for table in tables)
-    return Table(*tables, about)
+    return Result(name, *tables, about)
 
 
 def _joined(parts: list[Queries]) -> Queries:
@@ -191,51 +182,16 @@ def _joined(parts: list[Queries]) -> Queries:
     return Queries(ids, images, values)
 
 
-def _about(name: str, items: Items, folds: list[dict[str, Queries]]) -> dict:
-    protocol = PROTOCOLS[name]
-    return {
-        "protocol": name,
-        "about": protocol.about,
-        "positives": protocol.positives,
-        "images": len(items.image_ids),
-        "captions": len(items.text_ids),
-        "captions_per_image": protocol.captions_per_image or "all",
-        "folds": protocol.folds,
-        "queries": {d: sum(len(fold[d].query_ids) for fold in folds) for d in folds[0]},
-        "ties": TIES,
-    }
-
-
-def rows(table: Table) -> list[list[str]]:
-    """A row a figure: its name, value and interval."""
-    ends = {name: "[{:.3f}, {:.3f}]".format(*of_one) for name, of_one in table.intervals.items()}
-    return [[name, f"{value:.3f}", ends.get(name, "–")] for name, value in table.metrics.items()]
-
-
-def line(table: Table) -> str:
-    """The protocol in words: every table carries it."""
-    p = table.protocol
-    if p["protocol"] == "judgements":
-        return _of_judgements(p)
-    queries = ", ".join(f"{count:,} {direction}" for direction, count in p["queries"].items())
-    dropped = f" ({p['captions_dropped']:,} more dropped)" if p["captions_dropped"] else ""
-    return (
-        f"{p['protocol']} ({p['about']}): {p['images']:,} images, {p['captions']:,} captions"
-        f"{dropped}, captions an image: {p['captions_per_image']}, folds: {p['folds']}, queries: "
-        f"{queries}, positives: {p['positives']}. R@K in percent; ties: {p['ties']}; R of mAP@R "
-        "and R-Precision counts positives missing from the gallery. In brackets: the middle 95 % "
-        "of a bootstrap over images."
-    )
-
-
-def _of_judgements(p: dict) -> str:
-    queries = ", ".join(f"{count:,} {d}" for d, count in p["queries"].items()) or "none"
-    low, high = p["scale"]
-    return (
-        f"judgements ({p['file']}): {p['pairs']:,} pairs of {p['images']:,} images and "
-        f"{p['captions']:,} captions ({p['pairs_left_out']:,} more are not of this gallery). "
-        "Spearman and Kendall's tau_b over all of them; NDCG of the judged candidates of a query, "
-        f"gain {p['gain']} with scores {low:g} to {high:g} as relevance 0 to 1, over the queries "
-        f"whose judgements differ: {queries}; ties: {p['ties']}. In brackets: the middle 95 % of a "
-        "bootstrap over images."
+def _protocol(name: str, items: Items, dropped: int, folds: list[dict[str, Queries]]) -> Protocol:
+    of = PROTOCOLS[name]
+    return Protocol(
+        images=len(items.image_ids),
+        captions=len(items.text_ids),
+        captions_per_image=of.captions_per_image or "all",
+        protocol=name,
+        about=of.about,
+        positives=of.positives,
+        folds=of.folds,
+        queries={d: sum(len(fold[d].query_ids) for fold in folds) for d in folds[0]},
+        captions_dropped=dropped,
     )

@@ -4,6 +4,7 @@ Ray places tasks by it. What was measured stands in docs/scale.md; where a formu
 on the safe side.
 """
 
+from pipeline.storage.run_folder import Files
 from schemas.settings import Recipe
 
 TOWER = 7.0  # of a number of the tower vectors that are ranked
@@ -22,15 +23,15 @@ def of_vectors(entry: dict, recipe: Recipe, model: dict) -> int:
     return (held if recipe.model.image == "regions" else pixels) + 2 * weights
 
 
-def of_rankings(entries: list[dict], labels: list[dict], recipe: Recipe, scored: bool) -> int:
+def of_rankings(vectors: Files, captions: Files | None, recipe: Recipe, scored: bool) -> int:
     """Of a shard's rankings: all vectors of the split, those that judge, and a block of scores.
 
-    `entries` and `labels` are those of the split's tower and sentence vectors; where other scores
-    are made, the bank's vectors count too.
+    `vectors` and `captions` are the split's tower and sentence vectors; where other scores are
+    made, the bank's vectors count too.
     """
-    images, texts = (sum(entry[of] for entry in entries) for of in ("images", "captions"))
+    images, texts = (sum(entry[of] for entry in vectors.entries) for of in ("images", "captions"))
     towers = (images + texts) * recipe.model.dim
-    judging = sum(entry["captions"] * entry["dim"] for entry in labels)
+    judging = sum(e["captions"] * e["dim"] for e in captions.entries) if captions else 0
     bank = recipe.rerank.bank_images * (1 + texts / max(1, images)) * recipe.model.dim
     block = BLOCK * max(images, texts)
     if scored:

@@ -1,4 +1,4 @@
-"""What `halftone calibrate` tells: a table, what is better than what, and the commands to go on."""
+"""What `halftone calibrate` tells: numbers, what is better than what, the commands to go on."""
 
 import json
 
@@ -8,9 +8,6 @@ from pipeline.labels import agreement, calibrate, encoders
 from pipeline.labels.calibrate import ENSEMBLE, FITS, Candidate
 from pipeline.storage import store
 from schemas.settings import Recipe
-
-TITLES = {"spearman": "Spearman", "pearson": "Pearson", "auc": "AUC", "error": "error"}
-COLUMNS = ["encoder", "map", *TITLES.values(), ""]
 
 
 def numbers(found: list[Candidate]) -> dict[str, dict[str, dict[str, tuple]]]:
@@ -35,22 +32,8 @@ def metrics(found: list[Candidate]) -> dict[str, float]:
     }
 
 
-def artifact(uri: str) -> tuple[str, bytes]:
-    """Name and bytes of a map's file, for MLflow."""
-    return f"calibration/{store.name_of(uri)}", store.read_bytes(uri)
-
-
-def rows(found: list[Candidate]) -> list[list[str]]:
-    """The table's rows, an encoder's maps one below the other."""
-    out = []
-    for candidate, maps in zip(found, numbers(found).values(), strict=True):
-        for name, measures in maps.items():
-            cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*measures[m]) for m in TITLES]
-            out.append([candidate.name, name, *cells, _note(candidate, name)])
-    return out
-
-
-def _note(candidate: Candidate, name: str) -> str:
+def note(candidate: Candidate, name: str) -> str:
+    """What became of a map that was fitted: kept, or refused."""
     if name not in FITS:
         return ""
     if candidate.refused(name):

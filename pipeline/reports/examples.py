@@ -2,38 +2,37 @@
 
 import functools
 import random
-from dataclasses import replace
 
-from pipeline.labels.encoders import encoder_label
-from pipeline.reports import figures
+from pipeline.evaluation.graded_relevance import GradedRelevance
 from pipeline.reports.pictures import Hit, Pictures
-from pipeline.storage import parquet, run_folder, store
-from schemas.settings import Recipe
+from schemas.settings import ReportSettings
 
 # Thumbnails of a page are embedded once each; of many, smaller ones keep it within 5 MB.
 SIDES = ((150, 128), (400, 96), (10**9, 64))  # up to so many pictures: pixels of the longer side
 QUALITY = 60
 
 
-class Showcase:
-    """Queries with their results, and the thumbnails they need, each under a short name."""
+class Examples:
+    """Queries with their results, and the thumbnails they need, each under a short name.
 
-    def __init__(self, recipe: Recipe, root: str, name: str):
-        self.recipe, self.root, self.name, self.settings = recipe, root, name, recipe.report
-        self.pictures = Pictures(root, recipe.evaluate.split)
-        self.graded = figures.graded_of(recipe, root, name)
-        self.column = {i: n for n, i in enumerate(self.graded.captions.image_ids)}
-        self.image_of = dict(
-            zip(self.graded.captions.caption_ids, self.graded.captions.caption_image, strict=True)
-        )
-        found = {"as trained": self._rows("evaluate"), "re-ranked": self._rows("reranked")}
-        self.rankings = {label: rows for label, rows in found.items() if rows}
+    `rankings` hold a row a caption, under `as trained` and, where there is one, `re-ranked`.
+    """
+
+    def __init__(
+        self,
+        settings: ReportSettings,
+        rankings: dict[str, list[dict]],
+        relevance: GradedRelevance,
+        pictures: Pictures,
+    ):
+        self.settings, self.relevance, self.pictures = settings, relevance, pictures
+        self.rankings = {
+            label: {row["query_id"]: row for row in rows} for label, rows in rankings.items()
+        }
+        captions = relevance.captions
+        self.column = {image_id: n for n, image_id in enumerate(captions.image_ids)}
+        self.image_of = dict(zip(captions.caption_ids, captions.caption_image, strict=True))
         self.named: dict[str, str] = {}
-
-    def _rows(self, stage: str) -> dict[str, dict]:
-        folder = run_folder.folder(self.root, stage, self.name)
-        rows = figures.rankings(folder, "t2i").to_pylist()
-        return {row["query_id"]: row for row in rows}
 
     @functools.cached_property
     def ranks(self) -> dict[str, dict[str, float]]:
@@ -72,30 +71,18 @@ class Showcase:
             for title, ids in (("Helped", helped), ("Hurt", hurt))
         ]
 
-    def suspects(self) -> list[dict]:
-        """The annotated negatives with the highest label relevance, one a caption text."""
-        folder = run_folder.folder(self.root, "label", encoder_label(self.recipe.embed.encoder))
-        found: dict[str, tuple[float, str, int]] = {}
-        for entry in run_folder.of_split(
-            run_folder.need_index(folder, "label"), self.recipe.evaluate.split
-        ):
-            table = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"))
-            for row in table.to_pylist():
-                if row["direction"] == "t2i" and row["candidate"]:
-                    text = self.pictures.captions[row["query_id"]]
-                    best = max(zip(row["relevance"], row["candidate"], strict=True))
-                    found[text] = (best[0], row["query_id"], best[1])
-        images = self.graded.captions.image_ids
-        return [
+    def shown(self, undecided: list[dict]) -> dict:
+        """All that the report shows, likely false negatives among it, and its thumbnails."""
+        parts = {"drawn": self.drawn(), "worst": self.worst(), "moved": self.moved()}
+        suspects = [
             {
-                "text": self.pictures.captions[caption_id],
-                "hit": replace(self._hit(images[row], relevance, relevance), own=False),
-                "captions": self.pictures.caption_texts(images[row]),
+                "text": row["caption"],
+                "hit": self._hit(row["image_id"], float("nan"), float(row["label"])),
+                "captions": self.pictures.caption_texts(row["image_id"]),
             }
-            for relevance, caption_id, row in sorted(found.values(), reverse=True)[
-                : self.settings.suspects
-            ]
+            for row in undecided
         ]
+        return {**parts, "suspects": suspects, "thumbnails": self.thumbnails()}
 
     def thumbnails(self) -> dict[str, str]:
         """Data URIs of the pictures shown so far, by their short names."""
@@ -111,7 +98,7 @@ class Showcase:
 
     def _query(self, caption_id: str, with_own: bool) -> dict:
         own = self.image_of[caption_id]
-        relevance_N = figures.best_known(self.graded, "t2i", [caption_id])[0].tolist()
+        relevance_N = self.relevance.best_known("t2i", [caption_id])[0].tolist()
         shown: list[dict] = []
         places: dict[str, int] = {}
         for label, rows in self.rankings.items():

@@ -20,11 +20,13 @@ from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import encoder_label
 from pipeline.reports import render
 from pipeline.reports.pictures import thumbnail
+from pipeline.reports.render import Made, Page
 from pipeline.sharding.reading import Shards
 from pipeline.storage import parquet, run_folder, store
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
 
-LAYOUT = 1  # counts up when the page changes, so that it is made again
+LAYOUT = 2  # counts up when the page changes, so that it is made again
 TABLE = "false-negatives.csv"
 COLUMNS = ("image_id", "caption_id", "relevance", "label", "split", "caption", "image_captions")
 OFTEN = 8  # pairs looked at for one that is shown: the same text may be there many times
@@ -44,25 +46,39 @@ class Suspect:
     cosines: dict[str, float]  # by encoder
 
 
-def version(recipe: Recipe, root: str) -> str:
-    """What page and table depend on."""
+def page(recipe: Recipe, root: str) -> Page:
+    """The suspects to be looked at, with the table to decide them in beside it."""
+    folder = label_folder(recipe, root)
+
+    def made(version: str) -> Made:
+        found = suspects(recipe, root)
+        beside = {TABLE: table(found, recipe, root)}
+        return Made(html(found, recipe, root, version), files=beside)
+
+    decided = store.fingerprint(sorted(_decided(recipe, root)))
+    depends = [versions(recipe, root), decided, recipe.label.suspects]
+    uri = store.join(folder, "false-negatives.html")
+    return Page(uri, LAYOUT, depends, made, "false-negatives.html")
+
+
+def versions(recipe: Recipe, root: str) -> list[str | None]:
+    """Of the labels, and of all the caption vectors that are there."""
     folders = [label_folder(recipe, root), *encoder_folders(root).values()]
-    versions = [(run_folder.read_index(folder) or {}).get("version") for folder in folders]
-    return store.fingerprint("suspects", LAYOUT, versions, recipe.label.suspects)
+    return [(run_folder.read_index(folder) or {}).get("version") for folder in folders]
 
 
 def label_folder(recipe: Recipe, root: str) -> str:
-    return run_folder.folder(root, "label", encoder_label(recipe.embed.encoder))
+    return RunFolder(root).folder("label", encoder_label(recipe.embed.encoder))
 
 
 def encoder_folders(root: str) -> dict[str, str]:
     """Folders of the encoders whose embeddings are there, by name."""
-    folder = run_folder.folder(root, "embed")
+    folder = RunFolder(root).folder("embed")
     found = {name: store.join(folder, name) for name in store.list_folders(folder)}
     return {name: uri for name, uri in found.items() if run_folder.read_index(uri)}
 
 
-def page(found: list[Suspect], recipe: Recipe, root: str) -> str:
+def html(found: list[Suspect], recipe: Recipe, root: str, version: str) -> str:
     """The page: of every split, the most relevant first."""
     shards = Shards(root)
     picture = functools.cache(lambda image_id: thumbnail(shards.sample(image_id)))
@@ -72,7 +88,7 @@ def page(found: list[Suspect], recipe: Recipe, root: str) -> str:
         splits.setdefault(suspect.split, []).append({**vars(suspect), **pictures})
     return render.render(
         "false_negatives.html.j2",
-        version=version(recipe, root),
+        version=version,
         data=recipe.name,
         encoder=recipe.embed.encoder,
         map=recipe.label.map,
@@ -82,16 +98,16 @@ def page(found: list[Suspect], recipe: Recipe, root: str) -> str:
     )
 
 
-def table(found: list[Suspect], recipe: Recipe, root: str) -> bytes:
+def table(found: list[Suspect], recipe: Recipe, root: str) -> str:
     """The CSV: lines that people filled in, then the pairs that wait to be decided."""
     encoders = sorted({name for suspect in found for name in suspect.cosines})
-    kept, header = _filled_in(recipe, root)
+    rows, header = _lines(recipe, root)
     names = [*COLUMNS, *(f"cosine {name}" for name in encoders)]
     names += [name for name in header if name not in names]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, names, restval="")
     writer.writeheader()
-    writer.writerows(kept)
+    writer.writerows(row for row in rows if row.get("relevance"))
     for suspect in found:
         for caption_id in suspect.caption_ids:
             writer.writerow(
@@ -105,26 +121,45 @@ def table(found: list[Suspect], recipe: Recipe, root: str) -> bytes:
                     **{f"cosine {name}": f"{c:.4f}" for name, c in suspect.cosines.items()},
                 }
             )
-    return text.getvalue().encode()
+    return text.getvalue()
 
 
-def _filled_in(recipe: Recipe, root: str) -> tuple[list[dict], list[str]]:
-    """The lines of the table there is that people filled in, and its columns."""
+def _lines(recipe: Recipe, root: str) -> tuple[list[dict], list[str]]:
+    """The lines of the table there is, and its columns."""
     uri = store.join(label_folder(recipe, root), TABLE)
     if not store.exists(uri):
         return [], []
     reader = csv.DictReader(io.StringIO(store.read_bytes(uri).decode("utf-8-sig"), newline=""))
     rows = [{k: v for k, v in row.items() if k is not None} for row in reader]
-    return [row for row in rows if row.get("relevance")], list(reader.fieldnames or ())
+    return rows, list(reader.fieldnames or ())
+
+
+def undecided(recipe: Recipe, root: str) -> list[dict]:
+    """The table's lines of the evaluated split that wait to be decided, the most relevant first.
+
+    Of captions of one image that say the same, the first.
+    """
+    decided, found = _decided(recipe, root), {}
+    for row in _lines(recipe, root)[0]:
+        of_split = row.get("split") == recipe.evaluate.split
+        if of_split and (row["image_id"], row["caption_id"]) not in decided:
+            found.setdefault((row["image_id"], row["caption"]), row)
+    return list(found.values())
+
+
+def _decided(recipe: Recipe, root: str) -> set[tuple[str, str]]:
+    """(image id, caption id) of the pairs that people decided, applied to the labels or not."""
+    rows = [row for row in _lines(recipe, root)[0] if row.get("relevance")]
+    decided = {(row["image_id"], row["caption_id"]) for row in rows}
+    if recipe.label.overrides:
+        decided |= {pair[:2] for pair in decisions.overrides(recipe.label.overrides)}
+    return decided
 
 
 def suspects(recipe: Recipe, root: str) -> list[Suspect]:
     """The most relevant annotated negatives of every split that nobody has decided."""
     index = run_folder.need_index(label_folder(recipe, root), "label")
-    decided = {(row["image_id"], row["caption_id"]) for row in _filled_in(recipe, root)[0]}
-    if recipe.label.overrides:
-        decided |= {pair[:2] for pair in decisions.overrides(recipe.label.overrides)}
-    shards = Shards(root)
+    decided, shards = _decided(recipe, root), Shards(root)
     out: list[Suspect] = []
     for split in dict.fromkeys(entry["split"] for entry in index["pieces"]):
         pairs = _pairs(recipe, root, run_folder.of_split(index, split), decided)

@@ -16,13 +16,15 @@ from pipeline.labels import label
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.maps import cosine_map
 from pipeline.reports import render
-from pipeline.reports.false_negatives import encoder_folders, label_folder
-from pipeline.reports.pictures import thumbnail
+from pipeline.reports.false_negatives import encoder_folders, label_folder, versions
+from pipeline.reports.figures import shares
+from pipeline.reports.pictures import spaced, thumbnail
+from pipeline.reports.render import Figure, Made, Page
 from pipeline.sharding.reading import Shards
 from pipeline.storage import parquet, run_folder, store
 from schemas.settings import LabelSettings, Recipe
 
-LAYOUT = 1  # counts up when the page changes, so that it is made again
+LAYOUT = 2  # counts up when the page changes, so that it is made again
 NEAR = 0.95  # cosine of a caption that says almost the same
 IMAGES, CAPTIONS = 64, 5000  # sampled of a split, evenly spaced
 EXAMPLES = 3  # of every tenth of relevance
@@ -30,11 +32,15 @@ TOP = 10  # captions of an image that encoders are asked to agree on
 BINS = 50  # of the figure of best negatives
 
 
-def version(recipe: Recipe, root: str) -> str:
-    """What the page depends on."""
-    folders = [label_folder(recipe, root), *encoder_folders(root).values()]
-    versions = [(run_folder.read_index(folder) or {}).get("version") for folder in folders]
-    return store.fingerprint("labels", LAYOUT, versions)
+def page(recipe: Recipe, root: str) -> Page:
+    """The label report, beside the labels."""
+
+    def made(version: str) -> Made:
+        report = Report(recipe, root)
+        return Made(report.html(version), metrics=report.metrics())
+
+    uri = store.join(label_folder(recipe, root), "labels.html")
+    return Page(uri, LAYOUT, versions(recipe, root), made, "labels.html")
 
 
 class Report:
@@ -78,15 +84,15 @@ class Report:
         return float(cosine_map(self.recipe.label)(torch.tensor([NEAR])))
 
     @functools.cached_property
-    def agreement(self) -> list[dict]:
-        """Of every two encoders and split: Spearman, and what their best captions share."""
-        out = []
+    def agreement(self) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+        """Of every two encoders, by split: Spearman, and what their best captions share."""
+        out: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
         for split, sample in self.samples.items():
             cosines = {name: sample.cosine(name, self.recipe.label) for name in sample.encoders}
-            for one, other in itertools.combinations(cosines, 2):
-                spearman, overlap = agree(cosines[one], cosines[other], sample.other_MN)
-                pair = {"one": one, "other": other, "split": split}
-                out.append(pair | {"spearman": spearman, "overlap": overlap})
+            for pair in itertools.combinations(cosines, 2):
+                spearman, overlap = agree(*(cosines[name] for name in pair), sample.other_MN)
+                found = {"spearman": spearman, "overlap": overlap}
+                out.setdefault(pair, {})[split] = found
         return out
 
     def metrics(self) -> dict[str, float]:
@@ -96,17 +102,17 @@ class Report:
             for found in lists:
                 for name in ("entropy", "median", "near"):
                     out[f"{split}/{found['direction']}/{name}"] = found[name]
-        for found in self.agreement:
-            pair = f"{found['split']}/{found['one']}-{found['other']}"
-            out |= {f"{pair}/{name}": found[name] for name in ("spearman", "overlap")}
+        for pair, splits in self.agreement.items():
+            for split, found in splits.items():
+                out |= {f"{split}/{'-'.join(pair)}/{name}": value for name, value in found.items()}
         return out
 
-    def page(self) -> str:
+    def html(self, version: str) -> str:
         """The page; pictures are of the first split."""
         settings, shown = self.recipe.label, self.names[:1]
         return render.render(
             "labels.html.j2",
-            version=version(self.recipe, self.root),
+            version=version,
             data=self.recipe.name,
             encoder=self.recipe.embed.encoder,
             map=settings.map,
@@ -114,25 +120,21 @@ class Report:
             top_k=settings.top_k,
             near=self.near,
             sampled=IMAGES,
-            splits=[self._counts(name) for name in self.names],
+            splits=[
+                {
+                    "name": name,
+                    "lists": self.lists[name],
+                    "images": sample.image_count,
+                    "captions": sample.caption_count,
+                }
+                for name, sample in self.samples.items()
+            ],
             figures=[figure for name in shown for figure in self._figures(name)],
-            agreement=self._by_pair(),
+            agreement=self.agreement,
             shades={"split": shown[0] if shown else "", "tenths": self._tenths(*shown)},
         )
 
-    def _counts(self, split: str) -> dict:
-        sample = self.samples[split]
-        counts = {"images": sample.image_count, "captions": sample.caption_count}
-        return {"name": split, "lists": self.lists[split], **counts}
-
-    def _by_pair(self) -> dict[tuple[str, str], dict[str, dict]]:
-        """What two encoders agree on, by split."""
-        out: dict[tuple[str, str], dict[str, dict]] = {}
-        for found in self.agreement:
-            out.setdefault((found["one"], found["other"]), {})[found["split"]] = found
-        return out
-
-    def _figures(self, split: str) -> list[dict]:
+    def _figures(self, split: str) -> list[Figure]:
         histograms = label.histograms(self.index["pieces"])
         spread = histograms["splits"][split]
         pairs = {
@@ -142,7 +144,7 @@ class Report:
         best = {f"best of {found['direction']}": found["best"] for found in self.lists[split]}
         said = ("all pairs", "the most relevant negative of every query")
         return [
-            {"svg": render.figure(_bars(counts)), "caption": f"{split}: {about}"}
+            Figure("relevance", render.figure(shares(counts)), f"{split}: {about}")
             for counts, about in zip((pairs, best), said, strict=True)
         ]
 
@@ -160,14 +162,16 @@ class Report:
             low, high = n / 10, (n + 1) / 10
             inside_MN = sample.other_MN & (r_MN >= low) & ((r_MN < high) | (n == 9))
             pairs = torch.nonzero(inside_MN)
-            spaced = np.linspace(0, len(pairs) - 1, min(EXAMPLES, len(pairs))).round().astype(int)
             out.append(
                 {
                     "low": low,
                     "high": high,
                     "middle": low + 0.05,
                     "share": float(count / max(1, counts.sum())),
-                    "pairs": [self._example(shards, sample, r_MN, *pairs[p]) for p in spaced],
+                    "pairs": [
+                        self._example(shards, sample, r_MN, *pairs[p])
+                        for p in spaced(len(pairs), EXAMPLES)
+                    ],
                 }
             )
         return out[::-1]
@@ -181,20 +185,6 @@ class Report:
             "caption": texts[sample.captions[n]],
             "own": image.captions[0]["text"],
         }
-
-
-def _bars(counts_by_name: dict):
-    def draw(axes) -> None:
-        for name, counts in counts_by_name.items():
-            counts = np.array(counts, float)
-            if counts.sum():
-                edges = np.linspace(0, 1, len(counts) + 1)
-                axes.stairs(counts / counts.sum(), edges, label=name, fill=True, alpha=0.55)
-        axes.set_xlabel("relevance")
-        axes.set_ylabel("share")
-        axes.legend(frameon=False, fontsize=8)
-
-    return draw
 
 
 def of_lists(relevance: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,8 +225,8 @@ class Samples:
         ids = self._read(next(iter(self.encoders)), ["caption_id", "image_id"])
         images = ids["image_id"].unique()
         self.image_count, self.caption_count = len(images), len(ids)
-        self.images: list[str] = images.take(_spaced(len(images), IMAGES)).to_pylist()
-        sampled = ids.take(_spaced(len(ids), CAPTIONS))
+        self.images: list[str] = images.take(spaced(len(images), IMAGES)).to_pylist()
+        sampled = ids.take(spaced(len(ids), CAPTIONS))
         self.captions: list[str] = sampled["caption_id"].to_pylist()
         self.own: list[str] = sampled["image_id"].to_pylist()
         image_M1 = np.array(self.images)[:, None]
@@ -266,8 +256,3 @@ class Samples:
         mine = pc.field("image_id").isin(self.images)
         wanted = mine | pc.field("caption_id").isin(self.captions)
         return Captions(self._read(encoder, keep=wanted))
-
-
-def _spaced(count: int, wanted: int) -> np.ndarray:
-    """Evenly spaced rows, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))

@@ -4,6 +4,7 @@ import base64
 import io
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from pipeline.sharding.reading import Sample, Shards
@@ -54,6 +55,11 @@ def jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:
 
 def data_uri(image: Image.Image, quality: int = QUALITY) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, quality)).decode()
+
+
+def spaced(count: int, wanted: int) -> np.ndarray:
+    """Evenly spaced rows of so many, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
 
 
 @dataclass(frozen=True)

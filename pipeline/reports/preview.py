@@ -6,23 +6,27 @@ import numpy as np
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.reports import render
-from pipeline.reports.pictures import data_uri
+from pipeline.reports.pictures import data_uri, small, spaced
+from pipeline.reports.render import Made, Page
 from pipeline.sharding.reading import COLUMNS, Sample, Shards
 from pipeline.storage import parquet, run_folder, store
+from pipeline.storage.run_folder import RunFolder
 
 LAYOUT = 1  # counts up when the page changes, so that it is made again
 SIDE = 256  # pixels of a picture's longer side
 REJECTED = 60  # rejected samples that are shown
 
 
-def uri(root: str, split: str) -> str:
-    """Where the page of a split lies."""
-    return store.join(root, f"preview-{split}.html")
+def page(root: str, split: str, images: int) -> Page:
+    """The page of a split in the run folder."""
+    uri = store.join(root, f"preview-{split}.html")
+    depends = [run_folder.version(entries(root, split)), split, images]
+    return Page(uri, LAYOUT, depends, lambda version: Made(html(root, split, images, version)))
 
 
 def entries(root: str, split: str) -> list[dict]:
     """The index's entries of a split's shards, or a sentence that names the splits."""
-    index = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    index = RunFolder(root).index("shard")
     found = run_folder.of_split(index, split)
     if not found:
         known = dict.fromkeys(entry["split"] for entry in index["pieces"])
@@ -30,19 +34,13 @@ def entries(root: str, split: str) -> list[dict]:
     return found
 
 
-def version(root: str, split: str, images: int) -> str:
-    """What the page depends on."""
-    shards = run_folder.version(entries(root, split))
-    return store.fingerprint("preview", LAYOUT, shards, split, images)
-
-
-def page(root: str, split: str, images: int) -> str:
+def html(root: str, split: str, images: int, version: str = "") -> str:
     """The page of `images` samples, evenly spaced over the split's shards."""
     shards, found = Shards(root), entries(root, split)
     reasons = sum((Counter(entry["rejected"]) for entry in found), Counter())
     return render.render(
         "preview.html.j2",
-        version=version(root, split, images),
+        version=version,
         split=split,
         root=root,
         shards=len(found),
@@ -63,7 +61,7 @@ def _spaced(found: list[dict], images: int) -> dict[str, list[int]]:
     """Rows by shard of evenly spaced samples, the split's first and last among them."""
     counts = np.array([entry["samples"] for entry in found])
     ends = np.cumsum(counts)
-    rows = np.unique(np.linspace(0, ends[-1] - 1, min(images, ends[-1])).round().astype(int))
+    rows = spaced(ends[-1], images)
     out: dict[str, list[int]] = {}
     for shard, row in zip(np.searchsorted(ends, rows, side="right"), rows, strict=True):
         out.setdefault(found[shard]["name"], []).append(int(row - (ends - counts)[shard]))
@@ -81,9 +79,7 @@ def _card(shards: Shards, name: str, row: dict) -> dict:
     if isinstance(loaded, np.ndarray):
         return about | {"size": " × ".join(map(str, loaded.shape)), "picture": None}
     size = f"{loaded.width} × {loaded.height}"
-    loaded = loaded.convert("RGB")
-    loaded.thumbnail((SIDE, SIDE))
-    return about | {"size": size, "picture": data_uri(loaded)}
+    return about | {"size": size, "picture": data_uri(small(loaded, SIDE))}
 
 
 def _rejected(shards: Shards, found: list[dict]) -> list[dict]:

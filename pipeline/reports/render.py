@@ -2,6 +2,8 @@
 
 import functools
 import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import jinja2
 
@@ -19,13 +21,56 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, **values) -> str:
-    """The page of a template in pipeline/pages; `version` says what it was made from."""
+    """The page of a template in templates/; `version` says what it was made from."""
     return _environment().get_template(template).render(**values)
 
 
-def is_current(uri: str, version: str) -> bool:
-    """Whether the page at a URI was made from this version."""
-    return store.exists(uri) and f'content="halftone {version}"' in store.read_text(uri)
+@dataclass(frozen=True)
+class Figure:
+    """A drawing, and what it shows."""
+
+    name: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """A page that was made, and what was made with it."""
+
+    html: str
+    figures: Sequence[Figure] = ()  # that are drawn on it
+    files: dict[str, str] = field(default_factory=dict)  # that lie beside it, by name
+    metrics: dict[str, float] = field(default_factory=dict)  # that it tells
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page as what it is made from; it is made where it is not there already."""
+
+    uri: str
+    layout: int  # counts up when the page changes, so that it is made again
+    depends: Sequence  # all else that it is made from
+    render: Callable[[str], Made]  # given its version
+    artifact: str | None = None  # its name in MLflow; None: it is not kept there
+
+    @functools.cached_property
+    def version(self) -> str:
+        return store.fingerprint(store.name_of(self.uri), self.layout, self.depends)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is there, made from the same."""
+        mark = f'content="halftone {self.version}"'
+        return store.exists(self.uri) and mark in store.read_text(self.uri)
+
+    def make(self) -> Made:
+        """Write the page, after what lies beside it."""
+        made = self.render(self.version)
+        beside = {store.join(self.uri.rpartition("/")[0], n): t for n, t in made.files.items()}
+        for uri, text in {**beside, self.uri: made.html}.items():
+            store.write_bytes(uri, text.encode())
+        return made
 
 
 def figure(draw, *, width: float = 6.0, height: float = 3.0) -> str:

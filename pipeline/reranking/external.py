@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation import external, protocols, results
+from pipeline.evaluation import external
 from pipeline.reranking import fitting
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
-from pipeline.reranking.rerank import COSTS, heading, load_leaprr, summary
+from pipeline.reranking.rerank import load_leaprr, summary
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval.scores import Items, MatrixScores, System, VectorScores
 from pipeline.storage import csv_files, store
@@ -196,20 +196,3 @@ def write(folder: str, scores: MatrixScores) -> list[str]:
         with store.temporary(uri) as path, open(path, "wb") as file:
             np.save(file, np.ascontiguousarray(matrix.numpy()))
     return uris
-
-
-def table(found: dict, costs: dict, best: tuple, recipe: Recipe) -> tuple[list, list, str]:
-    """Column titles, a row a method, and the protocol in words, of tables by method.
-
-    `best` is the method that is taken, and its rSum on val (-1: none).
-    """
-    rows = []
-    for method, (values, intervals, _) in found.items():
-        recalls = results.recalls(values)
-        interval = "[{:.1f}, {:.1f}]".format(*intervals["rsum"])
-        cost = [f"{costs[method][k]:.2f}" if method in costs else "-" for k in COSTS]
-        star = " *" if method == best[0] else ""
-        rows.append([method + star, *recalls, f"{values['rsum']:.1f}", interval, *cost])
-    columns = [heading(recipe.rerank.pool, best[1]), *results.RECALLS]
-    columns += ["rSum", "95 %", *COSTS.values()]
-    return columns, rows, protocols.line(found["none"])

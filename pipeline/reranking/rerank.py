@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.evaluation import evaluate, ranking, results, task_memory, tower_vectors
+from pipeline.evaluation import evaluate, ranking, task_memory, tower_vectors
+from pipeline.evaluation.results import Protocol
 from pipeline.reranking import baselines, fitting
 from pipeline.reranking.inputs import (
     SplitVectors,
@@ -39,7 +40,6 @@ from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
 from schemas.trials import TRIALS
 
 summary = saved_model.summary  # LeaPRR's training leaves what that of the towers does
-COSTS = {"ms_per_query": "ms a query", "peak_mb": "MB"}
 
 
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
@@ -48,8 +48,8 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     inputs, versions = inputs_of(recipe, root, name)
     folder = RunFolder(root).folder("rerank", name)
     matters = recipe.rerank.relevant("bytes", "bank", "fit")
-    chosen_on = inputs["vectors"]["val"].towers.entries
-    memory = task_memory.of_rankings(chosen_on, [], recipe, scored=True)
+    chosen_on = inputs["vectors"]["val"].towers
+    memory = task_memory.of_rankings(chosen_on, None, recipe, scored=True)
     pieces = []
     for method in recipe.rerank.method:
         weights = _weights_version(recipe.rerank.weights) if "leaprr" in method else ""
@@ -229,7 +229,7 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
         trained = run_folder.need_index(weights, "rerank")
         steps = [*steps, {"method": "leaprr"}]
         versions.append(trained["version"])
-    protocol = _protocol(recipe, method, entry)
+    made = _protocol(recipe, method, entry)
     inputs, splits = inputs_of(recipe, root, name)
     matters = recipe.rerank.relevant()
     scorer = Scorer(
@@ -242,10 +242,10 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
     )
     folder = RunFolder(root).folder("reranked", name, *([] if method == first else [method]))
     vectors = inputs["vectors"][recipe.evaluate.split].towers
-    return evaluate.plan_rankings("reranked", folder, recipe, root, vectors, protocol, scorer)
+    return evaluate.plan_rankings("reranked", folder, recipe, root, vectors, made, scorer)
 
 
-def _protocol(recipe: Recipe, method: str, entry: dict) -> dict:
+def _protocol(recipe: Recipe, method: str, entry: dict) -> Protocol:
     """How the rankings were made: method, pool, bank, and every setting chosen."""
     settings = recipe.rerank
     chosen = {
@@ -259,13 +259,9 @@ def _protocol(recipe: Recipe, method: str, entry: dict) -> dict:
     seen = {"siblings": "kept" if settings.siblings else "left out"}
     if settings.pool == "inductive" or "train_pairs" in method:
         seen = {"bank_images": entry["bank_images"]}
-    return {
-        "rerank": method.replace("_", " ").replace("+", ", then "),
-        "pool": settings.pool,
-        **({"texts": recipe.embed.encoder} if settings.texts == "sentences" else {}),
-        **seen,
-        **chosen,
-    }
+    texts = recipe.embed.encoder if settings.texts == "sentences" else None
+    named = method.replace("_", " ").replace("+", ", then ")
+    return Protocol(rerank=named, pool=settings.pool, texts=texts, **seen, chosen=chosen)
 
 
 @functools.lru_cache(maxsize=1)
@@ -300,23 +296,3 @@ def cost(index: dict) -> dict[str, float]:
         "ms_per_query": 1000 * seconds / queries,
         "peak_mb": max(entry["peak_mb"] for entry in made),
     }
-
-
-def heading(pool: str, val: float) -> str:
-    """The pool, and what a star says of the method with so much (rSum) on val."""
-    return f"{pool}; * {'best on val' if val >= 0 else 'the first: none has a figure on val'}"
-
-
-def table(recipe: Recipe, root: str, name: str, found: dict[str, dict]) -> tuple[list, list]:
-    """Column titles and rows of the methods compared, the base model first."""
-    base = store.read_json(RunFolder(root).folder("evaluate", name, "metrics.json"))["metrics"]
-    (chosen, val), rows = best(recipe, root, name), []
-    for method, values in {"none": base, **found}.items():
-        ndcg = [f"{values[f'{direction}_ndcg_label']:.3f}" for direction in SIDES]
-        costs = [f"{values[key]:.1f}" if key in values else "-" for key in COSTS]
-        star = " *" if method == chosen else ""
-        rows.append(
-            [method + star, *results.recalls(values), f"{values['rsum']:.1f}", *ndcg, *costs]
-        )
-    columns = [heading(recipe.rerank.pool, val), *results.RECALLS, "rSum", "label NDCG i2t", "t2i"]
-    return [*columns, *COSTS.values()], rows

@@ -1,71 +1,78 @@
-"""The search page, and its results in a terminal."""
+"""The search page."""
 
 from dataclasses import replace
 
 from pipeline.evaluation import tower_vectors
+from pipeline.labels import embed, label
 from pipeline.reports import render
 from pipeline.reports.pictures import Hit, data_uri, small
-from pipeline.search.index import Query, SearchIndex
+from pipeline.reports.render import Made, Page
+from pipeline.search.index import Query, SearchIndex, default_queries
 from pipeline.sharding import images
 from pipeline.storage import store
 from schemas.settings import Recipe
 
+LAYOUT = 1  # counts up when the page changes, so that it is made again
 PREVIEW = 256  # pixels of the longer side of a query's picture
 
-SHADES = "○◔◑◕●"  # of relevance, from 0 to 1
+
+def page(recipe: Recipe, root: str, name: str) -> Page:
+    """The page of a model with the recipe's queries, or captions of the split."""
+
+    def made(version: str) -> Made:
+        index = SearchIndex(recipe, root, name)
+        queries = default_queries(index)
+        return Made(html(index, queries, index.find_all(queries), version))
+
+    uri = store.join(root, f"search-{name}.html")
+    return Page(uri, LAYOUT, depends_on(recipe, root, name), made, "search.html")
 
 
-def version(recipe: Recipe, root: str, name: str) -> str:
-    """What a search page depends on."""
-    vectors = tower_vectors.files(root, name, recipe.evaluate.split)
-    return store.fingerprint("search", vectors.version, recipe.search.model_dump(mode="json"))
-
-
-def ask(gallery: SearchIndex, query: Query) -> tuple[list[Hit], str]:
+def answer(index: SearchIndex, query: Query) -> tuple[list[Hit], Page]:
     """The hits of one query, and their page."""
-    hits = gallery.find(query)
-    return hits, _page(gallery, [query], [hits])
+    hits = index.find(query)
+    depends = [depends_on(index.recipe, index.root, index.name), query.text, query.picture]
+
+    def made(version: str) -> Made:
+        return Made(html(index, [query], [hits], version))
+
+    return hits, Page(store.join(index.root, "search.html"), LAYOUT, depends, made)
 
 
-def page(gallery: SearchIndex, queries: list[Query]) -> str:
-    """The search page: every query with what is nearest."""
-    return _page(gallery, queries, gallery.find_all(queries))
+def depends_on(recipe: Recipe, root: str, name: str) -> list:
+    """The vectors searched, the settings, and by what results are shaded."""
+    vectors = tower_vectors.evaluated(recipe, root, name).version
+    settings, shades = recipe.search.model_dump(mode="json"), None
+    if recipe.search.shades:
+        captions = embed.files(recipe, root).of_split(recipe.evaluate.split)
+        shades = recipe.embed.encoder, captions.version, label.depends_on(recipe.label)
+    return [vectors, settings, shades]
 
 
-def _page(gallery: SearchIndex, queries: list[Query], found: list[list[Hit]]) -> str:
+def html(index: SearchIndex, queries: list[Query], found: list[list[Hit]], version: str) -> str:
+    """The page: every query with what is nearest."""
     written_for = {
         text: image_id
-        for image_id in gallery.items.image_ids
-        for text in gallery.pictures.caption_texts(image_id)
+        for image_id in index.items.image_ids
+        for text in index.pictures.caption_texts(image_id)
     }
     shown = []
     for query, hits in zip(queries, found, strict=True):
         own = written_for.get(query.text)
-        hits = [replace(hit, own=hit.image_id == own) for hit in gallery.shown(hits)]
+        hits = [replace(hit, own=hit.image_id == own) for hit in index.shown(hits)]
         shown.append({"text": query.text, "hits": hits, "picture": preview(query.picture)})
-    recipe = gallery.recipe
+    recipe = index.recipe
     return render.render(
         "search.html.j2",
         data=recipe.name,
-        model=gallery.name,
+        model=index.name,
         split=recipe.evaluate.split,
-        images=len(gallery.items.image_ids),
+        images=len(index.items.image_ids),
         shades=any(query.shades for query in queries),
         queries=shown,
-        root=gallery.root,
-        version=version(recipe, gallery.root, gallery.name),
+        root=index.root,
+        version=version,
     )
-
-
-def table(hits: list[Hit]) -> tuple[list[str], list[list[str]]]:
-    """Column titles and rows for a terminal, the relevance as a shade."""
-    if any(hit.relevance is None for hit in hits) or not hits:
-        return ["score", "image", "caption"], [[f"{h.score:.3f}", h.image_id, h.text] for h in hits]
-    columns = ["", "relevance", "score", "image", "caption"]
-    return columns, [
-        [SHADES[round(h.relevance * 4)], f"{h.relevance:.2f}", f"{h.score:.3f}", h.image_id, h.text]
-        for h in hits
-    ]
 
 
 def preview(picture: bytes | None) -> str | None:

@@ -127,7 +127,3 @@ def need_index(folder: str, command: str) -> dict:
 def of_split(index: dict, split: str) -> list[dict]:
     """The entries of one split's pieces, in order."""
     return [entry for entry in index["pieces"] if entry.get("split") == split]
-
-
-def folder(root: str, stage: str, *names: str) -> str:
-    return RunFolder(root).folder(stage, *names)

@@ -14,7 +14,7 @@ from pipeline.labels.caption_vectors import Captions
 from pipeline.retrieval import nearest
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
-from pipeline.storage.run_folder import Files
+from pipeline.storage.run_folder import Files, RunFolder
 from pipeline.training import validation
 from pipeline.training.augmentation import Augment
 from pipeline.training.checkpoint import Tensors
@@ -185,7 +185,7 @@ class TowerTrainer:
 
 
 def _split_if_any(root: str, split: str, **read) -> Split | None:
-    index = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    index = RunFolder(root).index("shard")
     some = any(entry["samples"] for entry in run_folder.of_split(index, split))
     return Split(root, split, **read) if some else None
 

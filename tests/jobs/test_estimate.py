@@ -12,7 +12,8 @@ from jobs.cli import main, recipes
 from jobs.cluster import estimate, rates
 from pipeline.formulas.losses import WeightedSum
 from pipeline.sharding import ingest
-from pipeline.storage import run_folder, store
+from pipeline.storage import store
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training.data import Split
 from pipeline.training.sampler import Sampler
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
@@ -111,9 +112,9 @@ def test_a_run_folder_is_counted_and_planned_as_it_is(run):
     data = estimate.collection(recipe, root, None, 5, 1e5)
     assert data.images == {"train": 60, "val": 10, "test": 20} and "2-shards" in data.known
     found = {stage.name: stage for stage in estimate.stages(recipe, data, {"main": recipe})}
-    index = run_folder.need_index(run_folder.folder(root, "shard"), "shard")
+    index = RunFolder(root).index("shard")
     assert found["shard"].pieces == len(index["pieces"]) == 4 + 1 + 2
-    stored = sum(store.list_files(run_folder.folder(root, "shard")).values())
+    stored = sum(store.list_files(RunFolder(root).folder("shard")).values())
     assert found["shard"].storage == pytest.approx(stored, rel=0.5)
     order = Sampler(
         Split(root, "train", image_size=32), batch_size=8, lanes=8, pairs="caption", seed=0

@@ -13,7 +13,8 @@ import torch
 from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed, label
 from pipeline.sharding import ingest, shard
-from pipeline.storage import parquet, run_folder, store
+from pipeline.storage import parquet, store
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training import saved_model, train
 from pipeline.training.data import Split
 from schemas.settings import Recipe
@@ -168,7 +169,7 @@ def test_a_model_trained_and_evaluated_from_any_store_is_the_same(copy, roots, t
         plan.finish({"model": saved_model.summary(plan.pieces[0])})
         vectors = tower_vectors.plan_vectors(recipe, root, "main")
         vectors.finish({p.name: tower_vectors.write_vectors(p) for p in vectors.pending})
-        model = saved_model.load_model(run_folder.folder(root, "train", "main"))
+        model = saved_model.load_model(RunFolder(root).folder("train", "main"))
         folder = store.join(root, "6-rankings", "main", "vectors")
         tables = {
             n: parquet.read_table(store.join(folder, n))

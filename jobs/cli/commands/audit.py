@@ -7,6 +7,7 @@ from pipeline.storage import store
 
 
 def run(run: Run) -> None:
+    from pipeline.reports import tables
     from pipeline.sharding.checks import audit
 
     with run.stage("audit") as stage:
@@ -16,9 +17,9 @@ def run(run: Run) -> None:
             return
         found = audit.write(plan, run.recipe, run.root)
         stage.note(**{f"{kind}_pairs": len(d.pairs) for kind, d in found.items()})
-    columns, rows = audit.summary(found)
-    if rows:
-        run.show.table("", columns, rows, "kept: test before val before train, then the first")
+    if pairs := audit.summary(found):
+        kept = "kept: test before val before train, then the first"
+        run.show.table("", *tables.duplicates(pairs), kept)
     else:
         run.show.out.print("no duplicates")
     names = {"pairs": "duplicates.csv", "list": "exclusions.csv"}

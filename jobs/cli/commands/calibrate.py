@@ -7,6 +7,8 @@ from jobs.cli.run import Run
 
 def run(run: Run) -> None:
     from pipeline.labels import calibrate, calibration_report
+    from pipeline.reports import tables
+    from pipeline.storage import store
 
     with run.stage("calibrate") as stage:
         plan = calibrate.plan(run.recipe, run.root)
@@ -18,15 +20,12 @@ def run(run: Run) -> None:
         stage.start()
         run.track.log("calibrate", metrics=calibration_report.metrics(found))
         for uri in kept.values():
-            run.track.artifact("calibrate", *calibration_report.artifact(uri))
+            name = f"calibration/{store.name_of(uri)}"
+            run.track.artifact("calibrate", name, store.read_bytes(uri))
     if run.dry:
         return
-    run.show.table(
-        "",
-        calibration_report.COLUMNS,
-        calibration_report.rows(found),
-        calibration_report.protocol(found, run.recipe),
-    )
+    protocol = calibration_report.protocol(found, run.recipe)
+    run.show.table("", *tables.calibration(found), protocol)
     for line in calibration_report.verdicts(found):
         run.show.out.print(line, soft_wrap=True)
     run.show.where(calibration_report.commands(found, kept, run.root))

@@ -19,6 +19,7 @@ def arguments(parser) -> None:
 
 def run(root: str, options) -> None:
     from pipeline.evaluation import compare
+    from pipeline.reports import tables
 
     if len(options.runs) < 2:
         raise InputError(
@@ -39,11 +40,11 @@ def run(root: str, options) -> None:
         f"images, {compare.PERMUTATIONS:,} permutations, two-sided, for each figure alone; "
         "–: other queries, other graded protocol, or a median."
     )
-    show.table("", *compare.rows(base, others), about)
+    show.table("", *tables.compared(base, others), about)
 
 
 def document(base, other) -> dict:
-    """The comparison of two `compare.Result`, for programs."""
+    """The comparison of two `compare.Model`, for programs."""
     from pipeline.evaluation import compare
 
     return {

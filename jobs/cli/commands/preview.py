@@ -4,7 +4,6 @@ from jobs.cli import scopes
 from jobs.cli.command import Command
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.storage import store
 
 
 def arguments(parser) -> None:
@@ -18,12 +17,11 @@ def run(run: Run) -> None:
     options = run.options
     if not options.images.isdigit() or not (images := int(options.images)):
         raise InputError(f"--images {options.images} is no count; give a number from 1")
-    page = preview.uri(run.root, options.split)
     with run.stage("preview") as stage:
-        if stage.page(page, preview.version(run.root, options.split, images)):
-            store.write_bytes(page, preview.page(run.root, options.split, images).encode())
+        page = preview.page(run.root, options.split, images)
+        stage.page(page)
     if not run.dry:
-        run.show.where({"preview": page})
+        run.show.where({"preview": page.uri})
 
 
 COMMAND = Command(scopes.data, run, arguments=arguments)

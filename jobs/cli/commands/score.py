@@ -24,21 +24,23 @@ def arguments(parser) -> None:
 
 def run(root: str, options) -> None:
     from pipeline.evaluation import external, human_agreement, protocols, trec
+    from pipeline.evaluation.results import sentence
+    from pipeline.reports import tables
 
     given = external.matches(options.positives) if options.positives else None
     names = (options.protocol or ("given" if given else "own")).split(",")
     if given and "given" not in names:
         raise InputError("--positives are the pairs of the protocol given; name it, or leave them")
     system = _system(root, options)
-    tables = protocols.measure(system, names, given)
+    found = protocols.measure(system, names, given)
     if options.people:
-        tables["judgements"] = human_agreement.measure(system, human_agreement.read(options.people))
+        found["judgements"] = human_agreement.measure(system, human_agreement.read(options.people))
     show = Show(quiet=options.json)
     if options.json:
-        print(json.dumps({name: table._asdict() for name, table in tables.items()}))
+        print(json.dumps({name: result.as_dict() for name, result in found.items()}))
     else:
-        for table in tables.values():
-            show.table("", ["", "value", "95 %"], protocols.rows(table), protocols.line(table))
+        for result in found.values():
+            show.table("", *tables.figures(result), sentence(result.protocol))
     if options.write_trec:
         for uri in trec.write(store.absolute(options.write_trec), system):
             show.line(uri)

@@ -6,7 +6,6 @@ Rows stand in order of what is kept: test before val before train, and in each t
 
 import csv
 import io
-from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -241,16 +240,12 @@ def _left_out(root: str) -> list[dict]:
     return out
 
 
-def summary(found: dict[str, Duplicates]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table: pairs by kind and by split, each with an example."""
-    counts: Counter[tuple[str, str]] = Counter()
-    example: dict[tuple[str, str], str] = {}
-    for duplicates in found.values():
-        for row in duplicates.rows():
-            splits = sorted((row["split"], row["like_split"]), key=_rank, reverse=True)
-            where = splits[0] if splits[0] == splits[1] else " and ".join(splits)
-            counts[row["kind"], where] += 1
-            text = f"{row['id']} = {row['like']}: {row['evidence']}"
-            example.setdefault((row["kind"], where), text)
-    rows = [[*key, f"{count:,}", example[key]] for key, count in counts.items()]
-    return ["kind", "in", "pairs", "such as"], rows
+def summary(found: dict[str, Duplicates]) -> dict[tuple[str, str], tuple[int, str]]:
+    """How many pairs there are by kind and by split, each with an example."""
+    out: dict[tuple[str, str], tuple[int, str]] = {}
+    for row in (row for duplicates in found.values() for row in duplicates.rows()):
+        splits = sorted((row["split"], row["like_split"]), key=_rank, reverse=True)
+        where = row["kind"], " and ".join(dict.fromkeys(splits))
+        count, example = out.get(where, (0, f"{row['id']} = {row['like']}: {row['evidence']}"))
+        out[where] = count + 1, example
+    return out

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,7 +101,8 @@ def roots(tmp_path_factory) -> list[str]:
         recipe = recipe_of(train={"seed": seed})
         plan = evaluate.plan(recipe, root, "main")
         finish(plan, evaluate.write_rankings)
-        store.write_json(store.join(plan.folder, "metrics.json"), results.results(plan, recipe))
+        found = results.of_ranking(plan, recipe, {}, "main")
+        results.write(store.join(plan.folder, results.FILE), found, "hand")
         settings = yaml.safe_dump(recipe.model_dump(mode="json")).encode()
         store.write_bytes(store.join(root, "settings-main.yaml"), settings)
         out.append(root)
@@ -132,10 +134,15 @@ def test_runs_of_other_queries_get_no_p(roots):
 
 def test_another_graded_protocol_leaves_ndcg_without_p(roots):
     a = compare.read(roots[0])
-    b = compare.read(roots[1])._replace(protocol={**a.protocol, "label_map": "other"})
+    b = judged(compare.read(roots[1]), label_map="other")
     assert not any("ndcg_label" in name for name in compare.p_values(a, b))
-    c = compare.read(roots[1])._replace(protocol={**a.protocol, "ndcg_at": 3})
+    c = judged(compare.read(roots[1]), ndcg_at=3)
     assert not any("ndcg" in name for name in compare.p_values(a, c))
+
+
+def judged(model: compare.Model, **other) -> compare.Model:
+    """The model, measured by another judge."""
+    return replace(model, protocol=replace(model.protocol, **other))
 
 
 def test_a_setting_that_an_older_run_does_not_know_has_its_default(roots, tmp_path):

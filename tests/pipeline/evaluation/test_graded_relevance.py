@@ -85,7 +85,7 @@ def test_rankings_follow_their_judge_and_name_it(tmp_path):
         plan = evaluate.plan(recipe, str(tmp_path), "main")
         assert plan.settings["label_encoder"] == encoder and not plan.pending
         assert plan.settings["labels_trained_on"] == (encoder == "hand")
-        found[encoder] = results.metrics(plan)
+        found[encoder] = results.of_ranking(plan, recipe, {}, "main").metrics
     assert found["hand"]["rsum"] == found["another"]["rsum"]
     assert found["hand"]["i2t_ndcg_label"] != found["another"]["i2t_ndcg_label"]
 

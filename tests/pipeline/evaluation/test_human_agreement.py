@@ -14,11 +14,12 @@ from pipeline.errors import InputError
 from pipeline.evaluation import (
     evaluate,
     human_agreement,
-    protocols,
     results,
     tower_vectors,
     trec,
 )
+from pipeline.evaluation.results import sentence
+from pipeline.reports import tables
 from pipeline.retrieval.scores import Items, matrix_scores
 from tests.helpers.stages import finish
 from tests.pipeline.evaluation.test_ranking import recipe_of, write_run
@@ -70,11 +71,11 @@ def test_figures_are_those_of_scipy_and_scikit_learn(judged):
             if min(gains) < max(gains):
                 values.append(ndcg_score([gains], [[scores[pair] for pair in mine]]))
         assert found[f"{way}_ndcg_judged"] == pytest.approx(np.mean(values))
-        assert table.protocol["queries"][way] == len(values)
-    assert table.protocol["pairs"] == len(scores) and table.protocol["pairs_left_out"] == 1
+        assert table.protocol.queries[way] == len(values)
+    assert table.protocol.pairs == len(scores) and table.protocol.pairs_left_out == 1
     low, high = table.intervals["judged_spearman"]
     assert low < found["judged_spearman"] < high
-    assert "people.csv" in protocols.line(table) and len(protocols.rows(table)) == 4
+    assert "people.csv" in sentence(table.protocol) and len(tables.figures(table)[1]) == 4
 
 
 def evaluate_vectors(root: str):
@@ -97,18 +98,19 @@ def test_people_are_among_the_results_of_evaluate_and_their_file_is_followed(jud
     plan = evaluate.plan(recipe, root, "main")
     finish(plan, evaluate.write_rankings)
     plan = evaluate.plan(recipe, root, "main")
-    found = json.loads(json.dumps(results.all_results(plan, recipe, root, "main")))
-    assert set(found["tables"]) == {"own", "judgements"}
-    assert set(human_agreement.FIGURES) <= found["metrics"].keys()
-    own = protocols.Table(**found["tables"]["own"])
-    assert own.metrics["rsum"] == pytest.approx(found["metrics"]["rsum"])
-    assert "folds" in protocols.line(own) and found["protocol"]["label_encoder"] == "hand"
-    version = results.results_version(plan, recipe)
-    assert version == found["version"]
+    version, uri_of = evaluate.results_version(plan, recipe), f"{root}/metrics.json"
+    results.write(uri_of, evaluate.result(plan, recipe, root, "main"), version)
+    found = results.read(uri_of, "main", version)
+    assert set(found.tables) == {"own", "judgements"}
+    assert set(human_agreement.FIGURES) <= found.metrics.keys()
+    assert set(human_agreement.FIGURES) == found.tables["judgements"].metrics.keys()
+    own = found.tables["own"]
+    assert own.metrics["rsum"] == pytest.approx(found.metrics["rsum"])
+    assert "folds" in sentence(own.protocol) and found.protocol.label_encoder == "hand"
     assert not evaluate.plan(recipe_of(), root, "main").pending  # rankings do not depend on them
     with open(uri, "a") as file:
         file.write("\ntest-000000/0#0,1,test-000000/0,c")
-    assert results.results_version(plan, recipe) != version
+    assert evaluate.results_version(plan, recipe) != version
 
 
 def test_the_command_prints_them_for_any_models_scores(tmp_path, monkeypatch, capsys):

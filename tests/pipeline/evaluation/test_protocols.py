@@ -10,6 +10,7 @@ import torch
 from jobs.cli import main
 from pipeline.errors import InputError
 from pipeline.evaluation import external, protocols
+from pipeline.evaluation.results import sentence
 from pipeline.retrieval.scores import Items, VectorScores, matrix_scores
 from pipeline.storage import store
 
@@ -119,14 +120,14 @@ def test_five_folds_are_the_mean_of_five_galleries(tables, coco):
         total.append((scores.argmax(1) == own).double().mean().item())
     found = tables["coco_1k"]
     assert found.metrics["t2i_R_at_1"] == pytest.approx(100 * np.mean(total))
-    assert "t2i_MedR" not in found.metrics and "folds: 5" in protocols.line(found)
+    assert "t2i_MedR" not in found.metrics and "folds: 5" in sentence(found.protocol)
 
 
 def test_intervals_hold_their_figures_and_lines_their_protocol(tables):
     for table in tables.values():
         for name, (low, high) in table.intervals.items():
             assert low <= table.metrics[name] + 1e-9 and table.metrics[name] <= high + 1e-9, name
-    assert "1,261 i2t, 1,332 t2i" in protocols.line(tables["eccv_caption"])
+    assert "1,261 i2t, 1,332 t2i" in sentence(tables["eccv_caption"].protocol)
 
 
 # ---- any model's files --------------------------------------------------------------------------

@@ -73,10 +73,11 @@ def recipe_of(**sections) -> Recipe:
 
 def ranked(root, recipe=None) -> tuple[list[dict], dict[str, float]]:
     """Every query's ranking and the averages."""
-    plan = evaluate.plan(recipe or recipe_of(), str(root), "main")
+    recipe = recipe or recipe_of()
+    plan = evaluate.plan(recipe, str(root), "main")
     finish(plan, evaluate.write_rankings)
     rows = [row for piece in plan.pieces for row in parquet.read_table(piece.output).to_pylist()]
-    return rows, results.metrics(plan)
+    return rows, results.of_ranking(plan, recipe, {}, "main").metrics
 
 
 def candidates_of(vectors: dict, query: str) -> list[str]:

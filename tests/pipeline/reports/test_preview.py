@@ -43,31 +43,31 @@ def captions(page: str) -> list[str]:
 
 
 def test_all_samples_are_shown_when_there_are_few(run):
-    page = preview.page(run[0], "train", 100)
+    page = preview.html(run[0], "train", 100)
     assert len(captions(page)) == 7 == page.count("data:image/jpeg;base64,")
     assert "7 samples with 7 captions in" in page and "3 shards" in page
     assert all(f"train-00000{n}" in page for n in range(3))
 
 
 def test_of_many_some_are_shown_evenly_spaced_and_always_the_same(run):
-    every, some = (captions(preview.page(run[0], "train", n)) for n in (7, 4))
+    every, some = (captions(preview.html(run[0], "train", n)) for n in (7, 4))
     assert some == [every[n] for n in (0, 2, 4, 6)]
-    assert preview.page(run[0], "train", 4) == preview.page(run[0], "train", 4)
+    assert preview.html(run[0], "train", 4) == preview.html(run[0], "train", 4)
 
 
 def test_captions_are_escaped_and_nothing_is_loaded_from_elsewhere(run):
-    page = preview.page(run[0], "train", 100)
+    page = preview.html(run[0], "train", 100)
     assert "<script" not in page and "&lt;script&gt;" in page and "מזל" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
 
 
 def test_what_was_rejected_is_told_with_its_reason(run):
-    page = preview.page(run[0], "train", 1)
+    page = preview.html(run[0], "train", 1)
     table = page[page.index("<h2>Rejected</h2>") :]
     assert re.search(r"3 × not an image", table)
     for n in (3, 6, 7):
         assert f"p{n:02}" in table and f"caption {n}" in table
-    assert "<h2>Rejected</h2>" not in preview.page(run[0], "test", 1)
+    assert "<h2>Rejected</h2>" not in preview.html(run[0], "test", 1)
 
 
 def test_features_are_told_by_their_shape(tmp_path):
@@ -76,13 +76,13 @@ def test_features_are_told_by_their_shape(tmp_path):
     recipe = Recipe(name="t", source={"kind": "precomp", "path": str(tmp_path)})
     root = str(tmp_path / "run")
     sharded(recipe, root)
-    page = preview.page(root, "train", 5)
+    page = preview.html(root, "train", 5)
     assert page.count("features 4 × 8") == 3 and "<img" not in page
 
 
 def test_a_split_that_is_not_there_is_a_sentence(run):
     with pytest.raises(InputError, match="no split 'tset'.*did you mean 'test'"):
-        preview.page(run[0], "tset", 5)
+        preview.html(run[0], "tset", 5)
 
 
 def test_the_command_makes_the_page_once(run, ray_here, capsys):

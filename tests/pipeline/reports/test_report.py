@@ -4,22 +4,28 @@ import csv
 import io
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from PIL import Image
 
-from jobs.cli import recipes
+from jobs.cli import main, recipes
+from jobs.tracking.tracker import Tracker
+from pipeline.errors import InputError
 from pipeline.evaluation import evaluate
 from pipeline.evaluation import results as evaluation_results
+from pipeline.evaluation.graded_relevance import GradedRelevance, judge_of
+from pipeline.evaluation.results import Protocol, Result
 from pipeline.labels import label as label_stage
-from pipeline.reports import figures, report
-from pipeline.reports import results as report_results
-from pipeline.reports.examples import Showcase
-from pipeline.storage import parquet, run_folder, store
+from pipeline.reports import false_negatives, figures, render, report, tables
+from pipeline.reports.examples import Examples
+from pipeline.reports.pictures import Pictures
+from pipeline.storage import parquet, store
 from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.settings import Recipe
@@ -28,6 +34,7 @@ from tests.helpers.stages import finish, sharded
 
 HOSTILE = '<script>alert("x")</script> & מזל'
 IMAGES = 1000
+FIGURES = ("loss", "val", "relevance", "recall")
 
 
 def photograph(rng) -> bytes:
@@ -68,7 +75,7 @@ def write_vectors(root: str, caption_of: dict[str, str]) -> None:
     table = pa.Table.from_pylist(towers, schema=tower_schema(16))
     write_stage(RunFolder(root).folder("evaluate", "main", "vectors"), table, count, count)
     table = pa.Table.from_pylist(embeddings, schema=embedding_schema(8))
-    write_stage(run_folder.folder(root, "embed", "hand"), table, count, count)
+    write_stage(RunFolder(root).folder("embed", "hand"), table, count, count)
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +105,13 @@ def large(tmp_path_factory) -> tuple[str, Recipe]:
     index = finish(labels, label_stage.write_relevance)
     found = label_stage.histograms(index["pieces"])
     store.write_json(store.join(labels.folder, "histograms.json"), found)
+    false_negatives.page(recipe, str(root)).make()
     plan = evaluate.plan(recipe, str(root), "main")
     finish(plan, evaluate.write_rankings)
     shutil.copytree(root / "6-rankings/main", root / "8-reranked/main")
-    metrics = evaluation_results.metrics(plan)
-    for stage, protocol in (("6-rankings", {}), ("8-reranked", {"rerank": "hand"})):
+    metrics = evaluation_results.of_ranking(plan, recipe, {}, "main").metrics
+    by_hand = {"rerank": "hand", "pool": "inductive"}
+    for stage, protocol in (("6-rankings", {}), ("8-reranked", by_hand)):
         intervals = {"rsum": [metrics["rsum"] - 1.25, metrics["rsum"] + 2.5]}
         found = {"metrics": metrics, "intervals": intervals, "protocol": plan.settings | protocol}
         store.write_json(f"{root}/{stage}/main/metrics.json", found)
@@ -114,7 +123,12 @@ def large(tmp_path_factory) -> tuple[str, Recipe]:
 @pytest.fixture(scope="module")
 def page(large) -> str:
     root, recipe = large
-    return report.build(recipe, root, ["main"])
+    return page_of(root, recipe)
+
+
+def page_of(root: str, recipe: Recipe) -> str:
+    page = report.read(recipe, root, [], ["main"]).page
+    return page.render(page.version).html
 
 
 def test_with_a_thousand_queries_it_stays_below_five_megabytes(page):
@@ -160,7 +174,7 @@ def test_intervals_stand_below_their_numbers(page, large):
     rsum = metrics["rsum"]
     assert f"{rsum:.1f}<small>{rsum - 1.25:.1f}–{rsum + 2.5:.1f}</small>" in page
     assert "95 % interval" in page
-    columns, rows = report_results.table(large[0], ["main"])
+    columns, rows = tables.models([*report.results_of(large[0], "main").values()])
     at = columns.index("i2t R@1")
     assert rows[0][at]["text"] == f"{metrics['i2t_R_at_1']:.1f}" and not rows[0][at]["interval"]
 
@@ -169,8 +183,8 @@ def test_recall_by_relevance_is_that_of_a_plain_count(large, monkeypatch):
     root, recipe = large
     monkeypatch.setattr(figures, "QUERIES", 40)
     monkeypatch.setattr(figures, "FEWEST", 1)
-    graded = figures.graded_of(recipe, root, "main")
-    ranked = figures.rankings(f"{root}/6-rankings/main", "t2i")
+    graded = GradedRelevance(judge_of(recipe, root))
+    ranked = report._captions(f"{root}/6-rankings/main")
     assert len(ranked) == IMAGES
     found = figures.recall_by_relevance(ranked, graded)
     there, early = [0] * 10, [0] * 10
@@ -187,7 +201,7 @@ def test_failures_and_changes_are_the_largest_there_are(large):
     root, recipe = large
     few = {"queries": 3, "worst": 4, "moved": 2, "results": 5}
     settings = recipe.model_copy(update={"report": recipe.report.model_copy(update=few)})
-    shown = Showcase(settings, root, "main")
+    shown = examples_of(settings, root)
     ranks = shown.ranks["as trained"]
     worst = [query["rankings"][0]["rank"] for query in shown.worst()]
     assert worst == sorted(ranks.values(), reverse=True)[:4]
@@ -211,38 +225,73 @@ def test_failures_and_changes_are_the_largest_there_are(large):
     assert len(shown.drawn()) == 3 and len(shown.drawn()[0]["rankings"][0]["hits"]) == 5
 
 
+def examples_of(recipe: Recipe, root: str, *stages: str) -> Examples:
+    """Of the model main, as trained."""
+    rankings = {"as trained": report._captions(f"{root}/6-rankings/main").to_pylist()}
+    if stages:
+        rankings |= {"re-ranked": report._captions(f"{root}/8-reranked/main").to_pylist()}
+    relevance = GradedRelevance(judge_of(recipe, root))
+    return Examples(recipe.report, rankings, relevance, Pictures(root, recipe.evaluate.split))
+
+
 def test_the_page_is_made_again_when_what_it_shows_changes(large):
     root, recipe = large
-    before = report.version(recipe, root, ["main"])
-    assert report.version(recipe, root, ["main"]) == before
+    before = report.read(recipe, root, [], ["main"]).page.version
+    assert report.read(recipe, root, [], ["main"]).page.version == before
     fewer = recipe.model_copy(update={"report": recipe.report.model_copy(update={"queries": 5})})
-    assert report.version(fewer, root, ["main"]) != before
+    assert report.read(fewer, root, [], ["main"]).page.version != before
 
 
-def test_seeds_are_told_by_their_mean_and_deviation(tmp_path):
-    root = str(tmp_path)
-    for stage, factor in (("evaluate", 1), ("reranked", 2)):
-        for name, rsum in (("a.seed0", 100.0), ("a.seed1", 104.0), ("b.seed0", 90.0), ("c", 1.0)):
-            metrics = {"rsum": rsum * factor, "i2t_ndcg_label": 0.5, "t2i_ndcg_label": 0.25}
-            uri = run_folder.folder(root, stage, name, "metrics.json")
-            store.write_json(uri, {"metrics": metrics, "protocol": {}})
-    columns, rows = report_results.seeds_table(root, ["a.seed0", "a.seed1", "b.seed0", "c"])
-    assert columns == ["", "seeds", "rSum", "label NDCG i2t", "label NDCG t2i"]
-    assert rows == [
-        ["a", "2", "102.0 ± 2.8", "0.500 ± 0.000", "0.250 ± 0.000"],
-        ["a, re-ranked", "2", "204.0 ± 5.7", "0.500 ± 0.000", "0.250 ± 0.000"],
-    ]
-    assert report_results.seeds_table(root, ["b.seed0", "c"])[1] == []
+def test_figures_are_drawn_once_for_the_page_and_for_mlflow(large, tmp_path, monkeypatch):
+    root, recipe = shutil.copytree(large[0], tmp_path / "run"), large[1]
+    settings = yaml.safe_dump(recipe.model_dump(mode="json")).encode()
+    store.write_bytes(f"{root}/settings-main.yaml", settings)
+    drawn, logged, figure = [], [], render.figure
+    monkeypatch.setattr(render, "figure", lambda *how, **more: drawn.append(1) or figure(*how))
+    monkeypatch.setattr(Tracker, "artifact", lambda self, stage, name, data: logged.append(name))
+    main.main("report", ["--root", str(root)])
+    assert logged == ["report.html", *(f"figures/{n}.svg" for n in FIGURES)]
+    assert len(drawn) == len(FIGURES)
+
+
+def test_a_pair_that_people_decided_is_no_likely_false_negative(large, tmp_path):
+    root, recipe = str(shutil.copytree(large[0], tmp_path / "run")), large[1]
+    first = false_negatives.suspects(recipe, root)[0]
+    before = report.read(recipe, root, [], ["main"]).page.version
+    assert is_shown(first, page_of(root, recipe))
+    uri = f"{false_negatives.label_folder(recipe, root)}/{false_negatives.TABLE}"
+    store.write_bytes(uri, store.read_text(uri).replace(",,", ",0,", 1).encode())
+    assert report.read(recipe, root, [], ["main"]).page.version != before
+    assert not is_shown(first, page_of(root, recipe))
+
+
+def test_a_pair_decided_in_another_file_is_none_either(large, tmp_path):
+    root, recipe = large
+    first = false_negatives.suspects(recipe, root)[0]
+    uri = str(tmp_path / "decided.csv")
+    line = f"{first.image_id},{first.caption_ids[0]},0.5\n"
+    store.write_bytes(uri, f"image_id,caption_id,relevance\n{line}".encode())
+    decided = recipe.label.model_copy(update={"overrides": uri})
+    recipe = recipe.model_copy(update={"label": decided})
+    shown = [(r["image_id"], r["caption_id"]) for r in false_negatives.undecided(recipe, root)]
+    assert (first.image_id, first.caption_ids[0]) not in shown and shown
+
+
+def is_shown(suspect: false_negatives.Suspect, page: str) -> bool:
+    """Whether the likely false negatives of the report have this pair among them."""
+    parts = page[page.index('<h2 id="suspects">') :].split("<section")
+    asked, beside = f"“{suspect.caption}”", f'title="{suspect.captions[0]}"'
+    return any(asked in part and beside in part for part in parts)
 
 
 def test_a_finished_run_has_a_report_with_true_relevance(finished_run):
     page = (Path(finished_run) / "report.html").read_text()
     assert "captions as queries, true relevance" in page
-    results = report_results.results(finished_run, ["main"])
+    results = [*report.results_of(finished_run, "main").values()]
     assert [result.label for result in results] == ["main", "main, re-ranked"]
     assert f"{results[0].metrics['rsum']:.1f}" in page
     ((_, recipe),) = recipes.saved(finished_run, {}, None)
-    shown = Showcase(recipe, finished_run, "main")
+    shown = examples_of(recipe, finished_run, "re-ranked")
     for query in shown.drawn():
         for ranking in query["rankings"]:
             assert sum(hit.own for hit in ranking["hits"]) == (ranking["rank"] <= 8)
@@ -276,30 +325,23 @@ def luminance(colour: str) -> float:
 
 
 def test_models_measured_alike_stand_in_one_table(tmp_path, monkeypatch):
-    root, protocol = str(tmp_path), {"split": "test", "images": 3, "rerank": "none"}
+    root, protocol = str(tmp_path), Protocol(split="test", images=3, rerank="none")
     models = {
-        "other": ({**protocol, "labels_trained_on": True}, True),
-        "val": ({**protocol, "split": "val"}, True),
+        "other": (replace(protocol, labels_trained_on=True), True),
+        "val": (replace(protocol, split="val"), True),
         "outdated": (protocol, False),
         "mine": (protocol, True),
     }
     for name, (under, _) in models.items():
-        uri = run_folder.folder(root, "evaluate", name, "metrics.json")
-        store.write_json(uri, {"metrics": {}, "protocol": under})
+        uri = RunFolder(root).folder("evaluate", name, "metrics.json")
+        evaluation_results.write(uri, Result(name, {}, {}, under), "hand")
 
     def plan(recipe, root, name):
         return SimpleNamespace(complete=models[name][1])
 
     monkeypatch.setattr(evaluate, "plan", plan)
-    known = [(name, None) for name in (*models, "never evaluated")]
-    assert report_results.beside(root, known, ["mine"]) == ["other"]
-
-
-def test_rows_name_the_method_where_several_re_rank():
-    def row(label, method):
-        return report_results.Result(label, {}, {"rerank": method})
-
-    one, two = row("a, re-ranked", "inverted softmax"), row("b, re-ranked", "krnn")
-    assert report_results._label(one, [row("a", "none"), one]) == "a, re-ranked"
-    assert report_results._label(one, [one, two]) == "a, re-ranked: inverted softmax"
-    assert report_results._label(row("a", "none"), [row("a", "none"), one, two]) == "a"
+    known = [(name, Recipe(name="t")) for name in (*models, "never evaluated")]
+    found = report.read(Recipe(name="t"), root, known, ["mine"])
+    assert list(found.models) == ["other", "mine"]
+    with pytest.raises(InputError, match="no metrics of never evaluated.*`halftone evaluate`"):
+        report.read(Recipe(name="t"), root, known, ["mine", "never evaluated"])

@@ -308,11 +308,6 @@ def test_of_several_methods_the_best_on_val_is_the_stage_s_ranking(tmp_path):
     assert all(folder.endswith(method) for method, folder in folders.items())
 
 
-def test_the_table_says_by_what_a_method_was_taken():
-    assert rerank.heading("inductive", 200.5) == "inductive; * best on val"
-    assert rerank.heading("inductive", -1.0) == "inductive; * the first: none has a figure on val"
-
-
 def test_sentence_vectors_compare_captions_where_they_are_asked_for(tmp_path):
     write_run(tmp_path)
     settings = {"method": "train_pairs", "bank_images": 8}

@@ -12,9 +12,10 @@ import torch
 from jobs.cli import recipes
 from jobs.cli.main import main
 from pipeline.errors import InputError
+from pipeline.reports.tables import SHADES
 from pipeline.search import index
+from pipeline.search import page as search_page
 from pipeline.search.index import Query, SearchIndex
-from pipeline.search.page import SHADES
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +142,17 @@ def test_words_that_nothing_would_look_at_are_refused(finished_run, capsys, argv
     with pytest.raises(SystemExit) as ended:
         main("search", [*argv, "--root", finished_run])
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_the_page_is_made_again_with_another_layout_or_other_shades(finished_run, monkeypatch):
+    ((name, recipe),) = recipes.saved(finished_run, {}, None)
+
+    def version(**label) -> str:
+        changed = recipe.label.model_copy(update=label)
+        other = recipe.model_copy(update={"label": changed})
+        return search_page.page(other, finished_run, name).version
+
+    before = version()
+    assert version() == before != version(map="half")
+    monkeypatch.setattr(search_page, "LAYOUT", 99)
+    assert version() != before

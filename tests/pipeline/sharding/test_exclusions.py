@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.evaluation import evaluate
-from pipeline.reports import results
+from pipeline.evaluation.results import Protocol, sentence
 from pipeline.reranking import rerank
 from pipeline.sharding import exclusions
 from pipeline.storage import parquet
@@ -155,7 +155,7 @@ def test_the_protocol_counts_what_was_left_out(evaluated):
     assert protocol["excluded"] == {"images": 2, "captions": 3}
     assert protocol["images"] == whole["images"] - 2
     assert protocol["captions"] == whole["captions"] - 3 and "excluded" not in whole
-    assert "2 images, 3 captions excluded" in results.protocol_line(protocol)
+    assert "2 images, 3 captions excluded" in sentence(Protocol.of(protocol))
 
 
 def test_a_list_is_part_of_the_fingerprint_by_what_it_takes_out_of_the_split(evaluated, tmp_path):
