@@ -7,11 +7,20 @@ from jobs.cli.commands import report
 from jobs.cli.run import Run
 from schemas.settings import SECTIONS
 
-STAGES = (ingest.run, shard.run, embed.run, label.run, train.run, evaluate.run, rerank.run)
+STAGES = (
+    ingest.run,
+    shard.run,
+    embed.run,
+    label.run,
+    train.run,
+    evaluate.run,
+    rerank.run,
+    search.page,
+)
 
 
 def run(run: Run) -> None:
-    for stage in (*STAGES, search.write_page):
+    for stage in STAGES:
         stage(run)
 
 

@@ -19,19 +19,22 @@ def run(run: Run) -> None:
     asked = options.query is not None or options.image
     if not asked and (options.words or options.without):
         raise InputError("--words and --without are of a query's results; write what to look for")
-    if asked and not run.dry:
-        return answer(run)
-    from pipeline.search import page
+    answer(run) if asked and not run.dry else page(run)
+
+
+def page(run: Run) -> None:
+    """The page of the recipe's queries, or of captions of the split."""
+    from pipeline.search.page import page
 
     with run.stage("search") as stage:
-        stage.page(page.page(run.recipe, run.root, run.name))
-    return None
+        stage.page(page(run.recipe, run.root, run.name))
 
 
 def answer(run: Run) -> None:
     """The hits of one query, in the terminal and as a page."""
     from pipeline.reports import tables
-    from pipeline.search import index, page
+    from pipeline.search import index
+    from pipeline.search.page import answer as answered
 
     options, settings = run.options, run.recipe.search
     picture = index.read_picture(options.image) if options.image else None
@@ -39,7 +42,7 @@ def answer(run: Run) -> None:
     query = index.Query(
         options.query or "", picture, shades=settings.shades and not picture, **asked
     )
-    hits, shown = page.answer(index.SearchIndex(run.recipe, run.root, run.name), query)
+    hits, shown = answered(index.SearchIndex(run.recipe, run.root, run.name), query)
     shown.make()
     run.show.table("", *tables.hits(hits), f"model {run.name}; as a page: {shown.uri}")
     run.results["hits"] = [

@@ -14,12 +14,10 @@ import pyarrow as pa
 import pytest
 
 from jobs.cli import recipes
-from pipeline.evaluation import evaluate, results, tower_vectors
+from pipeline.evaluation import evaluate, tower_vectors
 from pipeline.labels import calibrate, embed, label
 from pipeline.labels.encoders import encoder_label, sentences
-from pipeline.reports import false_negatives, labels, preview, report
 from pipeline.reranking import rerank
-from pipeline.search import page as search_page
 from pipeline.sharding import ingest, shard
 from pipeline.sharding.checks import audit
 from pipeline.storage import parquet, store
@@ -218,27 +216,13 @@ def plans(recipe: Recipe, root: str) -> typing.Iterator[tuple]:
         yield "calibrate", calibrate.plan(recipe, root)
 
 
-def pages(recipe: Recipe, root: str) -> dict[str, str]:
-    """Versions of what is made from finished stages."""
-    rankings = evaluate.plan(recipe, root, "main")
-    return {
-        "metrics": results.results_version(rankings, recipe),
-        "preview page": preview.version(root, "val", 60),
-        "label page": labels.version(recipe, root),
-        "false negatives": false_negatives.version(recipe, root),
-        "report": report.version(recipe, root, ["main"]),
-        "search page": search_page.version(recipe, root, "main"),
-    }
-
-
 def recorded(recipe: Recipe) -> dict[str, list]:
     """Fingerprints by what they are of: the plan's, then each piece's."""
     run_folder(recipe, ROOT)
-    found = {
+    return {
         what: [plan.fingerprint, *(f"{p.name} {p.fingerprint}" for p in plan.pieces)]
         for what, plan in plans(recipe, ROOT)
     }
-    return found | {what: [version] for what, version in pages(recipe, ROOT).items()}
 
 
 def of_shipped() -> dict[str, dict]:
