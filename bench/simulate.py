@@ -3,10 +3,10 @@
     python -m bench.simulate            the table of docs/scale.md
     python -m bench.simulate measure    runs here with one and two workers, against the simulation
 
-Simulated are Ray's tasks as `jobs/_cluster.py` hands them out (one after the other, to the next
+Simulated are Ray's tasks as `jobs/cluster/tasks.py` hands them out (one after another, to the next
 free slot), nodes that are lost with the pieces in flight and come back, and a training that stops
 as a whole and goes on from its newest checkpoint. How long a piece takes comes from the rates of
-`pipeline/_rates.py`, what is assumed of failures from `Machines`.
+`jobs/cluster/rates.py`, what is assumed of failures from `Machines`.
 """
 
 import heapq
@@ -196,7 +196,6 @@ def measure() -> None:
 
 def _run(scenes: int):
     """(stage, seconds of every piece, seconds of all) of sharding and embedding drawn scenes."""
-    from jobs.cluster import tasks
     from pipeline.labels import embed
     from pipeline.sharding import ingest, shard
     from schemas.settings import Recipe
@@ -207,13 +206,15 @@ def _run(scenes: int):
         plan = ingest.plan(recipe, root)
         plan.finish({piece.name: ingest.write_part(piece) for piece in plan.pieces})
         plan = shard.plan(recipe, root)
-        yield "shard", *_timed(tasks, plan, shard.write_shard)
+        yield "shard", *_timed(plan, shard.write_shard)
         for step in embed.steps(recipe.embed, root):
-            found = _timed(tasks, step.plan, step.make)
+            found = _timed(step.plan, step.make)
         yield "embed", *found
 
 
-def _timed(tasks, plan, make) -> tuple[list[float], float]:
+def _timed(plan, make) -> tuple[list[float], float]:
+    from jobs.cluster import tasks
+
     def timed(piece):
         started = time.perf_counter()
         return {"summary": make(piece), "took": time.perf_counter() - started}

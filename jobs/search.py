@@ -3,8 +3,7 @@
 from jobs.cli import main
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.search import index
-from pipeline.search import page as search_page
+from pipeline.search import index, page
 from pipeline.storage import store
 
 
@@ -24,12 +23,12 @@ def run(run: Run, options=None) -> None:
         raise InputError("--words and --without are of a query's results; write what to look for")
     with run.stage("search") as stage:
         uri = store.join(run.root, f"search-{run.name}.html")
-        version = search_page.version(run.recipe, run.root, run.name)
+        version = page.version(run.recipe, run.root, run.name)
         if stage.page(uri, version):
             gallery = index.SearchIndex(run.recipe, run.root, run.name)
-            page = search_page.page(gallery, index.default_queries(gallery))
-            store.write_bytes(uri, page.encode())
-            run.track.artifact("search", "search.html", page.encode())
+            html = page.page(gallery, index.default_queries(gallery))
+            store.write_bytes(uri, html.encode())
+            run.track.artifact("search", "search.html", html.encode())
     return None
 
 
@@ -46,9 +45,9 @@ def answer(run: Run, options) -> None:
         shades=settings.shades and not options.image,
     )
     uri = store.join(run.root, "search.html")
-    hits, page = search_page.ask(gallery, query)
-    store.write_bytes(uri, page.encode())
-    columns, rows = search_page.table(hits)
+    hits, html = page.ask(gallery, query)
+    store.write_bytes(uri, html.encode())
+    columns, rows = page.table(hits)
     run.show.table("", columns, rows, f"model {run.name}; as a page: {uri}")
     run.results["hits"] = [
         {"image": h.image_id, "score": h.score, "relevance": h.relevance, "text": h.text}

@@ -1,7 +1,7 @@
 """What a recipe asks of a cluster: pieces, time, memory, storage, network and cost by stage.
 
-Times follow from the rates of `_rates.py`; memory and storage from the formats and, for a loss,
-from peaks that were measured.
+Times follow from the rates of `jobs/cluster/rates.py`; memory and storage from the formats and,
+for a loss, from peaks that were measured.
 """
 
 import math

@@ -316,7 +316,7 @@ def _log_model(uri: str, run_id: str, folder: str, model: str, alias: str, score
             python_model=str(Path(__file__).with_name("model.py")),
             artifacts={"model": copy},
             # Our own code goes along, so the model loads where Halftone is not installed.
-            code_paths=[str(Path(room.__path__[0])) for room in (pipeline, schemas)],
+            code_paths=[str(Path(package.__path__[0])) for package in (pipeline, schemas)],
             pip_requirements=["torch", "numpy", "pyarrow", "pillow", "pydantic", "safetensors"],
         )
     client = mlflow.MlflowClient(tracking_uri=uri)

@@ -6,7 +6,7 @@ from pipeline.labels import embed, label
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
-from pipeline.training import train
+from pipeline.training.objective import needs_embeddings
 from schemas.ranking import RANKING
 from schemas.settings import Recipe
 
@@ -94,6 +94,6 @@ def _protocol(recipe: Recipe, judged_by: Recipe, entries: list[dict], leaving: E
         "ndcg_at": recipe.evaluate.ndcg_at,
         "label_encoder": judged_by.embed.encoder,
         "label_map": judged_by.label.map,
-        "labels_trained_on": judged_by is recipe and train.needs_embeddings(recipe.train),
+        "labels_trained_on": judged_by is recipe and needs_embeddings(recipe.train),
         **({"excluded": excluded} if leaving.captions else {}),
     }

@@ -1,7 +1,6 @@
 """What metrics.json holds of a ranking: figures, intervals, protocol."""
 
-from pipeline.evaluation import external, human_agreement, intervals, protocols
-from pipeline.evaluation import ranking as ranking_module
+from pipeline.evaluation import external, human_agreement, intervals, protocols, ranking
 from pipeline.evaluation.tower_vectors import read_vectors
 from pipeline.labels import judged_pairs
 from pipeline.storage import store
@@ -18,15 +17,15 @@ def metrics(plan: Plan) -> dict[str, float]:
 
 def queries(plan: Plan) -> dict[str, intervals.Queries]:
     """Every query's own metrics in a finished ranking, by direction."""
-    return ranking_module.queries([piece.output for piece in plan.pieces])
+    return ranking.queries([piece.output for piece in plan.pieces])
 
 
 def results(plan: Plan, recipe: Recipe) -> dict:
     """What metrics.json holds of any ranking: figures, their intervals, and the protocol."""
-    ranking = queries(plan)
+    found = queries(plan)
     return {
-        "metrics": intervals.figures(ranking),
-        "intervals": intervals.bootstrap(ranking, recipe.evaluate.resamples),
+        "metrics": intervals.figures(found),
+        "intervals": intervals.bootstrap(found, recipe.evaluate.resamples),
         "protocol": plan.settings,
     }
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.formulas import metrics as ranking_metrics
+from pipeline.formulas.metrics import spearman
 from pipeline.labels import label
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.maps import cosine_map
@@ -219,7 +219,7 @@ def of_lists(relevance: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 def agree(one_MN, other_MN, negative_MN) -> tuple[float, float]:
     """Mean over images of Spearman between two encoders, and of what their TOP negatives share."""
-    spearman_M = ranking_metrics.spearman(one_MN, other_MN, mask_QN=negative_MN)
+    spearman_M = spearman(one_MN, other_MN, mask_QN=negative_MN)
     k = min(TOP, int(negative_MN.sum(1).min()))
     tops = [c.masked_fill(~negative_MN, -torch.inf).topk(k).indices for c in (one_MN, other_MN)]
     same_M = (tops[0][:, :, None] == tops[1][:, None, :]).any(2).float().mean(1)

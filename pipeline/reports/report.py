@@ -2,14 +2,12 @@
 
 import json
 
-from pipeline.reports import figures as drawn_figures
 from pipeline.reports import render
 from pipeline.reports.examples import Showcase
+from pipeline.reports.figures import figures
 from pipeline.reports.results import protocol_line, results, table
 from pipeline.storage import run_folder, store
 from schemas.settings import Recipe
-
-figures = drawn_figures.figures
 
 LAYOUT = 3  # counts up when the page changes, so that it is made again
 

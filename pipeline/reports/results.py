@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.errors import StageMissing
 from pipeline.evaluation import evaluate
-from pipeline.evaluation import results as evaluation_results
+from pipeline.evaluation.results import RECALLS, recalls
 from pipeline.storage import run_folder, store
 from schemas.settings import Recipe
 
@@ -132,13 +132,12 @@ def short_table(root: str, names: list[str]) -> tuple[list[str], list[list[str]]
     truth = any("i2t_ndcg_truth" in result.metrics for result in found)
     graded = "truth" if truth else "label"
     title = f"{'true' if truth else 'label'} NDCG@{found[0].protocol['ndcg_at']}"
-    columns = ["", *evaluation_results.RECALLS, "rSum", f"{title} i2t", "t2i"]
+    columns = ["", *RECALLS, "rSum", f"{title} i2t", "t2i"]
     rows = []
     for result in found:
         label, m = _label(result, found), result.metrics
-        recalls = evaluation_results.recalls(m)
         ndcg = [f"{m[f'{direction}_ndcg_{graded}']:.3f}" for direction in ("i2t", "t2i")]
-        rows.append([label, *recalls, f"{m['rsum']:.1f}", *ndcg])
+        rows.append([label, *recalls(m), f"{m['rsum']:.1f}", *ndcg])
     return columns, rows
 
 

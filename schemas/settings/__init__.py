@@ -4,12 +4,12 @@ from typing import Any
 
 from pydantic import Field
 
-from schemas.settings._section import Section
 from schemas.settings.cluster import ClusterSettings
 from schemas.settings.data import AuditSettings, ShardSettings, SourceSettings
 from schemas.settings.labels import CalibrateSettings, EmbedSettings, LabelSettings
 from schemas.settings.reranking import LeaPRRSettings, RerankSettings
 from schemas.settings.results import EvaluateSettings, ReportSettings, SearchSettings, ServeSettings
+from schemas.settings.section import Section
 from schemas.settings.training import ModelSettings, TrainSettings
 
 __all__ = [

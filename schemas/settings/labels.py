@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section
 
 
 class EmbedSettings(Section):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section
 
 
 class RerankSettings(Section):

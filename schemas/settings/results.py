@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from schemas.settings._section import Section
+from schemas.settings.section import Section
 
 
 class EvaluateSettings(Section):
