@@ -44,7 +44,7 @@ def towers(settings: ModelSettings, *, words: int, tokens: int) -> Towers:
     if "pretrained" in (settings.image, settings.text):
         return _by_formula(settings)
     features = 2048 if settings.image == "regions" else None
-    model = models.build(settings, vocabulary=range(words), features=features)
+    model = models.build(settings, vocabulary=range(words), features=features)  # type: ignore[arg-type]
     size = settings.image_size
     images = torch.zeros(PAIRS, 3, size, size, dtype=torch.uint8)
     if features:

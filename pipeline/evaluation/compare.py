@@ -120,7 +120,7 @@ def p_values(base: Result, other: Result) -> dict[str, float]:
     ):
         return {}
     sides = ({way: _in_order(q) for way, q in r.queries.items()} for r in (base, other))
-    found = permutation(*sides, PERMUTATIONS)
+    found = permutation(*sides, PERMUTATIONS)  # type: ignore[call-arg, arg-type]
     for kind, matters in GRADED.items():
         if any(base.protocol.get(name) != other.protocol.get(name) for name in matters):
             found = {name: p for name, p in found.items() if kind not in name}

@@ -5,6 +5,7 @@ knots.
 """
 
 import collections
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -79,7 +80,12 @@ def fit_isotonic(cosine_P, judgement_P):
     return {"knots_K": [knot for knot, _ in knots], "values_K": [value for _, value in knots]}
 
 
-MAPS = {"half": half, "clip": clip, "logistic": logistic, "isotonic": isotonic}
+MAPS: dict[str, Callable[..., torch.Tensor]] = {
+    "half": half,
+    "clip": clip,
+    "logistic": logistic,
+    "isotonic": isotonic,
+}
 
 
 @in_full_precision

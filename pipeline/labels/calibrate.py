@@ -171,7 +171,7 @@ def folds(judged: Judged, settings: CalibrateSettings) -> list[tuple[np.ndarray,
     fold = np.random.default_rng(settings.seed).permutation(len(images)) % settings.folds
     out = []
     for number in range(settings.folds):
-        test_P = fold[first_P] == number
+        test_P = np.asarray(fold[first_P] == number)
         train_P = ~np.isin(judged.image_P2, judged.image_P2[test_P]).any(axis=1)
         if not test_P.any() or len(np.unique(judged.judgement_P[train_P])) < 2:
             raise InputError(

@@ -50,7 +50,7 @@ class Report:
 
     def _lists(self, split: str) -> list[dict]:
         """Of every direction: queries, entropy, best negatives, and the share of near ones."""
-        found: dict[str, list[tuple]] = {}
+        found: dict = {}
         for entry in run_folder.of_split(self.index, split):
             lists = parquet.read_table(store.join(self.folder, f"{entry['name']}.parquet"))
             for direction in self.recipe.label.lists:

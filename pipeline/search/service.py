@@ -71,7 +71,7 @@ def app(gallery: SearchIndex, ask: Ask, *, replica: str = "0") -> Starlette:
         Middleware(Watched, service=service),
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
     ]
-    errors = {HTTPException: service.refusal}
+    errors: dict = {HTTPException: service.refusal}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=errors)
 
 

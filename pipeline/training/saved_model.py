@@ -4,6 +4,7 @@ from safetensors.torch import load
 
 from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
+from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.training.distributed import ProcessGroup
@@ -18,7 +19,7 @@ def summary(piece: Piece) -> dict:
     return {**history["summary"], "files": {**history["summary"]["files"], **own}}
 
 
-def load_model(folder: str) -> tuple[TwoTower, Vocabulary, Recipe]:
+def load_model(folder: str) -> tuple[TwoTower, Vocabulary | PretrainedTokens, Recipe]:
     """The trained model of a folder of stage 5, in evaluation mode on the GPU if there is one."""
     index = run_folder.need_index(folder, "train")
     vocabulary = models.vocabulary_of(store.read_json(store.join(folder, "vocabulary.json")))

@@ -228,6 +228,7 @@ def test_a_root_that_cannot_be_written_fails(ray_here, tmp_path, capsys, monkeyp
     assert "500" in lines["mlflow"]["said"]
 
 
+@pytest.mark.own_cluster
 def test_two_nodes_that_share_no_storage(tmp_path):
     """Real nodes; memory:// is a store of one process, and the second may open few files."""
     binaries = Path(sys.executable).parent
@@ -267,7 +268,7 @@ def test_two_nodes_that_share_no_storage(tmp_path):
         for node in reversed(running):
             os.killpg(node.pid, signal.SIGTERM)
             try:
-                node.wait(20)
+                node.wait(120)
             except subprocess.TimeoutExpired:
                 os.killpg(node.pid, signal.SIGKILL)
     assert doctor_.returncode == 1, doctor_.stderr[-2000:]
@@ -278,7 +279,7 @@ def test_two_nodes_that_share_no_storage(tmp_path):
 
 
 def _until_started(log: Path) -> None:
-    for _ in range(120):
+    for _ in range(1200):
         if "Ray runtime started" in log.read_text():
             return
         time.sleep(0.5)
@@ -293,7 +294,7 @@ def test_a_cluster_that_does_not_answer_is_a_line(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert tried.returncode == 1 and "Traceback" not in tried.stderr
     assert tried.stdout.startswith("fail ray        127.0.0.1:9")

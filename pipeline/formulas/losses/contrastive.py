@@ -55,7 +55,7 @@ def triplet(
                 else tau * (hidden_RN / tau).logsumexp(-1)
             )
             hinge_P = hinge_P + mining * (hard_R[row_P] + bar_P).relu()
-        sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)
+        sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)  # type: ignore[arg-type]
         return sum_R / positive_RN.sum(-1).clamp(min=1)
 
     rows = rows_in_cache(2 * scores_QN.shape[1], scores_QN.device)

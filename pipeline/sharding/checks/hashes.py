@@ -36,8 +36,7 @@ def of_picture(image: Image.Image) -> Picture:
     """
     image = image.convert("RGB")
     pixels = hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).digest()
-    grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-    grey = np.asarray(grey, np.float64)
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float64)
     colours = image.resize((4, 4), Image.Resampling.BOX).tobytes()
     if grey.std() < FLAT:
         return Picture(pixels, None, colours)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from pipeline.reranking import fitting
 from pipeline.reranking.leaprr import losses
@@ -18,6 +17,7 @@ from pipeline.reranking.similarities import Towers
 from pipeline.storage.plan import Piece
 from pipeline.training import checkpoint
 from schemas.settings import LeaPRRSettings
+from tests.helpers import gloo
 from tests.helpers.paths import GOLDEN
 from tests.pipeline.reranking.test_methods import SMALL, problem
 
@@ -230,7 +230,7 @@ def many(rank: int, size: int, folder: str) -> None:
 def test_two_workers_train_what_one_trains(tmp_path):
     settings = PLANTED.model_copy(update={"epochs": 1, "alignment": 0.5, "batch_size": 29})
     alone = trained(tmp_path / "one", planted(1), planted(2), settings)
-    multiprocessing.spawn(many, (2, str(tmp_path)), nprocs=2)
+    gloo.together(2, many, str(tmp_path))
     found, _ = checkpoint.latest(str(tmp_path / "checkpoints"))
     weights = found[1]["model"]
     for name, value in alone.model.state_dict().items():

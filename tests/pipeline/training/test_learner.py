@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from pipeline.errors import InputError
@@ -248,7 +247,7 @@ def take_steps(rank: int, size: int, folder: str) -> None:
 
 
 def test_two_workers_take_the_steps_of_one_whole_or_sharded_or_in_chunks(tmp_path):
-    multiprocessing.spawn(worker, (2, str(tmp_path)), nprocs=2)
+    gloo.together(2, worker, str(tmp_path))
     one = weights_after(learner_of(optimizer="adamw", weight_decay=0.1, lr=0.01), 3)
     for name in ("ddp", "3", "fsdp"):
         assert_close(torch.load(tmp_path / f"{name}.pt")["model"], one, 1e-5)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from pipeline.formulas.losses import LOSSES
 from pipeline.models.regions import RegionTower
@@ -68,7 +67,7 @@ def courses(data, tiny_encoder, tmp_path_factory) -> dict[int, dict]:  # noqa: F
         pieces[name] = train.plan(recipe, data[1], f"course-{name}").pieces[0]
     course(0, 1, str(folder), pieces)
     for size in (2, 4):
-        multiprocessing.spawn(course, (size, str(folder), pieces), nprocs=size)
+        gloo.together(size, course, str(folder), pieces)
     return {size: json.loads((folder / f"{size}.json").read_text()) for size in (1, 2, 4)}
 
 
