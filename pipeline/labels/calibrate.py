@@ -168,10 +168,12 @@ class Candidate:
 def folds(judged: Judged, settings: CalibrateSettings) -> list[tuple[np.ndarray, np.ndarray]]:
     """(pairs to fit on, pairs to judge) of every fold: they share no image."""
     images, first_P = np.unique(judged.image_P2[:, 0], return_inverse=True)
-    fold = np.random.default_rng(settings.seed).permutation(len(images)) % settings.folds
+    fold: np.ndarray = (
+        np.random.default_rng(settings.seed).permutation(len(images)) % settings.folds
+    )
     out = []
     for number in range(settings.folds):
-        test_P = np.asarray(fold[first_P] == number)
+        test_P = fold[first_P] == number
         train_P = ~np.isin(judged.image_P2, judged.image_P2[test_P]).any(axis=1)
         if not test_P.any() or len(np.unique(judged.judgement_P[train_P])) < 2:
             raise InputError(
