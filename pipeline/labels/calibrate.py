@@ -182,7 +182,7 @@ def folds(judged: Judged, settings: CalibrateSettings) -> list[tuple[np.ndarray,
                 "images, or change calibrate.folds"
             )
         out.append((train_P, test_P))
-    return out
+    return out  # type: ignore[return-value]
 
 
 def candidates(plan: Plan, recipe: Recipe) -> list[Candidate]:
