@@ -119,8 +119,11 @@ def cube_ndcg(scores_BB, relevance_BB):
 
 
 def public_ndcg(scores_BB, relevance_BB):
-    """The public module's whole computation: repeated operands, a stored mask without the diagonal,
-    the step spelled out with a clamped exponent, and hard ranks for its log besides."""
+    """The public module's whole computation.
+
+    Repeated operands, a stored mask without the diagonal, the step spelled out with a clamped
+    exponent, and hard ranks for its log besides.
+    """
     size = len(scores_BB)
     others = (1 - torch.eye(size)).repeat(size, 1, 1)
 

@@ -50,7 +50,7 @@ def expected_rank(scores_QN, positive_QN, *, mask_QN=None):
 
 
 def retrieval(scores_MN, positive_MN, *, ks=(1, 5, 10)):
-    """dict of percents and ranks for images (rows) and texts (columns).
+    """Dict of percents and ranks for images (rows) and texts (columns).
 
     Keys: {i2t,t2i}_{R_at_k,MedR,MeanR} and rsum.
 

@@ -15,7 +15,7 @@ NOWHERE = 2**40  # above a positive that no list holds
 
 
 def per_query(query_P, above_P, tied_P, queries, *, total_Q=None, ks=(1, 5, 10)):
-    """dict of value_Q: R_at_k, rank, map_at_r and r_precision, in float64.
+    """Dict of value_Q: R_at_k, rank, map_at_r and r_precision, in float64.
 
     `total_Q` is the number of positives, also of those that are in no pair: they are not found.
 

@@ -1,5 +1,7 @@
-"""The bytes that manifest rows stand for, in the rows' order: local ones are read when they are
-asked for, remote ones are fetched ahead by threads, a bounded number of them.
+"""The bytes that manifest rows stand for, in the rows' order.
+
+Local ones are read when they are asked for, remote ones are fetched ahead by threads, a bounded
+number of them.
 """
 
 import contextlib

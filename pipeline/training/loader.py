@@ -59,7 +59,8 @@ class Loader:
         def put(item) -> None:
             while not stop.is_set():
                 try:
-                    return ready.put(item, timeout=0.2)
+                    ready.put(item, timeout=0.2)
+                    return
                 except queue.Full:
                     continue
 

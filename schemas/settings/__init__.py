@@ -13,6 +13,7 @@ from schemas.settings.section import Section
 from schemas.settings.training import ModelSettings, TrainSettings
 
 __all__ = [
+    "SECTIONS",
     "AuditSettings",
     "CalibrateSettings",
     "ClusterSettings",
@@ -24,7 +25,6 @@ __all__ = [
     "Recipe",
     "ReportSettings",
     "RerankSettings",
-    "SECTIONS",
     "SearchSettings",
     "Section",
     "ServeSettings",

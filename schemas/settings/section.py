@@ -4,4 +4,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
+    """Settings that cannot be changed and know all their names."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -134,11 +134,10 @@ def adaptive_info_nce(
 
 
 def siglip(scores_QN, positive_QN, *, scale=10.0, bias=-10.0, mask_QN=None):
-    """loss_Q: sum over the list of -log sigmoid(+-(scale x score + bias)), + for positives, in
-    nats.
+    """loss_Q in nats: sum over the list of -log sigmoid(+-(scale x score + bias)).
 
-    A sum per query, so that its mean over queries is the paper's. `scale` and `bias` may be learned
-    tensors; the defaults are the paper's start. SigLIP (arXiv 2303.15343).
+    + for positives. A sum per query, so that its mean over queries is the paper's. `scale` and
+    `bias` may be learned tensors; the defaults are the paper's start. SigLIP (arXiv 2303.15343).
 
     >>> siglip(torch.tensor([[1.0, 1.0]]), torch.tensor([[True, False]]))
     tensor([1.3863])

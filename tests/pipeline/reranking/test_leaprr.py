@@ -172,9 +172,9 @@ def planted(seed: int, images=150, bank=150, dim=24) -> Problem:
     everyone = torch.arange(size)
     return Problem(
         Towers(sides["image"], flipped),
-        gallery={side: everyone[:images] for side in sides},
-        bank={side: everyone[images:] for side in sides},
-        owner={side: everyone for side in sides},
+        gallery=dict.fromkeys(sides, everyone[:images]),
+        bank=dict.fromkeys(sides, everyone[images:]),
+        owner=dict.fromkeys(sides, everyone),
     )
 
 

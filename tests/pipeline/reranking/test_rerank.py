@@ -32,7 +32,7 @@ from tests.pipeline.evaluation.test_ranking import (
 
 
 def slow_hubness(candidates, bank, beta) -> list[float]:
-    """log of the mean over the bank of exp(beta s), over beta; in float64."""
+    """Log of the mean over the bank of exp(beta s), over beta; in float64."""
     return [
         math.log(sum(math.exp(beta * float(q @ c)) for q in bank) / len(bank)) / beta
         for c in candidates

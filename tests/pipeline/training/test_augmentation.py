@@ -16,8 +16,8 @@ from pipeline.training.loader import Loader
 from pipeline.training.sampler import Sampler
 from schemas.settings import TrainSettings
 from tests.pipeline.training.test_sampler_and_loader import (
-    Counts,  # noqa: F401  (fixtures)
-    loader_of,  # noqa: F401  (fixtures)
+    Counts,
+    loader_of,
     root,  # noqa: F401  (fixtures)
     split,  # noqa: F401  (fixtures)
 )

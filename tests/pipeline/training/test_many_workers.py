@@ -15,7 +15,7 @@ from pipeline.training.trainer import Trainer
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its recipe)
-    recipe_with,  # noqa: F401  (a fixture, and its recipe)
+    recipe_with,
 )
 
 STEPS = 20

@@ -17,9 +17,9 @@ from pipeline.training.trainer import Trainer
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its users)
-    fit,  # noqa: F401  (a fixture, and its users)
-    recipe_with,  # noqa: F401  (a fixture, and its users)
-    weights,  # noqa: F401  (a fixture, and its users)
+    fit,
+    recipe_with,
+    weights,
 )
 
 
