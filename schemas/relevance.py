@@ -6,7 +6,7 @@ and in no order. float16 is off by 2^-12 of the relevance at most.
 """
 
 import itertools
-from typing import Literal
+from typing import Literal, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -38,7 +38,7 @@ class Calibration(BaseModel):
     values: tuple[float, ...] = ()  # isotonic: the relevance at each
 
     @model_validator(mode="after")
-    def _whole(self):
+    def _whole(self) -> Self:
         if self.map == "logistic" and (
             self.centre is None or self.width is None or self.width <= 0
         ):

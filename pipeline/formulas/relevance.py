@@ -69,7 +69,7 @@ def fit_isotonic(cosine_P, judgement_P):
         judged[cosine].append(judgement)
     if not judged:
         raise ValueError("no judged pairs to fit a map to")
-    pools = []  # of each: sum and number of judgements, lowest and highest cosine
+    pools: list[tuple] = []  # of each: sum and number of judgements, lowest and highest cosine
     for cosine in sorted(judged):
         pool = (sum(judged[cosine]), len(judged[cosine]), cosine, cosine)
         while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:

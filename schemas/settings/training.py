@@ -1,6 +1,6 @@
 """Settings of the towers and their training."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -137,7 +137,7 @@ class TrainSettings(Section):
     seed: int = Field(0, ge=0, description="seed of weights, order and caption draws")
 
     @model_validator(mode="after")
-    def _lanes_fit(self):
+    def _lanes_fit(self) -> Self:
         if self.batch_size % self.lanes:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into {self.lanes} lanes; "
