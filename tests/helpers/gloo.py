@@ -7,13 +7,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-# What every worker needs is imported once, by the process that they are forked from.
-IMPORTED = ["pytest", "pipeline.training.trainer", "pipeline.reranking.leaprr.training"]
+from tests.helpers import forked
 
 
 def together(size: int, work: Callable[..., None], *given) -> None:
     """Call `work(rank, size, *given)` in `size` processes at once."""
-    multiprocessing.set_forkserver_preload(IMPORTED)
+    forked.context()
     multiprocessing.start_processes(work, (size, *given), size, start_method="forkserver")
 
 

@@ -2,17 +2,18 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing import Process
 from pathlib import Path
 
 import pytest
 
+from jobs.cli.main import main
 from pipeline.storage import store
 from tests.chaos import shards
-from tests.helpers.paths import ROOT
-from tests.helpers.stages import TINY
+from tests.helpers import forked
+from tests.helpers.stages import TINY, make_here
 
 # What lies in the run folder when the command is killed: in the middle of a stage each time.
 BEFORE_TRAINING = (
@@ -24,36 +25,28 @@ ON_RAY = (
     "5-model/main/checkpoints/step-00000030/checkpoint.json",
     "6-rankings/main/vectors/*.parquet",
 )
-# The same command with every piece made in its own process: it dies at the same places, sooner.
-HERE = """
-import sys
-import pytest
-from jobs.cli.main import main
-from tests.helpers.stages import make_here
-make_here(pytest.MonkeyPatch())
-main("run", sys.argv[1:])
-"""
 LONGEST = 1200  # seconds for one command, on a machine with much else to do
 
 
-def start(root: Path, encoder: str, *, on_ray: bool) -> subprocess.Popen:
-    """The whole command, in a process group of its own; what it prints goes beside its folder."""
-    command = ["-m", "jobs.end_to_end"] if on_ray else ["-c", HERE]
-    with root.with_name("printed.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, *command, *TINY, "--root", str(root), "--encoder", encoder],
-            **{"stdout": log, "stderr": log, "cwd": ROOT},
-            start_new_session=True,
-        )
+def main_here(command: str, arguments: list[str]) -> None:
+    """The same with every piece made in this process: it dies at the same places."""
+    make_here(pytest.MonkeyPatch())
+    main(command, arguments)
 
 
-def kill_when(running: subprocess.Popen, root: Path, moment: str) -> None:
+def start(run: Callable, root: Path, encoder: str) -> Process:
+    """The whole command; what it prints goes beside its folder."""
+    printed = str(root.with_name("printed.txt"))
+    return forked.start(printed, run, "run", [*TINY, "--root", str(root), "--encoder", encoder])
+
+
+def kill_when(running: Process, root: Path, moment: str) -> None:
     deadline = time.monotonic() + LONGEST
     while not list(root.glob(moment)):
-        assert running.poll() is None and time.monotonic() < deadline, printed(root, moment)
+        assert running.is_alive() and time.monotonic() < deadline, printed(root, moment)
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    running.join()
 
 
 def printed(root: Path, moment: str) -> str:
@@ -67,8 +60,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(
     root = tmp_path / "runs" / "tiny"
     root.parent.mkdir()
     for moment in (*BEFORE_TRAINING, *ON_RAY):
-        kill_when(start(root, tiny_encoder, on_ray=moment in ON_RAY), root, moment)
-    assert start(root, tiny_encoder, on_ray=False).wait(LONGEST) == 0, printed(root, "end")
+        run = main if moment in ON_RAY else main_here
+        kill_when(start(run, root, tiny_encoder), root, moment)
+    last = start(main_here, root, tiny_encoder)
+    last.join(LONGEST)
+    assert last.exitcode == 0, printed(root, "end")
     for stage in ("6-rankings", "8-reranked"):
         here, there = (
             store.read_json(f"{folder}/{stage}/main/metrics.json")["metrics"]
