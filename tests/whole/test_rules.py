@@ -136,7 +136,7 @@ def test_folders_hold_few_entries_and_no_underscores():
 
 
 def test_imports_inside_pipeline_stay_few_and_shallow():
-    graph = grimp.build_graph("pipeline")
+    graph = grimp.build_graph("pipeline", cache_dir=None)
     imports = {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
     depth: dict[str, int] = {}
     for module in graphlib.TopologicalSorter(imports).static_order():  # a circle is refused
