@@ -29,18 +29,25 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Its group for several processes: what is on Ray, what starts a Ray of its own, its file."""
+    if item.get_closest_marker("own_cluster"):
+        group = "own cluster"
+    elif {"ray_here", "finished_run"} & set(getattr(item, "fixturenames", ())):
+        group = "ray"
+    else:
+        group = str(item.path)
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for several processes, the long ones first: Ray, clusters of their own, then files."""
-    for item in items:
-        if item.get_closest_marker("own_cluster"):
-            group = "1 own cluster"
-        elif {"ray_here", "finished_run"} & set(getattr(item, "fixturenames", ())):
-            group = "0 ray"
-        else:
-            group = f"2 {item.path}"
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0][0])
+    """The long groups first."""
+
+    def turn(item: pytest.Item) -> int:
+        groups = [mark.args[0] for mark in item.iter_markers("xdist_group")]
+        return 0 if "ray" in groups else 1 if "own cluster" in groups else 2
+
+    items.sort(key=turn)
 
 
 def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
