@@ -27,10 +27,10 @@ import psutil
 # Ray's workers would be at niceness 15, and lose to whatever else runs.
 os.environ.update({"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"})
 
-from jobs.cluster import tasks  # noqa: E402
+from jobs.cluster import tasks
 from pipeline.labels import embed, label
 from pipeline.sharding import ingest, shard
-from schemas.settings import Recipe  # noqa: E402
+from schemas.settings import Recipe
 
 STAGES = ("shard", "embed", "label")
 RATIOS = (

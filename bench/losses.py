@@ -119,8 +119,11 @@ def cube_ndcg(scores_BB, relevance_BB):
 
 
 def public_ndcg(scores_BB, relevance_BB):
-    """The public module's whole computation: repeated operands, a stored mask without the diagonal,
-    the step spelled out with a clamped exponent, and hard ranks for its log besides."""
+    """The public module's whole computation.
+
+    Repeated operands, a stored mask without the diagonal, the step spelled out with a clamped
+    exponent, and hard ranks for its log besides.
+    """
     size = len(scores_BB)
     others = (1 - torch.eye(size)).repeat(size, 1, 1)
 
@@ -156,11 +159,11 @@ def allrank_style(scores_BB, relevance_BB):
 
 def rax_style(scores_BB, relevance_BB):
     """ApproxNDCG with smooth ranks summed over masked pairs, ideal ranks from a sort."""
-    pairs = torch.ones(scores_BB.shape, dtype=torch.bool)[:, :, None] & ~torch.eye(
+    others = torch.ones(scores_BB.shape, dtype=torch.bool)[:, :, None] & ~torch.eye(
         len(scores_BB), dtype=torch.bool
     )
     above = torch.sigmoid((scores_BB[:, None, :] - scores_BB[:, :, None]) / TAU)
-    place_BB = 1 + torch.where(pairs, above, 0.0).sum(-1)
+    place_BB = 1 + torch.where(others, above, 0.0).sum(-1)
     gain_BB = torch.exp2(relevance_BB) - 1
     ideal_BB = gain_BB.sort(descending=True, dim=-1).values
     best_B = (ideal_BB / torch.log2(2.0 + torch.arange(ideal_BB.shape[1]))).sum(-1)
@@ -168,9 +171,9 @@ def rax_style(scores_BB, relevance_BB):
 
 
 def cube_kendall(scores_BB, relevance_BB):
-    pairs = (relevance_BB[:, :, None] - relevance_BB[:, None, :] > 0.3).float()
+    ordered = (relevance_BB[:, :, None] - relevance_BB[:, None, :] > 0.3).float()
     hinge = torch.clamp(scores_BB[:, None, :] - scores_BB[:, :, None], min=0)
-    return (hinge * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
+    return (hinge * ordered).sum((1, 2)) / ordered.sum((1, 2)).clamp(min=1)
 
 
 # Sections
@@ -315,11 +318,11 @@ def tau():
         generator = torch.manual_seed(n)
         scores = torch.randn(count, n, generator=generator, dtype=kind)
         relevance = torch.rand(count, n, generator=generator, dtype=kind).mul(100).round().div(100)
-        pairs = list(zip(scores.numpy(), relevance.numpy(), strict=True))
+        rows = list(zip(scores.numpy(), relevance.numpy(), strict=True))
         best = dict.fromkeys(("ours", "torch alone", "scipy"), float("inf"))
         for _ in range(5):
             best["scipy"] = min(
-                best["scipy"], seconds(lambda p=pairs: [kendalltau(*x) for x in p], 1)
+                best["scipy"], seconds(lambda rows=rows: [kendalltau(*row) for row in rows], 1)
             )
             for name in ("ours", "torch alone"):
                 with torch_alone(name != "ours"):

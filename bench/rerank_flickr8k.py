@@ -1,6 +1,6 @@
-"""Re-ranking over training seeds: every method, both pools, LeaPRR, and LeaPRR's transfer.
+r"""Re-ranking over training seeds: every method, both pools, LeaPRR, and LeaPRR's transfer.
 
-    halftone run --recipe flickr8k_regions --source.path FOLDER --source.holdout 500 \\
+    halftone run --recipe flickr8k_regions --source.path FOLDER --source.holdout 500 \
         --train.select best --name info_nce --seeds 0,1,2 --root RUN
     python -m bench.rerank_flickr8k RUN:info_nce.seed{0,1,2} [--lists RUN:NAME] [--to RUN:NAME]
 

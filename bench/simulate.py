@@ -199,7 +199,6 @@ def measure() -> None:
 
 def _run(scenes: int):
     """(stage, seconds of every piece, seconds of all) of sharding and embedding drawn scenes."""
-    from jobs.cluster import tasks
     from pipeline.labels import embed
     from pipeline.sharding import ingest, shard
     from schemas.settings import Recipe
@@ -210,13 +209,15 @@ def _run(scenes: int):
         plan = ingest.plan(recipe, root)
         plan.finish({piece.name: ingest.write_part(piece) for piece in plan.pieces})
         plan = shard.plan(recipe, root)
-        yield "shard", *_timed(tasks, plan, shard.write_shard)
+        yield "shard", *_timed(plan, shard.write_shard)
         for step in embed.steps(recipe.embed, root):
-            found = _timed(tasks, step.plan, step.make)
+            found = _timed(step.plan, step.make)
         yield "embed", *found
 
 
-def _timed(tasks, plan, make) -> tuple[list[float], float]:
+def _timed(plan, make) -> tuple[list[float], float]:
+    from jobs.cluster import tasks
+
     def timed(piece):
         started = time.perf_counter()
         return {"summary": make(piece), "took": time.perf_counter() - started}

@@ -3,8 +3,8 @@
     python -m bench.task_memory      # about three minutes
 
 Made-up unit vectors, five captions an image, shards of 500 images, a bank of 2,000 images; plain
-rankings, and those of inverted softmax. `pipeline/_task_memory.py` holds the figures a number and a
-pair of a block that follow from the differences between rows.
+rankings, and those of inverted softmax. `pipeline/evaluation/task_memory.py` holds the figures a
+number and a pair of a block that follow from the differences between rows.
 """
 
 import argparse

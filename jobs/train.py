@@ -40,7 +40,8 @@ def forecast(run: Run, plan) -> None:
     try:
         found, settings = probe(plan.pieces[0]), run.recipe.train
     except InputError as error:
-        return run.show.line(f"  {error}")
+        run.show.line(f"  {error}")
+        return
     epoch, size = found["steps_per_epoch"] * found["seconds_per_step"], settings.batch_size
     found["loss_bytes"] = estimate.loss_bytes(list(settings.losses), size // settings.workers, size)
     run.show.line(

@@ -5,7 +5,8 @@ of its images where it ends in i. They rise, which makes them small; their relev
 and in no order. float16 is off by 2^-12 of the relevance at most.
 """
 
-from typing import Literal
+import itertools
+from typing import Literal, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -37,16 +38,14 @@ class Calibration(BaseModel):
     values: tuple[float, ...] = ()  # isotonic: the relevance at each
 
     @model_validator(mode="after")
-    def _whole(self):
+    def _whole(self) -> Self:
         if self.map == "logistic" and (
             self.centre is None or self.width is None or self.width <= 0
         ):
             raise ValueError("a logistic map needs a centre and a width above 0")
         if self.map == "isotonic":
             pairs = [*zip(self.knots, self.values, strict=False)]
-            rising = all(
-                a[0] < b[0] and a[1] <= b[1] for a, b in zip(pairs, pairs[1:], strict=False)
-            )
+            rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in itertools.pairwise(pairs))
             inside = all(0 <= value <= 1 for value in self.values)
             if not pairs or len(self.knots) != len(self.values) or not rising or not inside:
                 raise ValueError(

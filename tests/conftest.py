@@ -1,7 +1,13 @@
-"""One small Ray, one tiny sentence encoder and one finished run, shared by all tests."""
+"""One small Ray, one tiny sentence encoder and one finished run, shared by all tests.
 
+With `pytest -n 2 --dist loadgroup` what is on Ray runs in one process, and files stay together.
+"""
+
+import fcntl
 import os
 import string
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ.update(
     {
@@ -23,9 +29,47 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Its group for several processes: what is on Ray, what starts a Ray of its own, its file."""
+    if item.get_closest_marker("own_cluster"):
+        group = "own cluster"
+    elif {"ray_here", "finished_run"} & set(getattr(item, "fixturenames", ())):
+        group = "ray"
+    else:
+        group = str(item.path)
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long groups first."""
+
+    def turn(item: pytest.Item) -> int:
+        groups = [mark.args[0] for mark in item.iter_markers("xdist_group")]
+        return 0 if "ray" in groups else 1 if "own cluster" in groups else 2
+
+    items.sort(key=turn)
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` has filled, in the process of this test run that came first."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory) -> str:
     """Folder of a sentence-transformers model: a random vector a word, averaged."""
+    return str(made_once(tmp_path_factory, "encoder", _write_encoder) / "tiny")
+
+
+def _write_encoder(folder: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -40,12 +84,10 @@ def tiny_encoder(tmp_path_factory) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(len(vocabulary), 32, generator=generator)
-    folder = tmp_path_factory.mktemp("encoder") / "tiny"
     model = SentenceTransformer(
         modules=[StaticEmbedding(tokenizer, embedding_weights=weights.numpy())], device="cpu"
     )
-    model.save(str(folder))
-    return str(folder)
+    model.save(str(folder / "tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -61,14 +103,16 @@ def ray_here():
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory, tiny_encoder, ray_here) -> str:
+def finished_run(request, tmp_path_factory, tiny_encoder) -> str:
     """The folder of a run that went through all stages; tests copy it before they change it."""
     from jobs.cli.main import main
     from tests.helpers.stages import TINY
 
-    root = tmp_path_factory.mktemp("runs") / "tiny"
-    main("run", [*TINY, "--root", str(root), "--encoder", tiny_encoder])
-    return str(root)
+    def run(folder: Path) -> None:
+        request.getfixturevalue("ray_here")
+        main("run", [*TINY, "--root", str(folder / "tiny"), "--encoder", tiny_encoder])
+
+    return str(made_once(tmp_path_factory, "runs", run) / "tiny")
 
 
 @pytest.fixture(scope="session")

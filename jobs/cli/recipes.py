@@ -14,12 +14,12 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.storage import store
 from schemas.settings import Recipe
 
-ROOM = Path(__file__).resolve().parents[2] / "recipes"
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def known() -> dict[str, str]:
     """The recipes that come with Halftone: name to the line about it."""
-    return {file.stem: _load(file).get("about", "") for file in sorted(ROOM.glob("*.yaml"))}
+    return {file.stem: _load(file).get("about", "") for file in sorted(FOLDER.glob("*.yaml"))}
 
 
 def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
@@ -70,7 +70,7 @@ def _read(recipe: str) -> dict:
         return {"name": Path(recipe).stem, **_load(Path(recipe))}
     if recipe not in known():
         raise InputError(f"unknown recipe {recipe!r}{did_you_mean(recipe, known())}")
-    return {"name": recipe, **_load(ROOM / f"{recipe}.yaml")}
+    return {"name": recipe, **_load(FOLDER / f"{recipe}.yaml")}
 
 
 class _Loader(yaml.SafeLoader):

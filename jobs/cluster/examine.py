@@ -19,7 +19,7 @@ class Examiner:
     """What one node says of itself."""
 
     def __init__(self):
-        store.WAITS = ()  # storage that does not answer is a finding, in this process of its own
+        store.WAITS = ()  # type: ignore[assignment]  # storage that does not answer is a finding, in this process of its own
 
     def facts(self) -> dict:
         return health.facts()

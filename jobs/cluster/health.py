@@ -78,9 +78,9 @@ def _version(package: str) -> str | None:
 
 def _code() -> str:
     """Hash of Halftone's own files as this process imports them."""
-    house = Path(__file__).parents[2]
-    files = sorted(f for room in ("schemas", "pipeline") for f in (house / room).rglob("*.py"))
-    return store.fingerprint([[str(f.relative_to(house)), f.read_text()] for f in files])
+    root = Path(__file__).parents[2]
+    files = sorted(f for package in ("schemas", "pipeline") for f in (root / package).rglob("*.py"))
+    return store.fingerprint([[str(f.relative_to(root)), f.read_text()] for f in files])
 
 
 def _gpus() -> dict[str, Any]:

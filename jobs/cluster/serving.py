@@ -37,7 +37,7 @@ def start(recipe: Recipe, root: str, name: str) -> str:
         ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         health_check_period_s=10,
     )
-    serve.run(deployment.bind(), name=NAME, route_prefix="/")
+    serve.run(deployment.bind(), name=NAME, route_prefix="/")  # type: ignore[attr-defined]
     shown = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     return f"http://{shown}:{settings.port}"
 
@@ -61,13 +61,12 @@ def _deployment(recipe: Recipe, root: str, name: str) -> type:
     from ray import serve
 
     def build():
-        from pipeline.reports import pictures
         from pipeline.search import index, service
 
         gallery = index.SearchIndex(recipe, root, name)
 
         @serve.batch(max_batch_size=recipe.serve.together, batch_wait_timeout_s=0.0)
-        async def ask(queries: list[index.Query]) -> list[list[pictures.Hit] | Exception]:
+        async def ask(queries: list[index.Query]) -> list[service.Answer]:
             return await service.answered(gallery, queries)
 
         replica = serve.get_replica_context().replica_id.unique_id

@@ -44,8 +44,8 @@ def train(
         _worker,
         train_loop_config={"fit": fit, "piece": piece, "monitor": monitor},
         torch_config=TorchConfig(timeout_s=settings.timeout),
-        scaling_config=ScalingConfig(
-            num_workers=(fewest, settings.workers) if fewest else settings.workers,
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=(fewest, settings.workers) if fewest else settings.workers,  # type: ignore[arg-type]
             use_gpu=bool(ray.cluster_resources().get("GPU")),
             label_selector=nodes.left_out(),
         ),

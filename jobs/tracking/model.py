@@ -3,7 +3,7 @@
 import mlflow
 
 
-class TrackedModel(mlflow.pyfunc.PythonModel):
+class TrackedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """Unit vectors, lists of D numbers, of texts and of images.
 
     An image is a data URI (data:image/jpeg;base64,…), so that both travel as strings, over HTTP

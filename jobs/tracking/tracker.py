@@ -86,7 +86,7 @@ class Tracker:
         self._attempt(self._replay)  # where this run had nothing of its own to write
         for stage in sorted(self.touched, reverse=True):
             self._attempt(
-                lambda stage=stage: self._client().set_terminated(self._ids[stage], status)
+                lambda stage=stage: self._client().set_terminated(self._ids[stage], status)  # type: ignore[misc]
             )
         uri = store.join(self.root, PENDING)
         if self.pending:
@@ -116,7 +116,7 @@ class Tracker:
 
     def _write(self, stage: str, kind: str, values: list) -> None:
         entry = [self.name, stage, kind, values]
-        if self.away or not self._attempt(lambda: self._replay() or self._apply(entry) or True):
+        if self.away or not self._attempt(lambda: self._replay() or self._apply(entry) or True):  # type: ignore[func-returns-value]
             self.pending.append(entry)
 
     def _apply(self, entry: list) -> None:
@@ -316,7 +316,7 @@ def _log_model(uri: str, run_id: str, folder: str, model: str, alias: str, score
             python_model=str(Path(__file__).with_name("model.py")),
             artifacts={"model": copy},
             # Our own code goes along, so the model loads where Halftone is not installed.
-            code_paths=[str(Path(room.__path__[0])) for room in (pipeline, schemas)],
+            code_paths=[str(Path(package.__path__[0])) for package in (pipeline, schemas)],
             pip_requirements=["torch", "numpy", "pyarrow", "pillow", "pydantic", "safetensors"],
         )
     client = mlflow.MlflowClient(tracking_uri=uri)

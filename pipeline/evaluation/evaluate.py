@@ -18,7 +18,7 @@ from pipeline.sharding import exclusions
 from pipeline.storage import csv_files, parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder
-from pipeline.training import train
+from pipeline.training.objective import needs_embeddings
 from schemas.ranking import RANKING
 from schemas.settings import Recipe
 
@@ -61,7 +61,7 @@ def plan_rankings(
         ndcg_at=recipe.evaluate.ndcg_at,
         label_encoder=judge.recipe.embed.encoder,
         label_map=judge.recipe.label.map,
-        labels_trained_on=judge.recipe is recipe and train.needs_embeddings(recipe.train),
+        labels_trained_on=judge.recipe is recipe and needs_embeddings(recipe.train),
         excluded=left_out if excluded.captions else None,
     ).settings
     inputs = {

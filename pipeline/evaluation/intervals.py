@@ -75,7 +75,7 @@ def bootstrap(ranking: dict[str, Queries], resamples: int) -> dict[str, list[flo
     }
 
 
-def _medians(weight_BM, row_Q, value_Q) -> np.ndarray:
+def _medians(weight_BM: np.ndarray, row_Q: np.ndarray, value_Q: np.ndarray) -> np.ndarray:
     """Median (B,) of the values, each as often as its image was drawn."""
     order = np.argsort(value_Q, kind="stable")
     row_Q, value_Q = row_Q[order], value_Q[order]

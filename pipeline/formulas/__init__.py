@@ -1,0 +1,1 @@
+"""Losses, metrics and relevance in plain torch, for any trainer."""

@@ -15,7 +15,7 @@ NOWHERE = 2**40  # above a positive that no list holds
 
 
 def per_query(query_P, above_P, tied_P, queries, *, total_Q=None, ks=(1, 5, 10)):
-    """dict of value_Q: R_at_k, rank, map_at_r and r_precision, in float64.
+    """Dict of value_Q: R_at_k, rank, map_at_r and r_precision, in float64.
 
     `total_Q` is the number of positives, also of those that are in no pair: they are not found.
 
@@ -37,7 +37,7 @@ def per_query(query_P, above_P, tied_P, queries, *, total_Q=None, ks=(1, 5, 10))
     first_P = start_Q[found_Q]
     best = (part[first_P].double() for part in (above_P, tied_P, hits_P))
     total_Q = count_Q if total_Q is None else total_Q
-    values = _of_the_best(*best, ks) | _of_all(query_P, above_P, tied_P, hits_P, ahead_P, total_Q)
+    values = _of_the_best(*best, ks) | _of_all(query_P, above_P, tied_P, hits_P, ahead_P, total_Q)  # type: ignore[call-arg]
     for name in [f"R_at_{k}" for k in ks] + ["rank"]:
         missed = torch.inf if name == "rank" else 0.0
         values[name] = torch.full_like(total_Q, missed, dtype=torch.float64).masked_scatter(

@@ -5,6 +5,7 @@ knots.
 """
 
 import collections
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -68,7 +69,7 @@ def fit_isotonic(cosine_P, judgement_P):
         judged[cosine].append(judgement)
     if not judged:
         raise ValueError("no judged pairs to fit a map to")
-    pools = []  # of each: sum and number of judgements, lowest and highest cosine
+    pools: list[tuple] = []  # of each: sum and number of judgements, lowest and highest cosine
     for cosine in sorted(judged):
         pool = (sum(judged[cosine]), len(judged[cosine]), cosine, cosine)
         while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:
@@ -79,7 +80,12 @@ def fit_isotonic(cosine_P, judgement_P):
     return {"knots_K": [knot for knot, _ in knots], "values_K": [value for _, value in knots]}
 
 
-MAPS = {"half": half, "clip": clip, "logistic": logistic, "isotonic": isotonic}
+MAPS: dict[str, Callable[..., torch.Tensor]] = {
+    "half": half,
+    "clip": clip,
+    "logistic": logistic,
+    "isotonic": isotonic,
+}
 
 
 @in_full_precision

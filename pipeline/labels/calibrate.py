@@ -168,7 +168,9 @@ class Candidate:
 def folds(judged: Judged, settings: CalibrateSettings) -> list[tuple[np.ndarray, np.ndarray]]:
     """(pairs to fit on, pairs to judge) of every fold: they share no image."""
     images, first_P = np.unique(judged.image_P2[:, 0], return_inverse=True)
-    fold = np.random.default_rng(settings.seed).permutation(len(images)) % settings.folds
+    fold: np.ndarray = (
+        np.random.default_rng(settings.seed).permutation(len(images)) % settings.folds
+    )
     out = []
     for number in range(settings.folds):
         test_P = fold[first_P] == number
@@ -180,7 +182,7 @@ def folds(judged: Judged, settings: CalibrateSettings) -> list[tuple[np.ndarray,
                 "images, or change calibrate.folds"
             )
         out.append((train_P, test_P))
-    return out
+    return out  # type: ignore[return-value]
 
 
 def candidates(plan: Plan, recipe: Recipe) -> list[Candidate]:

@@ -62,9 +62,8 @@ def verdicts(found: list[Candidate]) -> list[str]:
         if candidate.name == ENSEMBLE:
             gain = candidate.rows["clip"]["spearman"] - best.rows["clip"]["spearman"]
             out.append(_verdict("the ensemble", best.name, "Spearman", gain))
-        for name in FITS:
-            if why := candidate.refused(name):
-                out.append(f"{candidate.name}, {name} is refused: {why}")
+        refusals = ((name, candidate.refused(name)) for name in FITS)
+        out += [f"{candidate.name}, {name} is refused: {why}" for name, why in refusals if why]
         if (name := candidate.best) is not None:
             plain = min(calibrate.PLAIN, key=lambda p: candidate.rows[p]["error"][0])
             gain = candidate.rows[plain]["error"] - candidate.rows[name]["error"]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from pipeline.labels import embed, encoders
+from pipeline.labels import encoders
 from pipeline.labels.encoders import encoder_label, fitted, guards, sentences
 from pipeline.sharding.sidecar import read_sidecar
 from pipeline.storage import parquet, run_folder, store
@@ -57,7 +57,7 @@ def plan_of(settings: EmbedSettings, root: str) -> Plan:
     matters = depends_on(settings, root)
     members = _members(settings, root)
     reads = settings.members or fitted.is_fitted(settings.encoder)
-    memory = 0 if reads else embed.of_encoding(sentences.path(settings.encoder))
+    memory = 0 if reads else of_encoding(sentences.path(settings.encoder))
     pieces = []
     for entry in shards["pieces"]:
         name = entry["name"]

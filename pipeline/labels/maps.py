@@ -14,7 +14,7 @@ from schemas.settings import LabelSettings
 
 def cosine_map(settings: LabelSettings) -> Callable[[torch.Tensor], torch.Tensor]:
     """The map from cosine to relevance that the settings, or their calibration, ask for."""
-    fitted = settings
+    fitted: LabelSettings | Calibration = settings
     if settings.calibration is not None:
         fitted = decisions.calibration(settings.calibration)
         if fitted.map != settings.map:
@@ -33,5 +33,6 @@ def map_of(
     if name == "logistic":
         return functools.partial(function, centre=fitted.centre, width=fitted.width)
     if name == "isotonic":
+        assert isinstance(fitted, Calibration)  # a map that is set has no knots
         return functools.partial(function, knots_K=fitted.knots, values_K=fitted.values)
     return function

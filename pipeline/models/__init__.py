@@ -7,8 +7,6 @@ An image tower maps (B, …) payloads and a text tower maps (B, L) word ids with
 
 import importlib
 
-from torch import nn
-
 from pipeline.models import pretrained
 from pipeline.models.convolution import ConvolutionTower
 from pipeline.models.gru import GRUTower
@@ -74,7 +72,7 @@ def vocabulary_for(settings: ModelSettings, captions: list[str]) -> Vocabulary |
     return Vocabulary.of(captions, min_count=settings.min_word_count)
 
 
-def _tower(kind: str, settings: ModelSettings) -> type[nn.Module]:
+def _tower(kind: str, settings: ModelSettings):
     towers = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}[kind]
     name = getattr(settings, kind)
     module, _, own = name.partition(":")

@@ -1,5 +1,7 @@
 """A small convolutional image tower that trains from scratch."""
 
+import itertools
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -22,7 +24,7 @@ class ConvolutionTower(nn.Module):
         widths = [width * factor for factor in WIDTHS]
         self.stages = nn.Sequential(
             _stage(3, widths[0], stride=2),
-            *[_stage(a, b, stride=1) for a, b in zip(widths, widths[1:], strict=False)],
+            *[_stage(a, b, stride=1) for a, b in itertools.pairwise(widths)],
         )
         self.project = nn.Linear(2 * widths[-1], dim)
 

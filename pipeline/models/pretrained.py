@@ -34,7 +34,7 @@ class PretrainedTower(nn.Module):
             for name, parameter in encoder.named_parameters():
                 parameter.requires_grad = self._depth_of(name) > settings.freeze
         if settings.gradient_checkpointing:
-            encoder.gradient_checkpointing_enable()
+            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
 
     def lr_scale(self, name: str) -> float:
         """The deeper a layer, the nearer its learning rate is to the whole."""
@@ -51,6 +51,9 @@ class PretrainedTower(nn.Module):
 
 class PretrainedImageTower(PretrainedTower):
     """(B, 3, S, S) uint8 -> (B, dim), S as in the model's configuration."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, model: nn.Module, settings: ModelSettings):
         encoder, project = _side(model, "vision_model", "visual_projection", settings)

@@ -54,7 +54,7 @@ class PretrainedTokens:
     def __init__(self, tokenizer: str, *, pad: int, length: int, padded: bool):
         from tokenizers import Tokenizer
 
-        self.state = {"tokenizer": tokenizer, "pad": pad, "length": length, "padded": padded}
+        self.state: dict = {"tokenizer": tokenizer, "pad": pad, "length": length, "padded": padded}
         self.tokenizer = Tokenizer.from_str(tokenizer)
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length)

@@ -187,7 +187,7 @@ def _pairs(recipe: Recipe, root: str, entries: list[dict], decided: set) -> list
 
 def _best(folder: str, entries: list[dict], keep: int) -> tuple[np.ndarray, ...]:
     """Relevance, image row and caption row of the most relevant pairs in a split's lists."""
-    best = [np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)]
+    best: list[np.ndarray] = [np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)]
     seen = {"i2t": 0, "t2i": 0}  # queries of the shards before
     for entry in entries:
         lists = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.formulas import metrics as ranking_metrics
+from pipeline.formulas.metrics import spearman
 from pipeline.labels import label
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.maps import cosine_map
@@ -56,7 +56,7 @@ class Report:
 
     def _lists(self, split: str) -> list[dict]:
         """Of every direction: queries, entropy, best negatives, and the share of near ones."""
-        found: dict[str, list[tuple]] = {}
+        found: dict = {}
         for entry in run_folder.of_split(self.index, split):
             lists = parquet.read_table(store.join(self.folder, f"{entry['name']}.parquet"))
             for direction in self.recipe.label.lists:
@@ -209,7 +209,7 @@ def of_lists(relevance: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 def agree(one_MN, other_MN, negative_MN) -> tuple[float, float]:
     """Mean over images of Spearman between two encoders, and of what their TOP negatives share."""
-    spearman_M = ranking_metrics.spearman(one_MN, other_MN, mask_QN=negative_MN)
+    spearman_M = spearman(one_MN, other_MN, mask_QN=negative_MN)
     k = min(TOP, int(negative_MN.sum(1).min()))
     tops = [c.masked_fill(~negative_MN, -torch.inf).topk(k).indices for c in (one_MN, other_MN)]
     same_M = (tops[0][:, :, None] == tops[1][:, None, :]).any(2).float().mean(1)

@@ -39,7 +39,7 @@ def thumbnail(sample: Sample, side: int = SIDE, quality: int = QUALITY) -> str |
     return data_uri(small(sample.load(), side), quality)
 
 
-def small(image: Image.Image, side: int) -> Image.Image:
+def small(image, side: int) -> Image.Image:
     """The picture in RGB, its longer side at most so many pixels."""
     image.draft("RGB", (side, side))
     image = image.convert("RGB")

@@ -89,8 +89,8 @@ def _rejected(shards: Shards, found: list[dict]) -> list[dict]:
     for name in (entry["name"] for entry in found if entry["rejected"]):
         sidecar = shards.tar(name).removesuffix(".tar") + ".parquet"
         table = parquet.read_table(sidecar, columns)
-        for row in table.filter(table["reason"].is_valid()).to_pylist():
-            out.append({**row, "shard": name})
+        rows = table.filter(table["reason"].is_valid()).to_pylist()
+        out += [{**row, "shard": name} for row in rows]
         if len(out) >= REJECTED:
             break
     return out[:REJECTED]

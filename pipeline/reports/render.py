@@ -78,7 +78,7 @@ def figure(draw, *, width: float = 6.0, height: float = 3.0) -> str:
     import matplotlib
 
     ink = "#010203"  # stands for currentColor until the picture is made
-    style = {
+    style: dict = {
         "svg.fonttype": "none",
         "svg.hashsalt": "halftone",  # same figure, same bytes
         "font.size": 9,

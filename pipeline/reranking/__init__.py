@@ -1,0 +1,1 @@
+"""Better scores from the same vectors; open `rerank.py` first."""

@@ -15,7 +15,7 @@ from pipeline.reranking.problem import View
 
 
 def inverted_softmax(view: View, rows_Q, *, beta: float) -> torch.Tensor:
-    """s − h: a candidate near to everything in the pool is worth less (Smith et al. 2017).
+    """S − h: a candidate near to everything in the pool is worth less (Smith et al. 2017).
 
     h(c) = log mean_b exp(β s(b, c)) / β over the pool.
     """
@@ -45,7 +45,7 @@ def qb_norm(view: View, rows_Q, *, beta: float, active: int = 1) -> torch.Tensor
 
 
 def dual_softmax(view: View, rows_Q, *, beta: float) -> torch.Tensor:
-    """s × the query's share in all claims on a candidate (dual softmax, CAMoE 2021).
+    """S × the query's share in all claims on a candidate (dual softmax, CAMoE 2021).
 
     The share is exp(β s(q, c)) / Σ_b exp(β s(b, c)) over the pool and the query.
     """
@@ -77,7 +77,7 @@ def _hubs(view: View, active: int) -> torch.Tensor:
 
 
 def krnn(view: View, rows_Q, *, weight: float, depth: int = 100) -> torch.Tensor:
-    """s − weight × log(place of the query among the pool's claims on the candidate).
+    """S − weight × log(place of the query among the pool's claims on the candidate).
 
     K-reciprocal re-ranking with the places of both sides (after MTFN-RR 2019): a candidate that
     many others claim more strongly is worth less. Places beyond `depth` count alike. No place is
@@ -93,7 +93,7 @@ def krnn(view: View, rows_Q, *, weight: float, depth: int = 100) -> torch.Tensor
 
 
 def query_expansion(view: View, rows_Q, *, k: int, alpha: float, weight: float, of: str):
-    """s + weight × that of the query's neighbours, each counted as s^α (αQE, 2018).
+    """S + weight × that of the query's neighbours, each counted as s^α (αQE, 2018).
 
     The neighbours are of the gallery, as in image retrieval, or of the pool.
     """
@@ -111,7 +111,7 @@ def query_expansion(view: View, rows_Q, *, k: int, alpha: float, weight: float, 
 
 
 def train_pairs(view: View, rows_Q, *, k: int, temperature: float, weight: float):
-    """s + weight × how near a candidate is to the partners of the query's nearest train items.
+    """S + weight × how near a candidate is to the partners of the query's nearest train items.
 
     A caption is like train captions, whose images are like the image it asks for; an image is like
     train images, whose captions are like its own. Each of k train items counts as
@@ -149,7 +149,7 @@ def _partners(view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def database_augmentation(view: View, rows_Q, *, k: int, alpha: float, weight: float):
-    """s averaged with the scores of each candidate's nearest in the gallery (DBA).
+    """S averaged with the scores of each candidate's nearest in the gallery (DBA).
 
     (1 − weight) s(q, c) + weight Σ_n w(c, n) s(q, n), w ∝ similarity^α over k neighbours.
     """

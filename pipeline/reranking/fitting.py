@@ -50,7 +50,8 @@ def choose(method: str, problem: Problem | None, before: list[dict], betas) -> t
     Without val the middle ones of the grid: nothing is chosen on test.
     """
     grid = baselines.grid(beta=betas) if method in baselines.SOFTMAXES else baselines.GRIDS[method]
-    step, trials = {"method": method}, []
+    step: dict = {"method": method}
+    trials: list[dict] = []
     for direction in SIDES:
         if problem is None:
             step[direction] = grid[len(grid) // 2]

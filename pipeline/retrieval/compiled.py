@@ -121,11 +121,11 @@ def count_rows(
         for c in range(columns):
             above += float32(scores_C[c] > high)
             reaching += float32(scores_C[c] >= low)
-        above_P[p] += int64(above)
+        above_P[p] += int64(above)  # type: ignore[call-overload]
         if reaching == above:
             continue
         if not len(queries_QD):
-            tied_P[p] += int64(reaching - above)
+            tied_P[p] += int64(reaching - above)  # type: ignore[call-overload]
             continue
         for c in range(columns):
             if low <= scores_C[c] <= high:

@@ -184,7 +184,7 @@ class _Search:
             tuple(part.numpy() for part in (r.vectors, r.scale, r.error, r.group, r.owner))
             for r in (queries, self.candidates)
         ]
-        compiled.absorb(scan_RC.numpy(), i, j, *sides, self.keys_GK.numpy(), both, self.grouped)
+        compiled.absorb(scan_RC.numpy(), i, j, *sides, self.keys_GK.numpy(), both, self.grouped)  # type: ignore[call-arg]
 
 
 def _rows(vectors_ND, longest: float, scan: str, group, owner) -> Rows:

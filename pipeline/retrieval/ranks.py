@@ -150,7 +150,7 @@ class _Side:
         bounds = (t[part].numpy() for t in (self.low_P, self.high_P, self.threshold_P))
         none = torch.empty(0, 0)
         vectors = (none if v is None else v for v in (self.queries, self.candidates))
-        count(
+        count(  # type: ignore[call-arg]
             *(scores_RC.numpy(), i, j, self.query_P[part], *bounds),
             *(v.numpy() for v in vectors),
             *(self.above_P[part], self.tied_P[part]),

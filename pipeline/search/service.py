@@ -24,8 +24,9 @@ from pipeline.errors import InputError
 from pipeline.labels import embed
 from pipeline.reports import pictures, render
 from pipeline.reports.pictures import Hit
-from pipeline.search import index, page
+from pipeline.search import index
 from pipeline.search.index import Query, SearchIndex
+from pipeline.search.page import preview
 from schemas.settings import ServeSettings
 
 IN_JSON = ("id", "image_id", "text", "score", "relevance", "picture")
@@ -70,7 +71,7 @@ def app(gallery: SearchIndex, ask: Ask, *, replica: str = "0") -> Starlette:
         Middleware(Watched, service=service),
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
     ]
-    errors = {HTTPException: service.refusal}
+    errors: dict = {HTTPException: service.refusal}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=errors)
 
 
@@ -111,7 +112,7 @@ class Service:
             query = await self._query(request)
             if query is not None:
                 shown = {"hits": self._linked(await self._found(query)), "text": query.text}
-                shown["picture"] = page.preview(query.picture)
+                shown["picture"] = preview(query.picture)
         except HTTPException as refused:
             error, status = refused.detail, refused.status_code
         asked = request.query_params

@@ -158,7 +158,8 @@ def _draft(image: Image.Image, settings: ShardSettings) -> None:
     """Let the JPEG decoder shrink by 2, 4 or 8 what will be shrunk by at least twice as much."""
     scale = 2 * _scale(image.size, settings)
     if scale < 1:
-        image.draft(image.mode, tuple(math.ceil(side * scale) for side in image.size))
+        width, height = (math.ceil(side * scale) for side in image.size)
+        image.draft(image.mode, (width, height))
 
 
 def _resized(image: Image.Image, settings: ShardSettings) -> Image.Image:

@@ -1,5 +1,7 @@
-"""The bytes that manifest rows stand for, in the rows' order: local ones are read when they are
-asked for, remote ones are fetched ahead by threads, a bounded number of them.
+"""The bytes that manifest rows stand for, in the rows' order.
+
+Local ones are read when they are asked for, remote ones are fetched ahead by threads, a bounded
+number of them.
 """
 
 import contextlib
@@ -28,9 +30,8 @@ def in_order(
     try:
         for row in rows:
             load = functools.partial(_load, row["source"], row["uri"], source, max_bytes)
-            if not store.is_local(row["uri"]):
-                load = pool.submit(load).result
-            ahead.append((row, load))
+            is_here = store.is_local(row["uri"])
+            ahead.append((row, load if is_here else pool.submit(load).result))
             if len(ahead) > AHEAD * source.fetch_threads:
                 yield ahead.popleft()
         while ahead:

@@ -86,7 +86,7 @@ def _read_text(settings: SourceSettings, uri: str, delimiter: str) -> Iterator[t
         places = [None if column is None else header.index(column) for column in columns]
         for row in reader:
             if row:
-                cells = [row[p] if p is not None and p < len(row) else None for p in places]
+                cells: list = [row[p] if p is not None and p < len(row) else None for p in places]
                 cells[1] = _listed(cells[1])
                 yield tuple(cells)
     except csv.Error as error:

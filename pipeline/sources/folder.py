@@ -76,9 +76,9 @@ def _listing(folder: str) -> tuple[list[str], dict[str, list]]:
     """Names of the folders in a folder, links left out, and the stamps of its files."""
     if store.is_local(folder):
         with os.scandir(folder) as found:
-            entries = list(found)
-        folders = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
-        stats = {e.name: e.stat(follow_symlinks=False) for e in entries if not e.is_dir()}
+            here = list(found)
+        folders = [e.name for e in here if e.is_dir(follow_symlinks=False)]
+        stats = {e.name: e.stat(follow_symlinks=False) for e in here if not e.is_dir()}
         files = {name: [stat.st_size, stat.st_mtime] for name, stat in stats.items()}
         return sorted(folders), files
     with store.file_system_of(folder) as (fs, path):

@@ -112,23 +112,23 @@ _LOCK = threading.Lock()
 @functools.lru_cache(maxsize=4)
 def _opened(path: str) -> dict:
     """The splits by name; rows stay on disk until they are asked for."""
-    datasets = _library()
+    library = _library()
     if not path.startswith("hf://") and not annotations.is_folder(path):
         raise InputError(f"source.path {path} does not exist; expected {EXPECTED}")
     try:
         if path.startswith("hf://"):
-            found = _downloaded(path, datasets)
+            found = _downloaded(path, library)
         else:
-            found = datasets.load_from_disk(path)
+            found = library.load_from_disk(path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"source.path {path}: {reason}; expected {EXPECTED}") from None
-    if isinstance(found, datasets.Dataset):
+    if isinstance(found, library.Dataset):
         return {str(found.split or "train"): found}
     return dict(found)
 
 
-def _downloaded(path: str, datasets):
+def _downloaded(path: str, library):
     if not (named := NAME.fullmatch(path)):
         raise InputError(f"source.path {path} does not name a data set; expected {EXPECTED}")
-    return datasets.load_dataset(named["name"], named["config"], revision=named["revision"])
+    return library.load_dataset(named["name"], named["config"], revision=named["revision"])

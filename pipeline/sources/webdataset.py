@@ -142,7 +142,7 @@ def _members(part: str) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
         try:
             with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as tar:
                 while member := tar.next():
-                    tar.members.clear()  # else it would remember all of them
+                    tar.members.clear()  # type: ignore[attr-defined]  # else it would remember all
                     if member.isreg() and not member.issparse():
                         yield member, _text(file, member)
                     last = repr(member.name)

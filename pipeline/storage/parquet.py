@@ -35,7 +35,7 @@ def write_table(
 
     `encodings` are Parquet's, by column path; where there are any, no column has a dictionary.
     """
-    extra = {FINGERPRINT: fingerprint, SUMMARY: json.dumps(summary, sort_keys=True)}
+    extra: dict = {FINGERPRINT: fingerprint, SUMMARY: json.dumps(summary, sort_keys=True)}
     extra |= {f"halftone.{key}": str(value) for key, value in metadata.items()}
     buffer = io.BytesIO()
     pq.write_table(

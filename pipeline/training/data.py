@@ -48,7 +48,7 @@ class Batch:
             {name: tensor[start : start + size] for name, tensor in self.tensors().items()}
             for start in range(0, len(self), size)
         ]
-        return [Batch(**part) for part in parts]
+        return [Batch(**part) for part in parts]  # type: ignore[arg-type]
 
 
 class Split:

@@ -59,7 +59,8 @@ class Loader:
         def put(item) -> None:
             while not stop.is_set():
                 try:
-                    return ready.put(item, timeout=0.2)
+                    ready.put(item, timeout=0.2)
+                    return
                 except queue.Full:
                     continue
 
@@ -78,7 +79,7 @@ class Loader:
     def _batch(self, rows: np.ndarray, captions: np.ndarray, epoch: int, pool) -> Batch:
         # One task a thread: handing over each sample costs a fifth of decoding it.
         parts = np.array_split(np.stack([rows, captions], 1), self.threads)
-        made = pool.map(lambda part: [self._image(*pair, epoch) for pair in part.tolist()], parts)
+        made = pool.map(lambda part: [self._image(*pair, epoch) for pair in part.tolist()], parts)  # type: ignore[call-arg]
         images = [image for part in made for image in part]
         texts = [self.split.captions[row] for row in captions]
         words, lengths = self.vocabulary.encode(texts, self.max_words)

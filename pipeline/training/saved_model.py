@@ -12,6 +12,7 @@ from safetensors.torch import load
 
 from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
+from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.sharding.decoding import decode
 from pipeline.sharding.images import checked
 from pipeline.storage import run_folder, store
@@ -37,7 +38,7 @@ class SavedModel:
     """Two towers in evaluation mode, with the words they know and their settings."""
 
     towers: TwoTower
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | PretrainedTokens
     recipe: Recipe
 
     @torch.inference_mode()

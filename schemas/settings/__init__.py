@@ -11,6 +11,7 @@ from schemas.settings.section import Section, setting
 from schemas.settings.training import ModelSettings, TrainSettings
 
 __all__ = [
+    "SECTIONS",
     "AuditSettings",
     "CalibrateSettings",
     "ClusterSettings",
@@ -22,7 +23,6 @@ __all__ = [
     "Recipe",
     "ReportSettings",
     "RerankSettings",
-    "SECTIONS",
     "SearchSettings",
     "Section",
     "ServeSettings",

@@ -1,6 +1,6 @@
 """Settings of the labels: encoders, relevance, calibration by people."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -58,7 +58,7 @@ class EmbedSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _fits_together(self) -> Self:
         ensemble = self.encoder == "ensemble" or self.encoder.startswith("ensemble-")
         if ensemble != bool(self.members):
             raise ValueError(
@@ -112,7 +112,7 @@ class LabelSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _has_knots(self):
+    def _has_knots(self) -> Self:
         if self.map == "isotonic" and self.calibration is None:
             raise ValueError(
                 "map isotonic needs label.calibration, the file `halftone calibrate` writes; give "

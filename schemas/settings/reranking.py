@@ -1,6 +1,6 @@
 """Settings of re-ranking."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -41,7 +41,7 @@ class RerankSettings(Section):
 
     @field_validator("method", mode="before")
     @classmethod
-    def _one_is_a_list(cls, value):
+    def _one_is_a_list(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
@@ -92,11 +92,11 @@ class LeaPRRSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_preset(cls, values):
+    def _of_preset(cls, values: dict) -> dict:
         return {**PAPER, **values} if values.get("preset") == "paper" else values
 
     @model_validator(mode="after")
-    def _heads_fit(self):
+    def _heads_fit(self) -> Self:
         if self.hidden % self.heads:
             raise ValueError(
                 f"hidden {self.hidden} does not divide into {self.heads} heads; choose a multiple"

@@ -1,6 +1,6 @@
 """Settings of the towers and their training."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -124,7 +124,7 @@ class TrainSettings(Section):
     seed: int = setting(0, "seed of weights, order and caption draws", ge=0)
 
     @model_validator(mode="after")
-    def _lanes_fit(self):
+    def _lanes_fit(self) -> Self:
         if self.batch_size % self.lanes:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into {self.lanes} lanes; "

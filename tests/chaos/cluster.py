@@ -4,9 +4,10 @@
     python -m tests.chaos.cluster --rounds kill disk
 
 A round is `ray job submit … jobs.end_to_end --recipe drawn_tiny` on a head and two worker nodes in
-namespaces of this machine, run folder on S3 (`tests/namespaces.py`), to which something happens.
-Manifest, shards, embeddings and labels must be byte for byte those of one machine, metrics the
-same, and what happened must be said in the job's log. A round that fails does not stop the others.
+namespaces of this machine, run folder on S3 (`tests/helpers/namespaces.py`), to which something
+happens. Manifest, shards, embeddings and labels must be byte for byte those of one machine, metrics
+the same, and what happened must be said in the job's log. A round that fails does not stop the
+others.
 """
 
 import argparse

@@ -13,9 +13,10 @@ from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece
 from schemas.manifest import MANIFEST
 from schemas.settings import Recipe, ShardSettings, SourceSettings
-from tests.helpers.stages import ingested
+from tests.helpers.stages import ingested, sharded
 
 DRAWN = {"kind": "drawn", "train_images": 20, "val_images": 5, "test_images": 7, "image_size": 32}
+SIZE = 24  # pixels: less than the side of the scenes of `shards`, more than half of it
 FIVE = [(f"{name}.jpg", f"caption {name}", "train") for name in "abcde"]
 
 
@@ -23,6 +24,14 @@ def drawn(**sections) -> Recipe:
     source = DRAWN | sections.pop("source", {})
     sections = {"shard": {"samples": 8}} | sections
     return Recipe(name="t", source=source, **sections)
+
+
+def shards(root, **shard_settings) -> str:
+    """A run folder with shards of 21 train scenes and 3 of val."""
+    source = {"kind": "drawn", "train_images": 21, "val_images": 3, "test_images": 0}
+    recipe = Recipe(name="t", source={**source, "image_size": 32}, shard=shard_settings)
+    sharded(recipe, root)
+    return str(root)
 
 
 def table_of(folder, rows, name="captions.csv") -> Recipe:

@@ -5,6 +5,15 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from tests.helpers import forked
+
+
+def together(size: int, work: Callable[..., None], *given) -> None:
+    """Call `work(rank, size, *given)` in `size` processes at once."""
+    forked.context()
+    multiprocessing.start_processes(work, (size, *given), size, start_method="forkserver")
 
 
 def meet(rank: int, size: int, folder: str, work: Callable[[], None]) -> None:

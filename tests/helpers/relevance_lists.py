@@ -31,7 +31,7 @@ def embeddings(root: str, counts: dict[str, list[int]], dim=6, seed=0, twins=Tru
             for k in range(count):
                 vector = rng.normal(size=dim)
                 if twins and out and rng.random() < 0.2:
-                    vector = rng.choice([1, -1]) * list(out.values())[0][1]
+                    vector = rng.choice([1, -1]) * next(iter(out.values()))[1]
                 vector = (vector / np.linalg.norm(vector)).astype(np.float16)
                 rows.append({"caption_id": f"{image}#{k}", "image_id": image, "vector": vector})
                 out[f"{image}#{k}"] = (image, vector.astype(np.float64))

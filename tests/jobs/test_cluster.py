@@ -264,6 +264,7 @@ def test_with_json_standard_output_is_json_alone(finished_run, tiny_encoder, cap
     assert "marked dead" in said.err
 
 
+@pytest.mark.own_cluster
 def test_a_submitted_job_gives_what_the_local_command_gives(finished_run, tiny_encoder, tmp_path):
     """`ray start --head`, then `ray job submit … python -m jobs.end_to_end`, on this machine."""
     from tests.helpers.stages import TINY
@@ -291,7 +292,7 @@ def test_a_submitted_job_gives_what_the_local_command_gives(finished_run, tiny_e
             *("--working-dir", str(ROOT), "--", "python", "-m"),
             *("jobs.end_to_end", *TINY, "--root", str(root), "--encoder", tiny_encoder),
         ]
-        for _ in range(20):
+        for _ in range(100):
             job = subprocess.run(command, env=environment, capture_output=True, text=True)
             said = job.stdout + job.stderr
             if "Failed to connect" not in said and "No available agent" not in said:
@@ -301,7 +302,7 @@ def test_a_submitted_job_gives_what_the_local_command_gives(finished_run, tiny_e
     finally:
         head.terminate()  # `ray start --block` then ends what it started
         try:
-            head.wait(20)
+            head.wait(120)
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
         log.close()

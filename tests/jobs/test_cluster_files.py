@@ -14,7 +14,6 @@ import yaml
 
 from tests.helpers.paths import GOLDEN, ROOT
 
-HOUSE = ROOT
 RAY_UP = ["ray_cluster.yaml", "deploy/gcp.yaml", "deploy/on_premise.yaml"]
 CLOUD = RAY_UP[:2]
 KUBERAY = ["deploy/kuberay/raycluster.yaml", "deploy/kuberay/rayjob.yaml"]
@@ -23,7 +22,7 @@ SCHEMAS = json.loads((GOLDEN / "kuberay-v1.7.0.json").read_text())["schemas"]
 
 def read(name: str) -> dict:
     """The first document of a YAML file."""
-    return next(yaml.safe_load_all((HOUSE / name).read_text()))
+    return next(yaml.safe_load_all((ROOT / name).read_text()))
 
 
 def checked(config: dict) -> None:
@@ -63,7 +62,7 @@ def test_a_cloud_has_a_head_without_tasks_and_two_kinds_of_workers_with_bounds(n
 
 @pytest.mark.parametrize("name", RAY_UP)
 def test_the_head_serves_mlflow_and_every_node_asks_for_the_token(name):
-    config, text = read(name), (HOUSE / name).read_text()
+    config, text = read(name), (ROOT / name).read_text()
     head = " ".join(config["head_start_ray_commands"])
     assert "ray start --head" in head and "mlflow server" in head and "sqlite:///$HOME" in head
     assert "~/.ray/auth_token" in config["file_mounts"]
@@ -123,12 +122,12 @@ def test_pods_have_shared_memory_a_token_and_their_keys_from_a_secret(name):
 def test_the_kubernetes_job_is_a_command_that_there_is():
     words = read(KUBERAY[1])["spec"]["entrypoint"].split()
     assert words[:3] == ["python", "-m", "jobs.end_to_end"]
-    assert (HOUSE / "recipes" / f"{words[4]}.yaml").exists()
+    assert (ROOT / "recipes" / f"{words[4]}.yaml").exists()
 
 
 @pytest.mark.parametrize("name", [*RAY_UP, *KUBERAY])
 def test_no_file_holds_a_secret(name):
-    text = (HOUSE / name).read_text()
+    text = (ROOT / name).read_text()
     assert not re.search(r"AKIA[0-9A-Z]{12}|BEGIN [A-Z ]*PRIVATE|[0-9a-f]{40}", text)
     for key, value in re.findall(
         r"(\w*(?:SECRET|TOKEN|PASSWORD|ACCESS_KEY\w*))\s*[=:]\s*(\S+)", text

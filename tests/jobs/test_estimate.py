@@ -82,12 +82,11 @@ def test_the_memory_of_a_loss_is_what_it_takes(names, torch_alone):
 
 
 def test_a_rate_that_was_measured_names_where():
-    house = ROOT
     for name, rate in rates.RATES.items():
         if rate.measured.startswith("bench."):
-            assert (house / f"{rate.measured.replace('.', '/')}.py").exists(), name
+            assert (ROOT / f"{rate.measured.replace('.', '/')}.py").exists(), name
         if rate.measured.endswith(".md"):
-            assert (house / rate.measured).exists(), name
+            assert (ROOT / rate.measured).exists(), name
         assert (
             rate.measured and rate.value > 0 and ("s a" in rate.unit or rate.unit.startswith("s "))
         )

@@ -12,8 +12,8 @@ from pipeline.errors import InputError
 from schemas.settings import SECTIONS, Recipe
 from tests.helpers.paths import ROOT
 
-ROOM = ROOT / "recipes"
-RECIPES = sorted(file.stem for file in ROOM.glob("*.yaml"))
+FOLDER = ROOT / "recipes"
+RECIPES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 SETTINGS = [(section, *setting) for section in SECTIONS for setting in recipes.settings_of(section)]
 
 
@@ -55,7 +55,7 @@ def recipe_file(tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_resolves_and_says_what_it_is(name):
     models = resolved("--recipe", name)
-    written = yaml.safe_load((ROOM / f"{name}.yaml").read_text())
+    written = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert list(models) == list(written.get("variants", ["main"]))
     assert {recipe.name for recipe in models.values()} == {name}
     assert len(recipes.known()[name]) > 20

@@ -138,7 +138,7 @@ def test_the_load_of_the_node_is_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(SystemMetricsMonitor, "publish_metrics", noted)
     tracker = Tracker("experiment", str(tmp_path / "run"), "main")
     with tracker.monitor("train")("node-0"):
-        assert published.wait(60)
+        assert published.wait(600)
     tracker.finish()
     client = MlflowClient(tracker.uri)
     (train,) = client.search_runs(

@@ -183,6 +183,7 @@ def test_a_model_trained_and_evaluated_from_any_store_is_the_same(copy, roots, t
     assert vectors == others and len(vectors) > 0
 
 
+@pytest.mark.own_cluster
 def test_the_whole_command_gives_the_same_tars_and_numbers_on_s3(
     finished_run, bucket, tiny_encoder, tmp_path
 ):

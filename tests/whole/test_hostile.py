@@ -58,6 +58,8 @@ def npy(array) -> bytes:
 
 
 class Bomb:
+    """Makes a folder when it is unpickled."""
+
     def __reduce__(self):
         return (os.mkdir, ("unpickled",))
 

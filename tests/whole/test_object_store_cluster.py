@@ -8,7 +8,10 @@ from tests.helpers.namespaces import Namespaces, wait_for, why_not
 from tests.helpers.stages import TINY
 
 WHY = why_not()
-pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY or "namespaces are allowed")
+pytestmark = [
+    pytest.mark.own_cluster,
+    pytest.mark.skipif(bool(WHY), reason=WHY or "namespaces are allowed"),
+]
 SAME_BYTES = ("1-manifest", "2-shards", "3-embeddings/tiny")
 
 
@@ -27,7 +30,7 @@ def other_endpoints():
     S3FileSystem.clear_instance_cache()
 
 
-@pytest.mark.timeout(1500)  # two minutes on a machine with nothing else to do
+@pytest.mark.timeout(3600)  # two minutes on a machine with nothing else to do
 def test_a_job_on_two_nodes_of_which_one_dies_gives_what_one_machine_gives(
     finished_run, tiny_encoder, tmp_path, monkeypatch, other_endpoints
 ):
@@ -38,9 +41,9 @@ def test_a_job_on_two_nodes_of_which_one_dies_gives_what_one_machine_gives(
         root = f"{cluster.bucket}/tiny"
         command = ("jobs.end_to_end", *TINY, "--encoder", tiny_encoder, "--root", root)
         job = cluster.submit("python", "-m", *command, log=log)
-        wait_for(lambda: "3 embed" in log.read_text() or job.poll() is not None, "embed", 400)
+        wait_for(lambda: "3 embed" in log.read_text() or job.poll() is not None, "embed", 1200)
         cluster.kill(cluster.nodes["node-2"])
-        assert job.wait(900) == 0, log.read_text()[-3000:]
+        assert job.wait(1800) == 0, log.read_text()[-3000:]
         assert "node-2 is lost" in log.read_text() or "node-2 was lost" in log.read_text()
         for stage in SAME_BYTES:
             assert hashes(root, stage) == hashes(finished_run, stage)

@@ -1,12 +1,14 @@
-"""The house's own rules, where a tool does not check them, and that the documents are right."""
+"""The project's own rules where a tool does not check them, and that the documents are right."""
 
 import ast
+import graphlib
 import re
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import grimp
 import pytest
 
 from jobs.cli import recipes
@@ -15,10 +17,22 @@ from jobs.cli.options import parser_of
 from schemas.settings import SECTIONS
 from tests.helpers.paths import ROOT
 
-HOUSE = ROOT
-ROOMS = ("schemas", "pipeline", "jobs")
-FILES = sorted(f for room in ROOMS for f in (HOUSE / room).rglob("*.py"))
-DOCUMENTS = sorted([*HOUSE.glob("*.md"), *HOUSE.glob("docs/*.md"), HOUSE / "bench/RESULTS.md"])
+PACKAGES = ("schemas", "pipeline", "jobs")
+FILES = sorted(f for package in PACKAGES for f in (ROOT / package).rglob("*.py"))
+AROUND = sorted(f for folder in ("tests", "bench") for f in (ROOT / folder).rglob("*.py"))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench/RESULTS.md"])
+COMMAND_FILES = sorted([*ROOT.glob("jobs/[a-z]*.py"), *ROOT.glob("jobs/cli/commands/[a-z]*.py")])
+FORMULAS = sorted((ROOT / "pipeline/formulas").rglob("*.py"))
+ENTRIES = 14  # of a folder, at most
+# People submit `python -m jobs.train` and the like: the stages stay where they are.
+MORE_ENTRIES = {"jobs": 15}
+CHAIN = 12  # arrows of the longest chain of imports inside pipeline, at most
+ARROWS = 51  # between the packages of pipeline, at most
+
+
+def test_nothing_below_looks_at_an_empty_list():
+    assert len(FILES) > 150 and len(AROUND) > 90 and len(DOCUMENTS) > 12
+    assert len(COMMAND_FILES) > 20 and len(FORMULAS) > 15
 
 
 def imported(file: Path) -> set[str]:
@@ -32,7 +46,7 @@ def imported(file: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_files_and_functions_stay_short(file):
     text = file.read_text()
     assert len(text.splitlines()) <= 400
@@ -43,10 +57,8 @@ def test_files_and_functions_stay_short(file):
             assert lines <= 50, f"{node.name} has {lines} lines"
 
 
-def test_jobs_are_short():
-    files = [*(HOUSE / "jobs").glob("*.py"), *(HOUSE / "jobs/cli/commands").glob("*.py")]
-    assert len(files) > len(COMMANDS)
-    for file in files:
+def test_commands_are_short():
+    for file in COMMAND_FILES:
         assert len(file.read_text().splitlines()) <= 60, file.name
 
 
@@ -60,27 +72,99 @@ def test_modules_say_what_they_are():
 def test_formulas_import_torch_alone():
     allowed = {"torch", "math", "functools", "inspect", "numba", "pipeline", "collections"}
     allowed |= {"contextlib", "itertools", "dataclasses", "typing", "triton", "importlib"}
-    for file in (HOUSE / "pipeline/formulas").rglob("*.py"):
+    for file in FORMULAS:
         assert imported(file) <= allowed, file.name
 
 
 def test_what_is_imported_is_declared():
-    project = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [v for name, v in project["optional-dependencies"].items() if name != "dev"]
     lines = sum(extras, project["dependencies"])
     declared = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
     declared |= {"datasets", "eccv-caption"}  # whoever needs them is asked to install them
     known = metadata.packages_distributions()
     for file in FILES:
-        for package in imported(file) - sys.stdlib_module_names - {*ROOMS, "recipes"}:
+        for package in imported(file) - sys.stdlib_module_names - {*PACKAGES, "recipes"}:
             names = {name.lower().replace("_", "-") for name in known[package]}
             assert names & declared, (file.name, package)
+
+
+def modules_named(tree: ast.Module) -> set[str]:
+    """The names under which a file has modules."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:
+                path = ROOT.joinpath(*node.module.split("."), alias.name)
+                if path.is_dir() or path.with_suffix(".py").exists():
+                    names.add(alias.asname or alias.name)
+    return names
+
+
+def names_given(tree: ast.Module) -> set[str]:
+    """The names of a file's variables, arguments, functions and classes."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif hasattr(node, "name") and not isinstance(node, ast.alias):  # def, class, except … as
+            names.add(node.name)
+    return names
+
+
+def test_no_name_of_a_file_hides_a_module_that_it_imports():
+    found = {}
+    for file in [*FILES, *AROUND]:
+        tree = ast.parse(file.read_text())
+        if hidden := modules_named(tree) & names_given(tree):
+            found[str(file.relative_to(ROOT))] = hidden
+    assert not found
+
+
+def test_folders_hold_few_entries_and_no_underscores():
+    folders = {f.parent for f in [*FILES, *ROOT.glob("tests/**/*.py")]}
+    assert len(folders) > 35
+    for folder in folders:
+        name = str(folder.relative_to(ROOT))
+        entries = [path.name for path in folder.iterdir() if path.name != "__pycache__"]
+        assert len(entries) <= MORE_ENTRIES.get(name, ENTRIES), (name, sorted(entries))
+        hidden = [entry for entry in entries if entry.startswith("_")]
+        assert set(hidden) <= {"__init__.py", "__main__.py"}, (name, hidden)
+
+
+def test_imports_inside_pipeline_stay_few_and_shallow():
+    graph = grimp.build_graph("pipeline", cache_dir=None)
+    imports = {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
+    depth: dict[str, int] = {}
+    for module in graphlib.TopologicalSorter(imports).static_order():  # a circle is refused
+        depth[module] = max((depth[m] + 1 for m in imports[module]), default=0)
+    assert len(depth) > 100 and max(depth.values()) <= CHAIN, max(depth, key=depth.get)
+    package = {module: (*module.split("."), "")[1] for module in imports}
+    arrows = {(package[m], package[other]) for m in imports for other in imports[m]}
+    assert len([(one, other) for one, other in arrows if one != other]) <= ARROWS
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda f: f.name)
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_paths_in_backticks_exist():
+    folders = "|".join([*PACKAGES, "tests", "bench", "docs", "deploy", "recipes"])
+    found = [
+        (file, path)
+        for file in [*DOCUMENTS, *FILES, *AROUND]
+        for path in re.findall(rf"`((?:{folders})/[\w./-]*|[\w/]+\.py)`", file.read_text())
+    ]
+    assert len(found) > 30
+    for file, path in found:
+        beside = "/" not in path and (file.parent / path).exists()
+        assert beside or (ROOT / path).exists(), (file.name, path)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda f: f.name)
@@ -91,7 +175,7 @@ def test_commands_in_documents_exist(document):
     for recipe in re.findall(r"--recipe ([a-z]\w*)(?![\w.])", text):
         assert recipe in recipes.known() or recipe in ("mine",), recipe
     for target in re.findall(r"`make (\w+)`", text):
-        assert re.search(rf"^{target}:", (HOUSE / "Makefile").read_text(), re.M), target
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda f: f.name)

@@ -68,7 +68,7 @@ def _spread_again(amount_RN, mask_RN, grid_RG, cell_RN, offset_RN):
 
 @within
 def _add(grid_RG, r, c, x, amount):
-    """amount x the four weights of the cubic B-spline at x past the second of the cells from c."""
+    """Amount x the four weights of the cubic B-spline at x past the second of the cells from c."""
     y = float32(1) - x
     sixth = amount * float32(1 / 6)
     first, last = sixth * y * y * y, sixth * x * x * x

@@ -137,7 +137,7 @@ class _Rowwise(torch.autograd.Function):
             loss_Q[rows], gradient_RN = kernel(
                 block_of(scores_QN, rows), *of_rows, wants_gradient=wants_gradient
             )
-            if not wants_gradient:
+            if gradient_QN is None:
                 continue
             if gradient_QN.is_contiguous():
                 gradient_QN[rows] = gradient_RN

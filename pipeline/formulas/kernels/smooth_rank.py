@@ -137,7 +137,7 @@ class _SmoothRank(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @in_full_precision
-    def backward(ctx, grad_QN):
+    def backward(ctx, grad_QN):  # type: ignore[override]
         scores_QN, mask_QN = ctx.saved_tensors
         gradient_QN = torch.empty_like(scores_QN, memory_format=torch.contiguous_format)
         for rows, step, scores_RN, mask_RN in _by_block(scores_QN, mask_QN, ctx.settings):

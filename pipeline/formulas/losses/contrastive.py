@@ -55,7 +55,7 @@ def triplet(
                 else tau * (hidden_RN / tau).logsumexp(-1)
             )
             hinge_P = hinge_P + mining * (hard_R[row_P] + bar_P).relu()
-        sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)
+        sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)  # type: ignore[arg-type]
         return sum_R / positive_RN.sum(-1).clamp(min=1)
 
     rows = rows_in_cache(2 * scores_QN.shape[1], scores_QN.device)
@@ -141,11 +141,10 @@ def adaptive_info_nce(
 
 
 def siglip(scores_QN, positive_QN, *, scale=10.0, bias=-10.0, mask_QN=None):
-    """loss_Q: sum over the list of -log sigmoid(+-(scale x score + bias)), + for positives, in
-    nats.
+    """loss_Q in nats: sum over the list of -log sigmoid(+-(scale x score + bias)).
 
-    A sum per query, so that its mean over queries is the paper's. `scale` and `bias` may be learned
-    tensors; the defaults are the paper's start. SigLIP (arXiv 2303.15343).
+    + for positives. A sum per query, so that its mean over queries is the paper's. `scale` and
+    `bias` may be learned tensors; the defaults are the paper's start. SigLIP (arXiv 2303.15343).
 
     >>> siglip(torch.tensor([[1.0, 1.0]]), torch.tensor([[True, False]]))
     tensor([1.3863])

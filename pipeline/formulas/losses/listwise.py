@@ -58,7 +58,7 @@ def _ndcg_kernel(step, like_QN, rows):
 
 
 def _log_share(x_QN, temperature, mask_QN):
-    """log softmax over the list; candidates outside it have none of the share."""
+    """Log softmax over the list; candidates outside it have none of the share."""
     x_QN = x_QN / temperature
     return (x_QN if mask_QN is None else x_QN.masked_fill(~mask_QN, -1e30)).log_softmax(-1)
 

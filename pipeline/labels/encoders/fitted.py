@@ -17,7 +17,7 @@ from schemas.embedding import terms_schema
 
 WORDS = {"analyzer": "word"}
 TRIGRAMS = {"analyzer": "char_wb", "ngram_range": (3, 3)}
-KINDS = {"tfidf": (WORDS, 1024), "trigrams": (TRIGRAMS, 1024), "lsa": (WORDS, 256)}
+KINDS: dict = {"tfidf": (WORDS, 1024), "trigrams": (TRIGRAMS, 1024), "lsa": (WORDS, 256)}
 LSA_TERMS = 50_000  # words whose tf-idf is decomposed, at most
 NAME = re.compile(rf"({'|'.join(KINDS)})(?:-([1-9]\d*))?")
 

@@ -147,7 +147,10 @@ def load(encoder: str, revision: str | None = None, backend: str = "torch", devi
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         return SentenceTransformer(
-            str(found or encoder), device=device, revision=revision, backend=backend
+            str(found or encoder),
+            device=device,
+            revision=revision,
+            backend=backend,  # type: ignore[arg-type]
         )
     except Exception as error:  # hub, cache and format errors have no common base
         raise not_there("sentence encoder", encoder, error) from error

@@ -1,5 +1,6 @@
-"""Duplicates within and across splits: pictures with equal pixels, pictures that look alike, and
-captions that say the same; and the list by which `shard` and `evaluate` leave them out.
+"""Duplicates within and across splits, and the list by which `shard` and `evaluate` go on without.
+
+Pictures with equal pixels, pictures that look alike, and captions that say the same.
 
 Rows stand in order of what is kept: test before val before train, and in each the shards' order.
 """

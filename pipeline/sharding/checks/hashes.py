@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +36,7 @@ def of_picture(image: Image.Image) -> Picture:
     """
     image = image.convert("RGB")
     pixels = hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).digest()
-    grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-    grey = np.asarray(grey, np.float64)
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float64)
     colours = image.resize((4, 4), Image.Resampling.BOX).tobytes()
     if grey.std() < FLAT:
         return Picture(pixels, None, colours)
@@ -66,8 +65,11 @@ def first_of(keys_N: np.ndarray, splits_N: np.ndarray) -> np.ndarray:
 
 
 def equal_pairs(keys_N: np.ndarray, first_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (P,), (P,) of rows with equal keys: each row with the first of its split, and the
-    firsts of different splits with one another. So a thousand copies are a thousand pairs."""
+    """Pairs (P,), (P,) of rows with equal keys.
+
+    Each row with the first of its split, and the firsts of different splits with one another. So a
+    thousand copies are a thousand pairs.
+    """
     rows = np.arange(len(keys_N))
     copies, firsts = rows[first_N != rows], rows[first_N == rows]
     firsts = firsts[np.argsort(keys_N[firsts], kind="stable")]
@@ -115,7 +117,7 @@ def _masks(rows: int, distance: int) -> list[np.uint64]:
 
     bands = min(range(distance + 1, distance + 5), key=cost)
     edges = [BITS * b // bands for b in range(bands + 1)]
-    parts = [(1 << end) - (1 << start) for start, end in zip(edges, edges[1:], strict=False)]
+    parts = [(1 << end) - (1 << start) for start, end in pairwise(edges)]
     return [np.uint64(sum(some)) for some in combinations(parts, bands - distance)]
 
 

@@ -27,8 +27,8 @@ def plan(uri: str, *, decode: bool = True) -> tuple[list[Piece], list[Finding]]:
     if uri.endswith(".tar"):
         if not store.exists(uri):
             raise InputError(f"no tar at {uri}; give a tar, a folder of tars or a run folder")
-        pieces, _ = _shards(uri.rpartition("/")[0], decode)
-        return [piece for piece in pieces if piece.output == uri], []
+        beside, _ = _shards(uri.rpartition("/")[0], decode)
+        return [piece for piece in beside if piece.output == uri], []
     folders = store.list_folders(uri)
     pieces: list[Piece] = []
     found: list[Finding] = []
@@ -40,7 +40,7 @@ def plan(uri: str, *, decode: bool = True) -> tuple[list[Piece], list[Finding]]:
         return _shards(uri, decode)
     for name in folders:
         for tar in _tars_in(inside := store.join(uri, name)):
-            about = {"tar": store.join(inside, tar), "split": name}
+            about: dict = {"tar": store.join(inside, tar), "split": name}
             about["settings"] = ShardSettings() if decode else None
             pieces.append(_piece(f"{name}/{_stem(tar)}", about))
     if not pieces:

@@ -42,7 +42,7 @@ def open_tar(uri: str) -> BinaryIO:
 def digest(file: BinaryIO) -> tuple[int, str]:
     """Bytes and sha256 of a whole file."""
     file.seek(0)
-    value = hashlib.file_digest(file, "sha256").hexdigest()
+    value = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     return file.seek(0, io.SEEK_END), value
 
 

@@ -97,8 +97,8 @@ def inputs(settings: SourceSettings, part: str) -> list:
 def load(uri: str) -> bytes:
     """The picture as JPEG bytes, the same ones wherever it is drawn (by one version of Pillow)."""
     try:
-        seed, split, index, size = uri.removeprefix("drawn:").partition("?")[0].split("/")
-        seed, index, size = int(seed), int(index), int(size)
+        given, split, *numbers = uri.removeprefix("drawn:").partition("?")[0].split("/")
+        seed, (index, size) = int(given), map(int, numbers)
     except ValueError:
         raise InputError(
             f"{uri!r} is not a drawn scene; expected drawn:SEED/SPLIT/INDEX/SIZE"
@@ -221,7 +221,7 @@ def _relevance(arrays_B, arrays_N) -> np.ndarray:
     for chosen in itertools.permutations(range(MOST_THINGS), mentions):
         score_BN = sum(score_KTBN[k, t] for k, t in enumerate(chosen))
         if related:
-            score_BN = score_BN + related_BN[chosen[:2]]
+            score_BN = score_BN + related_BN[chosen[0], chosen[1]]
         np.maximum(best_BN, score_BN, out=best_BN)
     best_BN += WEIGHTS["number"] * (number_B[:, None] == number_N)
     best_BN += WEIGHTS["ground"] * (ground_B[:, None] == ground_N)

@@ -33,11 +33,15 @@ NOUNS = {
     None: ("shape", "object", "thing"),
 }  # fmt: skip
 PLURALS = {"fish": "fish", "box": "boxes", "rhombus": "rhombuses"}
-COLOUR_WORDS = {"red": ("red", "red", "scarlet"), "purple": ("purple", "purple", "violet")}
-SIZE_WORDS = {
+Words = dict[str, tuple[str, ...]]
+COLOUR_WORDS: Words = {
+    "red": ("red", "red", "scarlet"),
+    "purple": ("purple", "purple", "violet"),
+}
+SIZE_WORDS: Words = {
     "small": ("small", "little", "tiny"), "medium": ("medium-sized",), "large": ("large", "big"),
 }  # fmt: skip
-TEXTURE_WORDS = {
+TEXTURE_WORDS: Words = {
     "plain": ("plain",), "striped": ("striped",), "dotted": ("dotted", "spotted"),
     "checked": ("checked", "checkered"),
 }  # fmt: skip
@@ -132,7 +136,7 @@ def _counted(scene: Scene, rng: random.Random) -> Caption:
     phrase = _noun_phrase(rng, mention, len(things))
     number, noun = NUMBERS[len(scene.things)], rng.choice(("shapes", "objects", "things"))
     if len(things) == len(scene.things):
-        texts = (
+        texts: tuple[str, ...] = (
             f"only {phrase}{where}",
             f"{phrase}{where} and nothing else",
             f"there is nothing but {phrase}{where}",
@@ -241,7 +245,7 @@ def _hint_phrase(rng: random.Random, mention: Mention) -> str:
     return f"something {colour}" if rng.random() < 0.6 else _noun_phrase(rng, mention)
 
 
-def _word(rng: random.Random, words: dict[str, tuple[str, ...]], value: str) -> str:
+def _word(rng: random.Random, words: Words, value: str) -> str:
     return rng.choice(words.get(value, (value,)))
 
 

@@ -28,6 +28,8 @@ APART = 0.15  # along an axis, from which a thing is left of, or above, another 
 
 @dataclass(frozen=True)
 class Thing:
+    """One of the things in a scene."""
+
     shape: str
     colour: str
     size: str
@@ -44,6 +46,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
+    """Things that do not touch, on a ground."""
+
     things: tuple[Thing, ...]
     ground: str
 

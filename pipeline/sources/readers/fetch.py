@@ -1,6 +1,5 @@
 """Bytes at http(s) addresses, fetched as if every server were slow, broken or lying."""
 
-import itertools
 import random
 import time
 from http.cookiejar import DefaultCookiePolicy
@@ -50,14 +49,13 @@ def is_address(uri: str) -> bool:
 
 def fetch(url: str, settings: SourceSettings) -> bytes:
     """The whole body at the address, or `FetchFailed`; what may pass is tried again."""
-    for tried in itertools.count():
+    for tried in range(settings.fetch_retries):
         try:
             return _try(url, settings)
         except _Passing as failure:
-            if tried == settings.fetch_retries:
-                raise
             backoff = BACKOFF * 2**tried * random.uniform(0.5, 1.5)
             time.sleep(min(max(failure.wait, backoff), LONGEST_WAIT))
+    return _try(url, settings)
 
 
 def _try(url: str, settings: SourceSettings) -> bytes:

@@ -22,6 +22,8 @@ MAPS = {"half": lambda c: (1 + c) / 2, "clip": lambda c: c.clamp(0, 1)}
 
 
 class Golden:
+    """What the authors' code gave for one batch."""
+
     def __init__(self, name):
         with np.load(GOLDEN / f"loss_{name}.npz") as file:
             self.values = {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}

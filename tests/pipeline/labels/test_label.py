@@ -50,7 +50,7 @@ def test_a_shard_of_which_nothing_was_accepted_has_no_embeddings_and_no_labels(r
 
 
 def by_hand(captions: dict, image: str, caption: str, how: LabelSettings) -> float:
-    """r of an image and a caption, from METHODS: map(max or mean over the image's captions)."""
+    """R of an image and a caption, from METHODS: map(max or mean over the image's captions)."""
     cosines = [cosine(v, captions[caption][1]) for owner, v in captions.values() if owner == image]
     value = max(cosines) if how.reduce == "max" else sum(cosines) / len(cosines)
     return (1 + value) / 2 if how.map == "half" else max(value, 0)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from pipeline import models
 from pipeline.models.convolution import GlobalBatchNorm
 from pipeline.models.vocabulary import Vocabulary
 from schemas.settings import ModelSettings
+from tests.helpers import gloo
 
 WORDS = Vocabulary.of(["a red circle on the sand", "two blue fish"], min_count=1)
 
@@ -82,7 +82,7 @@ def norm_worker(rank, size, folder):
 
 
 def test_batch_norm_of_two_workers_is_that_of_one(tmp_path):
-    multiprocessing.spawn(norm_worker, (2, str(tmp_path)), nprocs=2)
+    gloo.together(2, norm_worker, str(tmp_path))
     norm_worker(0, 1, str(tmp_path))
     one, *two = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     close = {"atol": 1e-5, "rtol": 1e-4}

@@ -25,8 +25,8 @@ from schemas.settings import ModelSettings
 from tests.helpers.stages import TINY
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its users)
-    fit,  # noqa: F401  (a fixture, and its users)
-    recipe_with,  # noqa: F401  (a fixture, and its users)
+    fit,
+    recipe_with,
 )
 
 SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}

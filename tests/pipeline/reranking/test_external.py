@@ -75,7 +75,7 @@ def system(seed=0) -> MatrixScores:
 
 
 def slow_hubness(claims: np.ndarray, beta: float) -> list[float]:
-    """log of the mean over the bank (rows) of exp(beta s), over beta, of every column."""
+    """Log of the mean over the bank (rows) of exp(beta s), over beta, of every column."""
     return [math.log(np.mean([math.exp(beta * s) for s in column])) / beta for column in claims.T]
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from pipeline.errors import InputError
 from pipeline.reranking import fitting
@@ -178,9 +177,9 @@ def planted(seed: int, images=150, bank=150, dim=24) -> Problem:
     everyone = torch.arange(size)
     return Problem(
         Towers(sides["image"], flipped),
-        gallery={side: everyone[:images] for side in sides},
-        bank={side: everyone[images:] for side in sides},
-        owner={side: everyone for side in sides},
+        gallery=dict.fromkeys(sides, everyone[:images]),
+        bank=dict.fromkeys(sides, everyone[images:]),
+        owner=dict.fromkeys(sides, everyone),
     )
 
 
@@ -252,7 +251,7 @@ def test_four_workers_that_go_on_end_bit_for_bit_as_four_undisturbed_ones(tmp_pa
     for name, stops in {"straight": (2,), "halted": (1, 2)}.items():
         (tmp_path / name).mkdir()
         for stop in stops:
-            multiprocessing.spawn(stopping, (4, str(tmp_path / name), stop), nprocs=4)
+            gloo.together(4, stopping, str(tmp_path / name), stop)
             (tmp_path / name / "meet-4").unlink(missing_ok=True)
         found[name] = checkpoint.latest(f"{tmp_path}/{name}/checkpoints")[0][1]["model"]
     one, two = found["straight"], found["halted"]
@@ -272,7 +271,7 @@ def many(rank: int, size: int, folder: str) -> None:
 def test_two_workers_train_what_one_trains(tmp_path):
     settings = PLANTED.model_copy(update={"epochs": 1, "alignment": 0.5, "batch_size": 29})
     alone = trained(tmp_path / "one", planted(1), planted(2), settings)
-    multiprocessing.spawn(many, (2, str(tmp_path)), nprocs=2)
+    gloo.together(2, many, str(tmp_path))
     found, _ = checkpoint.latest(str(tmp_path / "checkpoints"))
     weights = found[1]["model"]
     for name, value in alone.trainer.model.state_dict().items():

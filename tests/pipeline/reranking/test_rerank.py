@@ -11,7 +11,6 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.reranking import baselines, rerank
-from pipeline.reranking import problem as problem_module
 from pipeline.reranking.problem import Problem
 from pipeline.reranking.similarities import Towers
 from pipeline.storage import parquet
@@ -33,7 +32,7 @@ from tests.pipeline.evaluation.test_ranking import (
 
 
 def slow_hubness(candidates, bank, beta) -> list[float]:
-    """log of the mean over the bank of exp(beta s), over beta; in float64."""
+    """Log of the mean over the bank of exp(beta s), over beta; in float64."""
     return [
         math.log(sum(math.exp(beta * float(q @ c)) for q in bank) / len(bank)) / beta
         for c in candidates
@@ -73,7 +72,7 @@ def test_hubness_is_the_same_in_parts(monkeypatch):
     rng = np.random.default_rng(0)
     candidates, bank = unit(rng.normal(size=(7, 4))), unit(rng.normal(size=(99, 4)))
     whole = hubness(candidates, bank, 10.0)
-    monkeypatch.setattr(problem_module, "CELLS", 30)
+    monkeypatch.setattr("pipeline.reranking.problem.CELLS", 30)
     assert torch.allclose(hubness(candidates, bank, 10.0), whole, atol=1e-6)
 
 

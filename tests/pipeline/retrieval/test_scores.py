@@ -76,7 +76,7 @@ def test_first_captions_are_those_that_come_first_wherever_they_stand():
 def test_folds_are_disjoint_and_together_all():
     folds = [items().take(*rows) for rows in items().folds(3)]
     assert [fold.image_ids for fold in folds] == [["i0", "i1"], ["i2"], ["i3"]]
-    assert sum((fold.text_ids for fold in folds), []) == items().text_ids
+    assert [text for fold in folds for text in fold.text_ids] == items().text_ids
 
 
 def test_what_is_excluded_leaves_and_nothing_else():

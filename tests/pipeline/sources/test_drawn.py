@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.sources import drawn
+from pipeline.sources.drawn.scenes import PALETTE, RADIUS
 from schemas.manifest import MANIFEST
 from schemas.settings import SourceSettings
 from tests.helpers.paths import ROOT
@@ -276,7 +277,7 @@ def test_pictures_have_the_size_asked_for_and_show_something(size):
 
 def test_things_show_their_colour_where_the_facts_say():
     """The colour at a plain thing's centre is nearest to its own of the palette."""
-    palette = drawn._scenes.PALETTE
+    palette = PALETTE
     nearest = []
     for row in rows_of("train"):
         pixels = np.asarray(Image.open(io.BytesIO(drawn.load(row["uri"]))), dtype=float)
@@ -297,7 +298,7 @@ def test_a_uri_that_is_no_scene_is_an_input_error(uri):
 
 
 def test_things_do_not_touch_and_lie_inside(rows):
-    radius = drawn._scenes.RADIUS
+    radius = RADIUS
     for row in rows:
         things = json.loads(row["truth"][0]["facts"])["things"]
         assert 2 <= len(things) <= 5

@@ -137,6 +137,6 @@ def test_two_processes_share_the_copies_and_keep_to_the_limit(cache, bucket):
         for order in (uris, uris[::-1])
     ]
     for reader in readers:
-        assert reader.wait(120) == 0, reader.stderr.read().decode()[-2000:]
+        assert reader.wait(600) == 0, reader.stderr.read().decode()[-2000:]
     held = [path.stat().st_size for path in cache.iterdir()]
     assert held == [100_000] * 2

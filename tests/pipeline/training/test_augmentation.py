@@ -15,12 +15,8 @@ from pipeline.training.augmentation import Augment
 from pipeline.training.loader import Loader
 from pipeline.training.sampler import Sampler
 from schemas.settings import TrainSettings
-from tests.pipeline.training.test_sampler_and_loader import (
-    Counts,  # noqa: F401  (fixtures)
-    loader_of,  # noqa: F401  (fixtures)
-    root,  # noqa: F401  (fixtures)
-    split,  # noqa: F401  (fixtures)
-)
+from tests.pipeline.training.test_loader import loader_of
+from tests.pipeline.training.test_sampler import Counts
 
 
 def jpeg(width=200, height=100) -> bytes:
@@ -84,7 +80,7 @@ def test_features_have_no_views():
         augment(crop=0.5)(file.getvalue(), 32, [0])
 
 
-def test_the_loader_shows_another_view_every_epoch_and_the_same_one_again(split):  # noqa: F811
+def test_the_loader_shows_another_view_every_epoch_and_the_same_one_again(split):
     order = Sampler(split, batch_size=8, lanes=2, pairs="image", seed=0)
     words = Vocabulary.of(split.captions, min_count=1)
 
@@ -146,7 +142,7 @@ def test_neighbours_meet_in_a_lane_and_from_any_step_on():
     assert all(np.array_equal(a, b) for a, b in zip(steps[2:], later, strict=True))
 
 
-def test_the_loader_goes_on_from_any_step(split):  # noqa: F811
+def test_the_loader_goes_on_from_any_step(split):
     loader = loader_of(split)
     whole = [batch.caption_rows.tolist() for batch in loader.epoch(1)]
     for start in (0, 1, 5, len(whole)):

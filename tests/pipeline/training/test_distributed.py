@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from pipeline.formulas.losses import LOSSES
 from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import Objective, loss_of
 from schemas.settings import LabelSettings, TrainSettings
+from tests.helpers import gloo
 
 PAIRS, DIM, ENCODER_DIM, CAPTIONS = 16, 6, 5, 3
 
@@ -87,7 +87,7 @@ def worker(rank: int, size: int, folder: str) -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_workers_together_have_the_loss_and_gradient_of_one(size, tmp_path):
-    multiprocessing.spawn(worker, (size, str(tmp_path)), nprocs=size)
+    gloo.together(size, worker, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
     for name, losses in CASES.items():
         value, gradient = loss_and_gradient(losses, 0, 1)
@@ -108,6 +108,6 @@ def gather_worker(rank: int, size: int, folder: str) -> None:
 
 
 def test_gradient_flows_back_to_the_worker_a_row_came_from(tmp_path):
-    multiprocessing.spawn(gather_worker, (2, str(tmp_path)), nprocs=2)
+    gloo.together(2, gather_worker, str(tmp_path))
     assert torch.load(tmp_path / "0.pt").tolist() == [[1.0 + 2.0]]
     assert torch.load(tmp_path / "1.pt").tolist() == [[10.0 + 20.0]]

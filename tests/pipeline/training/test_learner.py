@@ -1,11 +1,11 @@
 """One optimizer step: in chunks, in other arithmetic, on several workers, again."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from pipeline.errors import InputError
@@ -214,7 +214,7 @@ def test_learning_rate_rises_then_follows_its_schedule():
     settings = TrainSettings(epochs=2, lr_warmup=0.5, lr_schedule="cosine")
     factors = [lr_factor(settings, step, 10) for step in range(20)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert factors[5] == 1.0 and all(a > b for a, b in zip(factors[5:], factors[6:], strict=False))
+    assert factors[5] == 1.0 and all(a > b for a, b in itertools.pairwise(factors[5:]))
     step = TrainSettings(epochs=3, lr_schedule="step")
     assert [lr_factor(step, k, 10) for k in (0, 19, 20)] == [1.0, 1.0, 0.1]
 
@@ -248,7 +248,7 @@ def take_steps(rank: int, size: int, folder: str) -> None:
 
 
 def test_two_workers_take_the_steps_of_one_whole_or_sharded_or_in_chunks(tmp_path):
-    multiprocessing.spawn(worker, (2, str(tmp_path)), nprocs=2)
+    gloo.together(2, worker, str(tmp_path))
     one = weights_after(learner_of(optimizer="adamw", weight_decay=0.1, lr=0.01), 3)
     for name in ("ddp", "3", "fsdp"):
         assert_close(torch.load(tmp_path / f"{name}.pt")["model"], one, 1e-5)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from pipeline.formulas.losses import LOSSES
 from pipeline.models.regions import RegionTower
@@ -16,7 +15,7 @@ from pipeline.training.trainer import build
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its recipe)
-    recipe_with,  # noqa: F401  (a fixture, and its recipe)
+    recipe_with,
 )
 
 STEPS = 20
@@ -58,11 +57,16 @@ def courses(data, tiny_encoder, tmp_path_factory) -> dict[int, dict]:  # noqa: F
         flags = ("--train.losses", f"{{{name}: {{weight: 1}}}}", "--train.negatives_warmup", "0.5")
         # Adam divides by a gradient's own size, and makes steps of what is rounding alone.
         flags += ("--train.optimizer", "sgd", "--lr", "0.005")
-        recipe = recipe_with(tiny_encoder, *flags, "--model.image", "test_many_workers:Patches")
+        recipe = recipe_with(
+            tiny_encoder,
+            *flags,
+            "--model.image",
+            "tests.pipeline.training.test_many_workers:Patches",
+        )
         pieces[name] = train.plan(recipe, data[1], f"course-{name}").pieces[0]
     course(0, 1, str(folder), pieces)
     for size in (2, 4):
-        multiprocessing.spawn(course, (size, str(folder), pieces), nprocs=size)
+        gloo.together(size, course, str(folder), pieces)
     return {size: json.loads((folder / f"{size}.json").read_text()) for size in (1, 2, 4)}
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 
 from pipeline.errors import InputError
@@ -18,9 +17,9 @@ from pipeline.training.trainer import TowerTrainer, build
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its users)
-    fit,  # noqa: F401  (a fixture, and its users)
-    recipe_with,  # noqa: F401  (a fixture, and its users)
-    weights,  # noqa: F401  (a fixture, and its users)
+    fit,
+    recipe_with,
+    weights,
 )
 
 
@@ -230,7 +229,7 @@ def test_one_two_and_four_workers_take_over_from_each_other(data, tiny_encoder, 
     fit(recipe, root, "alone")
     piece = train.plan(recipe, root, "relay").pieces[0]
     for stop, size in enumerate((1, 2, 4), 1):
-        multiprocessing.spawn(many, (size, str(tmp_path), piece, stop), nprocs=size)
+        gloo.together(size, many, str(tmp_path), piece, stop)
         assert json.loads(Path(tmp_path, f"{size}.json").read_text()) == stop * 30
     one, relay = weights(root, "alone"), weights(root, "relay")
     for key in one:
@@ -250,7 +249,7 @@ def test_four_workers_that_go_on_end_bit_for_bit_as_four_undisturbed_ones(
         for stop in stops:
             folder = tmp_path / f"{name}-{stop}"
             folder.mkdir()
-            multiprocessing.spawn(many, (4, str(folder), piece, stop), nprocs=4)
+            gloo.together(4, many, str(folder), piece, stop)
     one, two = weights(root, "four-halted"), weights(root, "four-straight")
     assert [key for key in two if not torch.equal(one[key], two[key])] == []
 
@@ -269,7 +268,7 @@ def storage_worker(rank: int, size: int, folder: str, piece) -> None:
 def test_workers_that_do_not_share_the_storage_are_refused_before_the_first_step(data, tmp_path):  # noqa: F811
     recipe, root = data
     piece = train.plan(recipe, root, "storage").pieces[0]
-    multiprocessing.spawn(storage_worker, (2, str(tmp_path), piece), nprocs=2)
+    gloo.together(2, storage_worker, str(tmp_path), piece)
     for rank in range(2):
         said = Path(tmp_path, f"{rank}.txt").read_text()
         assert "which another worker wrote; --root must be storage that every node" in said
