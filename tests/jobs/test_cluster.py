@@ -1,5 +1,6 @@
 """Fanning out over Ray: results, errors with names, lost workers; the same run as a job."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -256,9 +257,10 @@ def test_with_json_standard_output_is_json_alone(finished_run, tiny_encoder, cap
         print_to_stdstream({"lines": ["marked dead"], "pid": "raylet", "is_err": False}, False)
         evaluated(run)
 
-    monkeypatch.setattr(evaluate, "run", beside_a_dying_node)
-    command = [*TINY, "--root", finished_run, "--encoder", tiny_encoder, "--json"]
-    main.main("evaluate", command)
+    command = dataclasses.replace(evaluate.COMMAND, run=beside_a_dying_node)
+    monkeypatch.setattr(evaluate, "COMMAND", command)
+    argv = [*TINY, "--root", finished_run, "--encoder", tiny_encoder, "--json"]
+    main.main("evaluate", argv)
     said = capsys.readouterr()
     assert "base" in json.loads(said.out)["models"]["main"]["metrics"]
     assert "marked dead" in said.err
