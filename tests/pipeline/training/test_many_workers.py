@@ -57,12 +57,7 @@ def courses(data, tiny_encoder, tmp_path_factory) -> dict[int, dict]:  # noqa: F
         flags = ("--train.losses", f"{{{name}: {{weight: 1}}}}", "--train.negatives_warmup", "0.5")
         # Adam divides by a gradient's own size, and makes steps of what is rounding alone.
         flags += ("--train.optimizer", "sgd", "--lr", "0.005")
-        recipe = recipe_with(
-            tiny_encoder,
-            *flags,
-            "--model.image",
-            "tests.pipeline.training.test_many_workers:Patches",
-        )
+        recipe = recipe_with(tiny_encoder, *flags, "--model.image", f"{__name__}:Patches")
         pieces[name] = train.plan(recipe, data[1], f"course-{name}").pieces[0]
     course(0, 1, str(folder), pieces)
     for size in (2, 4):
