@@ -2,7 +2,7 @@
 
 An image tower maps (B, …) payloads and a text tower maps (B, L) word ids with (B,) lengths to
 (B, dim); `TwoTower` gives both unit norm. A recipe may also name a tower of one's own as
-`package.module:Class`. A tower has `from_settings(settings, given)`; see `Given`.
+`package.module:Class`. A tower has `from_settings(settings, given)`; see `TowerInputs`.
 """
 
 import importlib
