@@ -61,8 +61,8 @@ class GradedRelevance:
     def __init__(self, judge: Judge):
         self.recipe = judge.recipe
         self.encoder = self.recipe.embed.encoder
-        self.captions = Captions.read(judge.captions)
         self.facts = _facts(judge.truth, judge.truth_version) if judge.truth else None
+        self.captions = Captions.read(judge.captions)
 
     def best_known(self, direction: str, query_ids: list[str]) -> torch.Tensor:
         """Relevance (Q, N) to all candidates: the true one where it is known."""
