@@ -25,6 +25,7 @@ for inherited in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):  # tests never write to
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from _pytest.nodeid import coerce_node_id  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -36,10 +37,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     elif {"ray_here", "finished_run"} & set(getattr(item, "fixturenames", ())):
         group = "ray"
     else:
-        group = str(item.path)
+        group = item.nodeid.partition("::")[0]
     item.add_marker(pytest.mark.xdist_group(group))
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long groups first."""
 
@@ -48,6 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 0 if "ray" in groups else 1 if "own cluster" in groups else 2
 
     items.sort(key=turn)
+    for item in items:  # xdist 3.8 writes the group where pytest 9.2 no longer looks for it
+        if "@" in (grouped := getattr(item, "_nodeid", "")):
+            item._id = coerce_node_id(grouped)
 
 
 def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
