@@ -26,7 +26,7 @@ def run(run: Run) -> None:
         if entry.get("torn_checkpoints"):
             stage.note(passed_over_torn=", ".join(entry["torn_checkpoints"]))
         if entry.get("collapsed"):
-            stage.note(collapsed_in_epochs=", ".join(map(str, entry["collapsed"])))
+            stage.note(collapsed_in_epochs=str(entry["collapsed"])[1:-1])
         if stage.made:
             run.track.records("train", store.read_json(plan.pieces[0].output)["records"])
             run.track.model("train", plan.folder, entry["metrics"].get("val/rsum", -1.0))
@@ -35,24 +35,23 @@ def run(run: Run) -> None:
 def forecast(run: Run, plan) -> None:
     """What the training will be like, by a few steps of it."""
     from jobs.cluster import estimate
-    from pipeline.training.probe import probe
+    from pipeline.training.train import probe
 
     try:
         found, settings = probe(plan.pieces[0]), run.recipe.train
     except InputError as error:
-        run.show.line(f"  {error}")
-        return
-    epoch, size = found["steps_per_epoch"] * found["seconds_per_step"], settings.batch_size
+        return run.show.line(f"  {error}")
+    size, minutes = settings.batch_size, found["steps_per_epoch"] * found["seconds_per_step"] / 60
     found["loss_bytes"] = estimate.loss_bytes(list(settings.losses), size // settings.workers, size)
-    run.show.line(
+    run.results["forecast"] = found
+    return run.show.line(
         f"  {found['steps']:,} steps in {settings.epochs} epochs of {found['steps_per_epoch']:,}, "
         f"{found['parameters']:,} parameters; the loss of a list of {size:,} takes "
         f"{found['loss_bytes'] / 1e6:,.1f} MB a worker\n"
         f"  {1000 * found['seconds_per_step']:.0f} ms a step with one process here "
         f"({found['device']}), {found['data_wait']:.0%} of it waiting for data: about "
-        f"{epoch / 60:.1f} min an epoch, {epoch * settings.epochs / 60:.0f} min in all"
+        f"{minutes:.1f} min an epoch, {minutes * settings.epochs:.0f} min in all"
     )
-    run.results["forecast"] = found
 
 
 COMMAND = Command(scopes.each_model, run, ("train", "model", "label"))

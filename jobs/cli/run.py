@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,12 +17,13 @@ from jobs.cli.show import Show
 from jobs.cluster import tasks, training
 from jobs.tracking.tracker import Tracker
 from pipeline.errors import StageMissing
-from pipeline.evaluation import results
-from pipeline.evaluation.results import Result
-from pipeline.reports.render import Made, Page
 from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.results import Result
+    from pipeline.reports.render import Made, Page
 
 
 class NotYet(Exception):
@@ -72,7 +73,7 @@ class Run:
             raise
         stage.end()
 
-    def keep(self, stage: str, page: Page, made: Made) -> None:
+    def keep(self, stage: str, page: "Page", made: "Made") -> None:
         """A page that was made, and what was made with it, to the MLflow run of a stage."""
         if page.artifact:
             figures = {f"figures/{figure.name}.svg": figure.svg for figure in made.figures}
@@ -167,7 +168,7 @@ class Stage:
             raise NotYet
         return plan.index
 
-    def page(self, page: Page, *, beside: bool = False) -> None:
+    def page(self, page: "Page", *, beside: bool = False) -> None:
         """Make a page that is not there, or was made from something else; to MLflow too.
 
         One that lies beside a stage's pieces is not counted among what the stage made.
@@ -184,13 +185,14 @@ class Stage:
             self.start()
             self.run.keep(self.name, page, page.make())
 
-    def result(self, plan: Plan, label: str, version: str, measure: Callable, *about) -> Result:
+    def result(self, plan: Plan, label: str, version: str, measure: Callable, *about) -> "Result":
         """What a ranking's metrics.json holds; `measure(plan, *about, label)` where it is old."""
-        uri = store.join(plan.folder, results.FILE)
-        found = results.read(uri, label, version)
-        if found is None:
+        from pipeline.evaluation.results import FILE, read, write
+
+        uri = store.join(plan.folder, FILE)
+        if (found := read(uri, label, version)) is None:
             self.start()
-            results.write(uri, found := measure(plan, *about, label), version)
+            write(uri, found := measure(plan, *about, label), version)
         return found
 
     def start(self) -> None:

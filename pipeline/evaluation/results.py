@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, fields
 
 from pipeline.errors import StageMissing
-from pipeline.evaluation import intervals, ranking
+from pipeline.evaluation import ranking
+from pipeline.evaluation.intervals import bootstrap, figures
 from pipeline.storage import store
 from pipeline.storage.plan import Plan
 from schemas.settings import Recipe
@@ -98,8 +99,8 @@ class Result:
 def of_ranking(plan: Plan, recipe: Recipe, cost: dict[str, float], label: str) -> Result:
     """The means over all queries of a finished ranking, with intervals; `cost` is what it took."""
     found = ranking.queries([piece.output for piece in plan.pieces])
-    between = intervals.bootstrap(found, recipe.evaluate.resamples)
-    return Result(label, intervals.figures(found), between, Protocol.of(plan.settings), cost)
+    between = bootstrap(found, recipe.evaluate.resamples)
+    return Result(label, figures(found), between, Protocol.of(plan.settings), cost)
 
 
 def version(plan: Plan, recipe: Recipe, *more) -> str:

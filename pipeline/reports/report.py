@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError, StageMissing
-from pipeline.evaluation import evaluate, results
+from pipeline.evaluation import evaluate
+from pipeline.evaluation import results as measured
 from pipeline.evaluation.graded_relevance import GradedRelevance, judge_of
 from pipeline.evaluation.results import Protocol, Result
 from pipeline.labels.encoders import encoder_label
@@ -76,8 +77,8 @@ def results_of(root: str, name: str) -> dict[str, Result]:
     """What a model's rankings give, by stage; those that there are."""
     out = {}
     for stage, label in (("evaluate", name), ("reranked", f"{name}, re-ranked")):
-        uri = RunFolder(root).folder(stage, name, results.FILE)
-        if result := results.read(uri, label):
+        uri = RunFolder(root).folder(stage, name, measured.FILE)
+        if result := measured.read(uri, label):
             out[stage] = result
     return out
 
@@ -116,7 +117,7 @@ def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], vers
         data=recipe.name,
         about=recipe.about or "A Halftone run.",
         protocol=protocol,
-        protocol_line=results.sentence(protocol),
+        protocol_line=measured.sentence(protocol),
         intervals=any(result.intervals for result in found),
         columns=columns,
         rows=rows,

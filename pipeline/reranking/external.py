@@ -13,15 +13,15 @@ import torch
 from pipeline.errors import InputError
 from pipeline.evaluation import external
 from pipeline.reranking import fitting
-from pipeline.reranking.leaprr.model import LeaPRR
+from pipeline.reranking.leaprr.model import LeaPRR, load_leaprr
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
-from pipeline.reranking.rerank import load_leaprr, summary
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval.scores import Items, MatrixScores, System, VectorScores
 from pipeline.storage import csv_files, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.training.loop import Loop
+from pipeline.training.saved_model import summary
 from schemas.settings import Recipe, RerankSettings
 
 

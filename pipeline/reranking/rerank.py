@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
-from safetensors.torch import load
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation import evaluate, ranking, task_memory, tower_vectors
@@ -25,7 +24,7 @@ from pipeline.reranking.inputs import (
     problem_of,
     vectors_of,
 )
-from pipeline.reranking.leaprr.model import LeaPRR
+from pipeline.reranking.leaprr.model import load_leaprr
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.retrieval.scores import BlockScores
@@ -36,7 +35,7 @@ from pipeline.storage.run_folder import RunFolder
 from pipeline.training import saved_model
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loop import Loop
-from schemas.settings import LeaPRRSettings, Recipe, RerankSettings
+from schemas.settings import Recipe, RerankSettings
 from schemas.trials import TRIALS
 
 summary = saved_model.summary  # LeaPRR's training leaves what that of the towers does
@@ -168,14 +167,6 @@ def _training_problems(inputs: dict) -> tuple[Problem, Problem | None]:
     if learned is None:
         raise InputError(f"--leaprr.lists {lists}: this run has no {lists} split; take another")
     return learned, val if lists == "train" else None
-
-
-def load_leaprr(folder: str) -> LeaPRR:
-    """The trained model of a folder of stage 7, in evaluation mode."""
-    index = run_folder.need_index(folder, "rerank")
-    model = LeaPRR(LeaPRRSettings(**index["pieces"][0]["leaprr"]))
-    model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
-    return model.eval()
 
 
 def _weights_version(folder: str | None) -> str:

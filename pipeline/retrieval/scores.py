@@ -17,7 +17,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import InputError
-from pipeline.retrieval import nearest, ranks
+from pipeline.retrieval import nearest
+from pipeline.retrieval import ranks as counting
 from pipeline.retrieval.ranks import Pairs, Ranks
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage.vector_columns import vector_matrix
@@ -197,10 +198,10 @@ class VectorScores:
 
     def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
         queries, candidates = self._sides(direction)
-        return ranks.of_vectors(queries[rows_Q], candidates, pairs, NONE)[0]
+        return counting.of_vectors(queries[rows_Q], candidates, pairs, NONE)[0]
 
     def ranks_of_both(self, i2t: Pairs, t2i: Pairs) -> tuple[Ranks, Ranks]:
-        return ranks.of_vectors(self.images, self.texts, i2t, t2i)
+        return counting.of_vectors(self.images, self.texts, i2t, t2i)
 
     def of_pairs(self, image_P, text_P) -> torch.Tensor:
         rows = torch.as_tensor(image_P), torch.as_tensor(text_P)
@@ -226,12 +227,14 @@ class MatrixScores:
         return nearest.largest(self.block(direction, rows_Q), k)
 
     def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
-        return ranks.of_matrix(self.block(direction, rows_Q), pairs, NONE)[0]
+        return counting.of_matrix(self.block(direction, rows_Q), pairs, NONE)[0]
 
     def ranks_of_both(self, i2t: Pairs, t2i: Pairs) -> tuple[Ranks, Ranks]:
         if self.i2t is self.t2i:
-            return ranks.of_matrix(self.i2t, i2t, t2i)
-        return ranks.of_matrix(self.i2t, i2t, NONE)[0], ranks.of_matrix(self.t2i, NONE, t2i)[1]
+            return counting.of_matrix(self.i2t, i2t, t2i)
+        return counting.of_matrix(self.i2t, i2t, NONE)[0], counting.of_matrix(self.t2i, NONE, t2i)[
+            1
+        ]
 
     def of_pairs(self, image_P, text_P) -> torch.Tensor:
         return self.i2t[torch.as_tensor(image_P), torch.as_tensor(text_P)]
@@ -265,7 +268,7 @@ class BlockScores:
         return nearest.largest(self.block(direction, rows_Q), k)
 
     def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
-        return ranks.of_matrix(self.block(direction, rows_Q), pairs, NONE)[0]
+        return counting.of_matrix(self.block(direction, rows_Q), pairs, NONE)[0]
 
 
 def matrix_scores(items: Items, matrix: torch.Tensor) -> MatrixScores:

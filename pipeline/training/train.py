@@ -4,16 +4,22 @@
 under Ray Train alike.
 """
 
+import time
 from collections.abc import Callable
+
+import torch
 
 from pipeline.labels import embed, label
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training import trainer
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loop import Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
 from schemas.settings import Recipe
+
+STEPS, WARM, SECONDS = 20, 2, 20.0  # of a probe: steps timed, not timed, and when it is enough
 
 
 def plan(recipe: Recipe, root: str, name: str) -> Plan:
@@ -46,3 +52,35 @@ def fit(piece: Piece, report: Report, leaving: Callable[[], bool] = lambda: Fals
     workers alike, that one of them is about to be taken away: a checkpoint is written at once.
     """
     Loop(trainer.build, piece, report, leaving).run()
+
+
+def probe(piece: Piece) -> dict:
+    """How long a training will take, by a few steps of it.
+
+    Steps of an epoch and of all, seconds a step with one process here, and share of waiting.
+
+    Takes real steps on the real batches and writes nothing to the run folder.
+    """
+    training = trainer.build(piece, ProcessGroup())
+    settings, steps = training.settings, training.steps
+    started = waited = 0.0
+    for number, batch in enumerate(training.batches(0)):
+        if number == min(WARM, steps - 1):
+            started, waited = time.perf_counter(), 0.0
+        waited += batch.waited
+        record = training.learner.step(batch, number)
+        spent = time.perf_counter() - started if started else 0.0
+        if number + 1 == WARM + STEPS or spent > SECONDS:
+            break
+    record()  # waits for the device
+    seconds = time.perf_counter() - started
+    timed = max(1, number + 1 - min(WARM, steps - 1))
+    device = training.world.device.type
+    return {
+        "steps_per_epoch": steps,
+        "steps": steps * settings.epochs,
+        "seconds_per_step": seconds / timed,
+        "data_wait": waited / seconds,
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "parameters": sum(p.numel() for p in training.learner.model.parameters()),
+    }

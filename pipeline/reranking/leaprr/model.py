@@ -15,12 +15,14 @@ kind, V = 1 + K nodes (the query first), C neighbours in a list, H hidden width.
 from dataclasses import dataclass
 
 import torch
+from safetensors.torch import load
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.reranking.baselines import gallery_neighbours
 from pipeline.reranking.leaprr.graph import affinity
 from pipeline.reranking.problem import SIDES, View
+from pipeline.storage import run_folder, store
 from schemas.settings import LeaPRRSettings
 
 START = 0.03  # of the cosine's share: an untrained model leaves the order nearly as it was
@@ -218,3 +220,11 @@ def leaprr(view: View, rows_Q: torch.Tensor, *, model: LeaPRR) -> torch.Tensor:
     some = candidate_lists(view, rows_Q, model.shape(view.direction), scores_QN)
     (refined_QK,) = model([(view.direction, some)])
     return spliced(scores_QN, some.place_BK, refined_QK)
+
+
+def load_leaprr(folder: str) -> LeaPRR:
+    """The trained model of a folder of stage 7, in evaluation mode."""
+    index = run_folder.need_index(folder, "rerank")
+    model = LeaPRR(LeaPRRSettings(**index["pieces"][0]["leaprr"]))
+    model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
+    return model.eval()

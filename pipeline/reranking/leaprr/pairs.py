@@ -24,6 +24,7 @@ def galleries(problem: Problem, images: int, seed: int) -> list[Problem]:
     generator = torch.Generator().manual_seed(seed)
     order = own[torch.randperm(len(own), generator=generator)]
     parts = [part for part in order.split(images) if len(part) >= min(FEWEST, len(own))]
+    parts = parts or [order]  # galleries of so few that none is worth having: all is one
     if problem.pool == "inductive" and not len(problem.bank["image"]) and len(parts) < 2:
         parts = list(order.chunk(2))  # one for the gallery, the other for the bank
     found = []
