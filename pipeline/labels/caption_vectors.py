@@ -132,9 +132,5 @@ def relevance_of(
 ) -> torch.Tensor:
     """Relevance (M, N) of images, given by their captions, to texts, as the settings say."""
     return from_captions(
-        image_captions_MCD,
-        texts_ND,
-        map=cosine_map(settings),
-        reduce=settings.reduce,
-        **masks,
+        image_captions_MCD, texts_ND, map=cosine_map(settings), reduce=settings.reduce, **masks
     )

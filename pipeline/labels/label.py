@@ -148,10 +148,7 @@ def _histograms(mine: Captions, everyone: Captions, settings: LabelSettings) -> 
     positives = np.zeros(BINS, np.int64)
     for part in _parts(mine.image_ids, BLOCK):
         positives += _histogram(mine.held_out(part, settings))
-    return {
-        "histogram_negatives": negatives.tolist(),
-        "histogram_positives": positives.tolist(),
-    }
+    return {"histogram_negatives": negatives.tolist(), "histogram_positives": positives.tolist()}
 
 
 def _parts(images: list[str], size: int) -> Iterator[list[str]]:

@@ -34,10 +34,7 @@ NOUNS = {
 }  # fmt: skip
 PLURALS = {"fish": "fish", "box": "boxes", "rhombus": "rhombuses"}
 Words = dict[str, tuple[str, ...]]
-COLOUR_WORDS: Words = {
-    "red": ("red", "red", "scarlet"),
-    "purple": ("purple", "purple", "violet"),
-}
+COLOUR_WORDS: Words = {"red": ("red", "red", "scarlet"), "purple": ("purple", "purple", "violet")}
 SIZE_WORDS: Words = {
     "small": ("small", "little", "tiny"), "medium": ("medium-sized",), "large": ("large", "big"),
 }  # fmt: skip
