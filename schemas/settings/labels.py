@@ -29,9 +29,7 @@ class EmbedSettings(Section):
         "arithmetic of the model; auto: bf16 where the processor has it and vectors "
         "keep a cosine of 0.998 to those of fp32",
     )
-    backend: Literal["torch", "onnx"] = setting(
-        "torch", "what runs the model; onnx needs the package optimum"
-    )
+    backend: Literal["torch", "onnx"] = setting("torch", "what runs it; onnx needs optimum")
     prompt: str | None = setting(None, "text put before every caption")
     prompt_name: str | None = setting(None, "a prompt of the model's own, by its name")
     batch_tokens: int | None = setting(
@@ -39,22 +37,15 @@ class EmbedSettings(Section):
     )
     fit_captions: int = setting(
         1_000_000,
-        "tfidf, trigrams, lsa: fitted on the first so many train captions (count)",
+        "tfidf, trigrams, lsa: fitted on so many first train captions (count)",
         ge=1,
         changes="fit",
     )
     max_duplicates: float = setting(
-        0.5,
-        "share of repeated captions above which the stage stops (0-1)",
-        ge=0,
-        le=1,
-        changes="how",
+        0.5, "share of repeated captions that is too much (0-1)", ge=0, le=1, changes="how"
     )
     max_mean_cosine: float = setting(
-        0.98,
-        "mean over different captions above which the stage stops (cosine)",
-        le=1,
-        changes="how",
+        0.98, "mean of different captions above which the stage stops (cosine)", le=1, changes="how"
     )
 
     @model_validator(mode="after")
@@ -81,14 +72,10 @@ class LabelSettings(Section):
     centre: float = setting(0.6, "logistic: the cosine whose relevance is 1/2 (cosine)")
     width: float = setting(0.1, "logistic: how wide the step is (cosine)", gt=0)
     calibration: str | None = setting(
-        None,
-        "logistic or isotonic map fitted to people's judgements (JSON, URI)",
-        changes="contents",
+        None, "logistic or isotonic map fitted to judgements (JSON, URI)", changes="contents"
     )
     overrides: str | None = setting(
-        None,
-        "pairs that people decided: image_id,caption_id,relevance (CSV, URI)",
-        changes="contents",
+        None, "people's decisions: image_id,caption_id,relevance (CSV, URI)", changes="contents"
     )
     reduce: Literal["max", "mean"] = setting("max", "over the captions of an image")
     lists: tuple[Literal["i2t", "t2i", "i2i", "t2t"], ...] = setting(
@@ -100,7 +87,7 @@ class LabelSettings(Section):
     )
     cross_encoder: str | None = setting(
         None,
-        "scores the lists' pairs again: sentence-transformers name, or a folder",
+        "scores the lists' pairs again: sentence-transformers name, or folder",
         changes="lists",
     )
     approximate_above: int | None = setting(

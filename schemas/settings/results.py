@@ -13,9 +13,7 @@ class EvaluateSettings(Section):
     ndcg_at: int = setting(10, "depth of NDCG (candidates)", ge=1)
     batch_size: int = setting(256, "samples per forward pass (count)", ge=1, changes="how")
     exclude: str | None = setting(
-        None,
-        "CSV of images and captions left out, as `halftone audit` writes it (URI)",
-        changes="contents",
+        None, "images and captions left out, of `halftone audit` (CSV, URI)", changes="contents"
     )
     resamples: int = setting(
         1000, "draws of the images that intervals come from (count)", ge=20, changes="results"
@@ -27,14 +25,10 @@ class EvaluateSettings(Section):
         changes="contents",
     )
     judgements: str | None = setting(
-        None,
-        "people's image_id,caption_id,score, to measure agreement with (CSV, URI)",
-        changes="contents",
+        None, "people's image_id,caption_id,score, to agree with (CSV, URI)", changes="contents"
     )
     protocols: tuple[str, ...] = setting(
-        (),
-        "measured beside the split itself: flickr_1k, coco_5k, coco_1k, cxc, …",
-        changes="results",
+        (), "measured beside the split: flickr_1k, coco_5k, coco_1k, cxc, …", changes="results"
     )
 
     @field_validator("encoder")
@@ -51,9 +45,7 @@ class SearchSettings(Section):
     queries: tuple[str, ...] = setting((), "queries of the page; empty takes captions of the split")
     pages_queries: int = setting(8, "captions taken when queries is empty (count)", ge=1)
     top: int = setting(8, "results shown per query (count)", ge=1)
-    shades: bool = setting(
-        True, "show the relevance the sentence encoder gives each result to a text"
-    )
+    shades: bool = setting(True, "show the relevance the encoder gives each result to a text")
 
 
 class ReportSettings(Section):
@@ -70,9 +62,7 @@ class ReportSettings(Section):
 class ServeSettings(Section):
     """The search service."""
 
-    host: str = setting(
-        "127.0.0.1", "address it listens on; 0.0.0.0 lets in everyone who reaches it"
-    )
+    host: str = setting("127.0.0.1", "address it listens on; 0.0.0.0 lets in all who reach it")
     port: int = setting(8100, "port it listens on", ge=1, le=65535)
     replicas: int = setting(1, "copies of the model that answer (count)", ge=1)
     concurrent: int = setting(256, "requests a replica has in hand (count)", ge=1)
