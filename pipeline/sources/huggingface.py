@@ -74,11 +74,12 @@ def _records(settings: SourceSettings, path: str, part: str) -> Iterator[tables.
     known = settings.split or annotations.SPLIT_WORDS.get(split, split)
     table = dataset.select_columns(sorted(wanted)).select(range(int(start), int(stop)))
     for number, row in enumerate(table, int(start)):
-        name = None
+        name, uri = None, f"{path}#{split}/{image}/{number}"
         if written:
             name = annotations.image_path(row[image], image, f"{path} {split} row {number}")
+            uri = annotations.image_uri(folder, name)
         yield tables.Record(
-            uri=annotations.image_uri(folder, name) if name else f"{path}#{split}/{image}/{number}",
+            uri=uri,
             path=name,
             captions=annotations.texts(row[caption]),
             split=tables.text(row.get(split_column)) or known,
@@ -123,9 +124,8 @@ def _opened(path: str) -> dict:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"source.path {path}: {reason}; expected {EXPECTED}") from None
-    if isinstance(found, library.Dataset):
-        return {str(found.split or "train"): found}
-    return dict(found)
+    one = isinstance(found, library.Dataset)
+    return {str(found.split or "train"): found} if one else dict(found)
 
 
 def _downloaded(path: str, library):

@@ -31,13 +31,15 @@ from pipeline.errors import InputError
 from pipeline.sources.drawn import captions as drawn_captions
 from pipeline.sources.drawn import scenes as drawn_scenes
 from pipeline.sources.drawn.scenes import COLOURS, GROUNDS, MOST_THINGS, SHAPES, SIZES, TEXTURES
+from pipeline.sources.readers import annotations
 from schemas.settings import SourceSettings
 
 PART_SCENES = 1000  # scenes of a part
 DRAWN_BY = f"Pillow={PIL.__version__}"  # in a row's uri, so that a shard is redone by another one
 SCENES_BLOCK = 32  # scenes whose relevance is computed at once: keeps the work in cache
 
-WEIGHTS = {  # what a person would mind most being wrong
+# What a person would mind most being wrong.
+WEIGHTS = {
     "shape": 4,
     "colour": 3,
     "size": 1,
@@ -70,22 +72,13 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         image_id = f"{split}-{index:06d}"
         ids = [f"{image_id}#{k}" for k in range(len(written))]
         facts = [scene_facts(scene), *map(caption_facts, written)]
-        yield {
-            "image_id": image_id,
-            "uri": f"drawn:{settings.seed}/{split}/{index}/{settings.image_size}?{DRAWN_BY}",
-            "split": split,
-            "captions": [
-                {"caption_id": id_, "text": caption.text}
-                for id_, caption in zip(ids, written, strict=True)
-            ],
+        truth = zip([image_id, *ids], facts, strict=True)
+        uri = f"drawn:{settings.seed}/{split}/{index}/{settings.image_size}?{DRAWN_BY}"
+        texts = list(zip(ids, (caption.text for caption in written), strict=True))
+        yield annotations.row(image_id, uri, split, texts, "drawn") | {
             "width": settings.image_size,
             "height": settings.image_size,
-            "sha256": None,
-            "source": "drawn",
-            "truth": [
-                {"id": id_, "facts": fact}
-                for id_, fact in zip([image_id, *ids], facts, strict=True)
-            ],
+            "truth": [{"id": id_, "facts": fact} for id_, fact in truth],
         }
 
 
@@ -100,9 +93,8 @@ def load(uri: str) -> bytes:
         given, split, *numbers = uri.removeprefix("drawn:").partition("?")[0].split("/")
         seed, (index, size) = int(given), map(int, numbers)
     except ValueError:
-        raise InputError(
-            f"{uri!r} is not a drawn scene; expected drawn:SEED/SPLIT/INDEX/SIZE"
-        ) from None
+        expected = "drawn:SEED/SPLIT/INDEX/SIZE"
+        raise InputError(f"{uri!r} is not a drawn scene; expected {expected}") from None
     scene = drawn_scenes.scene(seed, split, index)
     return drawn_scenes.picture(scene, size, f"{seed}/{split}/{index}")
 
@@ -112,9 +104,7 @@ def load(uri: str) -> bytes:
 
 def scene_facts(scene: drawn_scenes.Scene) -> str:
     """JSON of a scene: its things as [shape, colour, size, texture, x, y], and its ground."""
-    return json.dumps(
-        {"things": [astuple(thing) for thing in scene.things], "ground": scene.ground}
-    )
+    return json.dumps({"things": [astuple(t) for t in scene.things], "ground": scene.ground})
 
 
 def caption_facts(caption: drawn_captions.Caption) -> str:
@@ -129,21 +119,16 @@ def relevance(scenes: list[str], captions: list[str]) -> np.ndarray:
     arrays_M = _scene_arrays([json.loads(scene) for scene in scenes])
     said = [json.loads(caption) for caption in captions]
     relevance_MN = np.empty((len(scenes), len(said)), np.float32)
-    for group in _alike(said):
+    alike: dict[tuple[int, bool], list[int]] = {}  # by their mentions, and whether they relate two
+    for j, facts in enumerate(said):
+        alike.setdefault((len(facts["mentions"]), facts["relation"] is not None), []).append(j)
+    for group in alike.values():
         arrays_N = _caption_arrays([said[j] for j in group])
         for start in range(0, len(scenes), SCENES_BLOCK):
             block = slice(start, start + SCENES_BLOCK)
             arrays_B = [array_M[block] for array_M in arrays_M]
             relevance_MN[block, group] = _relevance(arrays_B, arrays_N)
     return relevance_MN
-
-
-def _alike(said: list[dict]) -> list[list[int]]:
-    """Captions grouped by their number of mentions and whether they state a relation."""
-    groups: dict[tuple[int, bool], list[int]] = {}
-    for j, facts in enumerate(said):
-        groups.setdefault((len(facts["mentions"]), facts["relation"] is not None), []).append(j)
-    return list(groups.values())
 
 
 def _scene_arrays(scenes: list[dict]):
@@ -178,16 +163,12 @@ def _caption_arrays(said: list[dict]):
     for j, facts in enumerate(said):
         for k, mention in enumerate(facts["mentions"]):
             weights_KNA[k, j] = _agreement(mention)
-            total_KN[k, j] = _weight(mention)
+            told = zip(ATTRIBUTES, mention, strict=True)
+            total_KN[k, j] = sum(WEIGHTS[attribute] for attribute, value in told if value)
     relation_N = np.array([RELATIONS.index(f["relation"]) if f["relation"] else -1 for f in said])
     number_N = np.array([f["number"] or 0 for f in said])
     ground_N = np.array([GROUNDS.index(f["ground"]) if f["ground"] else -1 for f in said])
     return weights_KNA, total_KN, relation_N, number_N, ground_N
-
-
-def _weight(mention: list) -> int:
-    """Sum of the weights of the mentioned attributes."""
-    return sum(WEIGHTS[a] for a, value in zip(ATTRIBUTES, mention, strict=True) if value)
 
 
 def _agreement(mention: list) -> np.ndarray:
