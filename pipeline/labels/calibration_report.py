@@ -73,21 +73,16 @@ def verdicts(found: list[Candidate]) -> list[str]:
 
 def _verdict(name: str, rival: str, measure: str, gain_R: np.ndarray) -> str:
     value, low, high = agreement.interval(gain_R)
-    if low > 0:
-        verb = "beats"
-    elif high < 0:
-        verb = "is worse than"
-    else:
-        verb = "is not told apart from"
+    verb = "is worse than" if high < 0 else "is not told apart from"
+    verb = "beats" if low > 0 else verb
     return f"{name} {verb} {rival}: {measure} better by {value:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def commands(found: list[Candidate], kept: dict[str, str], root: str) -> dict[str, str]:
     """What to type to label with the best candidate's map; nothing where no map was kept."""
-    kept_ones = [c for c in found if c.name in kept]
-    if not kept_ones:
+    if not kept:
         return {}
-    best = min(kept_ones, key=lambda c: c.rows[c.best]["error"][0])
+    best = min((c for c in found if c.name in kept), key=lambda c: c.rows[c.best]["error"][0])
     encoder = f"--encoder {best.name}"
     if best.name == ENSEMBLE:
         shares = json.dumps(store.read_json(kept[best.name])["members"])

@@ -39,10 +39,8 @@ def rows(uri: str) -> list[dict[str, str]]:
     out = []
     for line, row in csv_files.rows(uri, HEADER, WHAT):
         if row["kind"] not in KINDS or not row["id"]:
-            raise InputError(
-                f"{uri} line {line}: found kind {row['kind']!r} and id {row['id']!r}; write image "
-                "or caption, and its id"
-            )
+            found = f"found kind {row['kind']!r} and id {row['id']!r}"
+            raise InputError(f"{uri} line {line}: {found}; write image or caption, and its id")
         out.append(row)
     return out
 

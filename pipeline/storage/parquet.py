@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from pipeline.storage.store import exists, join, name_of, read_bytes, sha256, stamp, write_bytes
 
 FINGERPRINT = b"halftone.fingerprint"
-
 SUMMARY = b"halftone.summary"
 
 

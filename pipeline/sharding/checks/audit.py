@@ -26,7 +26,7 @@ from pipeline.sharding.checks.hashes import (
 )
 from pipeline.sharding.images import open_picture
 from pipeline.sharding.sidecar import EXCLUDED, read_sidecar
-from pipeline.storage import parquet, run_folder, store
+from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
 from schemas.hashes import HASHES
@@ -40,21 +40,13 @@ EXCLUSIONS = ("kind", "id", "split", "reason", "like")
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: the hashes of its samples."""
-    shards = RunFolder(root).index("shard")
-    folder = folder_of(root)
-    pieces = [
-        Piece(
-            name=entry["name"],
-            output=store.join(folder, f"{entry['name']}.parquet"),
-            fingerprint=store.fingerprint("audit", HASHING, entry["files"]),
-            inputs={
-                "tar": RunFolder(root).folder("shard", f"{entry['name']}.tar"),
-                "sidecar": RunFolder(root).folder("shard", f"{entry['name']}.parquet"),
-                "split": entry["split"],
-            },
-        )
-        for entry in shards["pieces"]
-    ]
+    folder, shards, pieces = folder_of(root), RunFolder(root).files("shard"), []
+    for entry, sidecar in zip(shards.entries, shards.uris, strict=True):
+        tar = sidecar.removesuffix(".parquet") + ".tar"
+        inputs = {"tar": tar, "sidecar": sidecar, "split": entry["split"]}
+        fingerprint = store.fingerprint("audit", HASHING, entry["files"])
+        output = store.join(folder, f"{entry['name']}.parquet")
+        pieces.append(Piece(entry["name"], output, fingerprint, inputs))
     return Plan.of("audit", folder, pieces, {})
 
 
@@ -82,12 +74,8 @@ def _hashed(row: dict, data: bytes) -> dict:
     out = {"image_id": row["image_id"], "captions": captions}
     if row["member"].endswith(".npy"):
         return out | {"exact": bytes.fromhex(store.sha256(data))}
-    picture = of_picture(open_picture(data))
-    return out | {
-        "exact": picture.pixels,
-        "perceptual": picture.perceptual,
-        "colours": picture.colours,
-    }
+    pixels, perceptual, colours = of_picture(open_picture(data))
+    return out | {"exact": pixels, "perceptual": perceptual, "colours": colours}
 
 
 class Pair(NamedTuple):
@@ -111,13 +99,9 @@ class Duplicates:
     def rows(self) -> list[dict]:
         """As `duplicates.csv` has them."""
         return [
-            {
-                "kind": pair.kind,
-                **self._place(pair.row, "id", "split", "shard"),
-                **self._place(pair.like, "like", "like_split", "like_shard"),
-                "distance": pair.distance,
-                "evidence": pair.evidence,
-            }
+            {"kind": pair.kind, "distance": pair.distance, "evidence": pair.evidence}
+            | self._place(pair.row, "id", "split", "shard")
+            | self._place(pair.like, "like", "like_split", "like_shard")
             for pair in self.pairs
         ]
 
@@ -203,15 +187,12 @@ def write(plan: Plan, recipe: Recipe, root: str) -> dict[str, Duplicates]:
     """
     settings = recipe.audit
     found = {"image": images(plan, settings.distance), "caption": captions(plan)}
-    listed = found["image"].excluded()
+    listed = _left_out(root) + found["image"].excluded()
     if settings.exclude_captions:
         listed += found["caption"].excluded()
-    listed = _left_out(root) + listed
     pairs = [row for duplicates in found.values() for row in duplicates.rows()]
-    for name, header, rows in (
-        ("duplicates.csv", PAIRS, pairs),
-        ("exclusions.csv", EXCLUSIONS, listed),
-    ):
+    files = ("duplicates.csv", PAIRS, pairs), ("exclusions.csv", EXCLUSIONS, listed)
+    for name, header, rows in files:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, header, restval="", extrasaction="ignore")
         writer.writeheader()
@@ -222,22 +203,18 @@ def write(plan: Plan, recipe: Recipe, root: str) -> dict[str, Duplicates]:
 
 def _left_out(root: str) -> list[dict]:
     """What the shards were made without, as their sidecars tell, in the list's columns."""
-    folder, out = RunFolder(root).folder("shard"), []
-    prefix = f"{EXCLUDED}: "
-    for entry in run_folder.need_index(folder, "shard")["pieces"]:
+    shards, out, prefix = RunFolder(root).files("shard"), [], f"{EXCLUDED}: "
+    columns = ["image_id", "split", "reason", "captions_rejected"]
+    for entry, uri in zip(shards.entries, shards.uris, strict=True):
         if EXCLUDED not in entry["rejected"] | entry["captions_rejected"]:
             continue
-        columns = ["image_id", "split", "reason", "captions_rejected"]
-        sidecar = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"), columns)
-        for row in sidecar.to_pylist():
+        for row in parquet.read_table(uri, columns).to_pylist():
             things = [("image", row["image_id"], row["reason"] or "")]
             things += [("caption", c["caption_id"], c["reason"]) for c in row["captions_rejected"]]
-            out += [
-                {"kind": kind, "id": id_, "split": row["split"]}
-                | {"reason": reason.removeprefix(prefix), "like": ""}
-                for kind, id_, reason in things
-                if reason.startswith(prefix)
-            ]
+            for kind, id_, reason in things:
+                if reason.startswith(prefix):
+                    out.append({"kind": kind, "id": id_, "split": row["split"], "like": ""})
+                    out[-1]["reason"] = reason.removeprefix(prefix)
     return out
 
 
