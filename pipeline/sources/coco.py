@@ -41,7 +41,9 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         names[coco_id] = _field(image, "file_name", str, where)
     captions = _captions(content, names, part)
     ids = annotations.image_ids(names.values())
-    folder = _folder(settings, part)
+    folder = annotations.image_folder(settings) if settings.images else ""
+    inside = store.join(folder, store.name_of(part).removesuffix(".json").rpartition("_")[2])
+    folder = inside if folder and annotations.is_folder(inside) else folder
     for image in images:
         name = names[image["id"]]
         if not folder and not image.get("coco_url"):
@@ -64,11 +66,3 @@ def _captions(content: dict, names: dict[int, str], part: str) -> dict[int, list
             raise InputError(f"{where} is of image {image_id}, which is not among 'images'")
         captions[image_id].append((caption_id, _field(annotation, "caption", str, where)))
     return captions
-
-
-def _folder(settings: SourceSettings, part: str) -> str | None:
-    if not settings.images:
-        return None
-    folder = annotations.image_folder(settings)
-    inside = store.join(folder, store.name_of(part).removesuffix(".json").rpartition("_")[2])
-    return inside if annotations.is_folder(inside) else folder

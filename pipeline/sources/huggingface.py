@@ -116,9 +116,13 @@ def _opened(path: str) -> dict:
     library = _library()
     if not path.startswith("hf://") and not annotations.is_folder(path):
         raise InputError(f"source.path {path} does not exist; expected {EXPECTED}")
+    named = NAME.fullmatch(path)
+    if path.startswith("hf://") and not named:
+        raise InputError(f"source.path {path} does not name a data set; expected {EXPECTED}")
     try:
-        if path.startswith("hf://"):
-            found = _downloaded(path, library)
+        if named:
+            name, config = named["name"], named["config"]
+            found = library.load_dataset(name, config, revision=named["revision"])
         else:
             found = library.load_from_disk(path)
     except (OSError, ValueError) as error:
@@ -126,9 +130,3 @@ def _opened(path: str) -> dict:
         raise InputError(f"source.path {path}: {reason}; expected {EXPECTED}") from None
     one = isinstance(found, library.Dataset)
     return {str(found.split or "train"): found} if one else dict(found)
-
-
-def _downloaded(path: str, library):
-    if not (named := NAME.fullmatch(path)):
-        raise InputError(f"source.path {path} does not name a data set; expected {EXPECTED}")
-    return library.load_dataset(named["name"], named["config"], revision=named["revision"])

@@ -23,9 +23,7 @@ class SourceSettings(Section):
     )
     fetch_retries: int = setting(3, "URLs: tries after a failed one (count)", ge=0, changes="how")
     fetch_threads: int = setting(16, "URLs: fetched at once by a task (count)", ge=1, changes="how")
-    fetch_max_bytes: int = setting(
-        50_000_000, "URLs: a longer body is given up (bytes)", ge=1, changes="how"
-    )
+    fetch_max_bytes: int = setting(50_000_000, "URLs: longest body (bytes)", ge=1, changes="how")
     train_images: int = setting(2000, "drawn: scenes to draw for train (count)", ge=0)
     val_images: int = setting(200, "drawn: scenes to draw for val (count)", ge=0)
     test_images: int = setting(500, "drawn: scenes to draw for test (count)", ge=0)
@@ -45,9 +43,7 @@ class ShardSettings(Section):
     )
     size: int = setting(256, "side that `resize` aims at (pixels)", ge=1)
     quality: int = setting(95, "JPEG quality of what is encoded anew (1-100)", ge=1, le=100)
-    decode_check: bool = setting(
-        True, "decode every picture to its end; false trusts all but the header"
-    )
+    decode_check: bool = setting(True, "decode pictures whole; false trusts all but the header")
     max_pixels: int = setting(89_478_485, "an image with more is rejected as a bomb (pixels)", ge=1)
     max_caption_chars: int = setting(10_000, "a longer caption is rejected (characters)", ge=1)
     exclude: str | None = setting(

@@ -18,9 +18,7 @@ class EmbedSettings(Section):
     members: dict[str, float] = setting(
         {}, "ensemble: weighted mean of cosines, {encoder: weight}", changes="contents"
     )
-    revision: str | None = setting(
-        None, "commit, tag or branch of a model that a hub sends; empty takes its main"
-    )
+    revision: str | None = setting(None, "of a model from a hub: commit, tag, branch (empty: main)")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "where the model runs; auto: on a GPU if there is one", changes="how"
     )
@@ -82,12 +80,10 @@ class LabelSettings(Section):
         ("i2t", "t2i"), "lists kept: from images or texts, to either", min_length=1, changes="lists"
     )
     top_k: int = setting(64, "neighbours kept per query (count)", ge=1, changes="lists")
-    suspects: int = setting(
-        60, "annotated negatives of a split shown to be decided (count)", ge=1, changes="page"
-    )
+    suspects: int = setting(60, "annotated negatives to decide on (count)", ge=1, changes="page")
     cross_encoder: str | None = setting(
         None,
-        "scores the lists' pairs again: sentence-transformers name, or folder",
+        "scores the lists' pairs again: sentence-transformers name or folder",
         changes="lists",
     )
     approximate_above: int | None = setting(
@@ -119,18 +115,10 @@ class CalibrateSettings(Section):
     judgements: str | None = setting(
         None, "CSV of caption_id,caption_id,score or image_id,caption_id,score (URI)"
     )
-    captions: str | None = setting(
-        None, "captions judged: CSV or .jsonl; empty: those of the run folder (URI)"
-    )
-    encoders: tuple[str, ...] = setting(
-        (), "compared, and joined to an ensemble; empty: embed's encoder or members"
-    )
-    lowest: float | None = setting(
-        None, "score that means relevance 0; empty: the lowest there is (score)"
-    )
-    highest: float | None = setting(
-        None, "score that means relevance 1; empty: the highest there is (score)"
-    )
+    captions: str | None = setting(None, "captions judged, CSV or .jsonl; empty: the run's (URI)")
+    encoders: tuple[str, ...] = setting((), "compared, and joined; empty: embed's own or members")
+    lowest: float | None = setting(None, "that means relevance 0; empty: the lowest (score)")
+    highest: float | None = setting(None, "that means relevance 1; empty: the highest (score)")
     match: float = setting(0.6, "AUC: judgements of at least this are matches (0-1)", gt=0, le=1)
     folds: int = setting(5, "parts of the images, each held out once (count)", ge=2)
     resamples: int = setting(1000, "of the images, for intervals (count)", ge=20)

@@ -65,9 +65,7 @@ class LeaPRRSettings(Section):
     candidates_t2i: int = setting(32, "images a text query re-ranks (count)", ge=1)
     pillars: int = setting(32, "of the gallery, and of the pool again (count)", ge=1)
     neighbours: int = setting(10, "in each list of the affinity graph (count)", ge=2)
-    threshold: float = setting(
-        0.8, "affinity is cut below this over the number of nodes (ratio)", ge=0
-    )
+    threshold: float = setting(0.8, "affinity is cut below this over the node count (ratio)", ge=0)
     hidden: int = setting(32, "width of the model (dimensions)", ge=1)
     layers: int = setting(1, "reasoning layers (count)", ge=1)
     heads: int = setting(4, "attention heads, which divide `hidden` (count)", ge=1)

@@ -15,9 +15,7 @@ class EvaluateSettings(Section):
     exclude: str | None = setting(
         None, "images and captions left out, of `halftone audit` (CSV, URI)", changes="contents"
     )
-    resamples: int = setting(
-        1000, "draws of the images that intervals come from (count)", ge=20, changes="results"
-    )
+    resamples: int = setting(1000, "image draws, for intervals (count)", ge=20, changes="results")
     encoder: str | None = setting(
         None,
         "encoder of the relevance that NDCG is measured against; empty: the first "

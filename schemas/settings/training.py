@@ -15,16 +15,12 @@ class ModelSettings(Section):
     dim: int = setting(256, "size of the shared space (dimensions)", ge=1)
     image_size: int = setting(64, "side of the image tower's input (pixels)", ge=16)
     width: int = setting(32, "pixels: channels of the first layer (count)", ge=1)
-    image_pooling: Literal["max", "mean", "gpo"] = setting(
-        "max", "regions: how the vectors of an image become one"
-    )
+    image_pooling: Literal["max", "mean", "gpo"] = setting("max", "regions: how they become one")
     word_dim: int = setting(300, "gru: size of a word vector (dimensions)", ge=1)
     text_pooling: Literal["last", "max", "mean", "gpo"] = setting(
         "last", "gru: the last state, or how the states of all words become one"
     )
-    min_word_count: int = setting(
-        2, "gru: rarer words of the train captions become <unk> (count)", ge=1
-    )
+    min_word_count: int = setting(2, "gru: rarer words of train captions are <unk> (count)", ge=1)
     max_words: int = setting(64, "longer captions are cut (words, or tokens)", ge=1)
     pretrained: str | None = setting(
         None, "pretrained: Hugging Face model, a name or folder (CLIP, SigLIP, BERT …)"
@@ -54,12 +50,8 @@ class TrainSettings(Section):
     pairs: Literal["caption", "image"] = setting(
         "caption", "an epoch shows every caption once, or one caption per image"
     )
-    neighbours: int = setting(
-        1, "images of like captions put in a batch together; 1: random (count)", ge=1
-    )
-    crop: float = setting(
-        1.0, "smallest share of its area a random crop keeps; 1: none (0-1)", gt=0, le=1
-    )
+    neighbours: int = setting(1, "like-captioned images batched together; 1: random (count)", ge=1)
+    crop: float = setting(1.0, "least area that a random crop keeps; 1: all (0-1)", gt=0, le=1)
     flip: bool = setting(False, "mirror every other image; captions say left and right")
     colour: float = setting(
         0.0, "random brightness, contrast and saturation, 1 ± this (0-1)", ge=0, lt=1
@@ -103,9 +95,7 @@ class TrainSettings(Section):
     )
     log_every: int = setting(10, "steps between recorded losses (steps)", ge=1, changes="how")
     decode_threads: int = setting(1, "threads that prepare batches (count)", ge=1, changes="how")
-    cache_gb: float = setting(
-        20.0, "remote shards each node keeps on its disk; 0: none (GB)", ge=0, changes="how"
-    )
+    cache_gb: float = setting(20.0, "remote shards a node keeps; 0: none (GB)", ge=0, changes="how")
     timeout: int = setting(300, "a silent worker is given up after (seconds)", ge=10, changes="how")
     max_failures: int = setting(2, "restarts after a lost worker (count)", ge=0, changes="how")
     seed: int = setting(0, "seed of weights, order and caption draws", ge=0)

@@ -14,16 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sharding.checks import tar_reader
-from pipeline.sharding.checks.hashes import (
-    codes,
-    equal_pairs,
-    first_of,
-    near_pairs,
-    normalised,
-    of_picture,
-    originals,
-)
+from pipeline.sharding.checks import hashes, tar_reader
 from pipeline.sharding.images import open_picture
 from pipeline.sharding.sidecar import EXCLUDED, read_sidecar
 from pipeline.storage import parquet, store
@@ -70,11 +61,11 @@ def write_hashes(piece: Piece) -> dict:
 
 
 def _hashed(row: dict, data: bytes) -> dict:
-    captions = [{**c, "text": normalised(c["text"])} for c in row["captions"]]
+    captions = [{**c, "text": hashes.normalised(c["text"])} for c in row["captions"]]
     out = {"image_id": row["image_id"], "captions": captions}
     if row["member"].endswith(".npy"):
         return out | {"exact": bytes.fromhex(store.sha256(data))}
-    pixels, perceptual, colours = of_picture(open_picture(data))
+    pixels, perceptual, colours = hashes.of_picture(open_picture(data))
     return out | {"exact": pixels, "perceptual": perceptual, "colours": colours}
 
 
@@ -108,7 +99,7 @@ class Duplicates:
     def excluded(self) -> list[dict]:
         """As `exclusions.csv` has them: of those that are alike, all but the first."""
         sides = np.array([pair[:2] for pair in self.pairs], np.int64).reshape(-1, 2)
-        like = originals(len(self.table), sides[:, 0], sides[:, 1])
+        like = hashes.originals(len(self.table), sides[:, 0], sides[:, 1])
         kinds = {pair[:2]: pair.kind for pair in reversed(self.pairs)}
         out = []
         for row in np.flatnonzero(like >= 0).tolist():
@@ -127,24 +118,24 @@ class Duplicates:
 def images(plan: Plan, distance: int) -> Duplicates:
     """Pictures or features with equal content, and pictures that look alike."""
     table = _in_order(plan, ["image_id", "exact", "perceptual", "colours"])
-    exact, splits = codes(table["exact"]), codes(table["split"])
-    first = first_of(exact, splits)
+    exact, splits = hashes.codes(table["exact"]), hashes.codes(table["split"])
+    first = hashes.first_of(exact, splits)
     pairs = [
         Pair(i, j, "exact copy", 0, f"sha256 {table['exact'][j].as_py().hex()[:16]}…")
-        for i, j in zip(*(side.tolist() for side in equal_pairs(exact, first)), strict=True)
+        for i, j in zip(*(side.tolist() for side in hashes.equal_pairs(exact, first)), strict=True)
     ]
     # Of exact copies the first alone is compared further.
     seen = pc.is_valid(table["perceptual"]).to_numpy() & (first == np.arange(len(first)))
     rows = np.flatnonzero(seen)
-    hashes = table["perceptual"].take(rows).to_numpy().astype(np.uint64)
+    bits = table["perceptual"].take(rows).to_numpy().astype(np.uint64)
     colours = np.frombuffer(b"".join(table["colours"].take(rows).to_pylist()), np.uint8)
     colours = colours.reshape(-1, 48).astype(np.int16)
-    i, j = near_pairs(hashes, distance)
+    i, j = hashes.near_pairs(bits, distance)
     off = np.abs(colours[i] - colours[j]).mean(axis=1)
     for n in np.flatnonzero((off <= COLOURS) & (exact[rows[i]] != exact[rows[j]])):
-        bits = int(np.bitwise_count(hashes[i[n]] ^ hashes[j[n]]))
-        evidence = f"{bits} of 64 bits differ, colours by {off[n]:.0f} of 255"
-        pairs.append(Pair(int(rows[i[n]]), int(rows[j[n]]), "near copy", bits, evidence))
+        differ = int(np.bitwise_count(bits[i[n]] ^ bits[j[n]]))
+        evidence = f"{differ} of 64 bits differ, colours by {off[n]:.0f} of 255"
+        pairs.append(Pair(int(rows[i[n]]), int(rows[j[n]]), "near copy", differ, evidence))
     table = table.select(["image_id", "split", "shard"]).rename_columns(["id", "split", "shard"])
     return Duplicates("image", table, sorted(pairs, key=lambda pair: (pair.row, pair.like)))
 
@@ -156,11 +147,11 @@ def captions(plan: Plan) -> Duplicates:
     table = table.select(["split", "shard"]).take(pc.list_parent_indices(listed))
     table = table.add_column(0, "id", listed.flatten().field("caption_id"))
     texts = pa.chunked_array([listed.flatten().field("text")])
-    keys = codes(texts)
-    first = first_of(keys, codes(table["split"]))
+    keys = hashes.codes(texts)
+    first = hashes.first_of(keys, hashes.codes(table["split"]))
     pairs = [
         Pair(i, j, "same caption", 0, texts[j].as_py())
-        for i, j in zip(*(side.tolist() for side in equal_pairs(keys, first)), strict=True)
+        for i, j in zip(*(side.tolist() for side in hashes.equal_pairs(keys, first)), strict=True)
     ]
     return Duplicates("caption", table, sorted(pairs, key=lambda pair: (pair.row, pair.like)))
 
