@@ -12,13 +12,11 @@ from schemas.settings import Recipe
 
 def numbers(found: list[Candidate]) -> dict[str, dict[str, dict[str, tuple]]]:
     """(value, low, high) by encoder, map and measure."""
-    return {
-        c.name: {
-            name: {measure: agreement.interval(v) for measure, v in measures.items()}
-            for name, measures in c.rows.items()
-        }
-        for c in found
-    }
+
+    def of_map(measures: dict[str, np.ndarray]) -> dict[str, tuple]:
+        return {measure: agreement.interval(value_R) for measure, value_R in measures.items()}
+
+    return {c.name: {name: of_map(rows) for name, rows in c.rows.items()} for c in found}
 
 
 def metrics(found: list[Candidate]) -> dict[str, float]:

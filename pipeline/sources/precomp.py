@@ -92,9 +92,8 @@ def _ids(part: str, count: int) -> list[str] | None:
     for uri in _ids_file(part):
         names = [line.strip() for line in annotations.lines(uri)]
         if len(names) != count:
-            raise InputError(
-                f"{uri} has {len(names)} lines; expected {count}, one a row of the array"
-            )
+            expected = f"expected {count}, one a row of the array"
+            raise InputError(f"{uri} has {len(names)} lines; {expected}")
         ids = annotations.image_ids(names)
         return [ids[name] for name in names]
     return None

@@ -110,9 +110,8 @@ def _samples(part: str) -> Iterator[_Sample]:
 
 def _add(sample: _Sample, suffix: str, member: tarfile.TarInfo, data: bytes | None, part: str):
     if suffix in sample.suffixes:
-        raise InputError(
-            f"{part} has two members {member.name!r} in one sample; rename one of them"
-        )
+        twice = f"{part} has two members {member.name!r} in one sample"
+        raise InputError(f"{twice}; rename one of them")
     sample.suffixes.append(suffix)
     if suffix in PAYLOADS and not sample.image:
         sample.image = f"{part}#{member.offset_data}+{member.size}"

@@ -49,6 +49,8 @@ WEIGHTS = {
     "ground": 3,
 }
 ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES}
+_VALUES = [(name, value) for name, values in ATTRIBUTES.items() for value in values]
+COLUMNS = {pair: column for column, pair in enumerate(_VALUES)}  # of A
 RELATIONS = ("left", "above")
 
 
@@ -133,12 +135,11 @@ def relevance(scenes: list[str], captions: list[str]) -> np.ndarray:
 
 def _scene_arrays(scenes: list[dict]):
     """Things as one-hot attributes, which relations hold between them, their number, the ground."""
-    width = sum(map(len, ATTRIBUTES.values()))
-    things_MTA = np.zeros((len(scenes), MOST_THINGS, width), np.float32)
+    things_MTA = np.zeros((len(scenes), MOST_THINGS, len(COLUMNS)), np.float32)
     places_MT2 = np.full((len(scenes), MOST_THINGS, 2), np.nan)
     for i, facts in enumerate(scenes):
         for t, (*look, x, y) in enumerate(facts["things"]):
-            things_MTA[i, t, _columns(look)] = 1
+            things_MTA[i, t, [COLUMNS[pair] for pair in zip(ATTRIBUTES, look, strict=True)]] = 1
             places_MT2[i, t] = x, y
     apart = places_MT2[:, None, :, :] - places_MT2[:, :, None, :]  # of things t, u: u's less t's
     holds_MRTT = (apart >= drawn_scenes.APART).transpose(0, 3, 1, 2).astype(np.float32)
@@ -147,18 +148,10 @@ def _scene_arrays(scenes: list[dict]):
     return things_MTA, holds_MRTT, number_M, ground_M
 
 
-def _columns(look: list[str]) -> list[int]:
-    """Where the four attributes of a thing are among all attributes' values."""
-    offsets = itertools.accumulate(map(len, ATTRIBUTES.values()), initial=0)
-    pairs = zip(offsets, ATTRIBUTES.values(), look, strict=False)
-    return [offset + values.index(value) for offset, values, value in pairs]
-
-
 def _caption_arrays(said: list[dict]):
     """Weights of the mentioned attributes, of relation, number and ground, and their values."""
     mentions = len(said[0]["mentions"])
-    width = sum(map(len, ATTRIBUTES.values()))
-    weights_KNA = np.zeros((mentions, len(said), width), np.float32)
+    weights_KNA = np.zeros((mentions, len(said), len(COLUMNS)), np.float32)
     total_KN = np.zeros((mentions, len(said)), np.float32)
     for j, facts in enumerate(said):
         for k, mention in enumerate(facts["mentions"]):
