@@ -51,14 +51,9 @@ def _records(settings: SourceSettings, part: str) -> Iterator[tables.Record]:
         if not in_cells:
             path = annotations.image_path(image, column, f"{part} row {number + 1}")
             uri = annotations.image_uri(folder, path)
-        yield tables.Record(
-            uri=uri,
-            path=path,
-            captions=annotations.texts(caption),
-            split=tables.text(split) or split_of_all,
-            image_id=tables.text(image_id),
-            name=f"{table}-{number:06d}",
-        )
+        captions, name = annotations.texts(caption), f"{table}-{number:06d}"
+        split = tables.text(split) or split_of_all
+        yield tables.Record(uri, path, captions, split, tables.text(image_id), name)
 
 
 def _read(settings: SourceSettings, uri: str, ending: str) -> tuple[bool, Iterator[tuple]]:

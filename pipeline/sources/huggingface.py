@@ -74,18 +74,14 @@ def _records(settings: SourceSettings, path: str, part: str) -> Iterator[tables.
     known = settings.split or annotations.SPLIT_WORDS.get(split, split)
     table = dataset.select_columns(sorted(wanted)).select(range(int(start), int(stop)))
     for number, row in enumerate(table, int(start)):
-        name, uri = None, f"{path}#{split}/{image}/{number}"
+        written_path, uri = None, f"{path}#{split}/{image}/{number}"
         if written:
-            name = annotations.image_path(row[image], image, f"{path} {split} row {number}")
-            uri = annotations.image_uri(folder, name)
-        yield tables.Record(
-            uri=uri,
-            path=name,
-            captions=annotations.texts(row[caption]),
-            split=tables.text(row.get(split_column)) or known,
-            image_id=tables.text(row.get(id_column)),
-            name=f"{split}-{number:06d}",
-        )
+            where = f"{path} {split} row {number}"
+            written_path = annotations.image_path(row[image], image, where)
+            uri = annotations.image_uri(folder, written_path)
+        captions, name = annotations.texts(row[caption]), f"{split}-{number:06d}"
+        image_id, said = tables.text(row.get(id_column)), tables.text(row.get(split_column))
+        yield tables.Record(uri, written_path, captions, said or known, image_id, name)
 
 
 @functools.lru_cache(maxsize=16)

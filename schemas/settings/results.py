@@ -67,6 +67,4 @@ class ServeSettings(Section):
     together: int = setting(32, "queries that go through the model at once (count)", ge=1)
     top: int = setting(24, "results shown per query unless asked (count)", ge=1, le=200)
     max_upload: int = setting(10_000_000, "a larger picture is refused (bytes)", ge=1)
-    names: tuple[str, ...] = setting(
-        (), "host names it answers to; empty: any, or on loopback those of this machine"
-    )
+    names: tuple[str, ...] = setting((), "hosts it answers to; empty: any, or on loopback its own")

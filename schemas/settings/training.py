@@ -22,13 +22,9 @@ class ModelSettings(Section):
     )
     min_word_count: int = setting(2, "gru: rarer words of train captions are <unk> (count)", ge=1)
     max_words: int = setting(64, "longer captions are cut (words, or tokens)", ge=1)
-    pretrained: str | None = setting(
-        None, "pretrained: Hugging Face model, a name or folder (CLIP, SigLIP, BERT …)"
-    )
+    pretrained: str | None = setting(None, "pretrained: Hugging Face model, name, folder (CLIP …)")
     freeze: int = setting(0, "pretrained: first layers that are not trained (count)", ge=0)
-    layer_decay: float = setting(
-        1.0, "pretrained: a layer's learning rate to the next one's (0-1)", gt=0, le=1
-    )
+    layer_decay: float = setting(1.0, "pretrained: a layer's lr to the next's (0-1)", gt=0, le=1)
     lora_rank: int = setting(0, "pretrained: low-rank updates of attention alone; 0: all", ge=0)
     gradient_checkpointing: bool = setting(
         False, "pretrained: recompute activations to save memory"
@@ -81,8 +77,7 @@ class TrainSettings(Section):
     compile: bool = setting(False, "compile the towers with torch.compile", changes="how")
     ema: float = setting(0.0, "decay of averaged weights, the model then; 0: none", ge=0, lt=1)
     select: Literal["best", "best_ndcg", "last"] = setting(
-        "best",
-        "checkpoint handed on: best val rSum, best val NDCG@10 by the labels, or the last epoch's",
+        "best", "checkpoint handed on: best val rSum, best val NDCG@10 by the labels, or the last"
     )
     patience: int = setting(0, "stop after so many without a better val figure; 0: never", ge=0)
     resume: str | None = setting(
