@@ -167,7 +167,8 @@ def folds(judged: Judged, settings: CalibrateSettings) -> list[tuple[np.ndarray,
     out: list[tuple[np.ndarray, np.ndarray]] = []
     for number in range(settings.folds):
         test_P = fold[first_P] == number
-        train_P = ~np.isin(judged.image_P2, judged.image_P2[test_P]).any(axis=1)
+        met_P2 = np.isin(judged.image_P2, judged.image_P2[test_P])
+        train_P = ~(met_P2[:, 0] | met_P2[:, 1])
         if not test_P.any() or len(np.unique(judged.judgement_P[train_P])) < 2:
             raise InputError(
                 f"fold {number + 1} of {settings.folds} has {test_P.sum()} pairs, and "

@@ -162,7 +162,7 @@ def write_terms(piece: Piece) -> dict:
     texts = texts[: settings.fit_captions]
     terms = fitted.fit(settings.encoder, texts)
     summary = {"captions": len(texts), "terms": terms.num_rows}
-    about = {"encoder": settings.encoder}
+    about: dict = {"encoder": settings.encoder}
     return parquet.write_table(piece.output, terms, piece.fingerprint, summary, **about)
 
 

@@ -74,12 +74,11 @@ def _listing(folder: str) -> tuple[list[str], dict[str, list]]:
             here = list(found)
         folders = [e.name for e in here if e.is_dir(follow_symlinks=False)]
         stats = {e.name: e.stat(follow_symlinks=False) for e in here if not e.is_dir()}
-        files = {name: [stat.st_size, stat.st_mtime] for name, stat in stats.items()}
-        return sorted(folders), files
+        return sorted(folders), {n: [stat.st_size, stat.st_mtime] for n, stat in stats.items()}
     with store.file_system_of(folder) as (fs, path):
         entries = [e for e in fs.ls(path, detail=True) if e["name"].strip("/") != path.strip("/")]
     folders = [store.name_of(e["name"]) for e in entries if e["type"] == "directory"]
-    files = {}
+    files: dict[str, list] = {}
     for entry in (e for e in entries if e["type"] == "file"):
         changed = (entry[key] for key in ("ETag", "LastModified", "created") if key in entry)
         files[store.name_of(entry["name"])] = [entry["size"], str(next(changed, ""))]

@@ -73,7 +73,11 @@ class Plan:
         for piece in self.pieces:
             summary = made.get(piece.name) or done[piece.name]
             entries.append({**summary, "name": piece.name, "fingerprint": piece.fingerprint})
-        index = {"stage": self.stage, "fingerprint": self.fingerprint, "settings": self.settings}
+        index: dict = {
+            "stage": self.stage,
+            "fingerprint": self.fingerprint,
+            "settings": self.settings,
+        }
         index |= {"version": version(entries), "pieces": entries, **extra}
         named = {name for entry in entries for name in entry["files"]}
         for entry in self.index.get("pieces", []):

@@ -200,10 +200,10 @@ def _paint_thing(canvas: Image.Image, thing: Thing, rng: random.Random) -> None:
     line = max(2, canvas.width // 85)
     body, edge = (Image.new("L", (2 * half, 2 * half)) for _ in range(2))
     holes = [polygon for tone, polygon in details if tone == "hole"]
-    for corners, fill in [*((f, 255) for f in filled), *((hole, 0) for hole in holes)]:
+    for corners, mask in [*((f, 255) for f in filled), *((hole, 0) for hole in holes)]:
         polygon = placed(corners)
-        ImageDraw.Draw(body).polygon(polygon, fill=fill)
-        ImageDraw.Draw(edge).polygon(polygon, fill=fill)
+        ImageDraw.Draw(body).polygon(polygon, fill=mask)
+        ImageDraw.Draw(edge).polygon(polygon, fill=mask)
         ImageDraw.Draw(edge).line([*polygon, *polygon[:2]], fill=255, width=line, joint="curve")
 
     x, y = round(thing.x * canvas.width) - half, round(thing.y * canvas.width) - half
