@@ -5,25 +5,23 @@ import pyarrow as pa
 
 def embedding_schema(dim: int) -> pa.Schema:
     """Caption vectors (float16, unit norm, `dim` wide), in the sidecar's order."""
-    return pa.schema(
-        [
-            pa.field("caption_id", pa.string(), nullable=False),
-            pa.field("image_id", pa.string(), nullable=False),
-            pa.field("vector", pa.list_(pa.float16(), dim), nullable=False),
-        ]
-    )
+    fields = [
+        pa.field("caption_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("vector", pa.list_(pa.float16(), dim), nullable=False),
+    ]
+    return pa.schema(fields)
 
 
 def tower_schema(dim: int) -> pa.Schema:
     """Tower vectors (float32: float16 makes ties), an image followed by its captions."""
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("image_id", pa.string(), nullable=False),
-            pa.field("modality", pa.string(), nullable=False),  # "image" or "text"
-            pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
-        ]
-    )
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("modality", pa.string(), nullable=False),  # "image" or "text"
+        pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+    ]
+    return pa.schema(fields)
 
 
 def terms_schema(dim: int | None) -> pa.Schema:

@@ -39,9 +39,7 @@ class Calibration(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.map == "logistic" and (
-            self.centre is None or self.width is None or self.width <= 0
-        ):
+        if self.map == "logistic" and (self.centre is None or (self.width or 0) <= 0):
             raise ValueError("a logistic map needs a centre and a width above 0")
         if self.map == "isotonic":
             pairs = [*zip(self.knots, self.values, strict=False)]

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from schemas.manifest import CAPTION
 
+REJECTED = pa.struct([("caption_id", pa.string()), ("reason", pa.string())])
 SIDECAR = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -14,10 +15,7 @@ SIDECAR = pa.schema(
         pa.field("key", pa.string()),
         pa.field("captions", pa.list_(CAPTION), nullable=False),
         # Captions that were left out, with the reason; the sample is there without them.
-        pa.field(
-            "captions_rejected",
-            pa.list_(pa.struct([("caption_id", pa.string()), ("reason", pa.string())])),
-        ),
+        pa.field("captions_rejected", pa.list_(REJECTED)),
         pa.field("split", pa.string(), nullable=False),
         pa.field("member", pa.string()),  # file name of the image or features in the tar
         pa.field("offset", pa.int64()),  # of the member's first byte of data in the tar

@@ -35,12 +35,8 @@ def measured(
     resample has one value alone, or no match, or nothing else.
     """
     size = max(1, AT_A_TIME // len(relevance_P))
-    parts = [
-        _measured(
-            relevance_P, judgement_P, weight_RP[start : start + size].astype(np.float64), match
-        )
-        for start in range(0, len(weight_RP), size)
-    ]
+    blocks = (weight_RP[start : start + size] for start in range(0, len(weight_RP), size))
+    parts = [_measured(relevance_P, judgement_P, w.astype(np.float64), match) for w in blocks]
     return {name: np.concatenate([part[name] for part in parts]) for name in MEASURES}
 
 

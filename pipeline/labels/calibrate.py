@@ -39,15 +39,10 @@ def plan(recipe: Recipe, root: str) -> Plan:
     pieces = []
     for name in dict.fromkeys(names):
         settings = recipe.embed.model_copy(update={"encoder": name, "members": {}})
-        label = encoders.encoder_label(name)
-        pieces.append(
-            Piece(
-                name=name,
-                output=store.join(folder_of(root), f"{label}.parquet"),
-                fingerprint=store.fingerprint("cosine", embed.depends_on(settings, root), known),
-                inputs={"judged": judged, "settings": settings, "root": root},
-            )
-        )
+        output = store.join(folder_of(root), f"{encoders.encoder_label(name)}.parquet")
+        fingerprint = store.fingerprint("cosine", embed.depends_on(settings, root), known)
+        inputs = {"judged": judged, "settings": settings, "root": root}
+        pieces.append(Piece(name, output, fingerprint, inputs))
     if len({piece.output for piece in pieces}) < len(pieces):
         raise InputError(f"two of the encoders {', '.join(names)} share a folder name; rename one")
     return Plan.of("calibrate", folder_of(root), pieces, {})
@@ -168,13 +163,12 @@ class Candidate:
 def folds(judged: Judged, settings: CalibrateSettings) -> list[tuple[np.ndarray, np.ndarray]]:
     """(pairs to fit on, pairs to judge) of every fold: they share no image."""
     images, first_P = np.unique(judged.image_P2[:, 0], return_inverse=True)
-    fold: np.ndarray = (
-        np.random.default_rng(settings.seed).permutation(len(images)) % settings.folds
-    )
-    out = []
+    fold = np.random.default_rng(settings.seed).permutation(len(images)) % settings.folds
+    out: list[tuple[np.ndarray, np.ndarray]] = []
     for number in range(settings.folds):
         test_P = fold[first_P] == number
-        train_P = ~np.isin(judged.image_P2, judged.image_P2[test_P]).any(axis=1)
+        met_P2 = np.isin(judged.image_P2, judged.image_P2[test_P])
+        train_P = ~(met_P2[:, 0] | met_P2[:, 1])
         if not test_P.any() or len(np.unique(judged.judgement_P[train_P])) < 2:
             raise InputError(
                 f"fold {number + 1} of {settings.folds} has {test_P.sum()} pairs, and "
@@ -182,16 +176,14 @@ def folds(judged: Judged, settings: CalibrateSettings) -> list[tuple[np.ndarray,
                 "images, or change calibrate.folds"
             )
         out.append((train_P, test_P))
-    return out  # type: ignore[return-value]
+    return out
 
 
 def candidates(plan: Plan, recipe: Recipe) -> list[Candidate]:
     """Every encoder, then the ensemble of them all, measured."""
     judged: Judged = plan.pieces[0].inputs["judged"]
     settings, reduce = recipe.calibrate, recipe.label.reduce
-    cosines = {
-        piece.name: parquet.read_table(piece.output)["cosine"].to_numpy() for piece in plan.pieces
-    }
+    cosines = {p.name: parquet.read_table(p.output)["cosine"].to_numpy() for p in plan.pieces}
     out = [Candidate(name, c[:, None], judged, reduce) for name, c in cosines.items()]
     if len(cosines) > 1:
         out.append(Candidate(ENSEMBLE, np.stack([*cosines.values()], 1), judged, reduce))
@@ -199,9 +191,8 @@ def candidates(plan: Plan, recipe: Recipe) -> list[Candidate]:
     split = folds(judged, settings)
     for candidate in out:
         for name, relevance_P in candidate.held_out(split).items():
-            candidate.rows[name] = agreement.measured(
-                relevance_P, judged.judgement_P, weight_RP, settings.match
-            )
+            asked = relevance_P, judged.judgement_P, weight_RP, settings.match
+            candidate.rows[name] = agreement.measured(*asked)
     return out
 
 
@@ -212,30 +203,21 @@ def write(found: list[Candidate], recipe: Recipe, root: str) -> dict[str, str]:
     """
     out = {}
     for candidate in found:
-        label = encoders.encoder_label(candidate.name)
-        uri = store.join(folder_of(root), f"{label}.json")
+        uri = store.join(folder_of(root), f"{encoders.encoder_label(candidate.name)}.json")
         if candidate.best is None:
             store.remove(uri)
             continue
         everything = np.ones(len(candidate.judged.judgement_P), bool)
         weight_E, _, maps = candidate.fit(everything)
-        about = {
-            "encoder": candidate.name,
-            "reduce": recipe.label.reduce,
-            "pairs": len(everything),
-            "held_out": {
-                name: dict(zip(("value", "low", "high"), agreement.interval(v), strict=True))
-                for name, v in candidate.rows[candidate.best].items()
-            },
-        }
+        about: dict = {"encoder": candidate.name, "reduce": recipe.label.reduce}
+        about |= {"pairs": len(everything), "held_out": {}}
+        for name, value_R in candidate.rows[candidate.best].items():
+            ends = zip(("value", "low", "high"), agreement.interval(value_R), strict=True)
+            about["held_out"][name] = dict(ends)
         if candidate.name == ENSEMBLE:
-            about["members"] = members(found, weight_E)
+            names = [c.name for c in found if c.name != ENSEMBLE]
+            shares = zip(names, weight_E.tolist(), strict=True)
+            about["members"] = {n: round(w, 4) for n, w in shares if w >= 0.0001}  # that count
         store.write_json(uri, {**maps[candidate.best].model_dump(exclude_defaults=True), **about})
         out[candidate.name] = uri
     return out
-
-
-def members(found: list[Candidate], weight_E: np.ndarray) -> dict[str, float]:
-    """{encoder: weight} of those that count."""
-    names = [c.name for c in found if c.name != ENSEMBLE]
-    return {n: round(float(w), 4) for n, w in zip(names, weight_E, strict=True) if w >= 0.0001}

@@ -12,13 +12,11 @@ from schemas.settings import Recipe
 
 def numbers(found: list[Candidate]) -> dict[str, dict[str, dict[str, tuple]]]:
     """(value, low, high) by encoder, map and measure."""
-    return {
-        c.name: {
-            name: {measure: agreement.interval(v) for measure, v in measures.items()}
-            for name, measures in c.rows.items()
-        }
-        for c in found
-    }
+
+    def of_map(measures: dict[str, np.ndarray]) -> dict[str, tuple]:
+        return {measure: agreement.interval(value_R) for measure, value_R in measures.items()}
+
+    return {c.name: {name: of_map(rows) for name, rows in c.rows.items()} for c in found}
 
 
 def metrics(found: list[Candidate]) -> dict[str, float]:
@@ -73,21 +71,16 @@ def verdicts(found: list[Candidate]) -> list[str]:
 
 def _verdict(name: str, rival: str, measure: str, gain_R: np.ndarray) -> str:
     value, low, high = agreement.interval(gain_R)
-    if low > 0:
-        verb = "beats"
-    elif high < 0:
-        verb = "is worse than"
-    else:
-        verb = "is not told apart from"
+    verb = "is worse than" if high < 0 else "is not told apart from"
+    verb = "beats" if low > 0 else verb
     return f"{name} {verb} {rival}: {measure} better by {value:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def commands(found: list[Candidate], kept: dict[str, str], root: str) -> dict[str, str]:
     """What to type to label with the best candidate's map; nothing where no map was kept."""
-    kept_ones = [c for c in found if c.name in kept]
-    if not kept_ones:
+    if not kept:
         return {}
-    best = min(kept_ones, key=lambda c: c.rows[c.best]["error"][0])
+    best = min((c for c in found if c.name in kept), key=lambda c: c.rows[c.best]["error"][0])
     encoder = f"--encoder {best.name}"
     if best.name == ENSEMBLE:
         shares = json.dumps(store.read_json(kept[best.name])["members"])

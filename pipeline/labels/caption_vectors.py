@@ -61,13 +61,8 @@ class Captions:
     def relevance(self, images: list[str], settings: LabelSettings) -> torch.Tensor:
         """Relevance (M, N) of images to all the captions here, 1 to their own, or as decided."""
         rows_MC, mask_MC = self.captions_of(images)
-        r_MN = relevance_of(
-            self.vectors[rows_MC],
-            self.vectors,
-            settings,
-            mask_MC=mask_MC,
-            same_image_MN=self.same_image(images),
-        )
+        masks = {"mask_MC": mask_MC, "same_image_MN": self.same_image(images)}
+        r_MN = relevance_of(self.vectors[rows_MC], self.vectors, settings, **masks)
         return self.decide(r_MN, self.rows_of(images), np.arange(len(self.caption_ids)), settings)
 
     def relevance_of_texts(self, rows: list[int], settings: LabelSettings) -> torch.Tensor:
@@ -77,13 +72,9 @@ class Captions:
         """
         rows_MC, mask_MC = self.captions_of(self.image_ids)
         own_N = torch.from_numpy(self.image_of[rows])
-        r_MN = relevance_of(
-            self.vectors[rows_MC],
-            self.vectors[rows],
-            settings,
-            mask_MC=mask_MC,
-            same_image_MN=torch.arange(len(self.image_ids))[:, None] == own_N[None, :],
-        )
+        same_image_MN = torch.arange(len(self.image_ids))[:, None] == own_N[None, :]
+        masks = {"mask_MC": mask_MC, "same_image_MN": same_image_MN}
+        r_MN = relevance_of(self.vectors[rows_MC], self.vectors[rows], settings, **masks)
         return self.decide(r_MN, np.arange(len(self.image_ids)), np.asarray(rows), settings).T
 
     def decide(self, r_MN, image_rows, caption_rows, settings: LabelSettings) -> torch.Tensor:
@@ -100,9 +91,8 @@ class Captions:
         pairs = () if settings.overrides is None else decisions.overrides(settings.overrides)
         if self._decided is None or self._decided[0] is not pairs:
             caption_row = {caption_id: row for row, caption_id in enumerate(self.caption_ids)}
-            here = [
-                p for p in pairs if p.image_id in self.image_row and p.caption_id in caption_row
-            ]
+            here = [p for p in pairs if p.image_id in self.image_row]
+            here = [p for p in here if p.caption_id in caption_row]
             images = np.array([self.image_row[p.image_id] for p in here], np.int64)
             captions = np.array([caption_row[p.caption_id] for p in here], np.int64)
             values = np.array([p.relevance for p in here], np.float32)
@@ -132,9 +122,5 @@ def relevance_of(
 ) -> torch.Tensor:
     """Relevance (M, N) of images, given by their captions, to texts, as the settings say."""
     return from_captions(
-        image_captions_MCD,
-        texts_ND,
-        map=cosine_map(settings),
-        reduce=settings.reduce,
-        **masks,
+        image_captions_MCD, texts_ND, map=cosine_map(settings), reduce=settings.reduce, **masks
     )

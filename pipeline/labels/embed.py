@@ -15,13 +15,14 @@ from pipeline.errors import InputError
 from pipeline.labels import encoders
 from pipeline.labels.encoders import encoder_label, fitted, guards, sentences
 from pipeline.sharding.sidecar import read_sidecar
-from pipeline.storage import parquet, run_folder, store
+from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder
 from pipeline.storage.vector_columns import vector_column, vector_matrix
 from schemas.embedding import embedding_schema
 from schemas.settings import EmbedSettings, Recipe
 
+FITTED = "fitted"  # folder of an encoder's terms, in the encoder's own
 OF_ONE_ENCODER = {"members", "revision", "prompt", "prompt_name"}  # settings
 
 
@@ -53,34 +54,31 @@ def plan(recipe: Recipe, root: str) -> Plan:
 
 def plan_of(settings: EmbedSettings, root: str) -> Plan:
     """A piece for every shard, by an encoder whose members and terms are there."""
-    shards = RunFolder(root).index("shard")
+    run = RunFolder(root)
+    shards = run.index("shard")
     matters = depends_on(settings, root)
-    members = _members(settings, root)
+    members = []  # the folder of each, the entries of its pieces by name, its weight
+    for member, weight in encoders.members(settings):
+        index = run.index("embed", encoder_label(member.encoder))
+        entries = {entry["name"]: entry for entry in index["pieces"]}
+        members.append((_folder(member, root), entries, weight))
     reads = settings.members or fitted.is_fitted(settings.encoder)
     memory = 0 if reads else of_encoding(sentences.path(settings.encoder))
     pieces = []
     for entry in shards["pieces"]:
-        name = entry["name"]
+        name, file = entry["name"], f"{entry['name']}.parquet"
         parts = [made.get(name, {}).get("files") for _, made, _ in members]
-        pieces.append(
-            Piece(
-                name=name,
-                output=store.join(_folder(settings, root), f"{name}.parquet"),
-                fingerprint=store.fingerprint("embed", matters, entry["files"], parts),
-                inputs={
-                    "sidecar": RunFolder(root).folder("shard", f"{name}.parquet"),
-                    "split": entry["split"],
-                    "settings": settings,
-                    "weights": matters["weights"],
-                    "terms": store.join(_fit_folder(settings, root), "terms.parquet"),
-                    "members": [
-                        (store.join(folder, f"{name}.parquet"), weight)
-                        for folder, _, weight in members
-                    ],
-                },
-                memory=memory,
-            )
-        )
+        inputs = {
+            "sidecar": run.folder("shard", file),
+            "split": entry["split"],
+            "settings": settings,
+            "weights": matters["weights"],
+            "terms": _terms(settings, root),
+            "members": [(store.join(folder, file), weight) for folder, _, weight in members],
+        }
+        output = store.join(_folder(settings, root), file)
+        fingerprint = store.fingerprint("embed", matters, entry["files"], parts)
+        pieces.append(Piece(name, output, fingerprint, inputs, memory))
     return Plan.of("embed", _folder(settings, root), pieces, matters)
 
 
@@ -102,11 +100,12 @@ def settings_of(encoder: str, recipe: Recipe) -> EmbedSettings:
 
 def other_sentence_encoders(recipe: Recipe, root: str) -> list[str]:
     """Sentence models besides the recipe's own whose vectors of the shards are here, by folder."""
-    shards = RunFolder(root).known("shard")
+    run = RunFolder(root)
+    shards = run.known("shard")
     own = {encoder_label(name) for name in (recipe.embed.encoder, *recipe.embed.members)}
     found = []
-    for name in sorted(set(store.list_folders(RunFolder(root).folder("embed"))) - own):
-        index = RunFolder(root).known("embed", name)
+    for name in sorted(set(store.list_folders(run.folder("embed"))) - own):
+        index = run.known("embed", name)
         if not shards or not index or "backend" not in index["settings"]:
             continue  # fitted, or an ensemble
         matters = index["settings"]
@@ -126,9 +125,10 @@ def write_embeddings(piece: Piece) -> dict:
     settings: EmbedSettings = piece.inputs["settings"]
     captions = _captions(piece.inputs["sidecar"])
     texts = [text for _, _, text in captions]
-    if piece.inputs["members"]:
-        parts = [(_vectors(uri), weight) for uri, weight in piece.inputs["members"]]
-        vectors = encoders.join(*zip(*parts, strict=True))
+    if members := piece.inputs["members"]:
+        columns = [parquet.read_table(uri, ["vector"])["vector"] for uri, _ in members]
+        weights = [weight for _, weight in members]
+        vectors = encoders.join([vector_matrix(column) for column in columns], weights)
     elif fitted.is_fitted(settings.encoder):
         terms = parquet.read_table(piece.inputs["terms"])
         vectors = fitted.encode(texts, settings.encoder, terms)
@@ -143,12 +143,8 @@ def write_embeddings(piece: Piece) -> dict:
         },
         schema=embedding_schema(vectors.shape[1]),
     )
-    summary = {
-        "split": piece.inputs["split"],
-        "captions": len(captions),
-        "different": len(set(texts)),
-        "dim": vectors.shape[1],
-    }
+    summary = {"split": piece.inputs["split"], "captions": len(captions)}
+    summary |= {"different": len(set(texts)), "dim": vectors.shape[1]}
     about = {"encoder": settings.encoder, "weights": piece.inputs["weights"]}
     return parquet.write_table(piece.output, table, piece.fingerprint, summary, **about)
 
@@ -166,9 +162,8 @@ def write_terms(piece: Piece) -> dict:
     texts = texts[: settings.fit_captions]
     terms = fitted.fit(settings.encoder, texts)
     summary = {"captions": len(texts), "terms": terms.num_rows}
-    return parquet.write_table(
-        piece.output, terms, piece.fingerprint, summary, encoder=settings.encoder
-    )
+    about: dict = {"encoder": settings.encoder}
+    return parquet.write_table(piece.output, terms, piece.fingerprint, summary, **about)
 
 
 def check(plan: Plan, made: dict[str, dict], settings: EmbedSettings) -> None:
@@ -180,17 +175,14 @@ def encode(texts: list[str], settings: EmbedSettings, root: str | None = None) -
     """Unit vectors (N, D) float32 of any N texts; fitted encoders are those of the run folder."""
     if settings.members:
         members = encoders.members(settings)
-        return encoders.join(
-            [encode(texts, member, root) for member, _ in members],
-            [weight for _, weight in members],
-        )
+        vectors = [encode(texts, member, root) for member, _ in members]
+        return encoders.join(vectors, [weight for _, weight in members])
     if not fitted.is_fitted(settings.encoder):
         return sentences.encode(texts, settings)
     if root is None:
         raise InputError(f"encoder {settings.encoder} is fitted in a run folder; name one")
-    folder = _fit_folder(settings, root)
-    run_folder.need_index(folder, "embed")
-    terms = parquet.read_table(store.join(folder, "terms.parquet"))
+    _index_of_terms(settings, root)
+    terms = parquet.read_table(_terms(settings, root))
     return fitted.encode(texts, settings.encoder, terms)
 
 
@@ -200,61 +192,43 @@ def depends_on(settings: EmbedSettings, root: str) -> dict:
         shares = {member.encoder: weight for member, weight in encoders.members(settings)}
         return {"encoder": settings.encoder, "weights": shares}
     if fitted.is_fitted(settings.encoder):
-        terms = run_folder.need_index(_fit_folder(settings, root), "embed")
-        return {"encoder": settings.encoder, "weights": terms["version"]}
+        version = _index_of_terms(settings, root)["version"]
+        return {"encoder": settings.encoder, "weights": version}
     weights = sentences.fingerprint(settings.encoder, settings.revision)
     return {**settings.relevant(), "weights": weights}
 
 
-def _members(settings: EmbedSettings, root: str) -> list[tuple[str, dict[str, dict], float]]:
-    """Of every member its folder, the entries of its pieces by name, and its weight."""
-    out = []
-    for member, weight in encoders.members(settings):
-        index = run_folder.need_index(_folder(member, root), "embed")
-        entries = {entry["name"]: entry for entry in index["pieces"]}
-        out.append((_folder(member, root), entries, weight))
-    return out
-
-
 def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
     """One piece: the terms of the train captions."""
-    shards = RunFolder(root).index("shard")
-    train = run_folder.of_split(shards, "train")
+    train = RunFolder(root).files("shard").of_split("train")
     if not train:
         raise InputError(
             f"encoder {settings.encoder} is fitted on train captions and there is no train split; "
             "choose an encoder that is not fitted"
         )
     matters = {"encoder": settings.encoder, "fit_captions": settings.fit_captions}
-    folder = _fit_folder(settings, root)
-    piece = Piece(
-        name="terms",
-        output=store.join(folder, "terms.parquet"),
-        fingerprint=store.fingerprint("fit", matters, [entry["files"] for entry in train]),
-        inputs={
-            "sidecars": [RunFolder(root).folder("shard", f"{e['name']}.parquet") for e in train],
-            "settings": settings,
-        },
-    )
-    return Plan.of("embed", folder, [piece], matters)
+    output = _terms(settings, root)
+    fingerprint = store.fingerprint("fit", matters, [entry["files"] for entry in train.entries])
+    piece = Piece("terms", output, fingerprint, {"sidecars": train.uris, "settings": settings})
+    return Plan.of("embed", output.rpartition("/")[0], [piece], matters)
 
 
 def _folder(settings: EmbedSettings, root: str) -> str:
     return RunFolder(root).folder("embed", encoder_label(settings.encoder))
 
 
-def _fit_folder(settings: EmbedSettings, root: str) -> str:
-    return store.join(_folder(settings, root), "fitted")
+def _terms(settings: EmbedSettings, root: str) -> str:
+    return store.join(_folder(settings, root), FITTED, "terms.parquet")
+
+
+def _index_of_terms(settings: EmbedSettings, root: str) -> dict:
+    return RunFolder(root).index("embed", encoder_label(settings.encoder), FITTED)
 
 
 def _captions(sidecar: str) -> list[tuple[str, str, str]]:
     """(caption id, image id, text) of every caption of a shard, in the sidecar's order."""
     samples = read_sidecar(sidecar, ["image_id", "captions"]).to_pylist()
     return [(c["caption_id"], s["image_id"], c["text"]) for s in samples for c in s["captions"]]
-
-
-def _vectors(uri: str) -> np.ndarray:
-    return vector_matrix(parquet.read_table(uri, ["vector"])["vector"])
 
 
 def of_encoding(folder: Path | None) -> int:

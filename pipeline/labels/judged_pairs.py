@@ -45,7 +45,11 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
     if settings.judgements is None:
         raise InputError(f"no judgements are named; give --judgements FILE, a CSV with {COLUMNS}")
     judged = read_pairs(settings.judgements)
-    captions = _captions(settings.captions) if settings.captions else _captions_of_run(root)
+    if settings.captions:
+        captions = _captions(settings.captions)
+    else:
+        samples = Shards(root).samples()
+        captions = {c["caption_id"]: (s.image_id, c["text"]) for s in samples for c in s.captions}
     of_image: dict[str, list[str]] = {}
     for caption_id, (image_id, _) in captions.items():
         of_image.setdefault(image_id, []).append(caption_id)
@@ -66,24 +70,17 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
             f"here (the first: {judged[0][1]}, {judged[0][2]}); name their file, --captions FILE"
         )
     link_L3 = np.array(links, np.int64)
-    return Judged(
-        image_P2=np.array([pair[:2] for pair in kept]),
-        judgement_P=_scaled(np.array([pair[2] for pair in kept]), settings),
-        texts=list(rows),
-        pair_L=link_L3[:, 0],
-        text_L2=link_L3[:, 1:],
-        left_out=len(judged) - len(kept),
-    )
+    image_P2 = np.array([pair[:2] for pair in kept])
+    judgement_P = _scaled(np.array([pair[2] for pair in kept]), settings)
+    left_out = len(judged) - len(kept)
+    return Judged(image_P2, judgement_P, list(rows), link_L3[:, 0], link_L3[:, 1:], left_out)
 
 
 def fingerprint_of_judgements(settings: CalibrateSettings, root: str) -> list:
     """What the judged pairs depend on: hashes of the files, or the version of the shards."""
-    read = []
-    if settings.judgements:
-        read.append(store.sha256(csv_files.data(settings.judgements, COLUMNS)))
-    if settings.captions:
-        return [*read, store.sha256(csv_files.data(settings.captions, CAPTIONS))]
-    return [*read, RunFolder(root).index("shard")["version"]]
+    named = [(settings.judgements, COLUMNS), (settings.captions, CAPTIONS)]
+    read = [store.sha256(csv_files.data(uri, what)) for uri, what in named if uri]
+    return read if settings.captions else [*read, RunFolder(root).index("shard")["version"]]
 
 
 def _scaled(score_P: np.ndarray, settings: CalibrateSettings) -> np.ndarray:
@@ -106,9 +103,8 @@ def _scaled(score_P: np.ndarray, settings: CalibrateSettings) -> np.ndarray:
 def read_pairs(uri: str) -> list[tuple[str, str, str, float]]:
     """(kind of the first side, its id, caption id, score) of every line."""
     header, lines = csv_files.table(uri, f"judged pairs: {COLUMNS}")
-    sides = [
-        (at, SIDE.fullmatch(name)[1]) for at, name in enumerate(header) if SIDE.fullmatch(name)
-    ]
+    named = [(at, SIDE.fullmatch(name)) for at, name in enumerate(header)]
+    sides = [(at, match[1]) for at, match in named if match]
     sides.sort(key=lambda side: side[1] == "caption")  # an image first
     if len(sides) != 2 or sides[1][1] != "caption" or "score" not in header:
         raise InputError(f"{uri} has the columns {','.join(header)}; expected {COLUMNS}")
@@ -142,11 +138,3 @@ def _captions(uri: str) -> dict[str, tuple[str, str]]:
             f"{uri} holds no captions ({type(error).__name__}: {error}); expected a CSV with "
             f"{CAPTIONS}, or .jsonl lines with image_id, captions and caption_ids"
         ) from error
-
-
-def _captions_of_run(root: str) -> dict[str, tuple[str, str]]:
-    shards, out = Shards(root), {}
-    for name in shards.names():
-        for row in shards.table(name, ["image_id", "captions"]).to_pylist():
-            out |= {c["caption_id"]: (row["image_id"], c["text"]) for c in row["captions"]}
-    return out

@@ -44,25 +44,15 @@ def plan(recipe: Recipe, root: str) -> Plan:
     matters = {**depends_on(settings), **settings.relevant("lists")}
     if settings.cross_encoder is not None:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
+    shared = {"shards": run.folder("shard"), "settings": settings, "embed": recipe.embed}
     pieces = []
     for entry in embeddings.entries:
-        everyone = everyone_of[entry["split"]]
-        pieces.append(
-            Piece(
-                name=entry["name"],
-                output=store.join(folder, f"{entry['name']}.parquet"),
-                fingerprint=store.fingerprint("label", matters, entry["name"], everyone.version),
-                inputs={
-                    "embeddings": everyone,
-                    "shards": run.folder("shard"),
-                    "shard": entry["name"],
-                    "split": entry["split"],
-                    "settings": settings,
-                    "embed": recipe.embed,
-                },
-                memory=int(BYTES * numbers[entry["split"]]),
-            )
-        )
+        name, split = entry["name"], entry["split"]
+        everyone = everyone_of[split]
+        fingerprint = store.fingerprint("label", matters, name, everyone.version)
+        inputs = shared | {"embeddings": everyone, "shard": name, "split": split}
+        output = store.join(folder, f"{name}.parquet")
+        pieces.append(Piece(name, output, fingerprint, inputs, int(BYTES * numbers[split])))
     return Plan.of("label", folder, pieces, matters)
 
 
@@ -80,13 +70,13 @@ def _check_calibration(recipe: Recipe) -> None:
 
 def depends_on(settings: LabelSettings) -> dict:
     """What the relevance of a pair depends on, files by their contents."""
-    decided = settings.overrides and decisions.overrides(settings.overrides)
-    fitted = settings.calibration and csv_files.data(settings.calibration, "a fitted map")
-    return {
-        **settings.relevant(),
-        "calibration": store.sha256(fitted) if fitted is not None else None,
-        "overrides": decided and store.fingerprint(sorted(decided)),
-    }
+    out = settings.relevant() | {"calibration": None, "overrides": None}
+    if settings.calibration is not None:
+        out["calibration"] = store.sha256(csv_files.data(settings.calibration, "a fitted map"))
+    if settings.overrides is not None:
+        decided = decisions.overrides(settings.overrides)
+        out["overrides"] = decided and store.fingerprint(sorted(decided))
+    return out
 
 
 def write_relevance(piece: Piece) -> dict:
@@ -130,11 +120,9 @@ def _table(direction: Direction, lists: Lists) -> pa.Table:
     offsets = pa.array(ends.astype(np.int32))
     relevance_QK = lists.relevance_QK.gather(1, order)
     columns = (row_QK[kept_QK].int(), relevance_QK[kept_QK].half())
-    names = [direction.name] * len(direction.query_ids)
     lists_of = [pa.ListArray.from_arrays(offsets, pa.array(c.numpy())) for c in columns]
-    return pa.table(
-        [pa.array(direction.query_ids, pa.string()), pa.array(names), *lists_of], schema=RELEVANCE
-    )
+    ids = pa.array(direction.query_ids, pa.string())
+    return pa.table([ids, pa.array([direction.name] * len(ids)), *lists_of], schema=RELEVANCE)
 
 
 def _histograms(mine: Captions, everyone: Captions, settings: LabelSettings) -> dict:
@@ -143,15 +131,12 @@ def _histograms(mine: Captions, everyone: Captions, settings: LabelSettings) -> 
     images = mine.image_ids[:: max(1, -(-pairs // COUNTED))]
     negatives = np.zeros(BINS, np.int64)
     for part in _parts(images, max(1, CELLS // max(1, len(everyone.caption_ids)))):
-        r_MN, own_MN = everyone.relevance(part, settings), everyone.same_image(part)
-        negatives += _histogram(r_MN[~own_MN])
+        r_MN = everyone.relevance(part, settings)
+        negatives += _histogram(r_MN[~everyone.same_image(part)])
     positives = np.zeros(BINS, np.int64)
     for part in _parts(mine.image_ids, BLOCK):
         positives += _histogram(mine.held_out(part, settings))
-    return {
-        "histogram_negatives": negatives.tolist(),
-        "histogram_positives": positives.tolist(),
-    }
+    return {"histogram_negatives": negatives.tolist(), "histogram_positives": positives.tolist()}
 
 
 def _parts(images: list[str], size: int) -> Iterator[list[str]]:

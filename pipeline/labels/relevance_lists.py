@@ -68,9 +68,8 @@ class Direction:
             many = np.bincount(place_P).max()
             relevance_QK = torch.nn.functional.pad(relevance_QK, (0, many), value=-torch.inf)
             row_QK = torch.nn.functional.pad(row_QK, (0, many), value=-1)
-        for place, row, value in zip(
-            place_P.tolist(), row_P.tolist(), value_P.tolist(), strict=True
-        ):
+        decided = zip(place_P.tolist(), row_P.tolist(), value_P.tolist(), strict=True)
+        for place, row, value in decided:
             at = torch.nonzero(row_QK[place] == row)
             column = at[0, 0] if len(at) else torch.nonzero(row_QK[place] < 0)[0, 0]
             relevance_QK[place, column], row_QK[place, column] = value, row
@@ -96,12 +95,10 @@ class Direction:
 
     def read_again(self, lists: Lists, sidecars: list[str], embed: EmbedSettings) -> Lists:
         """The lists with the relevance that a cross-encoder reads off the texts, in [0, 1]."""
-        text_of = {
-            caption["caption_id"]: caption["text"]
-            for uri in sidecars
-            for captions in sidecar.read_sidecar(uri, ["captions"])["captions"].to_pylist()
-            for caption in captions
-        }
+        text_of: dict[str, str] = {}
+        for uri in sidecars:
+            for captions in sidecar.read_sidecar(uri, ["captions"])["captions"].to_pylist():
+                text_of |= {caption["caption_id"]: caption["text"] for caption in captions}
         query_texts = _texts(self.name[0], self.mine, text_of)
         candidate_texts = _texts(self.name[2], self.everyone, text_of)
         query_P, place_P = torch.nonzero(lists.row_QK >= 0, as_tuple=True)

@@ -39,10 +39,8 @@ def rows(uri: str) -> list[dict[str, str]]:
     out = []
     for line, row in csv_files.rows(uri, HEADER, WHAT):
         if row["kind"] not in KINDS or not row["id"]:
-            raise InputError(
-                f"{uri} line {line}: found kind {row['kind']!r} and id {row['id']!r}; write image "
-                "or caption, and its id"
-            )
+            found = f"found kind {row['kind']!r} and id {row['id']!r}"
+            raise InputError(f"{uri} line {line}: {found}; write image or caption, and its id")
         out.append(row)
     return out
 
@@ -70,10 +68,6 @@ def of_evaluation(settings: EvaluateSettings, vectors: Files) -> Excluded:
             f"evaluate.exclude {settings.exclude} takes all {len(captions)} images of "
             f"{settings.split} out; evaluate another split or shorten the list"
         )
-    texts = {
-        caption_id
-        for image_id, own in captions.items()
-        for caption_id in own
-        if image_id in images or ("caption", caption_id) in listed
-    }
+    pairs = ((image_id, c) for image_id, own in captions.items() for c in own)
+    texts = {c for image_id, c in pairs if image_id in images or ("caption", c) in listed}
     return Excluded(frozenset(images), frozenset(texts))

@@ -5,7 +5,6 @@ upright and of the size the policy asks for. Anything else becomes a JPEG: turne
 says, transparency laid on white, 16 bits scaled to 8.
 """
 
-import functools
 import io
 import math
 import threading
@@ -68,7 +67,9 @@ def _picture(data: bytes, settings: ShardSettings) -> Payload:
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise Rejected(f"animated: {image.format} of several frames")
     turn = UPRIGHT.get(_orientation(image))
-    if turn is None and _is_plain(image) and _fits(image.size, settings):
+    plain = image.format in ENDINGS and image.mode in ("RGB", "L")
+    plain = plain and not image.has_transparency_data
+    if turn is None and plain and _fits(image.size, settings):
         size = image.size
         if settings.decode_check:
             image.draft("L", (1, 1))
@@ -85,18 +86,14 @@ def _picture(data: bytes, settings: ShardSettings) -> Payload:
 
 def open_picture(data: bytes) -> Image.Image:
     """The picture, of which only the header was read; `shard.max_pixels` is its only limit."""
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every Pillow
     with OPENING:  # Pillow's own limit is a global
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data), formats=_formats())
+            return Image.open(io.BytesIO(data), formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-
-
-@functools.cache
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every Pillow
 
 
 def _orientation(image: Image.Image) -> int:
@@ -106,12 +103,6 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(ORIENTATION, 1)
     except Exception:  # a damaged block of metadata turns nothing
         return 1
-
-
-def _is_plain(image: Image.Image) -> bool:
-    return (
-        image.format in ENDINGS and image.mode in ("RGB", "L") and not image.has_transparency_data
-    )
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

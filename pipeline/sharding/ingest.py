@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -28,15 +27,12 @@ def plan(recipe: Recipe, root: str) -> Plan:
     folder = RunFolder(root).folder("ingest")
     module = source(settings.kind)
     asked = settings.relevant()
-    pieces = [
-        Piece(
-            name=f"part-{number:05d}",
-            output=store.join(folder, f"part-{number:05d}.parquet"),
-            fingerprint=store.fingerprint("ingest", asked, part, module.inputs(settings, part)),
-            inputs={"part": part, "settings": settings},
-        )
-        for number, part in enumerate(module.parts(settings))
-    ]
+    pieces = []
+    for number, part in enumerate(module.parts(settings)):
+        name, inputs = f"part-{number:05d}", {"part": part, "settings": settings}
+        fingerprint = store.fingerprint("ingest", asked, part, module.inputs(settings, part))
+        output = store.join(folder, f"{name}.parquet")
+        pieces.append(Piece(name, output, fingerprint, inputs))
     return Plan.of("ingest", folder, pieces, asked)
 
 
@@ -55,7 +51,12 @@ def write_part(piece: Piece) -> dict:
         facts = [fact for row in block for fact in row.pop("truth", ())]
         truth.append(_batch(facts, TRUTH))
         manifest.append(_batch(block, MANIFEST))
-    _check_splits(splits)
+    for name in splits:
+        if not re.fullmatch(r"\w[\w-]*", name or "", re.ASCII):
+            raise InputError(
+                f"found a split called {name!r}; shards are called after their split, so it may "
+                "hold letters, digits, _ and - alone: rename it with source.splits"
+            )
     summary = {"splits": dict(splits)}
     table = pa.Table.from_batches(truth, TRUTH)
     if table.num_rows:
@@ -94,10 +95,9 @@ def totals(index: dict) -> dict[str, int]:
 
 def read(folder: str, columns: list[str] | None = None) -> pa.Table:
     """The manifest's rows, all parts in order, with offsets of 64 bits: it may be of any size."""
-    names = sorted(name for name in store.list_files(folder) if name.startswith("part-"))
     schema = MANIFEST if columns is None else pa.schema([MANIFEST.field(c) for c in columns])
     schema = pa.schema([field.with_type(_large(field.type)) for field in schema])
-    tables = [parquet.read_table(store.join(folder, name), columns) for name in names]
+    tables = [parquet.read_table(uri, columns) for uri in _files(folder, "part-")]
     return pa.concat_tables([t.cast(schema) for t in tables] or [schema.empty_table()])
 
 
@@ -127,10 +127,14 @@ def digest(rows: pa.Table) -> str:
 
 def truth(folder: str) -> dict[str, str]:
     """Facts by image and caption id, where the source knows the truth; empty elsewhere."""
-    names = sorted(name for name in store.list_files(folder) if name.startswith("truth-"))
-    tables = [parquet.read_table(store.join(folder, name)) for name in names]
+    tables = [parquet.read_table(uri) for uri in _files(folder, "truth-")]
     pairs = (zip(t["id"].to_pylist(), t["facts"].to_pylist(), strict=True) for t in tables)
     return dict(itertools.chain.from_iterable(pairs))
+
+
+def _files(folder: str, begin: str) -> list[str]:
+    names = sorted(name for name in store.list_files(folder) if name.startswith(begin))
+    return [store.join(folder, name) for name in names]
 
 
 def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:
@@ -142,15 +146,6 @@ def _batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:
             f"{error.object[:80]!r} holds {wrong!r}, half a character or a byte that is not UTF-8; "
             "mend that caption or name in the annotations"
         ) from error
-
-
-def _check_splits(names: Iterable[str]) -> None:
-    for name in names:
-        if not re.fullmatch(r"\w[\w-]*", name or "", re.ASCII):
-            raise InputError(
-                f"found a split called {name!r}; shards are called after their split, so it may "
-                "hold letters, digits, _ and - alone: rename it with source.splits"
-            )
 
 
 def _large(kind: pa.DataType) -> pa.DataType:

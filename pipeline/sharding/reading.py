@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.sharding import sidecar
-from pipeline.storage import run_folder, store
+from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 
 COLUMNS = ["image_id", "key", "captions", "split", "member", "offset", "size", "sha256"]
@@ -58,8 +58,8 @@ class Shards:
     """The shards of a finished `halftone shard`."""
 
     def __init__(self, root: str):
-        self.folder = RunFolder(store.absolute(str(root))).folder("shard")
-        self.index = run_folder.need_index(self.folder, "shard")
+        run = RunFolder(store.absolute(str(root)))
+        self.folder, self.index = run.folder("shard"), run.index("shard")
         self.entries = {entry["name"]: entry for entry in self.index["pieces"]}
 
     def names(self, split: str | None = None) -> list[str]:
@@ -121,9 +121,8 @@ class Shards:
 
     def _uri(self, name: str, suffix: str) -> str:
         if name not in self.entries:
-            raise InputError(
-                f"no shard {name!r} in {self.folder}{did_you_mean(name, self.entries)}"
-            )
+            hint = did_you_mean(name, self.entries)
+            raise InputError(f"no shard {name!r} in {self.folder}{hint}")
         return store.join(self.folder, f"{name}.{suffix}")
 
 
@@ -137,6 +136,5 @@ def stream(tar: str) -> Iterator[dict]:
         try:
             yield from group_by_keys(tar_file_expander([{"url": tar, "stream": file}]))
         except tarfile.TarError as error:
-            raise InputError(
-                f"{tar} is torn ({error}); delete it and run `halftone shard` again"
-            ) from error
+            do = "delete it and run `halftone shard` again"
+            raise InputError(f"{tar} is torn ({error}); {do}") from error

@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.sharding import exclusions, images, ingest, loading, tar_writer
 from pipeline.sharding.images import Rejected
 from pipeline.sharding.sidecar import EXCLUDED
-from pipeline.storage import parquet, run_folder, store
+from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
@@ -32,12 +32,12 @@ as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: which sample goes where follows from manifest and settings alone."""
-    source_folder = RunFolder(root).folder("ingest")
-    run_folder.need_index(source_folder, "ingest")
-    folder = RunFolder(root).folder("shard")
+    run = RunFolder(root)
+    run.index("ingest")  # a sentence where it was not finished
     settings = recipe.shard.relevant()
     excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
-    manifest = ingest.read(source_folder).combine_chunks()
+    manifest = ingest.read(run.folder("ingest")).combine_chunks()
+    shared = {"settings": recipe.shard, "source": recipe.source}
     pieces = []
     for split, order in ingest.splits(manifest, recipe.source).items():
         if split == "train":  # packed in random order: near neighbours on disk are not alike
@@ -47,16 +47,11 @@ def plan(recipe: Recipe, root: str) -> Plan:
             rows = manifest.take(order[start : start + recipe.shard.samples])
             left_out = _left_out(rows, excluded)
             listed = [[*key, reason] for key, reason in sorted(left_out.items())]
-            inputs = {"rows": rows, "split": split, "excluded": left_out}
-            pieces.append(
-                Piece(
-                    name=name,
-                    output=store.join(folder, f"{name}.parquet"),
-                    fingerprint=store.fingerprint("shard", settings, ingest.digest(rows), listed),
-                    inputs=inputs | {"settings": recipe.shard, "source": recipe.source},
-                )
-            )
-    return Plan.of("shard", folder, pieces, settings)
+            inputs = shared | {"rows": rows, "split": split, "excluded": left_out}
+            fingerprint = store.fingerprint("shard", settings, ingest.digest(rows), listed)
+            output = run.folder("shard", f"{name}.parquet")
+            pieces.append(Piece(name, output, fingerprint, inputs))
+    return Plan.of("shard", run.folder("shard"), pieces, settings)
 
 
 def write_shard(piece: Piece) -> dict:
@@ -185,13 +180,9 @@ def _captions(captions: list[dict], inputs: dict) -> tuple[list[dict], list[dict
 
 def _members(row: dict, data: bytes) -> list[tuple[str, bytes]]:
     names = ("image_id", "captions", "split", "width", "height", "sha256")
-    about = as_json({name: row[name] for name in names})
-    caption = row["captions"][0]["text"]
-    return [
-        (row["member"], data),
-        (f"{row['key']}.txt", caption.encode()),
-        (f"{row['key']}.json", about.encode()),
-    ]
+    about = as_json({name: row[name] for name in names}).encode()
+    key, caption = row["key"], row["captions"][0]["text"].encode()
+    return [(row["member"], data), (f"{key}.txt", caption), (f"{key}.json", about)]
 
 
 def _key(image_id: str) -> str:
@@ -207,10 +198,9 @@ def _key(image_id: str) -> str:
 
 def _left_out(rows: pa.Table, excluded: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
     """Reasons by (kind, id) of the images and captions of these rows that are on the list."""
-    out = {}
     if not excluded:
-        return out
-    captions = rows["captions"].combine_chunks().flatten()
+        return {}
+    out, captions = {}, rows["captions"].combine_chunks().flatten()
     ids = {"image": rows["image_id"], "caption": captions.field("caption_id")}
     for kind, here in ids.items():
         for id_ in here.to_pylist():

@@ -8,6 +8,7 @@ folder inside it that the file's name ends with (`train2017`); without it they a
 their `coco_url`. A caption's id is its annotation's, as in the files that refer to COCO's captions.
 """
 
+import functools
 from collections.abc import Iterator
 
 from pipeline.errors import InputError
@@ -16,16 +17,13 @@ from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a COCO caption file (captions_val2017.json), or a pattern (captions_*.json)"
+inputs = annotations.stamp_of_part
+_field = functools.partial(annotations.field, expected=EXPECTED)
 
 
 def parts(settings: SourceSettings) -> list[str]:
     """The JSON files, sorted by name."""
     return annotations.files(settings, EXPECTED)
-
-
-def inputs(settings: SourceSettings, part: str) -> list:
-    """The stamp of the JSON file."""
-    return annotations.stamps([part])
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
@@ -43,10 +41,17 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         names[coco_id] = _field(image, "file_name", str, where)
     captions = _captions(content, names, part)
     ids = annotations.image_ids(names.values())
-    folder = _folder(settings, part)
+    folder = annotations.image_folder(settings) if settings.images else ""
+    inside = store.join(folder, store.name_of(part).removesuffix(".json").rpartition("_")[2])
+    folder = inside if folder and annotations.is_folder(inside) else folder
     for image in images:
         name = names[image["id"]]
-        uri = store.join(folder, name) if folder else _url(image, part)
+        if not folder and not image.get("coco_url"):
+            raise InputError(
+                f"source.images is not given, and image {image['id']} of {part} has no 'coco_url'; "
+                "give the folder of the image files"
+            )
+        uri = store.join(folder, name) if folder else image["coco_url"]
         yield annotations.row(ids[name], uri, split, captions[image["id"]], "coco")
 
 
@@ -56,30 +61,8 @@ def _captions(content: dict, names: dict[int, str], part: str) -> dict[int, list
     for number, annotation in enumerate(_field(content, "annotations", list, part)):
         where = f"{part} annotation {number}"
         image_id = _field(annotation, "image_id", int, where)
-        caption_id = _field(annotation, "id", int, where)
-        text = _field(annotation, "caption", str, where)
+        caption_id = str(_field(annotation, "id", int, where))
         if image_id not in captions:
             raise InputError(f"{where} is of image {image_id}, which is not among 'images'")
-        captions[image_id].append((str(caption_id), text))
+        captions[image_id].append((caption_id, _field(annotation, "caption", str, where)))
     return captions
-
-
-def _folder(settings: SourceSettings, part: str) -> str | None:
-    if not settings.images:
-        return None
-    folder = annotations.image_folder(settings)
-    inside = store.join(folder, store.name_of(part).removesuffix(".json").rpartition("_")[2])
-    return inside if annotations.is_folder(inside) else folder
-
-
-def _url(image: dict, part: str) -> str:
-    if not (url := image.get("coco_url")):
-        raise InputError(
-            f"source.images is not given, and image {image['id']} of {part} has no 'coco_url'; "
-            "give the folder of the image files"
-        )
-    return url
-
-
-def _field(entry: dict, key: str, type_: type, where: str):
-    return annotations.field(entry, key, type_, where, EXPECTED)

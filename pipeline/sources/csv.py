@@ -18,6 +18,7 @@ from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a .csv, .tsv or .parquet file, or a pattern of such files (data/*.csv)"
+inputs = annotations.stamp_of_part
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 csv.field_size_limit(sys.maxsize)  # a caption that is too long is the shard stage's to refuse
@@ -26,11 +27,6 @@ csv.field_size_limit(sys.maxsize)  # a caption that is too long is the shard sta
 def parts(settings: SourceSettings) -> list[str]:
     """The tables, sorted by name."""
     return annotations.files(settings, EXPECTED)
-
-
-def inputs(settings: SourceSettings, part: str) -> list:
-    """The stamp of the table."""
-    return annotations.stamps([part])
 
 
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
@@ -51,19 +47,13 @@ def _records(settings: SourceSettings, part: str) -> Iterator[tables.Record]:
     in_cells, values = _read(settings, part, f".{ending.lower()}")
     column = settings.image_column
     for number, (image, caption, split, image_id) in enumerate(values):
-        path = None
+        path, uri = None, parquet.cell_uri(part, column, number)
         if not in_cells:
             path = annotations.image_path(image, column, f"{part} row {number + 1}")
-        yield tables.Record(
-            uri=annotations.image_uri(folder, path)
-            if path
-            else parquet.cell_uri(part, column, number),
-            path=path,
-            captions=annotations.texts(caption),
-            split=tables.text(split) or split_of_all,
-            image_id=tables.text(image_id),
-            name=f"{table}-{number:06d}",
-        )
+            uri = annotations.image_uri(folder, path)
+        captions, name = annotations.texts(caption), f"{table}-{number:06d}"
+        split = tables.text(split) or split_of_all
+        yield tables.Record(uri, path, captions, split, tables.text(image_id), name)
 
 
 def _read(settings: SourceSettings, uri: str, ending: str) -> tuple[bool, Iterator[tuple]]:

@@ -36,9 +36,8 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows in the order in which the images first appear."""
     folder = annotations.image_folder(settings)
     lists = _lists(part)
-    splits = {
-        name.strip(): split for split, list_ in lists.items() for name in annotations.lines(list_)
-    }
+    lines = ((split, name) for split, uri in lists.items() for name in annotations.lines(uri))
+    splits = {name.strip(): split for split, name in lines}
     captions = _captions(part)
     for name, image_id in annotations.image_ids(captions).items():
         if split := splits.get(name) if lists else "train":
@@ -60,8 +59,7 @@ def _captions(uri: str) -> dict[str, list[tuple[str, str]]]:
         if not line.strip():
             continue
         if not (match := LINE.fullmatch(line)):
-            raise InputError(
-                f"{uri} line {number} is {line[:60]!r}; expected NAME.jpg#0<TAB>caption"
-            )
+            found = f"{uri} line {number} is {line[:60]!r}"
+            raise InputError(f"{found}; expected NAME.jpg#0<TAB>caption")
         captions.setdefault(match["name"], []).append((match["number"], match["text"]))
     return captions

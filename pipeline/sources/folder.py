@@ -22,8 +22,7 @@ def parts(settings: SourceSettings) -> list[str]:
     if not annotations.is_folder(uri):
         found = "is a file" if store.exists(uri) else "does not exist"
         raise InputError(f"source.path {uri} {found}; expected {EXPECTED}")
-    inside = [store.join(uri, name) for name in _listing(uri)[0]]
-    return [uri, *inside]
+    return [uri, *(store.join(uri, name) for name in _listing(uri)[0])]
 
 
 def inputs(settings: SourceSettings, part: str) -> list:
@@ -46,13 +45,9 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     images = [name for name in names if _is_image(name)]
     for name, image_id in annotations.image_ids(images).items():
         text = annotations.stem(name) + ".txt"
-        captions = _captions(store.join(root, text), image_id) if text in texts else []
+        lines = annotations.lines(store.join(root, text)) if text in texts else iter(())
+        captions = [(f"{image_id}#{k}", line) for k, line in enumerate(filter(str.strip, lines))]
         yield annotations.row(image_id, store.join(root, name), split, captions, "folder")
-
-
-def _captions(uri: str, image_id: str) -> list[tuple[str, str]]:
-    lines = [line for line in annotations.lines(uri) if line.strip()]
-    return [(f"{image_id}#{k}", line) for k, line in enumerate(lines)]
 
 
 def _is_image(name: str) -> bool:
@@ -79,15 +74,12 @@ def _listing(folder: str) -> tuple[list[str], dict[str, list]]:
             here = list(found)
         folders = [e.name for e in here if e.is_dir(follow_symlinks=False)]
         stats = {e.name: e.stat(follow_symlinks=False) for e in here if not e.is_dir()}
-        files = {name: [stat.st_size, stat.st_mtime] for name, stat in stats.items()}
-        return sorted(folders), files
+        return sorted(folders), {n: [stat.st_size, stat.st_mtime] for n, stat in stats.items()}
     with store.file_system_of(folder) as (fs, path):
         entries = [e for e in fs.ls(path, detail=True) if e["name"].strip("/") != path.strip("/")]
     folders = [store.name_of(e["name"]) for e in entries if e["type"] == "directory"]
-    files = {store.name_of(e["name"]): _stamp(e) for e in entries if e["type"] == "file"}
+    files: dict[str, list] = {}
+    for entry in (e for e in entries if e["type"] == "file"):
+        changed = (entry[key] for key in ("ETag", "LastModified", "created") if key in entry)
+        files[store.name_of(entry["name"])] = [entry["size"], str(next(changed, ""))]
     return sorted(folders), files
-
-
-def _stamp(entry: dict) -> list:
-    changed = (entry[key] for key in ("ETag", "LastModified", "created") if key in entry)
-    return [entry["size"], str(next(changed, ""))]

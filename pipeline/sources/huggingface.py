@@ -74,17 +74,14 @@ def _records(settings: SourceSettings, path: str, part: str) -> Iterator[tables.
     known = settings.split or annotations.SPLIT_WORDS.get(split, split)
     table = dataset.select_columns(sorted(wanted)).select(range(int(start), int(stop)))
     for number, row in enumerate(table, int(start)):
-        name = None
+        written_path, uri = None, f"{path}#{split}/{image}/{number}"
         if written:
-            name = annotations.image_path(row[image], image, f"{path} {split} row {number}")
-        yield tables.Record(
-            uri=annotations.image_uri(folder, name) if name else f"{path}#{split}/{image}/{number}",
-            path=name,
-            captions=annotations.texts(row[caption]),
-            split=tables.text(row.get(split_column)) or known,
-            image_id=tables.text(row.get(id_column)),
-            name=f"{split}-{number:06d}",
-        )
+            where = f"{path} {split} row {number}"
+            written_path = annotations.image_path(row[image], image, where)
+            uri = annotations.image_uri(folder, written_path)
+        captions, name = annotations.texts(row[caption]), f"{split}-{number:06d}"
+        image_id, said = tables.text(row.get(id_column)), tables.text(row.get(split_column))
+        yield tables.Record(uri, written_path, captions, said or known, image_id, name)
 
 
 @functools.lru_cache(maxsize=16)
@@ -115,20 +112,17 @@ def _opened(path: str) -> dict:
     library = _library()
     if not path.startswith("hf://") and not annotations.is_folder(path):
         raise InputError(f"source.path {path} does not exist; expected {EXPECTED}")
+    named = NAME.fullmatch(path)
+    if path.startswith("hf://") and not named:
+        raise InputError(f"source.path {path} does not name a data set; expected {EXPECTED}")
     try:
-        if path.startswith("hf://"):
-            found = _downloaded(path, library)
+        if named:
+            name, config = named["name"], named["config"]
+            found = library.load_dataset(name, config, revision=named["revision"])
         else:
             found = library.load_from_disk(path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"source.path {path}: {reason}; expected {EXPECTED}") from None
-    if isinstance(found, library.Dataset):
-        return {str(found.split or "train"): found}
-    return dict(found)
-
-
-def _downloaded(path: str, library):
-    if not (named := NAME.fullmatch(path)):
-        raise InputError(f"source.path {path} does not name a data set; expected {EXPECTED}")
-    return library.load_dataset(named["name"], named["config"], revision=named["revision"])
+    one = isinstance(found, library.Dataset)
+    return {str(found.split or "train"): found} if one else dict(found)

@@ -6,6 +6,7 @@
 COCO's "restval" is train.
 """
 
+import functools
 from collections.abc import Iterator
 
 from pipeline.sources.readers import annotations
@@ -13,6 +14,8 @@ from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a Karpathy JSON file (dataset_flickr8k.json)"
+inputs = annotations.stamp_of_part
+_field = functools.partial(annotations.field, expected=EXPECTED)
 
 
 def parts(settings: SourceSettings) -> list[str]:
@@ -20,38 +23,23 @@ def parts(settings: SourceSettings) -> list[str]:
     return [annotations.file(settings, EXPECTED)]
 
 
-def inputs(settings: SourceSettings, part: str) -> list:
-    """The stamp of the JSON file."""
-    return annotations.stamps([part])
-
-
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows in the order of the file."""
     folder = annotations.image_folder(settings)
     images = _field(annotations.read_json(part, EXPECTED), "images", list, part)
-    names = [
-        _field(image, "filename", str, f"{part} image {number}")
-        for number, image in enumerate(images)
-    ]
+    names = [_field(im, "filename", str, f"{part} image {n}") for n, im in enumerate(images)]
     ids = annotations.image_ids(names)
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         where = f"{part} image {number}"
         split = _field(image, "split", str, where)
         inside = [image["filepath"]] if image.get("filepath") else []
-        yield annotations.row(
-            ids[name],
-            store.join(folder, *inside, name),
-            "train" if split == "restval" else split,
-            list(_captions(image, ids[name], where)),
-            "karpathy",
-        )
+        split = "train" if split == "restval" else split
+        uri = store.join(folder, *inside, name)
+        captions = list(_captions(image, ids[name], where))
+        yield annotations.row(ids[name], uri, split, captions, "karpathy")
 
 
 def _captions(image: dict, image_id: str, where: str) -> Iterator[tuple[str, str]]:
     for k, sentence in enumerate(_field(image, "sentences", list, where)):
         text = _field(sentence, "raw", str, f"{where} sentence {k}")
         yield str(sentence.get("sentid", f"{image_id}#{k}")), text
-
-
-def _field(entry: dict, key: str, type_: type, where: str):
-    return annotations.field(entry, key, type_, where, EXPECTED)

@@ -30,8 +30,7 @@ def parts(settings: SourceSettings) -> list[str]:
     """The name before `_ims.npy` of each split."""
     uri = annotations.path(settings, EXPECTED).rstrip("/")
     folder, prefix = uri, ""
-    names = store.list_files(folder)
-    if not names:
+    if not (names := store.list_files(folder)):
         folder, prefix = uri.rsplit("/", 1)
         names = store.list_files(folder)
     chosen = {}
@@ -70,7 +69,7 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     copies = REPEATS if len(lines) == count and _repeated(array_uri) else 1
     per_image = copies * len(lines) // count
     ids = _ids(part, count)
-    split = SPLITS[_split_name(part)]
+    split = SPLITS[max((name for name in SPLITS if part.endswith(name)), key=len)]
     for row in range(0, count, copies):
         image_id = ids[row] if ids else f"{split}-{row // copies:06d}"
         start = row // copies * per_image
@@ -82,21 +81,19 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
 def load(uri: str) -> bytes:
     """The bytes of a .npy file of that row alone, in the type it is stored in."""
     file = io.BytesIO()
-    np.save(file, _row(*_place(uri)), allow_pickle=False)
+    array_uri, _, row = uri.rpartition("#")
+    if not array_uri or not row.isdecimal():
+        raise InputError(f"{uri!r} is not a feature row; expected FILE.npy#ROW")
+    np.save(file, _row(array_uri, int(row)), allow_pickle=False)
     return file.getvalue()
-
-
-def _split_name(part: str) -> str:
-    return max((name for name in SPLITS if part.endswith(name)), key=len)
 
 
 def _ids(part: str, count: int) -> list[str] | None:
     for uri in _ids_file(part):
         names = [line.strip() for line in annotations.lines(uri)]
         if len(names) != count:
-            raise InputError(
-                f"{uri} has {len(names)} lines; expected {count}, one a row of the array"
-            )
+            expected = f"expected {count}, one a row of the array"
+            raise InputError(f"{uri} has {len(names)} lines; {expected}")
         ids = annotations.image_ids(names)
         return [ids[name] for name in names]
     return None
@@ -115,23 +112,14 @@ def _repeated(uri: str) -> bool:
     )
 
 
-def _place(uri: str) -> tuple[str, int]:
-    array_uri, _, row = uri.rpartition("#")
-    if not array_uri or not row.isdecimal():
-        raise InputError(f"{uri!r} is not a feature row; expected FILE.npy#ROW")
-    return array_uri, int(row)
-
-
 @functools.lru_cache(maxsize=16)
 def _header(uri: str) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, type and the offset of the first byte of data of a .npy file."""
     file = io.BytesIO(store.read_bytes(uri, 0, HEADER_BYTES))
     try:
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        shape, by_column, dtype = readers[np.lib.format.read_magic(file)](file)
+        form = np.lib.format
+        readers = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
+        shape, by_column, dtype = readers[form.read_magic(file)](file)
     except (ValueError, KeyError) as error:
         raise InputError(f"{uri} is not a .npy file of numbers ({error})") from None
     if by_column or dtype.kind not in "fiu" or len(shape) not in (2, 3):

@@ -22,6 +22,7 @@ from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
+inputs = annotations.stamp_of_part
 RANGE = re.compile(r"(?P<tar>.+)#(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # a sample's name, and the suffix
 PAYLOADS = (*(ending[1:] for ending in annotations.IMAGE_TYPES), "npy")
@@ -55,11 +56,6 @@ def parts(settings: SourceSettings) -> list[str]:
     return [store.join(uri, name) for name in names]
 
 
-def inputs(settings: SourceSettings, part: str) -> list:
-    """The stamp of the tar."""
-    return annotations.stamps([part])
-
-
 def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
     """Manifest rows in the order of the tar."""
     folder, name = part.split("/")[-2:]
@@ -70,13 +66,10 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         if not isinstance(image_id, str):
             image_id = f"{name.removesuffix('.tar')}-{sample.name}"
         split = sample.about.get("split")
-        yield annotations.row(
-            image_id,
-            sample.image or f"{part}#{sample.name}",
-            split if isinstance(split, str) else split_of_all,
-            list(_captions(sample, image_id)),
-            "webdataset",
-        )
+        split = split if isinstance(split, str) else split_of_all
+        uri = sample.image or f"{part}#{sample.name}"
+        captions = list(_captions(sample, image_id))
+        yield annotations.row(image_id, uri, split, captions, "webdataset")
 
 
 def load(uri: str) -> bytes:
@@ -117,9 +110,8 @@ def _samples(part: str) -> Iterator[_Sample]:
 
 def _add(sample: _Sample, suffix: str, member: tarfile.TarInfo, data: bytes | None, part: str):
     if suffix in sample.suffixes:
-        raise InputError(
-            f"{part} has two members {member.name!r} in one sample; rename one of them"
-        )
+        twice = f"{part} has two members {member.name!r} in one sample"
+        raise InputError(f"{twice}; rename one of them")
     sample.suffixes.append(suffix)
     if suffix in PAYLOADS and not sample.image:
         sample.image = f"{part}#{member.offset_data}+{member.size}"
@@ -146,7 +138,12 @@ def _members(part: str) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
                     if member.isreg() and not member.issparse():
                         yield member, _text(file, member)
                     last = repr(member.name)
-                _need_end_mark(file, tar.offset)
+                # A tar ends with a block of zeros; one cut between members, or with a bad header,
+                # does not.
+                file.seek(tar.offset)
+                block = file.read(tarfile.BLOCKSIZE)
+                if len(block) < tarfile.BLOCKSIZE or any(block):
+                    raise tarfile.ReadError("there is neither a member nor the mark of the end")
         except (tarfile.TarError, OSError) as error:
             raise InputError(
                 f"{part} is not a whole .tar after {last} ({error}); copy it again, unpack it if "
@@ -161,11 +158,3 @@ def _text(file: BinaryIO, member: tarfile.TarInfo) -> bytes | None:
     if len(data := file.read(member.size)) < member.size:
         raise tarfile.ReadError(f"it ends inside {member.name!r}")
     return data
-
-
-def _need_end_mark(file: BinaryIO, offset: int) -> None:
-    """A tar ends with a block of zeros; one cut between members, or with a bad header, does not."""
-    file.seek(offset)
-    block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE or any(block):
-        raise tarfile.ReadError("there is neither a member nor the mark of the end")

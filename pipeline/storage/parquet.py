@@ -7,18 +7,9 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.store import (
-    exists,
-    join,
-    name_of,
-    read_bytes,
-    sha256,
-    stamp,
-    write_bytes,
-)
+from pipeline.storage.store import exists, join, name_of, read_bytes, sha256, stamp, write_bytes
 
 FINGERPRINT = b"halftone.fingerprint"
-
 SUMMARY = b"halftone.summary"
 
 

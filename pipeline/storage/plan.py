@@ -73,14 +73,12 @@ class Plan:
         for piece in self.pieces:
             summary = made.get(piece.name) or done[piece.name]
             entries.append({**summary, "name": piece.name, "fingerprint": piece.fingerprint})
-        index = {
+        index: dict = {
             "stage": self.stage,
             "fingerprint": self.fingerprint,
-            "version": version(entries),
             "settings": self.settings,
-            "pieces": entries,
-            **extra,
         }
+        index |= {"version": version(entries), "pieces": entries, **extra}
         named = {name for entry in entries for name in entry["files"]}
         for entry in self.index.get("pieces", []):
             for name in entry["files"].keys() - named:

@@ -213,7 +213,11 @@ def temporary(uri: str) -> Iterator[str]:
     It is locked while it is written: a file of this name without a lock was left by a process that
     was killed.
     """
-    folder = _folder_of_temporaries(uri)
+    if is_local(uri):  # beside the file, where a move is atomic
+        folder = os.path.dirname(uri.removeprefix("file://"))
+    else:
+        folder = os.path.join(tempfile.gettempdir(), f"halftone-{os.getuid()}")
+    os.makedirs(folder, exist_ok=True)
     _first_sweep(folder)
     file, path = _new_locked_file(folder)
     with file:
@@ -236,16 +240,6 @@ def sweep(folder: str) -> None:
 
 
 _first_sweep = functools.cache(sweep)  # of this process in this folder
-
-
-def _folder_of_temporaries(uri: str) -> str:
-    """Beside the file, where a move is atomic; for other stores a folder of this machine."""
-    if is_local(uri):
-        folder = os.path.dirname(uri.removeprefix("file://"))
-    else:
-        folder = os.path.join(tempfile.gettempdir(), f"halftone-{os.getuid()}")
-    os.makedirs(folder, exist_ok=True)
-    return folder
 
 
 def _new_locked_file(folder: str) -> tuple[BinaryIO, str]:

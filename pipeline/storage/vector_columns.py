@@ -12,9 +12,5 @@ def vector_column(vectors: np.ndarray) -> pa.Array:
 def vector_matrix(column: pa.ChunkedArray) -> np.ndarray:
     """The rows (N, D) float32 of a vector column."""
     column = column.combine_chunks()
-    return (
-        column.flatten()
-        .to_numpy(zero_copy_only=False)
-        .astype(np.float32)
-        .reshape(len(column), column.type.list_size)
-    )
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return values.reshape(len(column), column.type.list_size)

@@ -11,25 +11,11 @@ from schemas.settings.section import Section, setting
 from schemas.settings.training import ModelSettings, TrainSettings
 
 __all__ = [
-    "SECTIONS",
-    "AuditSettings",
-    "CalibrateSettings",
-    "ClusterSettings",
-    "EmbedSettings",
-    "EvaluateSettings",
-    "LabelSettings",
-    "LeaPRRSettings",
-    "ModelSettings",
-    "Recipe",
-    "ReportSettings",
-    "RerankSettings",
-    "SearchSettings",
-    "Section",
-    "ServeSettings",
-    "ShardSettings",
-    "SourceSettings",
-    "TrainSettings",
-]
+    "SECTIONS", "AuditSettings", "CalibrateSettings", "ClusterSettings", "EmbedSettings",
+    "EvaluateSettings", "LabelSettings", "LeaPRRSettings", "ModelSettings", "Recipe",
+    "ReportSettings", "RerankSettings", "SearchSettings", "Section", "ServeSettings",
+    "ShardSettings", "SourceSettings", "TrainSettings",
+]  # fmt: skip
 
 
 class Recipe(Section):

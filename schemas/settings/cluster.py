@@ -1,5 +1,7 @@
 """The cluster that `halftone plan` plans for: nodes that are alike."""
 
+from typing import Any
+
 from pydantic import model_validator
 
 from schemas.settings.section import Section, setting
@@ -19,6 +21,6 @@ class ClusterSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_is_gone(cls, values):
+    def _without_what_is_gone(cls, values: Any) -> Any:
         known = isinstance(values, dict)
         return {k: v for k, v in values.items() if k not in GONE} if known else values

@@ -9,36 +9,21 @@ class SourceSettings(Section):
     """Where images and captions come from."""
 
     kind: str = setting("drawn", "annotation format; see pipeline/sources")
-    path: str | None = setting(
-        None, "annotation file, folder, pattern or prefix; see docs/your-own-data.md"
-    )
+    path: str | None = setting(None, "file, folder, pattern or prefix; see docs/your-own-data.md")
     images: str | None = setting(None, "folder of the image files (URI)")
-    split: str | None = setting(
-        None, "split of images for which no row says one (default: as files are named)"
-    )
-    splits: dict[str, str] = setting(
-        {}, "rename splits, e.g. {val: test}; a split renamed to 'drop' is left out"
-    )
+    split: str | None = setting(None, "split where no row says one (default: as files are named)")
+    splits: dict[str, str] = setting({}, "rename splits, as {val: test}; 'drop' leaves one out")
     holdout: int = setting(0, "images cut from the end of train to become val (count)", ge=0)
     image_column: str = setting("image", "tables: column of image paths, URLs or bytes")
     caption_column: str = setting("caption", "tables: column of captions")
     split_column: str = setting("split", "tables: column of split names (optional)")
-    id_column: str | None = setting(
-        None, "tables: column of image ids (default: an image is called after its path)"
-    )
+    id_column: str | None = setting(None, "tables: column of image ids (default: images' paths)")
     fetch_timeout: float = setting(
-        20.0,
-        "URLs: longest silence, and longest download, of one try (seconds)",
-        gt=0,
-        changes="how",
+        20.0, "URLs: longest silence, and download, of one try (seconds)", gt=0, changes="how"
     )
-    fetch_retries: int = setting(
-        3, "URLs: tries after a first that failed (count)", ge=0, changes="how"
-    )
+    fetch_retries: int = setting(3, "URLs: tries after a failed one (count)", ge=0, changes="how")
     fetch_threads: int = setting(16, "URLs: fetched at once by a task (count)", ge=1, changes="how")
-    fetch_max_bytes: int = setting(
-        50_000_000, "URLs: a longer body is given up (bytes)", ge=1, changes="how"
-    )
+    fetch_max_bytes: int = setting(50_000_000, "URLs: longest body (bytes)", ge=1, changes="how")
     train_images: int = setting(2000, "drawn: scenes to draw for train (count)", ge=0)
     val_images: int = setting(200, "drawn: scenes to draw for val (count)", ge=0)
     test_images: int = setting(500, "drawn: scenes to draw for test (count)", ge=0)
@@ -57,25 +42,15 @@ class ShardSettings(Section):
         " or its middle square, at exactly `size` (smaller ones are enlarged)",
     )
     size: int = setting(256, "side that `resize` aims at (pixels)", ge=1)
-    quality: int = setting(
-        95, "JPEG quality of pictures that are encoded anew (1-100)", ge=1, le=100
-    )
-    decode_check: bool = setting(
-        True, "decode every picture to its end; false trusts all but the header"
-    )
+    quality: int = setting(95, "JPEG quality of what is encoded anew (1-100)", ge=1, le=100)
+    decode_check: bool = setting(True, "decode pictures whole; false trusts all but the header")
     max_pixels: int = setting(89_478_485, "an image with more is rejected as a bomb (pixels)", ge=1)
     max_caption_chars: int = setting(10_000, "a longer caption is rejected (characters)", ge=1)
     exclude: str | None = setting(
-        None,
-        "list of images and captions to leave out, of `halftone audit` (URI)",
-        changes="contents",
+        None, "images and captions to leave out, of `halftone audit` (CSV, URI)", changes="contents"
     )
     failure_budget: float = setting(
-        0.05,
-        "share of rejected samples above which the stage stops (0-1)",
-        ge=0,
-        le=1,
-        changes="how",
+        0.05, "share of rejected samples that is too much (0-1)", ge=0, le=1, changes="how"
     )
     failures_in_a_row: int = setting(
         100, "rejected samples one after the other that stop a shard (count)", ge=1, changes="how"
@@ -86,8 +61,6 @@ class AuditSettings(Section):
     """The search for duplicates."""
 
     distance: int = setting(
-        6, "perceptual hashes that differ in no more are alike (bits of 64)", ge=0, le=10
+        6, "perceptual hashes no further apart are alike (bits of 64)", ge=0, le=10
     )
-    exclude_captions: bool = setting(
-        False, "repeated captions go on the exclusion list too, not only on the report"
-    )
+    exclude_captions: bool = setting(False, "repeated captions go on the exclusion list too")

@@ -18,9 +18,7 @@ class EmbedSettings(Section):
     members: dict[str, float] = setting(
         {}, "ensemble: weighted mean of cosines, {encoder: weight}", changes="contents"
     )
-    revision: str | None = setting(
-        None, "commit, tag or branch of a model that a hub sends; empty takes its main"
-    )
+    revision: str | None = setting(None, "of a model from a hub: commit, tag, branch (empty: main)")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "where the model runs; auto: on a GPU if there is one", changes="how"
     )
@@ -29,9 +27,7 @@ class EmbedSettings(Section):
         "arithmetic of the model; auto: bf16 where the processor has it and vectors "
         "keep a cosine of 0.998 to those of fp32",
     )
-    backend: Literal["torch", "onnx"] = setting(
-        "torch", "what runs the model; onnx needs the package optimum"
-    )
+    backend: Literal["torch", "onnx"] = setting("torch", "what runs it; onnx needs optimum")
     prompt: str | None = setting(None, "text put before every caption")
     prompt_name: str | None = setting(None, "a prompt of the model's own, by its name")
     batch_tokens: int | None = setting(
@@ -39,22 +35,15 @@ class EmbedSettings(Section):
     )
     fit_captions: int = setting(
         1_000_000,
-        "tfidf, trigrams, lsa: fitted on the first so many train captions (count)",
+        "tfidf, trigrams, lsa: fitted on so many first train captions (count)",
         ge=1,
         changes="fit",
     )
     max_duplicates: float = setting(
-        0.5,
-        "share of repeated captions above which the stage stops (0-1)",
-        ge=0,
-        le=1,
-        changes="how",
+        0.5, "share of repeated captions that is too much (0-1)", ge=0, le=1, changes="how"
     )
     max_mean_cosine: float = setting(
-        0.98,
-        "mean over different captions above which the stage stops (cosine)",
-        le=1,
-        changes="how",
+        0.98, "mean of different captions above which the stage stops (cosine)", le=1, changes="how"
     )
 
     @model_validator(mode="after")
@@ -81,26 +70,20 @@ class LabelSettings(Section):
     centre: float = setting(0.6, "logistic: the cosine whose relevance is 1/2 (cosine)")
     width: float = setting(0.1, "logistic: how wide the step is (cosine)", gt=0)
     calibration: str | None = setting(
-        None,
-        "logistic or isotonic map fitted to people's judgements (JSON, URI)",
-        changes="contents",
+        None, "logistic or isotonic map fitted to judgements (JSON, URI)", changes="contents"
     )
     overrides: str | None = setting(
-        None,
-        "pairs that people decided: image_id,caption_id,relevance (CSV, URI)",
-        changes="contents",
+        None, "people's decisions: image_id,caption_id,relevance (CSV, URI)", changes="contents"
     )
     reduce: Literal["max", "mean"] = setting("max", "over the captions of an image")
     lists: tuple[Literal["i2t", "t2i", "i2i", "t2t"], ...] = setting(
         ("i2t", "t2i"), "lists kept: from images or texts, to either", min_length=1, changes="lists"
     )
     top_k: int = setting(64, "neighbours kept per query (count)", ge=1, changes="lists")
-    suspects: int = setting(
-        60, "annotated negatives of a split shown to be decided (count)", ge=1, changes="page"
-    )
+    suspects: int = setting(60, "annotated negatives to decide on (count)", ge=1, changes="page")
     cross_encoder: str | None = setting(
         None,
-        "scores the lists' pairs again: sentence-transformers name, or a folder",
+        "scores the lists' pairs again: sentence-transformers name or folder",
         changes="lists",
     )
     approximate_above: int | None = setting(
@@ -132,18 +115,10 @@ class CalibrateSettings(Section):
     judgements: str | None = setting(
         None, "CSV of caption_id,caption_id,score or image_id,caption_id,score (URI)"
     )
-    captions: str | None = setting(
-        None, "captions judged: CSV or .jsonl; empty: those of the run folder (URI)"
-    )
-    encoders: tuple[str, ...] = setting(
-        (), "compared, and joined to an ensemble; empty: embed's encoder or members"
-    )
-    lowest: float | None = setting(
-        None, "score that means relevance 0; empty: the lowest there is (score)"
-    )
-    highest: float | None = setting(
-        None, "score that means relevance 1; empty: the highest there is (score)"
-    )
+    captions: str | None = setting(None, "captions judged, CSV or .jsonl; empty: the run's (URI)")
+    encoders: tuple[str, ...] = setting((), "compared, and joined; empty: embed's own or members")
+    lowest: float | None = setting(None, "that means relevance 0; empty: the lowest (score)")
+    highest: float | None = setting(None, "that means relevance 1; empty: the highest (score)")
     match: float = setting(0.6, "AUC: judgements of at least this are matches (0-1)", gt=0, le=1)
     folds: int = setting(5, "parts of the images, each held out once (count)", ge=2)
     resamples: int = setting(1000, "of the images, for intervals (count)", ge=20)

@@ -19,9 +19,7 @@ class RerankSettings(Section):
     pool: Literal["inductive", "transductive"] = setting(
         "inductive", "beside the gallery a query meets train items alone, or the other queries"
     )
-    siblings: bool = setting(
-        False, "transductive: a caption meets the other captions of its image too"
-    )
+    siblings: bool = setting(False, "transductive: a caption meets its image's others too")
     bank_images: int = setting(
         1000, "train images (and their captions) in the query bank (count)", ge=1, changes="bank"
     )
@@ -56,24 +54,18 @@ PAPER = {
 class LeaPRRSettings(Section):
     """Training of LeaPRR, the learnable pillar-based re-ranker."""
 
-    preset: Literal["default", "paper"] = setting(
-        "default", "what the settings not given are taken from"
-    )
+    preset: Literal["default", "paper"] = setting("default", "what settings not given come from")
     lists: str = setting(
         "val",
         "what it learns to re-rank: val, train (which the towers know by heart), or a "
         "run folder whose towers have not learned its evaluated split (URI)",
     )
-    gallery: int = setting(
-        1000, "images of a training gallery; the others are its bank (count)", ge=2
-    )
+    gallery: int = setting(1000, "images of a training gallery; others are its bank (count)", ge=2)
     candidates_i2t: int = setting(32, "texts an image query re-ranks (count)", ge=1)
     candidates_t2i: int = setting(32, "images a text query re-ranks (count)", ge=1)
     pillars: int = setting(32, "of the gallery, and of the pool again (count)", ge=1)
     neighbours: int = setting(10, "in each list of the affinity graph (count)", ge=2)
-    threshold: float = setting(
-        0.8, "affinity is cut below this over the number of nodes (ratio)", ge=0
-    )
+    threshold: float = setting(0.8, "affinity is cut below this over the node count (ratio)", ge=0)
     hidden: int = setting(32, "width of the model (dimensions)", ge=1)
     layers: int = setting(1, "reasoning layers (count)", ge=1)
     heads: int = setting(4, "attention heads, which divide `hidden` (count)", ge=1)

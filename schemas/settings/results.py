@@ -13,13 +13,9 @@ class EvaluateSettings(Section):
     ndcg_at: int = setting(10, "depth of NDCG (candidates)", ge=1)
     batch_size: int = setting(256, "samples per forward pass (count)", ge=1, changes="how")
     exclude: str | None = setting(
-        None,
-        "CSV of images and captions left out, as `halftone audit` writes it (URI)",
-        changes="contents",
+        None, "images and captions left out, of `halftone audit` (CSV, URI)", changes="contents"
     )
-    resamples: int = setting(
-        1000, "draws of the images that intervals come from (count)", ge=20, changes="results"
-    )
+    resamples: int = setting(1000, "image draws, for intervals (count)", ge=20, changes="results")
     encoder: str | None = setting(
         None,
         "encoder of the relevance that NDCG is measured against; empty: the first "
@@ -27,14 +23,10 @@ class EvaluateSettings(Section):
         changes="contents",
     )
     judgements: str | None = setting(
-        None,
-        "people's image_id,caption_id,score, to measure agreement with (CSV, URI)",
-        changes="contents",
+        None, "people's image_id,caption_id,score, to agree with (CSV, URI)", changes="contents"
     )
     protocols: tuple[str, ...] = setting(
-        (),
-        "measured beside the split itself: flickr_1k, coco_5k, coco_1k, cxc, …",
-        changes="results",
+        (), "measured beside the split: flickr_1k, coco_5k, coco_1k, cxc, …", changes="results"
     )
 
     @field_validator("encoder")
@@ -51,9 +43,7 @@ class SearchSettings(Section):
     queries: tuple[str, ...] = setting((), "queries of the page; empty takes captions of the split")
     pages_queries: int = setting(8, "captions taken when queries is empty (count)", ge=1)
     top: int = setting(8, "results shown per query (count)", ge=1)
-    shades: bool = setting(
-        True, "show the relevance the sentence encoder gives each result to a text"
-    )
+    shades: bool = setting(True, "show the relevance the encoder gives each result to a text")
 
 
 class ReportSettings(Section):
@@ -70,15 +60,11 @@ class ReportSettings(Section):
 class ServeSettings(Section):
     """The search service."""
 
-    host: str = setting(
-        "127.0.0.1", "address it listens on; 0.0.0.0 lets in everyone who reaches it"
-    )
+    host: str = setting("127.0.0.1", "address it listens on; 0.0.0.0 lets in all who reach it")
     port: int = setting(8100, "port it listens on", ge=1, le=65535)
     replicas: int = setting(1, "copies of the model that answer (count)", ge=1)
     concurrent: int = setting(256, "requests a replica has in hand (count)", ge=1)
     together: int = setting(32, "queries that go through the model at once (count)", ge=1)
     top: int = setting(24, "results shown per query unless asked (count)", ge=1, le=200)
     max_upload: int = setting(10_000_000, "a larger picture is refused (bytes)", ge=1)
-    names: tuple[str, ...] = setting(
-        (), "host names it answers to; empty: any, or on loopback those of this machine"
-    )
+    names: tuple[str, ...] = setting((), "hosts it answers to; empty: any, or on loopback its own")

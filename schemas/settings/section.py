@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Changes = Literal["bytes", "how", "contents", "fit", "bank", "lists", "results", "page"]
 
 
-def setting(default: Any, about: str, *, changes: Changes = "bytes", **limits) -> Any:
+def setting(default: Any, about: str, *, changes: Changes = "bytes", **limits: Any) -> Any:
     """A field: its default (`...`: there is none), what it is with its unit, pydantic's limits."""
     return Field(default, description=about, json_schema_extra={"changes": changes}, **limits)
 
@@ -28,9 +28,9 @@ class Section(BaseModel):
 
     def relevant(self, *changes: Changes) -> dict[str, Any]:
         """What a fingerprint holds (JSON-able): the settings that change `bytes`, or `changes`."""
-        names = {
-            name
-            for name, field in type(self).model_fields.items()
-            if field.json_schema_extra["changes"] in (changes or ("bytes",))
-        }
+        names = set()
+        for name, field in type(self).model_fields.items():
+            assert isinstance(field.json_schema_extra, dict)  # as `setting` made it
+            if field.json_schema_extra["changes"] in (changes or ("bytes",)):
+                names.add(name)
         return self.model_dump(mode="json", include=names)

@@ -10,36 +10,24 @@ from schemas.settings.section import Section, setting
 class ModelSettings(Section):
     """The two towers."""
 
-    image: str = setting(
-        "pixels", "image tower: pixels, regions, pretrained, or package.module:Class"
-    )
+    image: str = setting("pixels", "image tower: pixels, regions, pretrained, package.module:Class")
     text: str = setting("gru", "text tower: gru, bigru, pretrained, or package.module:Class")
     dim: int = setting(256, "size of the shared space (dimensions)", ge=1)
     image_size: int = setting(64, "side of the image tower's input (pixels)", ge=16)
     width: int = setting(32, "pixels: channels of the first layer (count)", ge=1)
-    image_pooling: Literal["max", "mean", "gpo"] = setting(
-        "max", "regions: how the vectors of an image become one"
-    )
+    image_pooling: Literal["max", "mean", "gpo"] = setting("max", "regions: how they become one")
     word_dim: int = setting(300, "gru: size of a word vector (dimensions)", ge=1)
     text_pooling: Literal["last", "max", "mean", "gpo"] = setting(
         "last", "gru: the last state, or how the states of all words become one"
     )
-    min_word_count: int = setting(
-        2, "gru: rarer words of the train captions become <unk> (count)", ge=1
-    )
+    min_word_count: int = setting(2, "gru: rarer words of train captions are <unk> (count)", ge=1)
     max_words: int = setting(64, "longer captions are cut (words, or tokens)", ge=1)
-    pretrained: str | None = setting(
-        None, "pretrained: Hugging Face model, a name or folder (CLIP, SigLIP, BERT …)"
-    )
+    pretrained: str | None = setting(None, "pretrained: Hugging Face model, name, folder (CLIP …)")
     freeze: int = setting(0, "pretrained: first layers that are not trained (count)", ge=0)
-    layer_decay: float = setting(
-        1.0, "pretrained: a layer's learning rate to the next one's (0-1)", gt=0, le=1
-    )
-    lora_rank: int = setting(
-        0, "pretrained: train low-rank updates of the attention alone; 0: all", ge=0
-    )
+    layer_decay: float = setting(1.0, "pretrained: a layer's lr to the next's (0-1)", gt=0, le=1)
+    lora_rank: int = setting(0, "pretrained: low-rank updates of attention alone; 0: all", ge=0)
     gradient_checkpointing: bool = setting(
-        False, "pretrained: recompute activations, less memory for more time"
+        False, "pretrained: recompute activations to save memory"
     )
 
 
@@ -58,12 +46,8 @@ class TrainSettings(Section):
     pairs: Literal["caption", "image"] = setting(
         "caption", "an epoch shows every caption once, or one caption per image"
     )
-    neighbours: int = setting(
-        1, "images of like captions put in a batch together; 1: random (count)", ge=1
-    )
-    crop: float = setting(
-        1.0, "smallest share of its area a random crop keeps; 1: none (0-1)", gt=0, le=1
-    )
+    neighbours: int = setting(1, "like-captioned images batched together; 1: random (count)", ge=1)
+    crop: float = setting(1.0, "least area that a random crop keeps; 1: all (0-1)", gt=0, le=1)
     flip: bool = setting(False, "mirror every other image; captions say left and right")
     colour: float = setting(
         0.0, "random brightness, contrast and saturation, 1 ± this (0-1)", ge=0, lt=1
@@ -77,9 +61,7 @@ class TrainSettings(Section):
     sharding: Literal["ddp", "fsdp"] = setting(
         "ddp", "every worker holds the towers whole, or a share of their weights", changes="how"
     )
-    chunk: int = setting(
-        0, "pairs a worker encodes at a time, gradients cached; 0: all (pairs)", ge=0
-    )
+    chunk: int = setting(0, "a worker encodes at a time, gradients cached; 0: all (pairs)", ge=0)
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "torch.optim's")
     momentum: float = setting(0.9, "sgd: momentum (0-1)", ge=0, lt=1)
     lr: float = setting(5e-4, "learning rate (per step)", gt=0)
@@ -93,32 +75,22 @@ class TrainSettings(Section):
         "fp32", "arithmetic of the towers; losses are always fp32"
     )
     compile: bool = setting(False, "compile the towers with torch.compile", changes="how")
-    ema: float = setting(
-        0.0, "decay of averaged weights, which are the model then; 0: none", ge=0, lt=1
-    )
+    ema: float = setting(0.0, "decay of averaged weights, the model then; 0: none", ge=0, lt=1)
     select: Literal["best", "best_ndcg", "last"] = setting(
-        "best",
-        "checkpoint handed on: best val rSum, best val NDCG@10 by the labels, or the last epoch's",
+        "best", "checkpoint handed on: best val rSum, best val NDCG@10 by the labels, or the last"
     )
-    patience: int = setting(
-        0, "stop after so many epochs without a better val figure; 0: never", ge=0
-    )
+    patience: int = setting(0, "stop after so many without a better val figure; 0: never", ge=0)
     resume: str | None = setting(
         None,
         "other settings go on from a checkpoint: `latest` of this model, or a "
         "checkpoint's folder (URI); the same settings go on by themselves",
     )
     checkpoint_every: int = setting(
-        0,
-        "checkpoints inside an epoch too, every so many steps; 0: none (steps)",
-        ge=0,
-        changes="how",
+        0, "checkpoints inside an epoch too, so far apart; 0: none (steps)", ge=0, changes="how"
     )
     log_every: int = setting(10, "steps between recorded losses (steps)", ge=1, changes="how")
     decode_threads: int = setting(1, "threads that prepare batches (count)", ge=1, changes="how")
-    cache_gb: float = setting(
-        20.0, "remote shards each node keeps on its disk; 0: none (GB)", ge=0, changes="how"
-    )
+    cache_gb: float = setting(20.0, "remote shards a node keeps; 0: none (GB)", ge=0, changes="how")
     timeout: int = setting(300, "a silent worker is given up after (seconds)", ge=10, changes="how")
     max_failures: int = setting(2, "restarts after a lost worker (count)", ge=0, changes="how")
     seed: int = setting(0, "seed of weights, order and caption draws", ge=0)

@@ -27,12 +27,8 @@ def rescore(
     unique = list(dict.fromkeys(pairs))
     bf16 = settings.precision == "bf16"
     with torch.autocast(kind, torch.bfloat16) if bf16 else nullcontext():
-        scores = model.predict(
-            unique,
-            batch_size=PAIRS[kind],
-            activation_fn=torch.nn.Sigmoid(),
-            show_progress_bar=False,
-        )
+        how = {"batch_size": PAIRS[kind], "activation_fn": torch.nn.Sigmoid()}
+        scores = model.predict(unique, show_progress_bar=False, **how)
     if not np.isfinite(scores).all():
         raise InputError(f"cross-encoder {cross_encoder} gave scores that are not finite numbers")
     position = {pair: row for row, pair in enumerate(unique)}

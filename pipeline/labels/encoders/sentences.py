@@ -118,8 +118,7 @@ def device(settings: EmbedSettings) -> str:
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise InputError("embed.device is cuda and there is no GPU here; choose auto or cpu")
-    there = torch.cuda.is_available() and settings.device != "cpu"
-    return "cuda" if there else "cpu"
+    return "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
 
 
 def _has_bf16(device: str) -> bool:
@@ -146,12 +145,8 @@ def load(encoder: str, revision: str | None = None, backend: str = "torch", devi
     if found is not None:  # a folder on this disk: nothing may be asked of a hub
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        return SentenceTransformer(
-            str(found or encoder),
-            device=device,
-            revision=revision,
-            backend=backend,  # type: ignore[arg-type]
-        )
+        how: dict = {"device": device, "revision": revision, "backend": backend}
+        return SentenceTransformer(str(found or encoder), **how)
     except Exception as error:  # hub, cache and format errors have no common base
         raise not_there("sentence encoder", encoder, error) from error
 

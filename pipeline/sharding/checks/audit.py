@@ -14,19 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sharding.checks import tar_reader
-from pipeline.sharding.checks.hashes import (
-    codes,
-    equal_pairs,
-    first_of,
-    near_pairs,
-    normalised,
-    of_picture,
-    originals,
-)
+from pipeline.sharding.checks import hashes, tar_reader
 from pipeline.sharding.images import open_picture
 from pipeline.sharding.sidecar import EXCLUDED, read_sidecar
-from pipeline.storage import parquet, run_folder, store
+from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
 from schemas.hashes import HASHES
@@ -40,21 +31,13 @@ EXCLUSIONS = ("kind", "id", "split", "reason", "like")
 
 def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: the hashes of its samples."""
-    shards = RunFolder(root).index("shard")
-    folder = folder_of(root)
-    pieces = [
-        Piece(
-            name=entry["name"],
-            output=store.join(folder, f"{entry['name']}.parquet"),
-            fingerprint=store.fingerprint("audit", HASHING, entry["files"]),
-            inputs={
-                "tar": RunFolder(root).folder("shard", f"{entry['name']}.tar"),
-                "sidecar": RunFolder(root).folder("shard", f"{entry['name']}.parquet"),
-                "split": entry["split"],
-            },
-        )
-        for entry in shards["pieces"]
-    ]
+    folder, shards, pieces = folder_of(root), RunFolder(root).files("shard"), []
+    for entry, sidecar in zip(shards.entries, shards.uris, strict=True):
+        tar = sidecar.removesuffix(".parquet") + ".tar"
+        inputs = {"tar": tar, "sidecar": sidecar, "split": entry["split"]}
+        fingerprint = store.fingerprint("audit", HASHING, entry["files"])
+        output = store.join(folder, f"{entry['name']}.parquet")
+        pieces.append(Piece(entry["name"], output, fingerprint, inputs))
     return Plan.of("audit", folder, pieces, {})
 
 
@@ -78,16 +61,12 @@ def write_hashes(piece: Piece) -> dict:
 
 
 def _hashed(row: dict, data: bytes) -> dict:
-    captions = [{**c, "text": normalised(c["text"])} for c in row["captions"]]
+    captions = [{**c, "text": hashes.normalised(c["text"])} for c in row["captions"]]
     out = {"image_id": row["image_id"], "captions": captions}
     if row["member"].endswith(".npy"):
         return out | {"exact": bytes.fromhex(store.sha256(data))}
-    picture = of_picture(open_picture(data))
-    return out | {
-        "exact": picture.pixels,
-        "perceptual": picture.perceptual,
-        "colours": picture.colours,
-    }
+    pixels, perceptual, colours = hashes.of_picture(open_picture(data))
+    return out | {"exact": pixels, "perceptual": perceptual, "colours": colours}
 
 
 class Pair(NamedTuple):
@@ -111,20 +90,16 @@ class Duplicates:
     def rows(self) -> list[dict]:
         """As `duplicates.csv` has them."""
         return [
-            {
-                "kind": pair.kind,
-                **self._place(pair.row, "id", "split", "shard"),
-                **self._place(pair.like, "like", "like_split", "like_shard"),
-                "distance": pair.distance,
-                "evidence": pair.evidence,
-            }
+            {"kind": pair.kind, "distance": pair.distance, "evidence": pair.evidence}
+            | self._place(pair.row, "id", "split", "shard")
+            | self._place(pair.like, "like", "like_split", "like_shard")
             for pair in self.pairs
         ]
 
     def excluded(self) -> list[dict]:
         """As `exclusions.csv` has them: of those that are alike, all but the first."""
         sides = np.array([pair[:2] for pair in self.pairs], np.int64).reshape(-1, 2)
-        like = originals(len(self.table), sides[:, 0], sides[:, 1])
+        like = hashes.originals(len(self.table), sides[:, 0], sides[:, 1])
         kinds = {pair[:2]: pair.kind for pair in reversed(self.pairs)}
         out = []
         for row in np.flatnonzero(like >= 0).tolist():
@@ -143,24 +118,24 @@ class Duplicates:
 def images(plan: Plan, distance: int) -> Duplicates:
     """Pictures or features with equal content, and pictures that look alike."""
     table = _in_order(plan, ["image_id", "exact", "perceptual", "colours"])
-    exact, splits = codes(table["exact"]), codes(table["split"])
-    first = first_of(exact, splits)
+    exact, splits = hashes.codes(table["exact"]), hashes.codes(table["split"])
+    first = hashes.first_of(exact, splits)
     pairs = [
         Pair(i, j, "exact copy", 0, f"sha256 {table['exact'][j].as_py().hex()[:16]}…")
-        for i, j in zip(*(side.tolist() for side in equal_pairs(exact, first)), strict=True)
+        for i, j in zip(*(side.tolist() for side in hashes.equal_pairs(exact, first)), strict=True)
     ]
     # Of exact copies the first alone is compared further.
     seen = pc.is_valid(table["perceptual"]).to_numpy() & (first == np.arange(len(first)))
     rows = np.flatnonzero(seen)
-    hashes = table["perceptual"].take(rows).to_numpy().astype(np.uint64)
+    bits = table["perceptual"].take(rows).to_numpy().astype(np.uint64)
     colours = np.frombuffer(b"".join(table["colours"].take(rows).to_pylist()), np.uint8)
     colours = colours.reshape(-1, 48).astype(np.int16)
-    i, j = near_pairs(hashes, distance)
+    i, j = hashes.near_pairs(bits, distance)
     off = np.abs(colours[i] - colours[j]).mean(axis=1)
     for n in np.flatnonzero((off <= COLOURS) & (exact[rows[i]] != exact[rows[j]])):
-        bits = int(np.bitwise_count(hashes[i[n]] ^ hashes[j[n]]))
-        evidence = f"{bits} of 64 bits differ, colours by {off[n]:.0f} of 255"
-        pairs.append(Pair(int(rows[i[n]]), int(rows[j[n]]), "near copy", bits, evidence))
+        differ = int(np.bitwise_count(bits[i[n]] ^ bits[j[n]]))
+        evidence = f"{differ} of 64 bits differ, colours by {off[n]:.0f} of 255"
+        pairs.append(Pair(int(rows[i[n]]), int(rows[j[n]]), "near copy", differ, evidence))
     table = table.select(["image_id", "split", "shard"]).rename_columns(["id", "split", "shard"])
     return Duplicates("image", table, sorted(pairs, key=lambda pair: (pair.row, pair.like)))
 
@@ -172,11 +147,11 @@ def captions(plan: Plan) -> Duplicates:
     table = table.select(["split", "shard"]).take(pc.list_parent_indices(listed))
     table = table.add_column(0, "id", listed.flatten().field("caption_id"))
     texts = pa.chunked_array([listed.flatten().field("text")])
-    keys = codes(texts)
-    first = first_of(keys, codes(table["split"]))
+    keys = hashes.codes(texts)
+    first = hashes.first_of(keys, hashes.codes(table["split"]))
     pairs = [
         Pair(i, j, "same caption", 0, texts[j].as_py())
-        for i, j in zip(*(side.tolist() for side in equal_pairs(keys, first)), strict=True)
+        for i, j in zip(*(side.tolist() for side in hashes.equal_pairs(keys, first)), strict=True)
     ]
     return Duplicates("caption", table, sorted(pairs, key=lambda pair: (pair.row, pair.like)))
 
@@ -203,15 +178,12 @@ def write(plan: Plan, recipe: Recipe, root: str) -> dict[str, Duplicates]:
     """
     settings = recipe.audit
     found = {"image": images(plan, settings.distance), "caption": captions(plan)}
-    listed = found["image"].excluded()
+    listed = _left_out(root) + found["image"].excluded()
     if settings.exclude_captions:
         listed += found["caption"].excluded()
-    listed = _left_out(root) + listed
     pairs = [row for duplicates in found.values() for row in duplicates.rows()]
-    for name, header, rows in (
-        ("duplicates.csv", PAIRS, pairs),
-        ("exclusions.csv", EXCLUSIONS, listed),
-    ):
+    files = ("duplicates.csv", PAIRS, pairs), ("exclusions.csv", EXCLUSIONS, listed)
+    for name, header, rows in files:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, header, restval="", extrasaction="ignore")
         writer.writeheader()
@@ -222,22 +194,18 @@ def write(plan: Plan, recipe: Recipe, root: str) -> dict[str, Duplicates]:
 
 def _left_out(root: str) -> list[dict]:
     """What the shards were made without, as their sidecars tell, in the list's columns."""
-    folder, out = RunFolder(root).folder("shard"), []
-    prefix = f"{EXCLUDED}: "
-    for entry in run_folder.need_index(folder, "shard")["pieces"]:
+    shards, out, prefix = RunFolder(root).files("shard"), [], f"{EXCLUDED}: "
+    columns = ["image_id", "split", "reason", "captions_rejected"]
+    for entry, uri in zip(shards.entries, shards.uris, strict=True):
         if EXCLUDED not in entry["rejected"] | entry["captions_rejected"]:
             continue
-        columns = ["image_id", "split", "reason", "captions_rejected"]
-        sidecar = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"), columns)
-        for row in sidecar.to_pylist():
+        for row in parquet.read_table(uri, columns).to_pylist():
             things = [("image", row["image_id"], row["reason"] or "")]
             things += [("caption", c["caption_id"], c["reason"]) for c in row["captions_rejected"]]
-            out += [
-                {"kind": kind, "id": id_, "split": row["split"]}
-                | {"reason": reason.removeprefix(prefix), "like": ""}
-                for kind, id_, reason in things
-                if reason.startswith(prefix)
-            ]
+            for kind, id_, reason in things:
+                if reason.startswith(prefix):
+                    out.append({"kind": kind, "id": id_, "split": row["split"], "like": ""})
+                    out[-1]["reason"] = reason.removeprefix(prefix)
     return out
 
 

@@ -40,8 +40,8 @@ def plan(uri: str, *, decode: bool = True) -> tuple[list[Piece], list[Finding]]:
         return _shards(uri, decode)
     for name in folders:
         for tar in _tars_in(inside := store.join(uri, name)):
-            about: dict = {"tar": store.join(inside, tar), "split": name}
-            about["settings"] = ShardSettings() if decode else None
+            settings = ShardSettings() if decode else None
+            about = {"tar": store.join(inside, tar), "split": name, "settings": settings}
             pieces.append(_piece(f"{name}/{_stem(tar)}", about))
     if not pieces:
         raise InputError(f"no tar in {uri} or its folders; give a run folder or a folder of tars")
@@ -86,8 +86,12 @@ def _shards(folder: str, decode: bool) -> tuple[list[Piece], list[Finding]]:
             file = store.join(folder, tar if tar in names else sidecar)
             found.append(Finding(file, "a shard that the index does not name", "remove it"))
             continue
-        if ours:
-            found += _lonely(folder, name, about)
+        do, mends = repair or AGAIN, name if repair else ""
+        for part, file in (("tar", tar), ("sidecar", sidecar)):
+            if ours and not about[part]:
+                other = "sidecar" if part == "tar" else "tar"
+                what = f"missing {part}: its {other} or the index names it"
+                found.append(Finding(store.join(folder, file), what, do, mends))
         if about["tar"]:
             pieces.append(_piece(name, about))
     if not stems and not entries:
@@ -121,18 +125,6 @@ def _is_sidecar(uri: str) -> bool:
     return parquet.FINGERPRINT in (metadata or {})
 
 
-def _lonely(folder: str, name: str, about: dict) -> list[Finding]:
-    """Findings about a tar without sidecar and a sidecar without tar."""
-    tar, sidecar = (store.join(folder, f"{name}.{end}") for end in ("tar", "parquet"))
-    do, mends = about["repair"] or AGAIN, name if about["repair"] else ""
-    out = []
-    if not about["tar"]:
-        out.append(Finding(tar, "missing tar: its sidecar or the index names it", do, mends))
-    if not about["sidecar"]:
-        out.append(Finding(sidecar, "missing sidecar: its tar or the index names it", do, mends))
-    return out
-
-
 def _stages(root: str) -> tuple[list[Piece], list[Finding]]:
     """A piece for the files of every finished stage but the shards."""
     pieces: list[Piece] = []
@@ -155,11 +147,9 @@ def _stages(root: str) -> tuple[list[Piece], list[Finding]]:
 
 def check(piece: Piece) -> dict:
     """What is wrong with one piece: {"findings", "samples", "ids": a table of `IDS`}."""
-    return _check_files(piece) if piece.inputs["kind"] == "files" else check_shard(piece)
-
-
-def _check_files(piece: Piece) -> dict:
     about, findings = piece.inputs, []
+    if about["kind"] == "shard":
+        return check_shard(piece)
     sizes = store.list_files(about["folder"])
     for entry in about["entries"]:
         for name, file in entry["files"].items():

@@ -4,7 +4,6 @@ from pipeline.errors import InputError
 from pipeline.sharding import ingest, shard
 from pipeline.sharding.checks.shard_check import Finding
 from pipeline.storage import parquet, run_folder, store
-from pipeline.storage.plan import Plan
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
 
@@ -28,30 +27,22 @@ def clear(recipe: Recipe, root: str, stage: str, names: set[str]) -> dict[str, d
         store.remove(store.join(folder, run_folder.INDEX))
     plan = PLANS[stage](recipe, root)
     pieces = names - {run_folder.INDEX}
-    _need_same_settings(plan, pieces)
-    for name in pieces:
-        for file in FILES[stage]:
-            store.remove(store.join(folder, file.format(name.removeprefix("part-"))))
-    recorded = {entry["name"]: entry["files"] for entry in plan.index.get("pieces", [])}
-    return {name: recorded.get(name, {}) for name in pieces}
-
-
-def _need_same_settings(plan: Plan, names: set[str]) -> None:
-    """Refuses where the settings given would change pieces that are not broken."""
-    known = {entry["name"]: entry["fingerprint"] for entry in plan.index.get("pieces", [])}
-    for piece in plan.pieces:
-        if piece.name in names:
-            continue
+    known = {entry["name"]: entry for entry in plan.index.get("pieces", [])}
+    for piece in (piece for piece in plan.pieces if piece.name not in pieces):
         if piece.name in known:
-            same = known[piece.name] == piece.fingerprint
+            same = known[piece.name]["fingerprint"] == piece.fingerprint
         else:
-            same = parquet.finished(piece.output, piece.fingerprint)
-        if not same:
+            same = bool(parquet.finished(piece.output, piece.fingerprint))
+        if not same:  # the settings given would change a piece that is not broken
             raise InputError(
                 f"{piece.name} in {plan.folder} is whole but was made with other settings than "
                 f"those given; give the settings it was made with, or run `halftone {plan.stage}` "
                 "to make everything with the new ones"
             )
+    for name in pieces:
+        for file in FILES[stage]:
+            store.remove(store.join(folder, file.format(name.removeprefix("part-"))))
+    return {name: known.get(name, {}).get("files", {}) for name in pieces}
 
 
 def verdicts(root: str, stage: str, recorded: dict[str, dict]) -> dict[str, str]:

@@ -84,8 +84,11 @@ def check_shard(piece: Piece) -> dict:
                 _same_as_sidecar(sample, records[-1], row, about["sidecar"], found)
     for key in rows or ():
         found.add(about["tar"], "a sample of the sidecar that is not in the tar", repr(key))
-    if whole:
-        _counts(about, records, found)
+    counted = {"samples": len(records), "captions": sum(len(r["captions"]) for r in records)}
+    for name, count in counted.items() if whole else ():
+        told = about["entry"].get(name, count)  # by the index, or by the sidecar's summary
+        if told != count:
+            found.add(about["tar"], "wrong count", f"{count:,} {name} in it, {told:,} recorded")
     ids = pa.Table.from_pylist(records, schema=IDS)
     return {"findings": found.findings(), "samples": len(records), "ids": ids}
 
@@ -126,11 +129,11 @@ def _samples(file: BinaryIO, tar: str, found: Found) -> tuple[list[tar_reader.Sa
             if info.isdir():
                 continue
             name = tar_reader.NAME.fullmatch(info.name)
-            if not info.isfile():
-                found.add(tar, "a member that is no plain file", repr(info.name))
-                continue
-            if not name:
-                found.add(tar, "a member without a key", repr(info.name))
+            if not name or not info.isfile():
+                kind = (
+                    "a member without a key" if info.isfile() else "a member that is no plain file"
+                )
+                found.add(tar, kind, repr(info.name))
                 continue
             key, ending = name.groups()
             if "/" in key:
@@ -201,12 +204,3 @@ def _same_as_sidecar(
     ):  # fmt: skip
         if not same:
             found.add(sidecar, kind, repr(sample.key))
-
-
-def _counts(about: dict, records: list[dict], found: Found) -> None:
-    """A finding where the index (or the sidecar's summary) counts otherwise than the tar does."""
-    counted = {"samples": len(records), "captions": sum(len(r["captions"]) for r in records)}
-    for name, count in counted.items():
-        told = about["entry"].get(name, count)
-        if told != count:
-            found.add(about["tar"], "wrong count", f"{count:,} {name} in it, {told:,} recorded")

@@ -31,13 +31,15 @@ from pipeline.errors import InputError
 from pipeline.sources.drawn import captions as drawn_captions
 from pipeline.sources.drawn import scenes as drawn_scenes
 from pipeline.sources.drawn.scenes import COLOURS, GROUNDS, MOST_THINGS, SHAPES, SIZES, TEXTURES
+from pipeline.sources.readers import annotations
 from schemas.settings import SourceSettings
 
 PART_SCENES = 1000  # scenes of a part
 DRAWN_BY = f"Pillow={PIL.__version__}"  # in a row's uri, so that a shard is redone by another one
 SCENES_BLOCK = 32  # scenes whose relevance is computed at once: keeps the work in cache
 
-WEIGHTS = {  # what a person would mind most being wrong
+# What a person would mind most being wrong.
+WEIGHTS = {
     "shape": 4,
     "colour": 3,
     "size": 1,
@@ -47,6 +49,8 @@ WEIGHTS = {  # what a person would mind most being wrong
     "ground": 3,
 }
 ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES}
+_VALUES = [(name, value) for name, values in ATTRIBUTES.items() for value in values]
+COLUMNS = {pair: column for column, pair in enumerate(_VALUES)}  # of A
 RELATIONS = ("left", "above")
 
 
@@ -70,22 +74,13 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         image_id = f"{split}-{index:06d}"
         ids = [f"{image_id}#{k}" for k in range(len(written))]
         facts = [scene_facts(scene), *map(caption_facts, written)]
-        yield {
-            "image_id": image_id,
-            "uri": f"drawn:{settings.seed}/{split}/{index}/{settings.image_size}?{DRAWN_BY}",
-            "split": split,
-            "captions": [
-                {"caption_id": id_, "text": caption.text}
-                for id_, caption in zip(ids, written, strict=True)
-            ],
+        truth = zip([image_id, *ids], facts, strict=True)
+        uri = f"drawn:{settings.seed}/{split}/{index}/{settings.image_size}?{DRAWN_BY}"
+        texts = list(zip(ids, (caption.text for caption in written), strict=True))
+        yield annotations.row(image_id, uri, split, texts, "drawn") | {
             "width": settings.image_size,
             "height": settings.image_size,
-            "sha256": None,
-            "source": "drawn",
-            "truth": [
-                {"id": id_, "facts": fact}
-                for id_, fact in zip([image_id, *ids], facts, strict=True)
-            ],
+            "truth": [{"id": id_, "facts": fact} for id_, fact in truth],
         }
 
 
@@ -100,9 +95,8 @@ def load(uri: str) -> bytes:
         given, split, *numbers = uri.removeprefix("drawn:").partition("?")[0].split("/")
         seed, (index, size) = int(given), map(int, numbers)
     except ValueError:
-        raise InputError(
-            f"{uri!r} is not a drawn scene; expected drawn:SEED/SPLIT/INDEX/SIZE"
-        ) from None
+        expected = "drawn:SEED/SPLIT/INDEX/SIZE"
+        raise InputError(f"{uri!r} is not a drawn scene; expected {expected}") from None
     scene = drawn_scenes.scene(seed, split, index)
     return drawn_scenes.picture(scene, size, f"{seed}/{split}/{index}")
 
@@ -112,9 +106,7 @@ def load(uri: str) -> bytes:
 
 def scene_facts(scene: drawn_scenes.Scene) -> str:
     """JSON of a scene: its things as [shape, colour, size, texture, x, y], and its ground."""
-    return json.dumps(
-        {"things": [astuple(thing) for thing in scene.things], "ground": scene.ground}
-    )
+    return json.dumps({"things": [astuple(t) for t in scene.things], "ground": scene.ground})
 
 
 def caption_facts(caption: drawn_captions.Caption) -> str:
@@ -129,7 +121,10 @@ def relevance(scenes: list[str], captions: list[str]) -> np.ndarray:
     arrays_M = _scene_arrays([json.loads(scene) for scene in scenes])
     said = [json.loads(caption) for caption in captions]
     relevance_MN = np.empty((len(scenes), len(said)), np.float32)
-    for group in _alike(said):
+    alike: dict[tuple[int, bool], list[int]] = {}  # by their mentions, and whether they relate two
+    for j, facts in enumerate(said):
+        alike.setdefault((len(facts["mentions"]), facts["relation"] is not None), []).append(j)
+    for group in alike.values():
         arrays_N = _caption_arrays([said[j] for j in group])
         for start in range(0, len(scenes), SCENES_BLOCK):
             block = slice(start, start + SCENES_BLOCK)
@@ -138,22 +133,13 @@ def relevance(scenes: list[str], captions: list[str]) -> np.ndarray:
     return relevance_MN
 
 
-def _alike(said: list[dict]) -> list[list[int]]:
-    """Captions grouped by their number of mentions and whether they state a relation."""
-    groups: dict[tuple[int, bool], list[int]] = {}
-    for j, facts in enumerate(said):
-        groups.setdefault((len(facts["mentions"]), facts["relation"] is not None), []).append(j)
-    return list(groups.values())
-
-
 def _scene_arrays(scenes: list[dict]):
     """Things as one-hot attributes, which relations hold between them, their number, the ground."""
-    width = sum(map(len, ATTRIBUTES.values()))
-    things_MTA = np.zeros((len(scenes), MOST_THINGS, width), np.float32)
+    things_MTA = np.zeros((len(scenes), MOST_THINGS, len(COLUMNS)), np.float32)
     places_MT2 = np.full((len(scenes), MOST_THINGS, 2), np.nan)
     for i, facts in enumerate(scenes):
         for t, (*look, x, y) in enumerate(facts["things"]):
-            things_MTA[i, t, _columns(look)] = 1
+            things_MTA[i, t, [COLUMNS[pair] for pair in zip(ATTRIBUTES, look, strict=True)]] = 1
             places_MT2[i, t] = x, y
     apart = places_MT2[:, None, :, :] - places_MT2[:, :, None, :]  # of things t, u: u's less t's
     holds_MRTT = (apart >= drawn_scenes.APART).transpose(0, 3, 1, 2).astype(np.float32)
@@ -162,32 +148,20 @@ def _scene_arrays(scenes: list[dict]):
     return things_MTA, holds_MRTT, number_M, ground_M
 
 
-def _columns(look: list[str]) -> list[int]:
-    """Where the four attributes of a thing are among all attributes' values."""
-    offsets = itertools.accumulate(map(len, ATTRIBUTES.values()), initial=0)
-    pairs = zip(offsets, ATTRIBUTES.values(), look, strict=False)
-    return [offset + values.index(value) for offset, values, value in pairs]
-
-
 def _caption_arrays(said: list[dict]):
     """Weights of the mentioned attributes, of relation, number and ground, and their values."""
     mentions = len(said[0]["mentions"])
-    width = sum(map(len, ATTRIBUTES.values()))
-    weights_KNA = np.zeros((mentions, len(said), width), np.float32)
+    weights_KNA = np.zeros((mentions, len(said), len(COLUMNS)), np.float32)
     total_KN = np.zeros((mentions, len(said)), np.float32)
     for j, facts in enumerate(said):
         for k, mention in enumerate(facts["mentions"]):
             weights_KNA[k, j] = _agreement(mention)
-            total_KN[k, j] = _weight(mention)
+            told = zip(ATTRIBUTES, mention, strict=True)
+            total_KN[k, j] = sum(WEIGHTS[attribute] for attribute, value in told if value)
     relation_N = np.array([RELATIONS.index(f["relation"]) if f["relation"] else -1 for f in said])
     number_N = np.array([f["number"] or 0 for f in said])
     ground_N = np.array([GROUNDS.index(f["ground"]) if f["ground"] else -1 for f in said])
     return weights_KNA, total_KN, relation_N, number_N, ground_N
-
-
-def _weight(mention: list) -> int:
-    """Sum of the weights of the mentioned attributes."""
-    return sum(WEIGHTS[a] for a, value in zip(ATTRIBUTES, mention, strict=True) if value)
 
 
 def _agreement(mention: list) -> np.ndarray:

@@ -34,10 +34,7 @@ NOUNS = {
 }  # fmt: skip
 PLURALS = {"fish": "fish", "box": "boxes", "rhombus": "rhombuses"}
 Words = dict[str, tuple[str, ...]]
-COLOUR_WORDS: Words = {
-    "red": ("red", "red", "scarlet"),
-    "purple": ("purple", "purple", "violet"),
-}
+COLOUR_WORDS: Words = {"red": ("red", "red", "scarlet"), "purple": ("purple", "purple", "violet")}
 SIZE_WORDS: Words = {
     "small": ("small", "little", "tiny"), "medium": ("medium-sized",), "large": ("large", "big"),
 }  # fmt: skip
@@ -84,16 +81,10 @@ def _whole(scene: Scene, rng: random.Random) -> Caption:
         mentions += [mention] * len(things)
     listed, where = _listed(phrases), rng.choice(WHERE[scene.ground])
     be = "is" if len(kinds[0]) == 1 else "are"
-    text = rng.choice(
-        (
-            f"{listed} {where}",
-            f"{where} there {be} {listed}",
-            f"there {be} {listed} {where}",
-            f"a picture of {listed} {where}",
-            f"{where}, {listed}",
-            f"we see {listed} {where}",
-        )
-    )
+    text = rng.choice((
+        f"{listed} {where}", f"{where} there {be} {listed}", f"there {be} {listed} {where}",
+        f"a picture of {listed} {where}", f"{where}, {listed}", f"we see {listed} {where}",
+    ))  # fmt: skip
     return Caption(_sentence(text), mentions, ground=scene.ground)
 
 
@@ -102,10 +93,8 @@ def _related(scene: Scene, rng: random.Random) -> Caption:
     relation = "left" if abs(one.x - other.x) > abs(one.y - other.y) else "above"
     if not (one.left_of(other) if relation == "left" else one.above(other)):
         one, other = other, one
-    mentions = [
-        _mention(rng, [thing], shape=1, colour=0.85, size=0.2, texture=0.2)
-        for thing in (one, other)
-    ]
+    chances = {"shape": 1, "colour": 0.85, "size": 0.2, "texture": 0.2}
+    mentions = [_mention(rng, [thing], **chances) for thing in (one, other)]
     first, second = (_noun_phrase(rng, mention) for mention in mentions)
     forward, backward = RELATIONS[relation]
     relate = rng.choice(forward)
@@ -114,15 +103,12 @@ def _related(scene: Scene, rng: random.Random) -> Caption:
     if mentions[0] == mentions[1]:
         second = "another " + first.split(" ", 1)[1]
     where, ground = _maybe_where(rng, scene, 0.35)
-    text = rng.choice(
-        (
-            f"{first} is {relate} {second}{where}",
-            f"{first} {relate} {second}{where}",
-            f"there is {first} {relate} {second}{where}",
-            f"{first} can be seen {relate} {second}{where}",
-            f"a drawing of {first} {relate} {second}{where}",
-        )
-    )
+    text = rng.choice((
+        f"{first} is {relate} {second}{where}", f"{first} {relate} {second}{where}",
+        f"there is {first} {relate} {second}{where}",
+        f"{first} can be seen {relate} {second}{where}",
+        f"a drawing of {first} {relate} {second}{where}",
+    ))  # fmt: skip
     return Caption(_sentence(text), mentions, relation, ground=ground)
 
 
@@ -160,16 +146,10 @@ def _closeup(scene: Scene, rng: random.Random) -> Caption:
     mention = _mention(rng, [thing], shape=1, colour=1, size=0.75, texture=0.75)
     phrase = _noun_phrase(rng, mention)
     where, ground = _maybe_where(rng, scene, 0.5)
-    text = rng.choice(
-        (
-            f"{phrase}{where}",
-            f"there is {phrase}{where}",
-            f"the picture shows {phrase}{where}",
-            f"a drawing of {phrase}{where}",
-            f"{phrase} stands out{where}",
-            f"look at {phrase}{where}",
-        )
-    )
+    text = rng.choice((
+        f"{phrase}{where}", f"there is {phrase}{where}", f"the picture shows {phrase}{where}",
+        f"a drawing of {phrase}{where}", f"{phrase} stands out{where}", f"look at {phrase}{where}",
+    ))  # fmt: skip
     return Caption(_sentence(text), [mention], ground=ground)
 
 
@@ -177,9 +157,8 @@ def _hint(scene: Scene, rng: random.Random) -> Caption:
     mentions: list[Mention] = []
     for thing in rng.sample(scene.things, 2):
         by_shape = rng.random() < 0.6
-        mentions.append(
-            (thing.shape, None, None, None) if by_shape else (None, thing.colour, None, None)
-        )
+        look = (thing.shape, None) if by_shape else (None, thing.colour)
+        mentions.append((*look, None, None))
     where, ground = _maybe_where(rng, scene, 0.65)
     if mentions[0] == mentions[1]:
         like = [thing for thing in scene.things if _fits(thing, mentions[0])]
@@ -187,13 +166,10 @@ def _hint(scene: Scene, rng: random.Random) -> Caption:
         text = _noun_phrase(rng, mentions[0], len(like)) + where
     else:
         one, other = (_hint_phrase(rng, mention) for mention in mentions)
-        text = rng.choice(
-            (
-                f"{one} and {other}{where}",
-                f"{one} with {other}{where}",
-                f"{one} together with {other}{where}",
-            )
-        )
+        text = rng.choice((
+            f"{one} and {other}{where}", f"{one} with {other}{where}",
+            f"{one} together with {other}{where}",
+        ))  # fmt: skip
     return Caption(_sentence(text), mentions, ground=ground)
 
 

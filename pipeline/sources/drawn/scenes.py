@@ -5,9 +5,11 @@ a size, a texture and a place, on a ground. Things often share a shape or a colo
 thing of their scene, so that knowing which words occur is not enough to tell scenes apart.
 """
 
+import functools
 import io
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -16,6 +18,7 @@ SHAPES = (
     "circle", "square", "triangle", "star", "heart", "diamond",
     "ring", "moon", "flower", "house", "fish", "boat",
 )  # fmt: skip
+Colour = tuple[int, ...]  # RGB
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 SIZES = ("small", "medium", "large")
 TEXTURES = ("plain", "striped", "dotted", "checked")
@@ -108,8 +111,7 @@ SHADOW = [value // 4 for value in range(256)]  # a mask's values, made faint
 
 
 def _ellipse(x=0.0, y=0.0, rx=1.0, ry=1.0, start=0, stop=360) -> list[tuple[float, float]]:
-    degrees = range(start, stop + 1, 10)
-    turns = [math.radians(degree) for degree in degrees]
+    turns = map(math.radians, range(start, stop + 1, 10))
     return [(x + rx * math.cos(turn), y + ry * math.sin(turn)) for turn in turns]
 
 
@@ -129,11 +131,8 @@ def _heart() -> list[tuple[float, float]]:
     ]
 
 
-def _petals() -> list[list[tuple[float, float]]]:
-    turns = [math.radians(degree) for degree in range(0, 360, 60)]
-    return [_ellipse(0.58 * math.cos(t), 0.58 * math.sin(t), 0.42, 0.42) for t in turns]
-
-
+SIXTHS = [math.radians(degree) for degree in range(0, 360, 60)]
+PETALS = [_ellipse(0.58 * math.cos(t), 0.58 * math.sin(t), 0.42, 0.42) for t in SIXTHS]
 # Polygons in units of the radius: those filled with colour and texture, then details on top
 # ("hole" shows the ground, "light" and "ink" are plain).
 FORMS: dict[str, tuple[list, list[tuple[str, list]]]] = {
@@ -145,7 +144,7 @@ FORMS: dict[str, tuple[list, list[tuple[str, list]]]] = {
     "diamond": ([[(0, -1.08), (0.74, 0), (0, 1.08), (-0.74, 0)]], []),
     "ring": ([_ellipse()], [("hole", _ellipse(rx=0.48, ry=0.48))]),
     "moon": ([_ellipse(0.15, start=50, stop=310) + _ellipse(0.5, 0, 0.72, 0.78)[27:9:-1]], []),
-    "flower": ([*_petals(), _ellipse(rx=0.5, ry=0.5)], [("light", _ellipse(rx=0.34, ry=0.34))]),
+    "flower": ([*PETALS, _ellipse(rx=0.5, ry=0.5)], [("light", _ellipse(rx=0.34, ry=0.34))]),
     "house": (
         [
             [(-0.72, -0.15), (0.72, -0.15), (0.72, 0.9), (-0.72, 0.9)],
@@ -171,7 +170,14 @@ FORMS: dict[str, tuple[list, list[tuple[str, list]]]] = {
 def picture(scene: Scene, size: int, name: str) -> bytes:
     """The scene as JPEG bytes, size × size pixels; `name` seeds what no caption speaks of."""
     rng = random.Random(f"picture {name}")
-    canvas = GROUND_PAINTERS[scene.ground](rng, size * FINER)
+    side = size * FINER
+    paint, top, bottom = GROUND_PAINTERS[scene.ground]
+    canvas = Image.composite(
+        Image.new("RGB", (side, side), bottom),
+        Image.new("RGB", (side, side), top),
+        Image.linear_gradient("L").resize((side, side)),
+    )
+    paint(ImageDraw.Draw(canvas), rng, side)
     for thing in scene.things:
         _paint_thing(canvas, thing, rng)
     file = io.BytesIO()
@@ -193,13 +199,11 @@ def _paint_thing(canvas: Image.Image, thing: Thing, rng: random.Random) -> None:
     filled, details = FORMS[thing.shape]
     line = max(2, canvas.width // 85)
     body, edge = (Image.new("L", (2 * half, 2 * half)) for _ in range(2))
-    for polygon in map(placed, filled):
-        ImageDraw.Draw(body).polygon(polygon, fill=255)
-        ImageDraw.Draw(edge).polygon(polygon, fill=255)
-        ImageDraw.Draw(edge).line([*polygon, *polygon[:2]], fill=255, width=line, joint="curve")
-    for polygon in (placed(polygon) for tone, polygon in details if tone == "hole"):
-        ImageDraw.Draw(body).polygon(polygon, fill=0)
-        ImageDraw.Draw(edge).polygon(polygon, fill=0)
+    holes = [polygon for tone, polygon in details if tone == "hole"]
+    for corners, mask in [*((f, 255) for f in filled), *((hole, 0) for hole in holes)]:
+        polygon = placed(corners)
+        ImageDraw.Draw(body).polygon(polygon, fill=mask)
+        ImageDraw.Draw(edge).polygon(polygon, fill=mask)
         ImageDraw.Draw(edge).line([*polygon, *polygon[:2]], fill=255, width=line, joint="curve")
 
     x, y = round(thing.x * canvas.width) - half, round(thing.y * canvas.width) - half
@@ -214,7 +218,7 @@ def _paint_thing(canvas: Image.Image, thing: Thing, rng: random.Random) -> None:
     canvas.paste(cloth, (x, y), body)
 
 
-def _mix(colour, other, share: float) -> tuple[int, ...]:
+def _mix(colour: Colour, other: Colour, share: float) -> Colour:
     return tuple(round(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
 
 
@@ -239,89 +243,52 @@ def _texture(thing: Thing, side: int, canvas_side: int) -> Image.Image:
     return cloth
 
 
-def _wash(side: int, top, bottom) -> Image.Image:
-    """A canvas that goes from one colour at the top to another at the bottom."""
-    shade = Image.linear_gradient("L").resize((side, side))
-    return Image.composite(
-        Image.new("RGB", (side, side), bottom), Image.new("RGB", (side, side), top), shade
-    )
-
-
 def _spots(rng: random.Random, side: int, number: int):
     return [(rng.randrange(side), rng.randrange(side)) for _ in range(number)]
 
 
-def _grass(rng, side):
-    canvas = _wash(side, (186, 214, 146), (150, 192, 116))
-    draw = ImageDraw.Draw(canvas)
+def _grass(draw: ImageDraw.ImageDraw, rng: random.Random, side: int) -> None:
     tall = side // 22
     for x, y in _spots(rng, side, 70):
         for lean in (-tall // 2, 0, tall // 2):
             draw.line([(x, y), (x + lean, y - tall)], fill=(118, 168, 92), width=side // 110)
-    return canvas
 
 
-def _sand(rng, side):
-    canvas = _wash(side, (244, 226, 182), (232, 204, 150))
-    draw = ImageDraw.Draw(canvas)
-    for x, y in _spots(rng, side, 150):
+def _dots(draw: ImageDraw.ImageDraw, rng: random.Random, side: int, *, number: int, fill) -> None:
+    for x, y in _spots(rng, side, number):
         r = rng.randrange(1, side // 90 + 2)
-        draw.ellipse([x - r, y - r, x + r, y + r], fill=(212, 178, 122))
-    return canvas
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=fill)
 
 
-def _snow(rng, side):
-    canvas = _wash(side, (222, 232, 240), (246, 249, 252))
-    draw = ImageDraw.Draw(canvas)
+def _snow(draw: ImageDraw.ImageDraw, rng: random.Random, side: int) -> None:
     for x, y in _spots(rng, side, 26):
         r = side // 45
         for dx, dy in ((r, 0), (r // 2, r), (-r // 2, r)):
             draw.line([(x - dx, y - dy), (x + dx, y + dy)], fill=(176, 198, 218), width=side // 128)
-    return canvas
 
 
-def _sea(rng, side):
-    canvas = _wash(side, (134, 206, 214), (70, 158, 186))
-    draw = ImageDraw.Draw(canvas)
+def _sea(draw: ImageDraw.ImageDraw, rng: random.Random, side: int) -> None:
     wave = side // 8
     for row, y in enumerate(range(side // 16, side + wave, side // 9)):
         for x in range(-wave * (row % 2) // 2 - rng.randrange(wave // 3 + 1), side, wave):
             draw.arc([x, y, x + wave, y + wave // 2], 200, 340, (196, 234, 236), side // 90)
-    return canvas
 
 
-def _night(rng, side):
-    canvas = _wash(side, (30, 32, 66), (66, 62, 112))
-    draw = ImageDraw.Draw(canvas)
-    for x, y in _spots(rng, side, 55):
-        r = rng.randrange(1, side // 90 + 2)
-        draw.ellipse([x - r, y - r, x + r, y + r], fill=(250, 240, 196))
-    return canvas
-
-
-def _sky(rng, side):
-    canvas = _wash(side, (142, 194, 240), (206, 230, 250))
-    draw = ImageDraw.Draw(canvas)
+def _sky(draw: ImageDraw.ImageDraw, rng: random.Random, side: int) -> None:
     for x, y in _spots(rng, side, 5):
         for dx, r in ((-side // 10, side // 16), (0, side // 11), (side // 10, side // 18)):
             draw.ellipse([x + dx - r, y - r * 2 // 3, x + dx + r, y + r * 2 // 3], (250, 252, 255))
-    return canvas
 
 
-def _bricks(rng, side):
-    canvas = Image.new("RGB", (side, side), (226, 208, 196))
-    draw = ImageDraw.Draw(canvas)
+def _bricks(draw: ImageDraw.ImageDraw, rng: random.Random, side: int) -> None:
     high, wide, gap = side // 10, side // 5, side // 80
     for row, y in enumerate(range(0, side, high)):
         for x in range(-wide // 2 * (row % 2), side, wide):
             tone = _mix((196, 132, 112), (214, 156, 134), rng.random())
             draw.rectangle([x, y, x + wide - gap, y + high - gap], fill=tone)
-    return canvas
 
 
-def _wood(rng, side):
-    canvas = Image.new("RGB", (side, side), (132, 94, 64))
-    draw = ImageDraw.Draw(canvas)
+def _wood(draw: ImageDraw.ImageDraw, rng: random.Random, side: int) -> None:
     high = side // 6
     for y in range(0, side, high):
         tone = _mix((196, 152, 110), (174, 128, 88), rng.random())
@@ -329,13 +296,20 @@ def _wood(rng, side):
         for _ in range(3):
             x, dy = rng.randrange(side), rng.randrange(2, max(3, high - 4))
             end = x + rng.randrange(side // 5, side // 2)
-            draw.line(
-                [(x, y + dy), (end, y + dy)], fill=_mix(tone, (110, 76, 50), 0.5), width=side // 128
-            )
-    return canvas
+            grain = _mix(tone, (110, 76, 50), 0.5)
+            draw.line([(x, y + dy), (end, y + dy)], fill=grain, width=side // 128)
 
 
-GROUND_PAINTERS = {
-    "grass": _grass, "sand": _sand, "snow": _snow, "sea": _sea,
-    "night": _night, "sky": _sky, "bricks": _bricks, "wood": _wood,
-}  # fmt: skip
+_sand = functools.partial(_dots, number=150, fill=(212, 178, 122))
+_night = functools.partial(_dots, number=55, fill=(250, 240, 196))
+# What paints on the ground, which goes from one colour at the top to another at the bottom.
+GROUND_PAINTERS: dict[str, tuple[Callable, Colour, Colour]] = {
+    "grass": (_grass, (186, 214, 146), (150, 192, 116)),
+    "sand": (_sand, (244, 226, 182), (232, 204, 150)),
+    "snow": (_snow, (222, 232, 240), (246, 249, 252)),
+    "sea": (_sea, (134, 206, 214), (70, 158, 186)),
+    "night": (_night, (30, 32, 66), (66, 62, 112)),
+    "sky": (_sky, (142, 194, 240), (206, 230, 250)),
+    "bricks": (_bricks, (226, 208, 196), (226, 208, 196)),
+    "wood": (_wood, (132, 94, 64), (132, 94, 64)),
+}

@@ -68,6 +68,11 @@ def stamps(uris: Iterable[str]) -> list[list]:
     return out
 
 
+def stamp_of_part(settings: SourceSettings, part: str) -> list:
+    """What the rows of a part that is one file depend on: that file's stamp."""
+    return stamps([part])
+
+
 def image_folder(settings: SourceSettings) -> str:
     """The absolute `source.images`, which is an existing folder."""
     if not settings.images:

@@ -31,16 +31,10 @@ class _Session(requests.Session):
         """None: it would read the body of a redirect to its end, which it may not have."""
 
 
-def _new_session() -> requests.Session:
-    session = _Session()
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # they would only pile up
-    for scheme in ("http://", "https://"):
-        adapter = requests.adapters.HTTPAdapter(pool_connections=64, pool_maxsize=64)
-        session.mount(scheme, adapter)
-    return session
-
-
-_SESSION = _new_session()  # one for all threads, so that they share its connections
+_SESSION = _Session()  # one for all threads, so that they share its connections
+_SESSION.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # they would only pile up
+for scheme in ("http://", "https://"):
+    _SESSION.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=64, pool_maxsize=64))
 
 
 def is_address(uri: str) -> bool:
@@ -62,7 +56,13 @@ def _try(url: str, settings: SourceSettings) -> bytes:
     deadline = time.monotonic() + settings.fetch_timeout
     try:
         with _response(url, settings.fetch_timeout, deadline) as response:
-            _refuse_status(response, url)
+            status = response.status_code
+            if status == 429 or status >= 500:
+                failure = _Passing(f"fetch failed ({status}): {url}")
+                failure.wait = _retry_after(response)
+                raise failure
+            if status != 200:
+                raise FetchFailed(f"fetch failed ({status}): {url}")
             return _body(response, url, settings.fetch_max_bytes, deadline)
     except (requests.Timeout, urllib3.exceptions.TimeoutError):
         raise _Passing(f"fetch timed out: {url}") from None
@@ -87,16 +87,6 @@ def _response(url: str, timeout: float, deadline: float) -> requests.Response:
         there = urljoin(there, response.headers["location"])
         _in_time(url, deadline)
     raise FetchFailed(f"fetch failed (redirected over {REDIRECTS} times): {url}")
-
-
-def _refuse_status(response: requests.Response, url: str) -> None:
-    status = response.status_code
-    if status == 429 or status >= 500:
-        failure = _Passing(f"fetch failed ({status}): {url}")
-        failure.wait = _retry_after(response)
-        raise failure
-    if status != 200:
-        raise FetchFailed(f"fetch failed ({status}): {url}")
 
 
 def _retry_after(response: requests.Response) -> float:

@@ -38,7 +38,10 @@ def holds_bytes(uri: str, column: str) -> bool:
         if not (pa.types.is_struct(type_) or type_ in (pa.binary(), pa.large_binary())):
             return False
         for number in range(file.metadata.num_row_groups):
-            if (size := _size(file.metadata.row_group(number), column)) > GROUP_BYTES:
+            group = file.metadata.row_group(number)
+            chunks = map(group.column, range(group.num_columns))
+            own = (chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+            if (size := sum(chunk.total_uncompressed_size for chunk in own)) > GROUP_BYTES:
                 raise InputError(
                     f"{uri} has {size >> 20} MiB of images in row group {number}, and an image is "
                     "read with its whole group; write the table with row_group_size=100"
@@ -83,12 +86,6 @@ def _opened(uri: str) -> pq.ParquetFile:
         return pq.ParquetFile(annotations.opened(uri))
     except pa.ArrowInvalid as error:
         raise InputError(f"{uri} is not a Parquet file ({error})") from None
-
-
-def _size(group: pq.RowGroupMetaData, column: str) -> int:
-    chunks = map(group.column, range(group.num_columns))
-    own = (chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
-    return sum(chunk.total_uncompressed_size for chunk in own)
 
 
 @functools.lru_cache(maxsize=64)

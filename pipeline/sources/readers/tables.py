@@ -53,25 +53,18 @@ def images(records: Iterable[Record], part: str, source: str) -> Iterator[dict]:
     found: dict[str, _Image] = {}
     for number, record in enumerate(records, 1):
         image = found.setdefault(record.key, _Image(record))
-        _agree(image.first, record, f"{part} row {number}")
+        for what in ("split", "path"):
+            known, here = getattr(image.first, what), getattr(record, what)
+            if known != here:
+                raise InputError(
+                    f"{part} row {number} puts {record.key!r} in {what} {here!r}, an earlier one "
+                    f"in {known!r}; give an image one {what}"
+                )
         image.captions += record.captions
-    ids = annotations.image_ids(
-        image.first.path for image in found.values() if image.first.path is not None
-    )
+    paths = (image.first.path for image in found.values())
+    ids = annotations.image_ids(path for path in paths if path is not None)
     for image in found.values():
         first = image.first
         image_id = first.image_id or ids.get(first.path) or first.name
         captions = [(f"{image_id}#{k}", text) for k, text in enumerate(image.captions)]
         yield annotations.row(image_id, first.uri, first.split, captions, source)
-
-
-def _agree(first: Record, record: Record, where: str) -> None:
-    for what, known, found in (
-        ("split", first.split, record.split),
-        ("path", first.path, record.path),
-    ):
-        if known != found:
-            raise InputError(
-                f"{where} puts {record.key!r} in {what} {found!r}, an earlier one in {known!r}; "
-                f"give an image one {what}"
-            )
