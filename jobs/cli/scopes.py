@@ -49,13 +49,13 @@ def data(command, options, overrides: dict) -> None:
 
 def best_model(command, options, overrides: dict) -> None:
     """`run(run)` for the model that is best on val."""
-    _runs(command, options, overrides, _best)
-
-
-def _best(root: str, models: list) -> list:
     from pipeline.training.saved_model import best_val
 
-    return [max(models, key=lambda model: best_val(root, model[0]))] if len(models) > 1 else models
+    def best(root: str, models: list) -> list:
+        several = len(models) > 1
+        return [max(models, key=lambda m: best_val(root, m[0]))] if several else models
+
+    _runs(command, options, overrides, best)
 
 
 def _runs(command, options, overrides: dict, choose: Callable[[str, list], list]) -> None:

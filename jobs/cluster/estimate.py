@@ -106,13 +106,13 @@ def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> li
     pair = rate("label_pair") * DIM
     labelling = sum(n * (rate("label_query") + pair * n) for n in counts)
     vectors, lists = captions * DIM * rates.EMBEDDING_BYTES, (images + captions) * rates.LIST_BYTES
-    split = 4 * DIM * max(counts)  # a task of label holds all captions of its split
+    whole = 4 * DIM * max(counts)  # a task of label holds all captions of its split
     tasks = partial(_tasks, recipe.cluster)
     out = [
         tasks("ingest", max(1, images // 100_000), None, images * rates.MANIFEST_BYTES),
         tasks("shard", pieces, images * packing, images * (data.image_bytes + rates.SAMPLE_BYTES)),
         tasks("embed", pieces, embedding, vectors, 0.3 * GB, slots=gpus),
-        tasks("label", pieces, labelling, lists * recipe.label.top_k, split, too_large=SPLIT_UP),
+        tasks("label", pieces, labelling, lists * recipe.label.top_k, whole, too_large=SPLIT_UP),
     ]
     for name, own in trainings.items():
         split = own.evaluate.split

@@ -65,7 +65,7 @@ class Tracker:
     def recorder(self, stage: str) -> Callable[[list[dict]], None]:
         """A function for the training's controller that logs records as they come."""
         run_id = self._attempt(lambda: self._run_id(stage))
-        return _Recorder(self.uri, run_id) if run_id else _ignore
+        return _Recorder(self.uri, run_id) if run_id else lambda records: None
 
     def monitor(self, stage: str) -> Callable[[str], contextlib.AbstractContextManager]:
         """For the training's workers: while it is entered, their node's load is logged."""
@@ -269,10 +269,6 @@ class _Recorder:
             _record(self.uri, self.run_id, records)
         except Exception:  # tracking must never end the work it tracks
             self.away = True
-
-
-def _ignore(records: list[dict]) -> None:
-    pass
 
 
 def _log_bytes(client, run_id: str, name: str, data: bytes) -> None:

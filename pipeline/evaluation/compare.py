@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation import ranking, results
 from pipeline.evaluation.intervals import Queries, permutation
 from pipeline.evaluation.results import Result
 from pipeline.labels.encoders import encoder_label
-from pipeline.storage import run_folder, store
+from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
 
@@ -31,16 +30,12 @@ class Model(Result):
 def read(run: str, *, reranked: bool = False) -> Model:
     """The model that RUN or RUN:MODEL names, as trained or re-ranked."""
     root, name = _model(run)
-    stage = "reranked" if reranked else "evaluate"
-    folder = RunFolder(root).folder(stage, name)
-    index = run_folder.need_index(folder, "rerank" if reranked else "evaluate")
+    files = RunFolder(root).files("reranked" if reranked else "evaluate", name)
     label = f"{store.name_of(root)}:{name}"
-    found = results.need(folder, label, "rerank" if reranked else "evaluate")
-    settings = yaml.safe_load(store.read_text(store.join(root, f"settings-{name}.yaml")))
-    uris = [store.join(folder, f"{entry['name']}.parquet") for entry in index["pieces"]]
-    recipe = Recipe(**settings)
+    found = results.need(files.folder, label, "rerank" if reranked else "evaluate")
+    recipe = Recipe(**RunFolder(root).settings(name))
     about = {**_flat(recipe.model_dump(mode="json")), **_versions(root, name, recipe)}
-    return Model(**vars(found), about=about, queries=ranking.queries(uris))
+    return Model(**vars(found), about=about, queries=ranking.queries(files.uris))
 
 
 def _model(run: str) -> tuple[str, str]:
@@ -49,8 +44,7 @@ def _model(run: str) -> tuple[str, str]:
     if not colon or "/" in name:
         root, name = run, ""
     root = store.absolute(root)
-    files = [f for f in store.list_files(root) if f.startswith("settings-")]
-    names = sorted(f.removeprefix("settings-").removesuffix(".yaml") for f in files)
+    names = RunFolder(root).models()
     if not names:
         raise InputError(f"{root} holds no model; name a run folder that was evaluated")
     if not name and len(names) > 1:
@@ -64,10 +58,8 @@ def _model(run: str) -> tuple[str, str]:
 def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
+        deeper = isinstance(value, dict) and value
+        out |= _flat(value, f"{prefix}{key}.") if deeper else {prefix + key: value}
     return out
 
 
@@ -107,13 +99,10 @@ def same_versions(base: Model, other: Model) -> str:
 
 def p_values(base: Model, other: Model) -> dict[str, float]:
     """Of every figure's difference; none where the two did not answer the same queries."""
-    if any(
-        not np.array_equal(np.sort(queries.query_ids), np.sort(other.queries[way].query_ids))
-        for way, queries in base.queries.items()
-    ):
+    a, b = ({way: _in_order(q) for way, q in r.queries.items()} for r in (base, other))
+    if not all(np.array_equal(queries.query_ids, b[way].query_ids) for way, queries in a.items()):
         return {}
-    sides = ({way: _in_order(q) for way, q in r.queries.items()} for r in (base, other))
-    found = permutation(*sides, PERMUTATIONS)
+    found = permutation(a, b, PERMUTATIONS)
     ours, theirs = base.protocol.settings, other.protocol.settings
     for kind, matters in GRADED.items():
         if any(ours.get(name) != theirs.get(name) for name in matters):

@@ -7,13 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.retrieval.scores import (
-    Items,
-    Matches,
-    MatrixScores,
-    VectorScores,
-    matrix_scores,
-)
+from pipeline.retrieval.scores import Items, Matches, MatrixScores, VectorScores, matrix_scores
 from pipeline.storage import csv_files, parquet, store
 
 
@@ -35,7 +29,7 @@ def of_arrays(images: str, texts: str, image_ids: str | None, text_ids: str | No
 def of_matrix(uri: str, image_ids: str | None, text_ids: str | None) -> MatrixScores:
     """A similarity matrix in .npy, images down and texts across, in the order of their images."""
     matrix = torch.from_numpy(array(uri))
-    return matrix_scores(_items(*matrix.shape, image_ids, text_ids), matrix)
+    return matrix_scores(_items(len(matrix), matrix.shape[1], image_ids, text_ids), matrix)
 
 
 def array(uri: str) -> np.ndarray:
@@ -62,7 +56,7 @@ def _items(images: int, texts: int, image_ids: str | None, text_ids: str | None)
             f"{texts:,} texts do not share out equally over {images:,} images; write Parquet with "
             "id, image_id, modality and vector instead"
         )
-    return Items(*ids, [ids[0][n // (texts // images)] for n in range(texts)])
+    return Items(ids[0], ids[1], [ids[0][n // (texts // images)] for n in range(texts)])
 
 
 def matches(uri: str) -> Matches:

@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.intervals import Queries, bootstrap, figures
 from pipeline.evaluation.results import Protocol, Result
-from pipeline.formulas import metrics_from_ranks
+from pipeline.formulas.metrics_from_ranks import per_query
 from pipeline.retrieval.ranks import Pairs
 from pipeline.retrieval.scores import DIRECTIONS, Items, Matches, System
 
@@ -144,10 +144,11 @@ def _queries(system: System, matches: list[Matches]) -> list[dict[str, Queries]]
                 pair_2P, total_Q = pairs[direction][number]
                 place = {rows_of[query]: n for n, query in enumerate(of_query)}
                 query_P = np.array([place[row] for row in pair_2P[0]], np.int64)
-                parts = (torch.from_numpy(part) for part in (query_P, above_P, tied_P))
-                total_Q = torch.from_numpy(total_Q)
-                values = metrics_from_ranks.per_query(*parts, len(of_query), total_Q=total_Q)
-                values = {name: value_Q.numpy() for name, value_Q in values.items()}
+                query, above, tied, total = map(
+                    torch.from_numpy, (query_P, above_P, tied_P, total_Q)
+                )
+                found = per_query(query, above, tied, len(of_query), total_Q=total)
+                values = {name: value_Q.numpy() for name, value_Q in found.items()}
                 ids = np.array(list(of_query))
                 out[number][direction] = Queries(ids, items.images_of(direction, ids), values)
     return out
@@ -168,12 +169,13 @@ def _pairs(of_query: dict[str, list[str]], queries: dict, candidates: dict):
 def _result(name: str, folds: list[dict[str, Queries]], about: Protocol, resamples: int) -> Result:
     """Folds are equally large, so the mean of their means is the mean over all their queries."""
     joined = {d: _joined([fold[d] for fold in folds]) for d in folds[0]}
-    tables = figures(joined), bootstrap(joined, resamples)
-    if len(joined) < 2:
-        tables = tuple({k: v for k, v in table.items() if k != "rsum"} for table in tables)
+    means, between = figures(joined), bootstrap(joined, resamples)
+    left_out = ["rsum"] if len(joined) < 2 else []
     if len(folds) > 1:  # a median over folds is not their median
-        tables = tuple({k: v for k, v in table.items() if "MedR" not in k} for table in tables)
-    return Result(name, *tables, about)
+        left_out += [key for key in means if "MedR" in key]
+    for key in left_out:
+        means.pop(key), between.pop(key, None)
+    return Result(name, means, between, about)
 
 
 def _joined(parts: list[Queries]) -> Queries:

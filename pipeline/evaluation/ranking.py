@@ -32,8 +32,8 @@ class Ranked(NamedTuple):
     def of(cls, scores: Scores, direction: str, rows_Q, depth: int) -> "Ranked":
         pairs = scores.items.positives(direction, rows_Q)
         stand = scores.ranks(direction, rows_Q, pairs)
-        parts = (torch.from_numpy(part) for part in (pairs.query_P, *stand))
-        found = per_query(*parts, len(rows_Q), ks=DEPTHS)
+        query_P, above_P, tied_P = map(torch.from_numpy, (pairs.query_P, *stand))
+        found = per_query(query_P, above_P, tied_P, len(rows_Q), ks=DEPTHS)
         values = {name: found[name] for name in ("rank", *(f"R_at_{k}" for k in DEPTHS))}
         return cls(*scores.top(direction, rows_Q, depth), values)
 

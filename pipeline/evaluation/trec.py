@@ -24,7 +24,7 @@ class RunItems(Items):
     def rows(self, direction: str) -> tuple[dict[str, int], dict[str, int]]:
         of_query = self.lists[direction]
         candidates = dict.fromkeys(c for of in of_query.values() for c in of)
-        return tuple({id_: n for n, id_ in enumerate(ids)} for ids in (of_query, candidates))
+        return {q: n for n, q in enumerate(of_query)}, {c: n for n, c in enumerate(candidates)}
 
     def images_of(self, direction: str, query_ids) -> np.ndarray:
         """The queries themselves: a run does not say whose caption one is."""

@@ -50,8 +50,8 @@ def shares(counts_by_name: dict[str, list], label: str = "share"):
     """What draws histograms over [0, 1], each as shares of its sum."""
 
     def draw(axes) -> None:
-        for name, counts in counts_by_name.items():
-            counts = np.array(counts, float)
+        for name, given in counts_by_name.items():
+            counts = np.array(given, float)
             if counts.sum():
                 edges = np.linspace(0, 1, len(counts) + 1)
                 axes.stairs(counts / counts.sum(), edges, label=name, fill=True, alpha=0.55)
@@ -72,9 +72,8 @@ def recall(rankings: dict[str, pa.Table], relevance: GradedRelevance) -> Figure:
         for label, recall_B in curves.items():
             style = "--" if label.endswith("re-ranked") else "-"
             known = np.isfinite(recall_B)
-            axes.plot(
-                middles[known], recall_B[known], style, marker=".", label=label, linewidth=1.4
-            )
+            points = middles[known], recall_B[known], style
+            axes.plot(*points, marker=".", label=label, linewidth=1.4)
         chance = DEPTH / len(relevance.captions.image_ids)
         axes.axhline(chance, linewidth=0.8, linestyle=":", color="gray", label="chance")
         axes.set_xlim(0, 1)

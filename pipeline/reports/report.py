@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -91,15 +92,20 @@ def _comparable(of_model: dict[str, Result]) -> Protocol | None:
 
 def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], version: str) -> Made:
     """The page and its figures; pictures and examples are of the last model."""
-    facts, histograms = _facts(recipe, root), _histograms(recipe, root)
+    run, label = RunFolder(root), encoder_label(recipe.embed.encoder)
+    splits = store.read_json(run.folder("label", label, "histograms.json"))["splits"]
+    # Relevance in the train split, or in the evaluated one where there is none.
+    histograms = splits.get("train") or splits[recipe.evaluate.split]
+    uris = {name: run.folder("train", name, "history.json") for name in models}
+    histories = {name: store.read_json(uri)["records"] for name, uri in uris.items()}
     rankings = {
-        result.label: _captions(RunFolder(root).files(stage, name))
+        result.label: _captions(run.files(stage, name))
         for name, of_model in models.items()
         for stage, result in of_model.items()
     }
     relevance = GradedRelevance(judge_of(recipe, root))
     drawn = [
-        *figures.curves(_histories(root, list(models))),
+        *figures.curves(histories),
         figures.spread(histograms, f"Relevance by {recipe.embed.encoder}, map {recipe.label.map}"),
         figures.recall(rankings, relevance),
     ]
@@ -124,7 +130,7 @@ def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], vers
         model=name,
         shade="true relevance" if truth else f"relevance by {protocol.label_encoder}",
         encoder=recipe.embed.encoder,
-        facts=facts,
+        facts=_facts(recipe, root),
         **examples.shown(undecided),
     )
     return Made(html, figures=drawn)
@@ -136,24 +142,11 @@ def _captions(files: Files) -> pa.Table:
     return table.filter(pc.equal(table["direction"], "t2i"))
 
 
-def _histories(root: str, names: list[str]) -> dict[str, list[dict]]:
-    """The records of the models' trainings."""
-    uris = {name: RunFolder(root).folder("train", name, "history.json") for name in names}
-    return {name: store.read_json(uri)["records"] for name, uri in uris.items()}
-
-
-def _histograms(recipe: Recipe, root: str) -> dict:
-    """Of relevance in the train split, or in the evaluated one where there is none."""
-    folder = RunFolder(root).folder("label", encoder_label(recipe.embed.encoder))
-    splits = store.read_json(store.join(folder, "histograms.json"))["splits"]
-    return splits.get("train") or splits[recipe.evaluate.split]
-
-
 def _facts(recipe: Recipe, root: str) -> list[tuple[str, str]]:
     shards = RunFolder(root).index("shard")
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for entry in shards["pieces"]:
-        counts[entry["split"]] = counts.get(entry["split"], 0) + entry["samples"]
+        counts[entry["split"]] += entry["samples"]
     sections = recipe.model_dump(mode="json")
     return [
         ("data version", shards["version"]),

@@ -90,14 +90,12 @@ def models(results: list[Result]) -> tuple[list[str], list[list[dict]]]:
         for key in shown:
             pick = min if key in LOWER_IS_BETTER else max
             values = [metrics[key] for metrics in rivals if key in metrics]
-            known = key in result.metrics
-            row.append(
-                {
-                    "text": figure(key, result.metrics[key]) if known else "–",
-                    "interval": interval(result, key, "{}–{}") if known else "",
-                    "best": len(values) > 1 and result.metrics.get(key) == pick(values),
-                }
-            )
+            cell = {"text": "–", "interval": ""}
+            if key in result.metrics:
+                cell["text"] = figure(key, result.metrics[key])
+                cell["interval"] = interval(result, key, "{}–{}")
+            best = len(values) > 1 and result.metrics.get(key) == pick(values)
+            row.append({**cell, "best": best})
         rows.append(row)
     return [""] + [COLUMNS[key] for key in shown], rows
 
@@ -118,8 +116,8 @@ def seeds(results: list[Result]) -> Table:
     """Mean ± standard deviation over the training seeds of models named NAME.seedN."""
     groups: dict[str, list[dict[str, float]]] = {}
     for result in results:
-        if found := SEEDED.fullmatch(result.label):
-            label = found["model"] + (found["rest"] or "")
+        if named := SEEDED.fullmatch(result.label):
+            label = named["model"] + (named["rest"] or "")
             groups.setdefault(label, []).append(result.metrics)
     groups = {label: found for label, found in groups.items() if len(found) > 1}
     titles = {"rsum": "rSum"}

@@ -18,7 +18,7 @@ from pipeline.labels import embed, label
 from pipeline.labels.caption_vectors import Captions
 from pipeline.reports import false_negatives, labels
 from pipeline.sharding.reading import Shards
-from pipeline.storage import run_folder, store
+from pipeline.storage import store
 from schemas.settings import Recipe
 from tests.helpers.stages import finish, sharded
 
@@ -54,10 +54,7 @@ def run(tmp_path_factory):
 
 def relevance(root: str, recipe: Recipe, split: str) -> tuple[Captions, torch.Tensor]:
     """All captions of a split, and their relevance (M, N) where an image is another's, else -1."""
-    index = run_folder.read_index(embed.folder_of(recipe, root))
-    names = [entry["name"] for entry in run_folder.of_split(index, split)]
-    uris = tuple(f"{embed.folder_of(recipe, root)}/{name}.parquet" for name in names)
-    captions = Captions.read(uris, f"{root} {split}")
+    captions = Captions.read(embed.files(recipe, root).of_split(split))
     r_MN = captions.relevance(captions.image_ids, recipe.label)
     return captions, r_MN.masked_fill(captions.same_image(captions.image_ids), -1)
 
