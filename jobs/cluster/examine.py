@@ -22,20 +22,13 @@ class Examiner:
     def __init__(self):
         store.WAITS = ()  # type: ignore[assignment]  # storage that does not answer is a finding, in this process of its own
 
-    def facts(self) -> dict:
-        return health.facts()
-
     def now(self) -> float:
         return time.time()
 
-    def write(self, folder: str, name: str) -> str | None:
-        return health.write_probe(folder, name)
-
-    def read(self, folder: str, name: str) -> str | None:
-        return health.read_probe(folder, name)
-
-    def mlflow(self, uri: str) -> str | None:
-        return health.mlflow_probe(uri)
+    facts = staticmethod(health.facts)
+    write = staticmethod(health.write_probe)
+    read = staticmethod(health.read_probe)
+    mlflow = staticmethod(health.mlflow_probe)
 
 
 def examine(root: str, mlflow_uri: str) -> dict[str, dict]:

@@ -45,11 +45,10 @@ def measure(
 ) -> dict[str, Result]:
     """{name: Result} of a system under protocols; those of one gallery share a pass over it."""
     tables: dict[str, Result] = {}
+    galleries: dict[tuple, list[str]] = {}
     for name in names:
         if name not in PROTOCOLS:
             raise InputError(f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}")
-    galleries: dict[tuple, list[str]] = {}
-    for name in names:
         protocol = PROTOCOLS[name]
         galleries.setdefault((protocol.captions_per_image, protocol.folds), []).append(name)
     for (captions, folds), together in galleries.items():
@@ -61,8 +60,8 @@ def measure(
             if PROTOCOLS[name].images not in (None, len(gallery.items.image_ids)):
                 raise InputError(
                     f"{name} is of {PROTOCOLS[name].images:,} images and this gallery has "
-                    f"{len(gallery.items.image_ids):,}; evaluate that split, or use the protocol "
-                    "own"
+                    f"{len(gallery.items.image_ids):,}; evaluate that split, or use the "
+                    "protocol own"
                 )
         parts = [gallery.take(*rows) for rows in gallery.items.folds(folds)] if folds > 1 else []
         for part in parts or [gallery]:
@@ -79,12 +78,9 @@ def _matches(kind: str, items: Items, given: Matches | None) -> Matches:
     """The positives of the queries that are in the gallery."""
     if kind == "own":
         return items.matches()
-    if kind == "given":
-        if given is None:
-            raise InputError("the protocol given needs a file of pairs; name one with --positives")
-        matches = given
-    else:
-        matches = _of_coco(kind, items)
+    if kind == "given" and given is None:
+        raise InputError("the protocol given needs a file of pairs; name one with --positives")
+    matches = given if kind == "given" else _of_coco(kind, items)
     inside = {direction: set(items.ids(direction)[0]) for direction in DIRECTIONS}
     kept = {
         d: {q: list(dict.fromkeys(of)) for q, of in of_query.items() if q in inside[d]}
@@ -110,16 +106,9 @@ def _of_coco(kind: str, items: Items) -> Matches:
         ) from error
     images = {coco_number(image_id): image_id for image_id in items.image_ids}
     matches = getattr(Metrics(), f"{kind}_gts")
-    return {
-        "i2t": {
-            images.get(image, str(image)): [str(text) for text in texts]
-            for image, texts in matches["i2t"].items()
-        },
-        "t2i": {
-            str(text): [images.get(image, str(image)) for image in of_text]
-            for text, of_text in matches["t2i"].items()
-        },
-    }
+    i2t = {images.get(i, str(i)): [*map(str, texts)] for i, texts in matches["i2t"].items()}
+    t2i = {str(t): [images.get(i, str(i)) for i in of] for t, of in matches["t2i"].items()}
+    return {"i2t": i2t, "t2i": t2i}
 
 
 def coco_number(image_id: str) -> int | None:
@@ -144,9 +133,8 @@ def _queries(system: System, matches: list[Matches]) -> list[dict[str, Queries]]
                 pair_2P, total_Q = pairs[direction][number]
                 place = {rows_of[query]: n for n, query in enumerate(of_query)}
                 query_P = np.array([place[row] for row in pair_2P[0]], np.int64)
-                query, above, tied, total = map(
-                    torch.from_numpy, (query_P, above_P, tied_P, total_Q)
-                )
+                parts = query_P, above_P, tied_P, total_Q
+                query, above, tied, total = map(torch.from_numpy, parts)
                 found = per_query(query, above, tied, len(of_query), total_Q=total)
                 values = {name: value_Q.numpy() for name, value_Q in found.items()}
                 ids = np.array(list(of_query))
