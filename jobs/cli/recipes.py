@@ -42,12 +42,12 @@ def seeded(models: list[tuple[str, Recipe]], seeds: str) -> list[tuple[str, Reci
     """Every model once for each training seed of a list such as `0,1,2`, as NAME.seed0, …"""
     if not re.fullmatch(r"\d+(,\d+)*", seeds) or len(set(numbers := seeds.split(","))) < 2:
         raise InputError(f"--seeds {seeds!r} is not a list of two or more seeds; give 0,1,2")
-    return [
-        (f"{name}.seed{int(seed)}", recipe.model_copy(update={"train": trained}))
-        for name, recipe in models
-        for seed in numbers
-        for trained in [recipe.train.model_copy(update={"seed": int(seed)})]
-    ]
+    out = []
+    for name, recipe in models:
+        for seed in map(int, numbers):
+            trained = recipe.train.model_copy(update={"seed": seed})
+            out.append((f"{name}.seed{seed}", recipe.model_copy(update={"train": trained})))
+    return out
 
 
 def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
@@ -80,11 +80,8 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+_FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 def parse(text: str, where: str) -> Any:

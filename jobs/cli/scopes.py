@@ -99,10 +99,9 @@ def root_of(root: str | None, recipe: str) -> str:
         home = Path.home() / "halftone" / "runs" if submitted else Path("runs")
         return store.absolute(str(home / recipe))
     if submitted and store.is_local(root) and not os.path.isabs(root):
-        raise InputError(
-            f"--root {root} is relative to a working directory that ends with the job; give an "
-            "absolute path or a URI that every node can write"
-        )
+        do = "give an absolute path or a URI that every node can write"
+        said = f"--root {root} is relative to a working directory that ends with the job"
+        raise InputError(f"{said}; {do}")
     root = store.absolute(root)
     if store.is_local(root) and Path(root).exists() and not Path(root).is_dir():
         raise InputError(f"--root {root} is a file; give a folder")

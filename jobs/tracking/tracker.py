@@ -85,21 +85,20 @@ class Tracker:
         """End the runs that were written to; keep what could not be written for the next time."""
         self._attempt(self._replay)  # where this run had nothing of its own to write
         for stage in sorted(self.touched, reverse=True):
-            self._attempt(
-                lambda stage=stage: self._client().set_terminated(self._ids[stage], status)  # type: ignore[misc]
-            )
+            self._attempt(partial(self._end, stage, status))
         uri = store.join(self.root, PENDING)
         if self.pending:
             kept = store.read_json(uri) if store.exists(uri) else []
             store.write_json(uri, kept + self.pending)
             self.pending = []
-            print(
-                f"halftone: MLflow at {self.uri} could not be written; what it lacks waits in "
-                f"{uri} and is written by the next run",
-                file=sys.stderr,
-            )
+            said = f"halftone: MLflow at {self.uri} could not be written"
+            do = f"what it lacks waits in {uri} and is written by the next run"
+            print(f"{said}; {do}", file=sys.stderr)
         self.touched.clear()
         self._ids.clear()
+
+    def _end(self, stage: str, status: str) -> None:
+        self._client().set_terminated(self._ids[stage], status)
 
     def url(self) -> str:
         """Where the runs are to be seen, once `mlflow ui` runs."""
@@ -154,10 +153,8 @@ class Tracker:
         except Exception as error:  # tracking must never end the work it tracks
             self.away = True
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            print(
-                f"halftone: MLflow at {self.uri} cannot be written ({reason[:160]}); going on",
-                file=sys.stderr,
-            )
+            said = f"halftone: MLflow at {self.uri} cannot be written ({reason[:160]})"
+            print(f"{said}; going on", file=sys.stderr)
             return None
 
     def _client(self):

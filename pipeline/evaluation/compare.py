@@ -78,10 +78,10 @@ def _versions(root: str, name: str, recipe: Recipe) -> dict[str, str]:
 
 def changes(base: Model, other: Model) -> list[tuple[str, str, str]]:
     """(what, in base, in the other) of settings, versions and protocol that differ."""
-    sides = [
-        {**r.about, **{f"protocol.{k}": v for k, v in r.protocol.settings.items()}}
-        for r in (base, other)
-    ]
+    sides = []
+    for model in (base, other):
+        protocol = {f"protocol.{name}": v for name, v in model.protocol.settings.items()}
+        sides.append(model.about | protocol)
     names = dict.fromkeys([*sides[0], *sides[1]])
     pairs = [(name, *(str(side.get(name, "–")) for side in sides)) for name in names]
     return [(name, a, b) for name, a, b in pairs if a != b]
@@ -89,11 +89,8 @@ def changes(base: Model, other: Model) -> list[tuple[str, str, str]]:
 
 def same_versions(base: Model, other: Model) -> str:
     """The versions that do not differ, in words."""
-    alike = [
-        f"{name} {value}"
-        for name, value in base.about.items()
-        if name.endswith("version") and other.about.get(name) == value
-    ]
+    versions = {name: v for name, v in base.about.items() if name.endswith("version")}
+    alike = [f"{name} {v}" for name, v in versions.items() if other.about.get(name) == v]
     return f"The same: {', '.join(alike)}." if alike else "No version is the same."
 
 

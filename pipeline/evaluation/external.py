@@ -52,10 +52,8 @@ def _items(images: int, texts: int, image_ids: str | None, text_ids: str | None)
         if len(ids[-1]) != count or len(set(ids[-1])) != count:
             raise InputError(f"{uri} must hold {count:,} different ids, one a line")
     if not images or texts % images:
-        raise InputError(
-            f"{texts:,} texts do not share out equally over {images:,} images; write Parquet with "
-            "id, image_id, modality and vector instead"
-        )
+        do = "write Parquet with id, image_id, modality and vector instead"
+        raise InputError(f"{texts:,} texts do not share out equally over {images:,} images; {do}")
     return Items(ids[0], ids[1], [ids[0][n // (texts // images)] for n in range(texts)])
 
 
@@ -66,10 +64,9 @@ def matches(uri: str) -> Matches:
         found = json.loads(csv_files.text(uri, "a JSON object of i2t and t2i"))
         if not isinstance(found, dict) or not found.keys() <= out.keys():
             raise InputError(f"{uri} must be a JSON object of i2t and t2i")
-        return out | {
-            direction: {str(q): [*map(str, ids)] for q, ids in of.items()}
-            for direction, of in found.items()
-        }
+        for direction, of in found.items():
+            out[direction] = {str(q): [*map(str, ids)] for q, ids in of.items()}
+        return out
     for _, row in csv_files.rows(uri, ("image_id", "caption_id"), "a list of pairs that match"):
         out["i2t"].setdefault(row["image_id"], []).append(row["caption_id"])
         out["t2i"].setdefault(row["caption_id"], []).append(row["image_id"])

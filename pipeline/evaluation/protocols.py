@@ -57,12 +57,10 @@ def measure(
         gallery = system.take(*rows) if dropped else system
         found: dict[str, list[dict[str, Queries]]] = {name: [] for name in together}
         for name in together:
-            if PROTOCOLS[name].images not in (None, len(gallery.items.image_ids)):
-                raise InputError(
-                    f"{name} is of {PROTOCOLS[name].images:,} images and this gallery has "
-                    f"{len(gallery.items.image_ids):,}; evaluate that split, or use the "
-                    "protocol own"
-                )
+            wanted, there = PROTOCOLS[name].images, len(gallery.items.image_ids)
+            if wanted not in (None, there):
+                said = f"{name} is of {wanted:,} images and this gallery has {there:,}"
+                raise InputError(f"{said}; evaluate that split, or use the protocol own")
         parts = [gallery.take(*rows) for rows in gallery.items.folds(folds)] if folds > 1 else []
         for part in parts or [gallery]:
             matches = [_matches(PROTOCOLS[name].positives, part.items, given) for name in together]
@@ -101,9 +99,8 @@ def _of_coco(kind: str, items: Items) -> Matches:
             warnings.simplefilter("ignore")  # it would like a faster JSON
             from eccv_caption import Metrics
     except ImportError as error:
-        raise InputError(
-            f"the matches of {kind} come with the package eccv-caption; pip install eccv-caption"
-        ) from error
+        said = f"the matches of {kind} come with the package eccv-caption"
+        raise InputError(f"{said}; pip install eccv-caption") from error
     images = {coco_number(image_id): image_id for image_id in items.image_ids}
     matches = getattr(Metrics(), f"{kind}_gts")
     i2t = {images.get(i, str(i)): [*map(str, texts)] for i, texts in matches["i2t"].items()}
@@ -144,12 +141,8 @@ def _queries(system: System, matches: list[Matches]) -> list[dict[str, Queries]]
 
 def _pairs(of_query: dict[str, list[str]], queries: dict, candidates: dict):
     """Rows (2, P) of queries and positives in the gallery, and how many each query has in all."""
-    found = [
-        (queries[query], candidates[match])
-        for query, of_one in of_query.items()
-        for match in of_one
-        if match in candidates
-    ]
+    every = ((query, match) for query, of_one in of_query.items() for match in of_one)
+    found = [(queries[q], candidates[match]) for q, match in every if match in candidates]
     total_Q = np.array([len(of_one) for of_one in of_query.values()], np.int64)
     return np.array(found, np.int64).reshape(-1, 2).T, total_Q
 

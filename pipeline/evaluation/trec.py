@@ -77,10 +77,8 @@ def read(i2t: str | None, t2i: str | None) -> RunScores:
                 query, _, candidate, _, score, _ = words
                 lists[direction].setdefault(query, {})[candidate] = float(score)
             except ValueError as error:
-                raise InputError(
-                    f"{uri} line {number} is {' '.join(words)!r}; write query Q0 candidate rank "
-                    "score tag"
-                ) from error
+                found = f"{uri} line {number} is {' '.join(words)!r}"
+                raise InputError(f"{found}; write query Q0 candidate rank score tag") from error
     return RunScores.of(lists)
 
 

@@ -22,7 +22,7 @@ from pipeline.reports import render
 from pipeline.reports.pictures import thumbnail
 from pipeline.reports.render import Made, Page
 from pipeline.sharding.reading import Shards
-from pipeline.storage import parquet, run_folder, store
+from pipeline.storage import csv_files, parquet, run_folder, store
 from pipeline.storage.run_folder import Files, RunFolder
 from schemas.settings import Recipe
 
@@ -115,17 +115,13 @@ def table(found: list[Suspect], recipe: Recipe, root: str) -> str:
     writer.writerows(row for row in rows if row.get("relevance"))
     for suspect in found:
         for caption_id in suspect.caption_ids:
-            writer.writerow(
-                {
-                    "image_id": suspect.image_id,
-                    "caption_id": caption_id,
-                    "label": f"{suspect.label:.4f}",
-                    "split": suspect.split,
-                    "caption": suspect.caption,
-                    "image_captions": " | ".join(suspect.captions),
-                    **{f"cosine {name}": f"{c:.4f}" for name, c in suspect.cosines.items()},
-                }
-            )
+            row = {
+                **{"image_id": suspect.image_id, "caption_id": caption_id},
+                **{"label": f"{suspect.label:.4f}", "split": suspect.split},
+                **{"caption": suspect.caption, "image_captions": " | ".join(suspect.captions)},
+            }
+            cosines = {f"cosine {name}": f"{c:.4f}" for name, c in suspect.cosines.items()}
+            writer.writerow(row | cosines)
     return text.getvalue()
 
 
@@ -134,9 +130,8 @@ def _lines(recipe: Recipe, root: str) -> tuple[list[dict], list[str]]:
     uri = store.join(label_folder(recipe, root), TABLE)
     if not store.exists(uri):
         return [], []
-    reader = csv.DictReader(io.StringIO(store.read_bytes(uri).decode("utf-8-sig"), newline=""))
-    rows = [{k: v for k, v in row.items() if k is not None} for row in reader]
-    return rows, list(reader.fieldnames or ())
+    header, lines = csv_files.table(uri, "the table of false negatives")
+    return [dict(zip(header, cells, strict=False)) for _, cells in lines], header
 
 
 def undecided(recipe: Recipe, root: str) -> list[dict]:

@@ -36,14 +36,13 @@ def curves(histories: dict[str, list[dict]]) -> Iterator[Figure]:
         yield Figure("val", svg, "rSum on val after every epoch")
 
 
-def spread(histograms: dict, caption: str) -> Figure:
+def spread(histograms: dict, caption: str, said: str = "share of pairs") -> Figure:
     """How label relevance is spread, over negatives and over held-out positives."""
     pairs = {
         "annotated negatives": histograms["histogram_negatives"],
         "positives (a caption against its siblings)": histograms["histogram_positives"],
     }
-    draw = shares(pairs, "share of pairs")
-    return Figure("relevance", render.figure(draw), caption)
+    return Figure("relevance", render.figure(shares(pairs, said)), caption)
 
 
 def shares(counts_by_name: dict[str, list], label: str = "share"):

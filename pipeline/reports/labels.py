@@ -17,7 +17,7 @@ from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.maps import cosine_map
 from pipeline.reports import render
 from pipeline.reports.false_negatives import embeddings, label_folder, labels_of, versions
-from pipeline.reports.figures import shares
+from pipeline.reports.figures import shares, spread
 from pipeline.reports.pictures import spaced, thumbnail
 from pipeline.reports.render import Figure, Made, Page
 from pipeline.sharding.reading import Shards
@@ -128,16 +128,12 @@ class Report:
         )
 
     def _figures(self, split: str) -> list[Figure]:
-        spread = label.histograms(self.files.entries)["splits"][split]
-        pairs = {
-            "annotated negatives": spread["histogram_negatives"],
-            "positives (a caption against its siblings)": spread["histogram_positives"],
-        }
+        histograms = label.histograms(list(self.files.entries))["splits"][split]
         best = {f"best of {found['direction']}": found["best"] for found in self.lists[split]}
-        said = ("all pairs", "the most relevant negative of every query")
+        about = f"{split}: the most relevant negative of every query"
         return [
-            Figure("relevance", render.figure(shares(counts)), f"{split}: {about}")
-            for counts, about in zip((pairs, best), said, strict=True)
+            spread(histograms, f"{split}: all pairs", "share"),
+            Figure("relevance", render.figure(shares(best)), about),
         ]
 
     def _tenths(self, split: str = "") -> list[dict]:
@@ -145,8 +141,8 @@ class Report:
         if not split:
             return []
         encoder = store.name_of(self.files.folder)
-        spread = label.histograms(self.files.entries)["splits"][split]["histogram_negatives"]
-        counts = np.array(spread).reshape(10, -1).sum(1)
+        histograms = label.histograms(list(self.files.entries))["splits"][split]
+        counts = np.array(histograms["histogram_negatives"]).reshape(10, -1).sum(1)
         sample, shards = self.samples[split], Shards(self.root)
         r_MN = sample.relevance(encoder, self.recipe.label)
         out = []

@@ -98,11 +98,9 @@ def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], vers
     histograms = splits.get("train") or splits[recipe.evaluate.split]
     uris = {name: run.folder("train", name, "history.json") for name in models}
     histories = {name: store.read_json(uri)["records"] for name, uri in uris.items()}
-    rankings = {
-        result.label: _captions(run.files(stage, name))
-        for name, of_model in models.items()
-        for stage, result in of_model.items()
-    }
+    rankings = {}
+    for name, of_model in models.items():
+        rankings |= {r.label: _captions(run.files(s, name)) for s, r in of_model.items()}
     relevance = GradedRelevance(judge_of(recipe, root))
     drawn = [
         *figures.curves(histories),

@@ -48,10 +48,11 @@ def interval(result: Result, name: str, form: str = "[{}, {}]") -> str:
 
 def _recalls(metrics: dict[str, float]) -> list[str]:
     """A cell for each direction: R@1, R@5 and R@10 in percent."""
-    return [
-        " ".join(f"{figure(name, metrics[name]):>4}" for name in names)
-        for names in ([f"{d}_R_at_{k}" for k in (1, 5, 10)] for d in ("i2t", "t2i"))
-    ]
+    cells = []
+    for direction in ("i2t", "t2i"):
+        names = [f"{direction}_R_at_{k}" for k in (1, 5, 10)]
+        cells.append(" ".join(f"{figure(name, metrics[name]):>4}" for name in names))
+    return cells
 
 
 # ---- one system --------------------------------------------------------------------------------
@@ -59,10 +60,8 @@ def _recalls(metrics: dict[str, float]) -> list[str]:
 
 def figures(result: Result, title: str = "value") -> Table:
     """A row a figure: its name, value and interval."""
-    rows = [
-        [name, figure(name, value), interval(result, name) or "–"]
-        for name, value in result.metrics.items()
-    ]
+    found = result.metrics.items()
+    rows = [[name, figure(name, value), interval(result, name) or "–"] for name, value in found]
     return ["", title, "95 %"], rows
 
 

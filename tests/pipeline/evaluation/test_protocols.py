@@ -204,10 +204,10 @@ def test_a_sixth_caption_is_dropped_where_the_protocol_has_five():
     texts = [f"t{n}" for n in range(18)]
     system = matrix_scores(Items(ids, texts, owners), torch.rand(3, 18))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(protocols.PROTOCOLS, "five", protocols.Protocol("", captions_per_image=5))
+        patch.setitem(protocols.PROTOCOLS, "five", protocols.Definition("", captions_per_image=5))
         about = protocols.measure(system, ["five"], resamples=20)["five"].protocol
-    assert about["captions_dropped"] == 3 and about["captions"] == 15
-    assert about["queries"] == {"i2t": 3, "t2i": 15}
+    assert about.captions_dropped == 3 and about.captions == 15
+    assert about.queries == {"i2t": 3, "t2i": 15}
 
 
 @pytest.mark.parametrize(
