@@ -184,7 +184,7 @@ def test_recall_by_relevance_is_that_of_a_plain_count(large, monkeypatch):
     monkeypatch.setattr(figures, "QUERIES", 40)
     monkeypatch.setattr(figures, "FEWEST", 1)
     graded = GradedRelevance(judge_of(recipe, root))
-    ranked = report._captions(f"{root}/6-rankings/main")
+    ranked = report._captions(RunFolder(root).files("evaluate", "main"))
     assert len(ranked) == IMAGES
     found = figures.recall_by_relevance(ranked, graded)
     there, early = [0] * 10, [0] * 10
@@ -227,9 +227,10 @@ def test_failures_and_changes_are_the_largest_there_are(large):
 
 def examples_of(recipe: Recipe, root: str, *stages: str) -> Examples:
     """Of the model main, as trained."""
-    rankings = {"as trained": report._captions(f"{root}/6-rankings/main").to_pylist()}
+    run = RunFolder(root)
+    rankings = {"as trained": report._captions(run.files("evaluate", "main")).to_pylist()}
     if stages:
-        rankings |= {"re-ranked": report._captions(f"{root}/8-reranked/main").to_pylist()}
+        rankings |= {"re-ranked": report._captions(run.files("reranked", "main")).to_pylist()}
     relevance = GradedRelevance(judge_of(recipe, root))
     return Examples(recipe.report, rankings, relevance, Pictures(root, recipe.evaluate.split))
 
