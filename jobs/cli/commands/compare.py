@@ -26,7 +26,16 @@ def run(root: str, options) -> None:
         raise InputError(f"{found}; name two or more, RUN or RUN:MODEL")
     base, *others = (compare.read(run, reranked=options.reranked) for run in options.runs)
     if options.json:
-        print(json.dumps({other.label: document(base, other) for other in others}))
+        found = {}
+        for other in others:
+            found[other.label] = {
+                "against": base.label,
+                "changes": {what: [a, b] for what, a, b in compare.changes(base, other)},
+                "metrics": [base.metrics, other.metrics],
+                "intervals": [base.intervals, other.intervals],
+                "p": compare.p_values(base, other),
+            }
+        print(json.dumps(found))
         return
     show = Show()
     for other in others:
@@ -40,19 +49,6 @@ def run(root: str, options) -> None:
         "–: other queries, other graded protocol, or a median."
     )
     show.table("", *tables.compared(base, others), about)
-
-
-def document(base, other) -> dict:
-    """The comparison of two `compare.Model`, for programs."""
-    from pipeline.evaluation import compare
-
-    return {
-        "against": base.label,
-        "changes": {what: [a, b] for what, a, b in compare.changes(base, other)},
-        "metrics": [base.metrics, other.metrics],
-        "intervals": [base.intervals, other.intervals],
-        "p": compare.p_values(base, other),
-    }
 
 
 COMMAND = Command(scopes.folder, run, arguments=arguments)
