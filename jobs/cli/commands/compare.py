@@ -22,8 +22,8 @@ def run(root: str, options) -> None:
     from pipeline.reports import tables
 
     if len(options.runs) < 2:
-        found = f"compare was given {len(options.runs)} runs"
-        raise InputError(f"{found}; name two or more, RUN or RUN:MODEL")
+        said = f"compare was given {len(options.runs)} runs"
+        raise InputError(f"{said}; name two or more, RUN or RUN:MODEL")
     base, *others = (compare.read(run, reranked=options.reranked) for run in options.runs)
     if options.json:
         found = {}
