@@ -18,8 +18,7 @@ def run(root: str, options) -> None:
     """Prints a line a check; ends the process with 1 where one fails."""
     driver = {**health.facts(), "root": root, "mlflow_uri": tracker.default_uri(root)}
     try:
-        machines = examine.examine(root, driver["mlflow_uri"])
-        lines = health.lines(driver, machines)
+        lines = health.lines(driver, examine.examine(root, driver["mlflow_uri"]))
     except (OSError, RuntimeError, ValueError) as error:
         where, said = os.environ.get("RAY_ADDRESS", "this machine"), " ".join(str(error).split())
         do = "start the head, or correct RAY_ADDRESS, RAY_AUTH_MODE and the token"

@@ -52,8 +52,7 @@ def best_model(command, options, overrides: dict) -> None:
     from pipeline.training.saved_model import best_val
 
     def best(root: str, models: list) -> list:
-        several = len(models) > 1
-        return [max(models, key=lambda m: best_val(root, m[0]))] if several else models
+        return [max(models, key=lambda m: best_val(root, m[0]))] if len(models) > 1 else models
 
     _runs(command, options, overrides, best)
 
@@ -64,8 +63,7 @@ def _runs(command, options, overrides: dict, choose: Callable[[str, list], list]
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         show, recipe = Show(), models[0][1].name
         show.heading(f"halftone {options.command}", f"recipe {recipe}, run folder {root}")
-        chosen = choose(root, models)
-        runs = [Run(recipe, root, name, show, options) for name, recipe in chosen]
+        runs = [Run(recipe, root, name, show, options) for name, recipe in choose(root, models)]
         for run in runs:
             if len(runs) > 1:
                 show.heading(f"\nmodel {run.name}")

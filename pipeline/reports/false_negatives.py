@@ -173,8 +173,7 @@ def _pairs(recipe: Recipe, root: str, lists: Files, decided: set) -> list[tuple]
     ids = parquet.read_tables(captions_of.uris, ["caption_id", "image_id"])
     own = ids["image_id"].to_pylist()
     images = list(dict.fromkeys(own))
-    keep = OFTEN * recipe.label.suspects + len(decided)
-    best_P, image_P, caption_P = _best(lists, keep)
+    best_P, image_P, caption_P = _best(lists, OFTEN * recipe.label.suspects + len(decided))
     captions = ids["caption_id"].take(caption_P).to_pylist()
     found = zip(best_P.tolist(), image_P.tolist(), caption_P.tolist(), captions, strict=True)
     return [

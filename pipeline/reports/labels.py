@@ -83,9 +83,8 @@ class Report:
         for split, sample in self.samples.items():
             cosines = {name: sample.cosine(name, self.recipe.label) for name in sample.encoders}
             for one, other in itertools.combinations(cosines, 2):
-                spearman, overlap = agree(cosines[one], cosines[other], sample.other_MN)
-                found = {"spearman": spearman, "overlap": overlap}
-                out.setdefault((one, other), {})[split] = found
+                rho, overlap = agree(cosines[one], cosines[other], sample.other_MN)
+                out.setdefault((one, other), {})[split] = {"spearman": rho, "overlap": overlap}
         return out
 
     def metrics(self) -> dict[str, float]:

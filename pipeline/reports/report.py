@@ -109,8 +109,7 @@ def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], vers
     ]
     *_, (name, of_model) = models.items()
     mine = {STAGES[stage]: rankings[r.label].to_pylist() for stage, r in of_model.items()}
-    pictures = Pictures(root, recipe.evaluate.split)
-    examples = Examples(recipe.report, mine, relevance, pictures)
+    examples = Examples(recipe.report, mine, relevance, Pictures(root, recipe.evaluate.split))
     found = [result for of_model in models.values() for result in of_model.values()]
     columns, rows = tables.models(found)
     protocol, truth = found[-1].protocol, any("true" in column for column in columns)

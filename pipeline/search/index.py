@@ -71,8 +71,7 @@ class SearchIndex:
         except Rejected as reason:
             raise InputError(f"the query is no picture Pillow can read: {reason}") from reason
         except (RuntimeError, ValueError) as error:
-            pixels = self.recipe.model.image == "pixels"
-            kind = "images" if pixels else "region features (.npy)"
+            kind = "images" if self.recipe.model.image == "pixels" else "region features (.npy)"
             raise InputError(f"model {self.name} takes {kind}; the query is neither") from error
 
     def _images_near(self, queries: list[Query]) -> list[list[Hit]]:
@@ -143,8 +142,7 @@ def _nearest(queries, vectors_QD, candidates_ND, rows_with) -> list[list[tuple[f
     out: list = [None] * len(queries)
     free = [i for i, q in enumerate(queries) if not q.words.strip() and not q.without.strip()]
     if free:
-        most = max(queries[i].top for i in free)
-        scores, rows = top_k(vectors_QD[free], candidates_ND, most)
+        scores, rows = top_k(vectors_QD[free], candidates_ND, max(queries[i].top for i in free))
         for i, s, r in zip(free, scores.tolist(), rows.tolist(), strict=True):
             out[i] = list(zip(s, r, strict=True))
     for i in set(range(len(queries))) - set(free):

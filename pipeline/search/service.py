@@ -273,5 +273,4 @@ class Watched:
             path = getattr(scope.get("endpoint"), "__name__", "other")
             service, labels = self.service, self.service.labels
             service.requests.labels(path=path, status=str(status), **labels).inc()
-            elapsed = time.perf_counter() - started
-            service.seconds.labels(path=path, **labels).observe(elapsed)
+            service.seconds.labels(path=path, **labels).observe(time.perf_counter() - started)
