@@ -18,33 +18,24 @@ def run(root: str, options) -> None:
     """Prints a line a check; ends the process with 1 where one fails."""
     driver = {**health.facts(), "root": root, "mlflow_uri": tracker.default_uri(root)}
     try:
-        machines = examine.examine(root, driver["mlflow_uri"])
-        lines = health.lines(driver, machines)
+        lines = health.lines(driver, examine.examine(root, driver["mlflow_uri"]))
     except (OSError, RuntimeError, ValueError) as error:
-        lines = [_no_ray(error)]
+        where, said = os.environ.get("RAY_ADDRESS", "this machine"), " ".join(str(error).split())
+        do = "start the head, or correct RAY_ADDRESS, RAY_AUTH_MODE and the token"
+        lines = [Line("fail", "ray", where, said[:300], do)]
     if Path("jobs", "doctor.py").exists() and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         lines.append(health.upload(examine.upload(".")))
     if options.json:
         print(json.dumps([line._asdict() for line in lines]))
     else:
-        _print(lines)
+        out = Show().out
+        for line in lines:
+            colour, do = COLOURS[line.level], f"; {line.do}" if line.do else ""
+            out.print(f"[{colour}]{line.level:<5}[/{colour}]", end="")
+            text = f"{line.check:<11}{line.where}: {line.said}{do}"
+            out.print(text, soft_wrap=True, markup=False)
     if any(line.level == "fail" for line in lines):
         raise SystemExit(1)
-
-
-def _no_ray(error: Exception) -> Line:
-    address = os.environ.get("RAY_ADDRESS", "this machine")
-    do = "start the head, or correct RAY_ADDRESS, RAY_AUTH_MODE and the token"
-    return Line("fail", "ray", address, " ".join(str(error).split())[:300], do)
-
-
-def _print(lines: list[Line]) -> None:
-    show = Show()
-    for line in lines:
-        colour, do = COLOURS[line.level], f"; {line.do}" if line.do else ""
-        show.out.print(f"[{colour}]{line.level:<5}[/{colour}]", end="")
-        text = f"{line.check:<11}{line.where}: {line.said}{do}"
-        show.out.print(text, soft_wrap=True, markup=False)
 
 
 COMMAND = Command(scopes.unread_folder, run)

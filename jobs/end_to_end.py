@@ -7,21 +7,11 @@ from jobs.cli.commands import report
 from jobs.cli.run import Run
 from schemas.settings import SECTIONS
 
-STAGES = (
-    ingest.run,
-    shard.run,
-    embed.run,
-    label.run,
-    train.run,
-    evaluate.run,
-    rerank.run,
-    search.page,
-)
-
 
 def run(run: Run) -> None:
-    for stage in STAGES:
-        stage(run)
+    for stage in (ingest, shard, embed, label, train, evaluate, rerank):
+        stage.run(run)
+    search.page(run)
 
 
 COMMAND = Command(scopes.each_model, run, SECTIONS, closing=report.closing)

@@ -1,7 +1,8 @@
 """halftone rerank: re-rankers fitted on train and val, and the rankings they give."""
 
-from jobs.cli import main, rerank_external
+from jobs.cli import main
 from jobs.cli.command import Command
+from jobs.cli.rerank_external import arguments, scope
 from jobs.cli.run import Run, Stage
 
 
@@ -42,12 +43,7 @@ def _ranked(stage: Stage, method: str, chosen: bool):
     return found
 
 
-COMMAND = Command(
-    rerank_external.scope,
-    run,
-    ("rerank", "leaprr", "evaluate"),
-    arguments=rerank_external.arguments,
-)
+COMMAND = Command(scope, run, ("rerank", "leaprr", "evaluate"), arguments=arguments)
 
 if __name__ == "__main__":
     main.main("rerank")

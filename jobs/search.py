@@ -39,9 +39,8 @@ def answer(run: Run) -> None:
     options, settings = run.options, run.recipe.search
     picture = index.read_picture(options.image) if options.image else None
     asked = {"words": options.words, "without": options.without, "top": settings.top}
-    query = index.Query(
-        options.query or "", picture, shades=settings.shades and not picture, **asked
-    )
+    asked["shades"] = settings.shades and not picture
+    query = index.Query(options.query or "", picture, **asked)
     hits, shown = answered(index.SearchIndex(run.recipe, run.root, run.name), query)
     shown.make()
     run.show.table("", *tables.hits(hits), f"model {run.name}; as a page: {shown.uri}")

@@ -34,10 +34,8 @@ def main(name: str | None = None, argv: list[str] | None = None) -> None:
         print(f"halftone {name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except WorkFailed as error:
-        print(
-            f"halftone {name}: {error}\nWhat was finished is kept; the same command goes on.",
-            file=sys.stderr,
-        )
+        kept = "What was finished is kept; the same command goes on."
+        print(f"halftone {name}: {error}\n{kept}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt:
         print(f"\nhalftone {name}: stopped; the same command goes on.", file=sys.stderr)

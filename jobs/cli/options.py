@@ -65,12 +65,9 @@ def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
         for key, default, about in recipes.settings_of(section):
             dotted = f"{section}.{key}"
             text = f"{about} (default {written(default)})".replace("%", "%%")
-            group.add_argument(
-                *filter(None, (f"--{dotted}", aliases.get(dotted))),
-                dest=dotted,
-                metavar="V",
-                help=text if shown else argparse.SUPPRESS,
-            )
+            flags = [f"--{dotted}"] + ([aliases[dotted]] if dotted in aliases else [])
+            told = text if shown else argparse.SUPPRESS
+            group.add_argument(*flags, dest=dotted, metavar="V", help=told)
     return parser
 
 

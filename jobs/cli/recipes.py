@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.storage import store
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
@@ -41,23 +42,21 @@ def seeded(models: list[tuple[str, Recipe]], seeds: str) -> list[tuple[str, Reci
     """Every model once for each training seed of a list such as `0,1,2`, as NAME.seed0, …"""
     if not re.fullmatch(r"\d+(,\d+)*", seeds) or len(set(numbers := seeds.split(","))) < 2:
         raise InputError(f"--seeds {seeds!r} is not a list of two or more seeds; give 0,1,2")
-    return [
-        (f"{name}.seed{int(seed)}", recipe.model_copy(update={"train": trained}))
-        for name, recipe in models
-        for seed in numbers
-        for trained in [recipe.train.model_copy(update={"seed": int(seed)})]
-    ]
+    out = []
+    for name, recipe in models:
+        for seed in map(int, numbers):
+            trained = recipe.train.model_copy(update={"seed": seed})
+            out.append((f"{name}.seed{seed}", recipe.model_copy(update={"train": trained})))
+    return out
 
 
 def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
     """(name, settings) of the models in a run folder, from the settings that were kept there."""
-    files = sorted(f for f in store.list_files(root) if re.fullmatch(r"settings-.+\.yaml", f))
-    names = [file.removeprefix("settings-").removesuffix(".yaml") for file in files]
-    out = []
+    run, out = RunFolder(root), []
+    names = run.models()
     for name in [name for name in names if only in (None, name)]:
-        uri = store.join(root, f"settings-{name}.yaml")
-        values = _merged(yaml.safe_load(store.read_text(uri)), overrides)
-        out.append((name, _absolute(_checked(values, uri))))
+        values = _merged(run.settings(name), overrides)
+        out.append((name, _absolute(_checked(values, run.settings_uri(name)))))
     if only and not out and names:
         raise InputError(f"no model {only!r} in {root}{did_you_mean(only, names)}")
     return out
@@ -81,11 +80,8 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+_FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 def parse(text: str, where: str) -> Any:
@@ -139,18 +135,14 @@ def _checked(values: dict, recipe: str) -> Recipe:
         path = [str(step) for step in problem["loc"]]
         name = ".".join(path) or "recipe"
         if problem["type"] == "extra_forbidden":
-            fields = _fields(path[:-1])
-            raise InputError(f"unknown setting {name!r}{did_you_mean(path[-1], fields)}") from error
+            model: Any = Recipe
+            for step in path[:-1]:
+                model = model.model_fields[step].annotation
+            near = did_you_mean(path[-1], model.model_fields)
+            raise InputError(f"unknown setting {name!r}{near}") from error
         found = f" (found {problem['input']!r})" if len(path) > 1 else ""
         message = problem["msg"].removeprefix("Value error, ")
         raise InputError(f"{recipe}: {name}: {message}{found}") from error
-
-
-def _fields(path: list[str]) -> list[str]:
-    model: Any = Recipe
-    for step in path:
-        model = model.model_fields[step].annotation
-    return list(model.model_fields)
 
 
 def _absolute_folder(name: str) -> str:

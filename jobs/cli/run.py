@@ -19,7 +19,8 @@ from jobs.tracking.tracker import Tracker
 from pipeline.errors import StageMissing
 from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
-from schemas.settings import Recipe
+from pipeline.storage.run_folder import RunFolder
+from schemas.settings import SECTIONS, Recipe
 
 if TYPE_CHECKING:
     from pipeline.evaluation.results import Result
@@ -98,9 +99,11 @@ class Run:
         """There is work to do: the resolved settings go to the run folder and to MLflow."""
         if not self.begun:
             self.begun = True
-            text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False).encode()
-            store.write_bytes(store.join(self.root, f"settings-{self.name}.yaml"), text)
-            self.track.log("", params=_flat(self.recipe))
+            values = self.recipe.model_dump(mode="json")
+            text = yaml.safe_dump(values, sort_keys=False).encode()
+            store.write_bytes(RunFolder(self.root).settings_uri(self.name), text)
+            params = {f"{s}.{key}": value for s in SECTIONS for key, value in values[s].items()}
+            self.track.log("", params={"recipe": self.recipe.name, **params})
             self.track.artifact("", "settings.yaml", text)
 
 
@@ -135,8 +138,8 @@ class Stage:
         if pending:
             self.start()
         with self.run.show.progress(self.name, len(pending)) as advance:
-            said = {"done": lambda *_: advance(), "say": self.run.show.line}
-            made = tasks.fan_out(make, pending, gpu=gpu, **said)
+            say = self.run.show.line
+            made = tasks.fan_out(make, pending, gpu=gpu, done=lambda *_: advance(), say=say)
         self.made += len(made)
         check(made)
         return plan.finish(made, **extra)
@@ -232,11 +235,3 @@ def command(name: str) -> str:
     """A command as this person has to type it: it may lie in an environment not on the PATH."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    out = {"recipe": recipe.name}
-    for section, values in recipe.model_dump(mode="json").items():
-        if isinstance(values, dict) and section != "variants":
-            out |= {f"{section}.{key}": value for key, value in values.items()}
-    return out

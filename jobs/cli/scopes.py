@@ -49,13 +49,12 @@ def data(command, options, overrides: dict) -> None:
 
 def best_model(command, options, overrides: dict) -> None:
     """`run(run)` for the model that is best on val."""
-    _runs(command, options, overrides, _best)
-
-
-def _best(root: str, models: list) -> list:
     from pipeline.training.saved_model import best_val
 
-    return [max(models, key=lambda model: best_val(root, model[0]))] if len(models) > 1 else models
+    def best(root: str, models: list) -> list:
+        return [max(models, key=lambda m: best_val(root, m[0]))] if len(models) > 1 else models
+
+    _runs(command, options, overrides, best)
 
 
 def _runs(command, options, overrides: dict, choose: Callable[[str, list], list]) -> None:
@@ -64,8 +63,7 @@ def _runs(command, options, overrides: dict, choose: Callable[[str, list], list]
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         show, recipe = Show(), models[0][1].name
         show.heading(f"halftone {options.command}", f"recipe {recipe}, run folder {root}")
-        chosen = choose(root, models)
-        runs = [Run(recipe, root, name, show, options) for name, recipe in chosen]
+        runs = [Run(recipe, root, name, show, options) for name, recipe in choose(root, models)]
         for run in runs:
             if len(runs) > 1:
                 show.heading(f"\nmodel {run.name}")
@@ -99,10 +97,9 @@ def root_of(root: str | None, recipe: str) -> str:
         home = Path.home() / "halftone" / "runs" if submitted else Path("runs")
         return store.absolute(str(home / recipe))
     if submitted and store.is_local(root) and not os.path.isabs(root):
-        raise InputError(
-            f"--root {root} is relative to a working directory that ends with the job; give an "
-            "absolute path or a URI that every node can write"
-        )
+        do = "give an absolute path or a URI that every node can write"
+        said = f"--root {root} is relative to a working directory that ends with the job"
+        raise InputError(f"{said}; {do}")
     root = store.absolute(root)
     if store.is_local(root) and Path(root).exists() and not Path(root).is_dir():
         raise InputError(f"--root {root} is a file; give a folder")

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import rich.box
 from rich.console import Console
@@ -35,10 +36,9 @@ class Show:
 
     def stage(self, name: str, made: int, kept: int, notes: dict, seconds: float) -> None:
         """The stage's line once it is over."""
-        figures = "  ".join(f"{_plain(k)} {_figure(v)}" for k, v in notes.items())
-        work = f"made {made}" if not kept else f"made {made}, kept {kept}"
-        if not made:
-            work = "nothing to do"
+        named = {name.replace("_", " ").replace(" at ", "@"): v for name, v in notes.items()}
+        figures = "  ".join(f"{name} {_figure(value)}" for name, value in named.items())
+        work = f"made {made}" + (f", kept {kept}" if kept else "") if made else "nothing to do"
         self.console.print(
             f"[green]{NUMBER.get(name, '-')}[/green] {name:<9}[cyan]{work:<18}[/cyan] {figures}  "
             f"[dim]{seconds:.1f} s[/dim]"
@@ -51,12 +51,9 @@ class Show:
         """A dry run's line."""
         names = ", ".join(piece.name for piece in pending[:3])
         more = f", … {len(pending) - 3} more" if len(pending) > 3 else ""
+        work = f"{len(pending)} to make ({names}{more})" if pending else "nothing to do"
         done = len(plan.pieces) - len(pending)
-        self.console.print(
-            f"{NUMBER.get(name, '-')} {name:<9}{len(pending)} to make ({names}{more}), {done} done"
-            if pending
-            else f"{NUMBER.get(name, '-')} {name:<9}nothing to do, {done} done"
-        )
+        self.console.print(f"{NUMBER.get(name, '-')} {name:<9}{work}, {done} done")
 
     @contextlib.contextmanager
     def progress(self, name: str, total: int) -> Iterator[Callable[[], None]]:
@@ -64,7 +61,10 @@ class Show:
         if not total:
             yield lambda: None
         elif self.console.is_terminal:
-            with self._bar() as bar:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+            with Progress(
+                *columns, TimeElapsedColumn(), console=self.console, transient=True
+            ) as bar:
                 task = bar.add_task(f"{NUMBER.get(name, '-')} {name}", total=total)
                 yield lambda: bar.advance(task)
         else:
@@ -95,16 +95,6 @@ class Show:
 
         return meanwhile(watch, 1.0)
 
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-        )
-
     def table(self, title: str, columns: list[str], rows: list[list[str]], caption: str) -> None:
         """A result, to standard output; the last column of text folds where it must."""
         table = Table(
@@ -112,10 +102,8 @@ class Show:
         )
         for number, column in enumerate(columns):
             words = any(" " in row[number].strip() for row in rows) and number == len(columns) - 1
-            left = number == 0 or words
-            table.add_column(
-                column, justify="left" if left else "right", no_wrap=not words, overflow="fold"
-            )
+            side: Literal["left", "right"] = "left" if number == 0 or words else "right"
+            table.add_column(column, justify=side, no_wrap=not words, overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.out.print(table)
@@ -145,10 +133,6 @@ def _epoch(record: dict, epochs: int) -> str:
     parts.append(f"{record['train/samples_per_second']:,.0f} samples/s")
     parts.append(f"waited for data {100 * record['train/data_wait']:.0f} %")
     return "  ".join(parts)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").replace(" at ", "@")
 
 
 def _figure(value) -> str:

@@ -34,10 +34,9 @@ class Collection:
 
     def held(self) -> str:
         """Its counts in words."""
-        return "; ".join(
-            f"{split} {images:,} images, {self.captions.get(split, 0):,} captions"
-            for split, images in self.images.items()
-        )
+        texts = {split: self.captions.get(split, 0) for split in self.images}
+        each = (f"{s} {n:,} images, {texts[s]:,} captions" for s, n in self.images.items())
+        return "; ".join(each)
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,13 @@ def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> li
     pair = rate("label_pair") * DIM
     labelling = sum(n * (rate("label_query") + pair * n) for n in counts)
     vectors, lists = captions * DIM * rates.EMBEDDING_BYTES, (images + captions) * rates.LIST_BYTES
-    split = 4 * DIM * max(counts)  # a task of label holds all captions of its split
+    whole = 4 * DIM * max(counts)  # a task of label holds all captions of its split
     tasks = partial(_tasks, recipe.cluster)
     out = [
         tasks("ingest", max(1, images // 100_000), None, images * rates.MANIFEST_BYTES),
         tasks("shard", pieces, images * packing, images * (data.image_bytes + rates.SAMPLE_BYTES)),
         tasks("embed", pieces, embedding, vectors, 0.3 * GB, slots=gpus),
-        tasks("label", pieces, labelling, lists * recipe.label.top_k, split, too_large=SPLIT_UP),
+        tasks("label", pieces, labelling, lists * recipe.label.top_k, whole, too_large=SPLIT_UP),
     ]
     for name, own in trainings.items():
         split = own.evaluate.split
@@ -142,10 +141,8 @@ def _tasks(
     memory = TASK + held
     fit = int(cluster.memory_gb * GB // memory)
     if fit < 1:
-        raise InputError(
-            f"a task of {name} takes {memory / GB:,.0f} GB and a node has {cluster.memory_gb:g}; "
-            f"{too_large}"
-        )
+        said = f"a task of {name} takes {memory / GB:,.0f} GB and a node has {cluster.memory_gb:g}"
+        raise InputError(f"{said}; {too_large}")
     places = cluster.nodes * (slots or min(cluster.cpus, fit))
     at_once, seconds, note = min(pieces, places), None, ""
     if cpu is not None:
@@ -179,10 +176,8 @@ def steps(settings: TrainSettings, data: Collection) -> int:
     images, captions = data.images.get("train", 0), data.captions.get("train", 0)
     rounds = max(1, round(captions / max(1, images))) if settings.pairs == "caption" else 1
     if images < settings.batch_size:
-        raise InputError(
-            f"{images} train images do not fill one batch of {settings.batch_size}; lower "
-            "--train.batch_size"
-        )
+        said = f"{images} train images do not fill one batch of {settings.batch_size}"
+        raise InputError(f"{said}; lower --train.batch_size")
     return rounds * (images // settings.batch_size)
 
 
@@ -190,18 +185,14 @@ def _train(recipe: Recipe, data: Collection, name: str) -> StageEstimate:
     settings, cluster = recipe.train, recipe.cluster
     places = cluster.nodes * (cluster.gpus or cluster.cpus)
     if settings.workers > places:
-        raise InputError(
-            f"train.workers {settings.workers} is more than the cluster's {places} "
-            f"{'GPUs' if cluster.gpus else 'CPUs'}; lower it or take more nodes"
-        )
+        said = f"more than the cluster's {places} {'GPUs' if cluster.gpus else 'CPUs'}"
+        raise InputError(f"train.workers {settings.workers} is {said}; lower it or take more nodes")
     note = f"{settings.epochs * steps(settings, data):,} steps"
     if (count := shards(recipe, data).get("train", 0)) < settings.lanes:
         few = f"{count} train shards for {settings.lanes} lanes"
         if cluster.nodes > 1:
-            raise InputError(
-                f"{few}, and {cluster.nodes} nodes would fetch the same shards; lower "
-                "shard.samples or train.lanes"
-            )
+            said = f"{few}, and {cluster.nodes} nodes would fetch the same shards"
+            raise InputError(f"{said}; lower shard.samples or train.lanes")
         note += f"; {few}: several read one shard, lower shard.samples"
     parts = worker_bytes(settings, recipe.model)
     memory = sum(parts.values()) + (0 if cluster.gpus else TASK)

@@ -1,5 +1,6 @@
 """Every node of the cluster looked at from within, by an actor of its own."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -21,29 +22,27 @@ class Examiner:
     def __init__(self):
         store.WAITS = ()  # type: ignore[assignment]  # storage that does not answer is a finding, in this process of its own
 
-    def facts(self) -> dict:
-        return health.facts()
-
     def now(self) -> float:
         return time.time()
 
-    def write(self, folder: str, name: str) -> str | None:
-        return health.write_probe(folder, name)
-
-    def read(self, folder: str, name: str) -> str | None:
-        return health.read_probe(folder, name)
-
-    def mlflow(self, uri: str) -> str | None:
-        return health.mlflow_probe(uri)
+    facts = staticmethod(health.facts)
+    write = staticmethod(health.write_probe)
+    read = staticmethod(health.read_probe)
+    mlflow = staticmethod(health.mlflow_probe)
 
 
 def examine(root: str, mlflow_uri: str) -> dict[str, dict]:
     """Facts of every node by its name; {"lost": why} of a node that could not be looked at."""
-    _check_address(os.environ.get("RAY_ADDRESS", ""))
+    host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        # Raises where nobody listens; Ray itself would try for minutes.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     tasks.connect()
     import ray
 
-    nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
+    # By address; several nodes of one machine are told apart by their ids.
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = {f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": node for node in alive}
     examiners = {name: _examiner(node) for name, node in nodes.items()}
     found = _answers({name: e.facts.remote() for name, e in examiners.items()})
     machines = {name: value if ok else {"lost": value} for name, (value, ok) in found.items()}
@@ -52,17 +51,19 @@ def examine(root: str, mlflow_uri: str) -> dict[str, dict]:
     folder = store.join(root, f".doctor-{uuid.uuid4().hex[:12]}")
     beside = dict(zip(names, [*names[1:], *names[:1]], strict=True))
     try:
-        asked = {
-            "storage_write": {n: e.write.remote(folder, n) for n, e in seen.items()},
-            "mlflow": {n: e.mlflow.remote(mlflow_uri) for n, e in seen.items()},
-        }
-        _note(machines, asked)
-        asked = {"storage_read": {n: e.read.remote(folder, beside[n]) for n, e in seen.items()}}
-        _note(machines, asked)
+        written = {n: e.write.remote(folder, n) for n, e in seen.items()}
+        tracked = {n: e.mlflow.remote(mlflow_uri) for n, e in seen.items()}
+        _note(machines, "storage_write", written)
+        _note(machines, "mlflow", tracked)
+        read = {n: e.read.remote(folder, beside[n]) for n, e in seen.items()}
+        _note(machines, "storage_read", read)
     finally:
-        _tidy(folder)
+        with contextlib.suppress(Exception):  # a folder that cannot be written was said already
+            store.remove(folder)
+    resources = {"ray_cpus": "CPU", "ray_gpus": "GPU", "object_store": "object_store_memory"}
     for name, examiner in seen.items():
-        machines[name] |= _of_ray(nodes[name]["Resources"])
+        lent = nodes[name]["Resources"]
+        machines[name] |= {key: lent.get(resource, 0) for key, resource in resources.items()}
         machines[name] |= {"read_from": beside[name], "clock": _clock(examiner)}
     return machines
 
@@ -81,18 +82,6 @@ def upload(folder: str) -> dict[str, int]:
     excludes = [packaging._get_excludes(home, ray_constants.get_runtime_env_default_excludes())]
     packaging._dir_travel(home, excludes, add, include_gitignore=True, logger=LOG)
     return sizes
-
-
-def _name(node: dict) -> str:
-    """The node's address; several nodes of one machine are told apart by their ids."""
-    return f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
-
-
-def _check_address(address: str) -> None:
-    """Raises where nobody listens; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _examiner(node: dict):
@@ -119,16 +108,10 @@ def _answers(asked: dict) -> dict[str, tuple]:
     return out
 
 
-def _note(machines: dict[str, dict], asked: dict[str, dict]) -> None:
-    """Put the answers under their keys; a node that is lost meanwhile answers with the reason."""
-    for key, questions in asked.items():
-        for name, (answer, _) in _answers(questions).items():
-            machines[name][key] = answer
-
-
-def _of_ray(resources: dict) -> dict:
-    names = {"ray_cpus": "CPU", "ray_gpus": "GPU", "object_store": "object_store_memory"}
-    return {key: resources.get(name, 0) for key, name in names.items()}
+def _note(machines: dict[str, dict], key: str, asked: dict) -> None:
+    """Put the answers under a key; a node that is lost meanwhile answers with the reason."""
+    for name, (answer, _) in _answers(asked).items():
+        machines[name][key] = answer
 
 
 def _clock(examiner) -> tuple[float, float]:
@@ -143,10 +126,3 @@ def _clock(examiner) -> tuple[float, float]:
         tries.append((answered - asked, there - (asked + answered) / 2))
     trip, ahead = min(tries)
     return ahead, trip / 2
-
-
-def _tidy(folder: str) -> None:
-    try:
-        store.remove(folder)
-    except Exception:  # a folder that cannot be written was said already
-        return

@@ -11,7 +11,8 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,22 +31,14 @@ UPLOAD_LARGE = 10 * 2**20  # Halftone itself is 2 MB
 ORDER = ("fail", "warn", "ok")
 
 
-class Verdict(NamedTuple):
-    """What a check says of one machine."""
-
-    level: str  # ok, warn or fail
-    said: str
-    do: str = ""
-
-
 class Line(NamedTuple):
     """The machines of which a check says the same."""
 
-    level: str
+    level: str  # ok, warn or fail
     check: str
     where: str
     said: str
-    do: str
+    do: str = ""
 
 
 # ---- facts -------------------------------------------------------------------------------------
@@ -54,7 +47,6 @@ class Line(NamedTuple):
 def facts() -> dict[str, Any]:
     """What this machine is like, in bytes and counts."""
     disk = shutil.disk_usage(tempfile.gettempdir())
-    shm = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0
     return {
         "ray": _version("ray"),
         "python": platform.python_version(),
@@ -63,7 +55,7 @@ def facts() -> dict[str, Any]:
         "gpu": _gpus(),
         "cpus": os.cpu_count(),
         "memory": _memory(),
-        "shm": shm,
+        "shm": shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
         "disk": {"at": tempfile.gettempdir(), "free": disk.free, "total": disk.total},
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }
@@ -147,156 +139,115 @@ def _reason(error: Exception) -> str:
 
 
 # ---- checks: of a machine's facts `m` against the driver's `d` -----------------------------------
+# Each is its name, what is said where all is well, and faults: (level, whether it is so, what is
+# said of it, what to do), the worst first.
 
 
-def _ray(m: dict, d: dict) -> Verdict:
-    if m["ray"] != d["ray"]:
-        return Verdict("fail", f"{m['ray']}, the driver has {d['ray']}", f"install {d['ray']}")
-    return Verdict("ok", m["ray"])
-
-
-def _python(m: dict, d: dict) -> Verdict:
-    if m["python"] == d["python"]:
-        return Verdict("ok", m["python"])
-    level = "fail" if m["python"].split(".")[:2] != d["python"].split(".")[:2] else "warn"
+def _of_software(m: dict, d: dict) -> Iterator[tuple]:
+    there, wanted = m["packages"], d["packages"]
+    said = f"{m['ray']}, the driver has {d['ray']}"
+    yield "ray", m["ray"], ("fail", m["ray"] != d["ray"], said, f"install {d['ray']}")
+    minor, minor_d = (facts["python"].split(".")[:2] for facts in (m, d))
     said = f"{m['python']}, the driver has {d['python']}"
-    return Verdict(level, said, "use one image, or one environment, on all nodes")
+    do = "use one image, or one environment, on all nodes"
+    differs = m["python"] != d["python"]
+    yield "python", m["python"], ("fail", minor != minor_d, said, do), ("warn", differs, said, do)
+    other = [name for name in there if there[name] != wanted[name]]
+    each = (f"{n} {there[n] or 'missing'} (driver {wanted[n] or 'has none'})" for n in other)
+    said = ", ".join(each)
+    do = "install the same on every node (-c constraints.txt)"
+    well = f"{sum(version is not None for version in there.values())} as the driver's"
+    needed = not set(PACKAGES).isdisjoint(other)
+    yield "packages", well, ("fail", needed, said, do), ("warn", other, said, do)
+    do = "submit the job with --working-dir ., or install one version on every node"
+    differs = m["code"] != d["code"]
+    yield "code", "the driver's", ("fail", differs, "another Halftone than the driver's", do)
 
 
-def _packages(m: dict, d: dict) -> Verdict:
-    other = [name for name in m["packages"] if m["packages"][name] != d["packages"][name]]
-    if not other:
-        return Verdict(
-            "ok", f"{sum(v is not None for v in m['packages'].values())} as the driver's"
-        )
-    said = ", ".join(
-        f"{n} {m['packages'][n] or 'missing'} (driver {d['packages'][n] or 'has none'})"
-        for n in other
-    )
-    level = "fail" if set(other) & set(PACKAGES) else "warn"
-    return Verdict(level, said, "install the same on every node (-c constraints.txt)")
-
-
-def _same_code(m: dict, d: dict) -> Verdict:
-    if m["code"] == d["code"]:
-        return Verdict("ok", "the driver's")
-    return Verdict(
-        "fail",
-        "another Halftone than the driver's",
-        "submit the job with --working-dir ., or install one version on every node",
-    )
-
-
-def _gpu(m: dict, d: dict) -> Verdict:
+def _of_machine(m: dict, d: dict) -> Iterator[tuple]:
     gpu, lent = m["gpu"], m.get("ray_gpus", 0)
-    if not gpu["there"] and not lent:
-        return Verdict("ok", "none")
-    usable = len(gpu["names"])
-    if usable < max(gpu["there"], lent):
-        said = f"torch {gpu['torch']} uses {usable} of {max(gpu['there'], lent):g}"
-        return Verdict("fail", said, "install torch built for the node's CUDA driver")
-    said = f"{usable} × {gpu['names'][0]}, NCCL {gpu['nccl']}"
-    if gpu["nccl"] != (d["nccl"] or gpu["nccl"]):
-        return Verdict("fail", f"{said}, others have {d['nccl']}", "install the same torch")
-    if lent < usable:
-        do = "start Ray on the node with --num-gpus, or let it count them itself"
-        return Verdict("warn", f"{said}, Ray hands out {lent:g}", do)
-    return Verdict("ok", said)
-
-
-def _shm(m: dict, d: dict) -> Verdict:
-    said = f"/dev/shm holds {m['shm'] / GIB:.1f} GiB"
-    if m["shm"] < m.get("object_store", 0):
-        do = "give the container a larger one (docker --shm-size, an emptyDir of medium Memory)"
-        return Verdict("warn", f"{said}, less than Ray's object store; Ray uses the disk", do)
-    return Verdict("ok", said)
-
-
-def _memory_per_cpu(m: dict, d: dict) -> Verdict:
+    usable, there, said = len(gpu["names"]), max(gpu["there"], lent), "none"
+    if usable:
+        said = f"{usable} × {gpu['names'][0]}, NCCL {gpu['nccl']}"
+    few = f"torch {gpu['torch']} uses {usable} of {there:g}"
+    other = there and gpu["nccl"] != (d["nccl"] or gpu["nccl"])
+    do = "start Ray on the node with --num-gpus, or let it count them itself"
+    yield (
+        "gpu",
+        said,
+        ("fail", usable < there, few, "install torch built for the node's CUDA driver"),
+        ("fail", other, f"{said}, others have {d['nccl']}", "install the same torch"),
+        ("warn", lent < usable, f"{said}, Ray hands out {lent:g}", do),
+    )
     cpus = m.get("ray_cpus") or m["cpus"]
     said = f"{m['memory'] / GIB:.0f} GiB for {cpus:g} CPUs"
-    if m["memory"] < cpus * GIB:
-        do = f"start Ray on the node with --num-cpus {max(1, int(m['memory'] / GIB))}"
-        return Verdict("warn", f"{said}; a task takes about 1 GiB", do)
-    return Verdict("ok", said)
+    do = f"start Ray on the node with --num-cpus {max(1, int(m['memory'] / GIB))}"
+    little = m["memory"] < cpus * GIB
+    yield "memory", said, ("warn", little, f"{said}; a task takes about 1 GiB", do)
+    said = f"/dev/shm holds {m['shm'] / GIB:.1f} GiB"
+    less = f"{said}, less than Ray's object store; Ray uses the disk"
+    do = "give the container a larger one (docker --shm-size, an emptyDir of medium Memory)"
+    yield "/dev/shm", said, ("warn", m["shm"] < m.get("object_store", 0), less, do)
+    free, said = m["disk"]["free"], f"{m['disk']['free'] / GIB:.0f} GiB free at {m['disk']['at']}"
+    full = f"{said}; Ray stops at 95 % full"
+    do = "free some: logs, cached shards and spilled objects lie there"
+    yield (
+        "disk",
+        said,
+        ("fail", free < 0.05 * m["disk"]["total"], full, "free some, or set TMPDIR"),
+        ("warn", free < 5 * GIB, said, do),
+    )
+    files, do = m["open_files"], "run `ulimit -n 65536` before `ray start`"
+    said = f"ulimit -n {files}"
+    yield "open files", said, ("fail", files < 1024, said, do), ("warn", files < 8192, said, do)
 
 
-def _disk(m: dict, d: dict) -> Verdict:
-    disk = m["disk"]
-    said = f"{disk['free'] / GIB:.0f} GiB free at {disk['at']}"
-    if disk["free"] < 0.05 * disk["total"]:
-        return Verdict("fail", f"{said}; Ray stops at 95 % full", "free some, or set TMPDIR")
-    if disk["free"] < 5 * GIB:
-        return Verdict("warn", said, "free some: logs, cached shards and spilled objects lie there")
-    return Verdict("ok", said)
-
-
-def _open_files(m: dict, d: dict) -> Verdict:
-    said = f"ulimit -n {m['open_files']}"
-    if m["open_files"] < 8192:
-        level = "fail" if m["open_files"] < 1024 else "warn"
-        return Verdict(level, said, "run `ulimit -n 65536` before `ray start`")
-    return Verdict("ok", said)
-
-
-def _clock(m: dict, d: dict) -> Verdict:
+def _of_reach(m: dict, d: dict) -> Iterator[tuple]:
     off, within = m["clock"]
     skew = max(0.0, abs(off) - within)
-    if skew <= 1:
-        return Verdict("ok", "within a second of the driver's")
     said = f"{skew:.0f} s {'ahead of' if off > 0 else 'behind'} the driver's"
     do = "synchronise the clocks (chrony, ntp): S3 refuses requests 15 minutes off"
-    return Verdict("fail" if skew > 300 else "warn", said, do)
+    well = "within a second of the driver's"
+    yield "clock", well, ("fail", skew > 300, said, do), ("warn", skew > 1, said, do)
+    write, read = m["storage_write"], m["storage_read"]
+    do = "let every node write --root, credentials in the environment of its `ray start`"
+    share = "give a --root that all nodes share: s3://…, gs://…, or a disk mounted on each"
+    yield (
+        "storage",
+        f"{d['root']} is written and read",
+        ("fail", write, f"cannot write {d['root']}: {write}", do),
+        ("fail", read, f"what {m['read_from']} wrote: {read}", share),
+    )
+    uri, why = d["mlflow_uri"], m["mlflow"]
+    alone = d["nodes"] > 1 and not uri.startswith("http")
+    do = "start the server, open its port, and name the host in --allowed-hosts"
+    serve = "run `mlflow server` on the head and set MLFLOW_TRACKING_URI=http://HEAD:5000"
+    yield (
+        "mlflow",
+        uri,
+        ("fail", why, f"{uri}: {why}", do),
+        ("warn", alone, f"{uri} is one machine's file", serve),
+    )
 
 
-def _storage(m: dict, d: dict) -> Verdict:
-    if m["storage_write"]:
-        do = "let every node write --root, credentials in the environment of its `ray start`"
-        return Verdict("fail", f"cannot write {d['root']}: {m['storage_write']}", do)
-    if m["storage_read"]:
-        do = "give a --root that all nodes share: s3://…, gs://…, or a disk mounted on each"
-        return Verdict("fail", f"what {m['read_from']} wrote: {m['storage_read']}", do)
-    return Verdict("ok", f"{d['root']} is written and read")
-
-
-def _mlflow(m: dict, d: dict) -> Verdict:
-    if m["mlflow"]:
-        do = "start the server, open its port, and name the host in --allowed-hosts"
-        return Verdict("fail", f"{d['mlflow_uri']}: {m['mlflow']}", do)
-    if d["nodes"] > 1 and not d["mlflow_uri"].startswith("http"):
-        do = "run `mlflow server` on the head and set MLFLOW_TRACKING_URI=http://HEAD:5000"
-        return Verdict("warn", f"{d['mlflow_uri']} is one machine's file", do)
-    return Verdict("ok", d["mlflow_uri"])
-
-
-CHECKS: dict[str, Callable[[dict, dict], Verdict]] = {
-    "ray": _ray,
-    "python": _python,
-    "packages": _packages,
-    "code": _same_code,
-    "gpu": _gpu,
-    "memory": _memory_per_cpu,
-    "/dev/shm": _shm,
-    "disk": _disk,
-    "open files": _open_files,
-    "clock": _clock,
-    "storage": _storage,
-    "mlflow": _mlflow,
-}
+def _verdicts(m: dict, d: dict) -> Iterator[tuple[str, tuple]]:
+    """What every check, by name, says of a machine: (level, what is said, what to do)."""
+    for name, well, *faults in (*_of_software(m, d), *_of_machine(m, d), *_of_reach(m, d)):
+        found = ((level, said, do) for level, wrong, said, do in faults if wrong)
+        yield name, next(found, ("ok", well, ""))
 
 
 def upload(sizes: dict[str, int]) -> Line:
     """What `ray job submit --working-dir .` sends from here, by the bytes of its files."""
     total = sum(sizes.values())
-    parts: dict[str, int] = {}
+    parts: Counter[str] = Counter()
     for name, size in sizes.items():
-        part = name.split("/", 1)[0]
-        parts[part] = parts.get(part, 0) + size
+        parts[name.split("/", 1)[0]] += size
     said = f"--working-dir . sends {len(sizes)} files, {total / 2**20:.1f} MiB"
     if total <= UPLOAD_LARGE:
-        return Line("ok", "upload", "this folder", said, "")
-    largest = max(parts, key=lambda part: parts[part])
-    said += f", {parts[largest] / 2**20:.1f} of them {largest}"
+        return Line("ok", "upload", "this folder", said)
+    [(largest, size)] = parts.most_common(1)
+    said += f", {size / 2**20:.1f} of them {largest}"
     do = f"put it elsewhere, or {largest} into .rayignore (Ray takes 100 MiB)"
     return Line("fail" if total > UPLOAD_LIMIT else "warn", "upload", "this folder", said, do)
 
@@ -311,13 +262,14 @@ def lines(driver: dict, machines: dict[str, dict]) -> list[Line]:
     driver = {**driver, "nccl": nccl, "nodes": len(machines)}
     do = "look at the node's log, or take it out of the cluster"
     out = [Line("fail", "node", name, m["lost"], do) for name, m in machines.items() if "lost" in m]
-    for check, verdict_of in CHECKS.items():
-        groups: dict[Verdict, list[str]] = {}
-        for name, machine in seen.items():
-            groups.setdefault(verdict_of(machine, driver), []).append(name)
-        for verdict in sorted(groups, key=lambda verdict: ORDER.index(verdict.level)):
-            where = _where(groups[verdict], len(seen))
-            out.append(Line(verdict.level, check, where, verdict.said, verdict.do))
+    checks: dict[str, dict[tuple, list[str]]] = {}
+    for name, machine in seen.items():
+        for check, verdict in _verdicts(machine, driver):
+            checks.setdefault(check, {}).setdefault(verdict, []).append(name)
+    for check, groups in checks.items():
+        for level, said, do in sorted(groups, key=lambda verdict: ORDER.index(verdict[0])):
+            where = _where(groups[level, said, do], len(seen))
+            out.append(Line(level, check, where, said, do))
     return out
 
 

@@ -86,7 +86,6 @@ def _check_port(settings: ServeSettings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise InputError(
-                f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
-                "give another --serve.port or --serve.host"
-            ) from error
+            said = f"cannot listen on {settings.host}:{settings.port} ({error.strerror})"
+            do = "give another --serve.port or --serve.host"
+            raise InputError(f"{said}; {do}") from error

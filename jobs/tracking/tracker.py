@@ -65,7 +65,7 @@ class Tracker:
     def recorder(self, stage: str) -> Callable[[list[dict]], None]:
         """A function for the training's controller that logs records as they come."""
         run_id = self._attempt(lambda: self._run_id(stage))
-        return _Recorder(self.uri, run_id) if run_id else _ignore
+        return _Recorder(self.uri, run_id) if run_id else lambda records: None
 
     def monitor(self, stage: str) -> Callable[[str], contextlib.AbstractContextManager]:
         """For the training's workers: while it is entered, their node's load is logged."""
@@ -85,26 +85,24 @@ class Tracker:
         """End the runs that were written to; keep what could not be written for the next time."""
         self._attempt(self._replay)  # where this run had nothing of its own to write
         for stage in sorted(self.touched, reverse=True):
-            self._attempt(
-                lambda stage=stage: self._client().set_terminated(self._ids[stage], status)  # type: ignore[misc]
-            )
+            self._attempt(partial(self._end, stage, status))
         uri = store.join(self.root, PENDING)
         if self.pending:
             kept = store.read_json(uri) if store.exists(uri) else []
             store.write_json(uri, kept + self.pending)
             self.pending = []
-            print(
-                f"halftone: MLflow at {self.uri} could not be written; what it lacks waits in "
-                f"{uri} and is written by the next run",
-                file=sys.stderr,
-            )
+            said = f"halftone: MLflow at {self.uri} could not be written"
+            do = f"what it lacks waits in {uri} and is written by the next run"
+            print(f"{said}; {do}", file=sys.stderr)
         self.touched.clear()
         self._ids.clear()
 
+    def _end(self, stage: str, status: str) -> None:
+        self._client().set_terminated(self._ids[stage], status)
+
     def url(self) -> str:
         """Where the runs are to be seen, once `mlflow ui` runs."""
-        ids = self._load_ids()
-        experiment = ids.get("experiment", "")
+        experiment = self._known_ids().get(self.uri, {}).get("experiment", "")
         base = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
         return f"{base}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
@@ -128,7 +126,11 @@ class Tracker:
             _record(self.uri, run_id, values[0])
         else:
             name, text = values
-            _log_bytes(self._client(), run_id, name, text.encode("utf-8", "surrogateescape"))
+            folder, _, file = name.rpartition("/")
+            with tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary, file)
+                path.write_bytes(text.encode("utf-8", "surrogateescape"))
+                self._client().log_artifact(run_id, str(path), folder or None)
 
     def _replay(self) -> None:
         """Write what an earlier run of this model could not."""
@@ -151,10 +153,8 @@ class Tracker:
         except Exception as error:  # tracking must never end the work it tracks
             self.away = True
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            print(
-                f"halftone: MLflow at {self.uri} cannot be written ({reason[:160]}); going on",
-                file=sys.stderr,
-            )
+            said = f"halftone: MLflow at {self.uri} cannot be written ({reason[:160]})"
+            print(f"{said}; going on", file=sys.stderr)
             return None
 
     def _client(self):
@@ -164,9 +164,10 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.ERROR)
         return MlflowClient(tracking_uri=self.uri)
 
-    def _load_ids(self) -> dict:
+    def _known_ids(self) -> dict[str, dict]:
+        """Of experiment and runs, by the server's URI."""
         uri = store.join(self.root, IDS)
-        return store.read_json(uri).get(self.uri, {}) if store.exists(uri) else {}
+        return store.read_json(uri) if store.exists(uri) else {}
 
     def _run_id(self, stage: str) -> str:
         """The stage's run, the one of the last time if there was one."""
@@ -174,7 +175,8 @@ class Tracker:
             return self._ids[stage]
         parent = self._run_id("") if stage else None
         key = f"{self.name}/{stage}" if stage else self.name
-        client, ids = self._client(), self._load_ids()
+        client, known = self._client(), self._known_ids()
+        ids = known.get(self.uri, {})
         if "experiment" not in ids:
             ids["experiment"] = _experiment(client, self.experiment, self.uri)
         if key in ids:
@@ -185,9 +187,7 @@ class Tracker:
                 tags["mlflow.parentRunId"] = parent
             run = client.create_run(ids["experiment"], run_name=stage or self.name, tags=tags)
             ids[key] = run.info.run_id
-        uri = store.join(self.root, IDS)
-        known = store.read_json(uri) if store.exists(uri) else {}
-        store.write_json(uri, {**known, self.uri: ids})
+        store.write_json(store.join(self.root, IDS), {**known, self.uri: ids})
         self._ids[stage] = ids[key]
         self.touched.add(stage)
         return ids[key]
@@ -271,17 +271,6 @@ class _Recorder:
             self.away = True
 
 
-def _ignore(records: list[dict]) -> None:
-    pass
-
-
-def _log_bytes(client, run_id: str, name: str, data: bytes) -> None:
-    folder, _, file = name.rpartition("/")
-    with tempfile.TemporaryDirectory() as temporary:
-        (Path(temporary) / file).write_bytes(data)
-        client.log_artifact(run_id, str(Path(temporary) / file), folder or None)
-
-
 @contextlib.contextmanager
 def _monitor(uri: str, run_id: str | None, node: str) -> Iterator[None]:
     """CPU, memory, disk, network and GPU of this node, as `system/NODE/…`, every ten seconds."""
@@ -323,9 +312,8 @@ def _log_model(uri: str, run_id: str, folder: str, model: str, alias: str, score
     if not client.search_registered_models(f"name='{model}'"):
         client.create_registered_model(model)
     with _current(uri):  # where a model URI leads, MLflow asks there
-        version = client.create_model_version(
-            model, info.model_uri, run_id, model_id=info.model_id
-        ).version
+        made = client.create_model_version(model, info.model_uri, run_id, model_id=info.model_id)
+    version = made.version
     client.set_model_version_tag(model, version, "val_rsum", str(score))
     client.set_registered_model_alias(model, _alias(alias), version)
     versions = client.search_model_versions(f"name='{model}'")

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation import ranking, results
 from pipeline.evaluation.intervals import Queries, permutation
 from pipeline.evaluation.results import Result
 from pipeline.labels.encoders import encoder_label
-from pipeline.storage import run_folder, store
+from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
 
@@ -31,16 +30,12 @@ class Model(Result):
 def read(run: str, *, reranked: bool = False) -> Model:
     """The model that RUN or RUN:MODEL names, as trained or re-ranked."""
     root, name = _model(run)
-    stage = "reranked" if reranked else "evaluate"
-    folder = RunFolder(root).folder(stage, name)
-    index = run_folder.need_index(folder, "rerank" if reranked else "evaluate")
+    files = RunFolder(root).files("reranked" if reranked else "evaluate", name)
     label = f"{store.name_of(root)}:{name}"
-    found = results.need(folder, label, "rerank" if reranked else "evaluate")
-    settings = yaml.safe_load(store.read_text(store.join(root, f"settings-{name}.yaml")))
-    uris = [store.join(folder, f"{entry['name']}.parquet") for entry in index["pieces"]]
-    recipe = Recipe(**settings)
+    found = results.need(files.folder, label, "rerank" if reranked else "evaluate")
+    recipe = Recipe(**RunFolder(root).settings(name))
     about = {**_flat(recipe.model_dump(mode="json")), **_versions(root, name, recipe)}
-    return Model(**vars(found), about=about, queries=ranking.queries(uris))
+    return Model(**vars(found), about=about, queries=ranking.queries(files.uris))
 
 
 def _model(run: str) -> tuple[str, str]:
@@ -49,8 +44,7 @@ def _model(run: str) -> tuple[str, str]:
     if not colon or "/" in name:
         root, name = run, ""
     root = store.absolute(root)
-    files = [f for f in store.list_files(root) if f.startswith("settings-")]
-    names = sorted(f.removeprefix("settings-").removesuffix(".yaml") for f in files)
+    names = RunFolder(root).models()
     if not names:
         raise InputError(f"{root} holds no model; name a run folder that was evaluated")
     if not name and len(names) > 1:
@@ -64,10 +58,8 @@ def _model(run: str) -> tuple[str, str]:
 def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
+        deeper = isinstance(value, dict) and value
+        out |= _flat(value, f"{prefix}{key}.") if deeper else {prefix + key: value}
     return out
 
 
@@ -86,10 +78,10 @@ def _versions(root: str, name: str, recipe: Recipe) -> dict[str, str]:
 
 def changes(base: Model, other: Model) -> list[tuple[str, str, str]]:
     """(what, in base, in the other) of settings, versions and protocol that differ."""
-    sides = [
-        {**r.about, **{f"protocol.{k}": v for k, v in r.protocol.settings.items()}}
-        for r in (base, other)
-    ]
+    sides = []
+    for model in (base, other):
+        protocol = {f"protocol.{name}": v for name, v in model.protocol.settings.items()}
+        sides.append(model.about | protocol)
     names = dict.fromkeys([*sides[0], *sides[1]])
     pairs = [(name, *(str(side.get(name, "–")) for side in sides)) for name in names]
     return [(name, a, b) for name, a, b in pairs if a != b]
@@ -97,23 +89,17 @@ def changes(base: Model, other: Model) -> list[tuple[str, str, str]]:
 
 def same_versions(base: Model, other: Model) -> str:
     """The versions that do not differ, in words."""
-    alike = [
-        f"{name} {value}"
-        for name, value in base.about.items()
-        if name.endswith("version") and other.about.get(name) == value
-    ]
+    versions = {name: v for name, v in base.about.items() if name.endswith("version")}
+    alike = [f"{name} {v}" for name, v in versions.items() if other.about.get(name) == v]
     return f"The same: {', '.join(alike)}." if alike else "No version is the same."
 
 
 def p_values(base: Model, other: Model) -> dict[str, float]:
     """Of every figure's difference; none where the two did not answer the same queries."""
-    if any(
-        not np.array_equal(np.sort(queries.query_ids), np.sort(other.queries[way].query_ids))
-        for way, queries in base.queries.items()
-    ):
+    a, b = ({way: _in_order(q) for way, q in r.queries.items()} for r in (base, other))
+    if not all(np.array_equal(queries.query_ids, b[way].query_ids) for way, queries in a.items()):
         return {}
-    sides = ({way: _in_order(q) for way, q in r.queries.items()} for r in (base, other))
-    found = permutation(*sides, PERMUTATIONS)
+    found = permutation(a, b, PERMUTATIONS)
     ours, theirs = base.protocol.settings, other.protocol.settings
     for kind, matters in GRADED.items():
         if any(ours.get(name) != theirs.get(name) for name in matters):

@@ -31,13 +31,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
 
 
 def plan_rankings(
-    stage: str,
-    folder: str,
-    recipe: Recipe,
-    root: str,
-    vectors: Files,
-    made: Protocol,
-    scorer=None,
+    stage: str, folder: str, recipe: Recipe, root: str, vectors: Files, made: Protocol, scorer=None
 ) -> Plan:
     """The pieces of a ranking of the evaluated split, made as the protocol `made` says.
 
@@ -117,8 +111,8 @@ def result(plan: Plan, recipe: Recipe, root: str, name: str) -> Result:
     tables = protocols.measure(scores, list(settings.protocols), resamples=settings.resamples)
     if settings.judgements:
         people = human_agreement.read(settings.judgements)
-        people = human_agreement.measure(scores, people, settings.resamples)
-        found.metrics.update(people.metrics)
-        found.intervals.update(people.intervals)
-        tables["judgements"] = people
+        agreed = human_agreement.measure(scores, people, settings.resamples)
+        found.metrics.update(agreed.metrics)
+        found.intervals.update(agreed.intervals)
+        tables["judgements"] = agreed
     return replace(found, tables=tables)

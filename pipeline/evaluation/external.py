@@ -7,13 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.retrieval.scores import (
-    Items,
-    Matches,
-    MatrixScores,
-    VectorScores,
-    matrix_scores,
-)
+from pipeline.retrieval.scores import Items, Matches, MatrixScores, VectorScores, matrix_scores
 from pipeline.storage import csv_files, parquet, store
 
 
@@ -35,7 +29,7 @@ def of_arrays(images: str, texts: str, image_ids: str | None, text_ids: str | No
 def of_matrix(uri: str, image_ids: str | None, text_ids: str | None) -> MatrixScores:
     """A similarity matrix in .npy, images down and texts across, in the order of their images."""
     matrix = torch.from_numpy(array(uri))
-    return matrix_scores(_items(*matrix.shape, image_ids, text_ids), matrix)
+    return matrix_scores(_items(len(matrix), matrix.shape[1], image_ids, text_ids), matrix)
 
 
 def array(uri: str) -> np.ndarray:
@@ -58,11 +52,9 @@ def _items(images: int, texts: int, image_ids: str | None, text_ids: str | None)
         if len(ids[-1]) != count or len(set(ids[-1])) != count:
             raise InputError(f"{uri} must hold {count:,} different ids, one a line")
     if not images or texts % images:
-        raise InputError(
-            f"{texts:,} texts do not share out equally over {images:,} images; write Parquet with "
-            "id, image_id, modality and vector instead"
-        )
-    return Items(*ids, [ids[0][n // (texts // images)] for n in range(texts)])
+        do = "write Parquet with id, image_id, modality and vector instead"
+        raise InputError(f"{texts:,} texts do not share out equally over {images:,} images; {do}")
+    return Items(ids[0], ids[1], [ids[0][n // (texts // images)] for n in range(texts)])
 
 
 def matches(uri: str) -> Matches:
@@ -72,10 +64,9 @@ def matches(uri: str) -> Matches:
         found = json.loads(csv_files.text(uri, "a JSON object of i2t and t2i"))
         if not isinstance(found, dict) or not found.keys() <= out.keys():
             raise InputError(f"{uri} must be a JSON object of i2t and t2i")
-        return out | {
-            direction: {str(q): [*map(str, ids)] for q, ids in of.items()}
-            for direction, of in found.items()
-        }
+        for direction, of in found.items():
+            out[direction] = {str(q): [*map(str, ids)] for q, ids in of.items()}
+        return out
     for _, row in csv_files.rows(uri, ("image_id", "caption_id"), "a list of pairs that match"):
         out["i2t"].setdefault(row["image_id"], []).append(row["caption_id"])
         out["t2i"].setdefault(row["caption_id"], []).append(row["image_id"])

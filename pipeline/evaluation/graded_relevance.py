@@ -80,9 +80,8 @@ class GradedRelevance:
             rows = [row[q] for q in query_ids]
             graded = {"ndcg_label": captions.relevance_of_texts(rows, settings)}
         if self.facts is not None:
-            truth = source(self.recipe.source.kind).relevance(
-                [self.facts[i] for i in images], [self.facts[t] for t in texts]
-            )
+            facts = [self.facts[i] for i in images], [self.facts[t] for t in texts]
+            truth = source(self.recipe.source.kind).relevance(*facts)
             truth = torch.from_numpy(np.asarray(truth, np.float32))
             graded["ndcg_truth"] = truth if direction == "i2t" else truth.T
         return graded

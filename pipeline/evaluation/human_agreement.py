@@ -75,7 +75,17 @@ def measure(system: System, people: Judgements, resamples: int = 1000) -> Result
     rho, *ends = agreement.interval(rho_R)
     found = {"judged_spearman": rho, "judged_kendall": tau.item(), **intervals.figures(ranking)}
     between = {"judged_spearman": ends, **intervals.bootstrap(ranking, resamples)}
-    about = _protocol(people, image_P, text_P, ranking)
+    about = Protocol(
+        protocol="judgements",
+        file=people.name,
+        pairs=len(image_P),
+        pairs_left_out=len(people.image_ids) - len(image_P),
+        images=len(np.unique(image_P)),
+        captions=len(np.unique(text_P)),
+        scale=list(people.scale),
+        queries={direction: len(queries.query_ids) for direction, queries in ranking.items()},
+        gain=GAIN,
+    )
     known = [name for name in FIGURES if np.isfinite(found.get(name, np.nan))]
     between = {name: between[name] for name in known if name in between}
     return Result("judgements", {name: found[name] for name in known}, between, about)
@@ -94,17 +104,3 @@ def _graded(query_P, image_P, score_P, relevance_P) -> Queries:
     value_Q = metrics.ndcg(*parts, mask_QN=torch.from_numpy(mask_QC)).numpy()
     kept_Q = relevance_QC.max(1) > np.where(mask_QC, relevance_QC, 1).min(1)
     return Queries(queries[kept_Q], image_P[first_Q][kept_Q], {"ndcg_judged": value_Q[kept_Q]})
-
-
-def _protocol(people: Judgements, image_P, text_P, ranking: dict[str, Queries]) -> Protocol:
-    return Protocol(
-        protocol="judgements",
-        file=people.name,
-        pairs=len(image_P),
-        pairs_left_out=len(people.image_ids) - len(image_P),
-        images=len(np.unique(image_P)),
-        captions=len(np.unique(text_P)),
-        scale=list(people.scale),
-        queries={direction: len(queries.query_ids) for direction, queries in ranking.items()},
-        gain=GAIN,
-    )

@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.intervals import Queries, bootstrap, figures
 from pipeline.evaluation.results import Protocol, Result
-from pipeline.formulas import metrics_from_ranks
+from pipeline.formulas.metrics_from_ranks import per_query
 from pipeline.retrieval.ranks import Pairs
 from pipeline.retrieval.scores import DIRECTIONS, Items, Matches, System
 
@@ -45,11 +45,10 @@ def measure(
 ) -> dict[str, Result]:
     """{name: Result} of a system under protocols; those of one gallery share a pass over it."""
     tables: dict[str, Result] = {}
+    galleries: dict[tuple, list[str]] = {}
     for name in names:
         if name not in PROTOCOLS:
             raise InputError(f"unknown protocol {name!r}{did_you_mean(name, PROTOCOLS)}")
-    galleries: dict[tuple, list[str]] = {}
-    for name in names:
         protocol = PROTOCOLS[name]
         galleries.setdefault((protocol.captions_per_image, protocol.folds), []).append(name)
     for (captions, folds), together in galleries.items():
@@ -58,12 +57,10 @@ def measure(
         gallery = system.take(*rows) if dropped else system
         found: dict[str, list[dict[str, Queries]]] = {name: [] for name in together}
         for name in together:
-            if PROTOCOLS[name].images not in (None, len(gallery.items.image_ids)):
-                raise InputError(
-                    f"{name} is of {PROTOCOLS[name].images:,} images and this gallery has "
-                    f"{len(gallery.items.image_ids):,}; evaluate that split, or use the protocol "
-                    "own"
-                )
+            wanted, there = PROTOCOLS[name].images, len(gallery.items.image_ids)
+            if wanted not in (None, there):
+                said = f"{name} is of {wanted:,} images and this gallery has {there:,}"
+                raise InputError(f"{said}; evaluate that split, or use the protocol own")
         parts = [gallery.take(*rows) for rows in gallery.items.folds(folds)] if folds > 1 else []
         for part in parts or [gallery]:
             matches = [_matches(PROTOCOLS[name].positives, part.items, given) for name in together]
@@ -79,12 +76,9 @@ def _matches(kind: str, items: Items, given: Matches | None) -> Matches:
     """The positives of the queries that are in the gallery."""
     if kind == "own":
         return items.matches()
-    if kind == "given":
-        if given is None:
-            raise InputError("the protocol given needs a file of pairs; name one with --positives")
-        matches = given
-    else:
-        matches = _of_coco(kind, items)
+    if kind == "given" and given is None:
+        raise InputError("the protocol given needs a file of pairs; name one with --positives")
+    matches = given if kind == "given" else _of_coco(kind, items)
     inside = {direction: set(items.ids(direction)[0]) for direction in DIRECTIONS}
     kept = {
         d: {q: list(dict.fromkeys(of)) for q, of in of_query.items() if q in inside[d]}
@@ -105,21 +99,13 @@ def _of_coco(kind: str, items: Items) -> Matches:
             warnings.simplefilter("ignore")  # it would like a faster JSON
             from eccv_caption import Metrics
     except ImportError as error:
-        raise InputError(
-            f"the matches of {kind} come with the package eccv-caption; pip install eccv-caption"
-        ) from error
+        said = f"the matches of {kind} come with the package eccv-caption"
+        raise InputError(f"{said}; pip install eccv-caption") from error
     images = {coco_number(image_id): image_id for image_id in items.image_ids}
     matches = getattr(Metrics(), f"{kind}_gts")
-    return {
-        "i2t": {
-            images.get(image, str(image)): [str(text) for text in texts]
-            for image, texts in matches["i2t"].items()
-        },
-        "t2i": {
-            str(text): [images.get(image, str(image)) for image in of_text]
-            for text, of_text in matches["t2i"].items()
-        },
-    }
+    i2t = {images.get(i, str(i)): [*map(str, texts)] for i, texts in matches["i2t"].items()}
+    t2i = {str(t): [images.get(i, str(i)) for i in of] for t, of in matches["t2i"].items()}
+    return {"i2t": i2t, "t2i": t2i}
 
 
 def coco_number(image_id: str) -> int | None:
@@ -144,10 +130,10 @@ def _queries(system: System, matches: list[Matches]) -> list[dict[str, Queries]]
                 pair_2P, total_Q = pairs[direction][number]
                 place = {rows_of[query]: n for n, query in enumerate(of_query)}
                 query_P = np.array([place[row] for row in pair_2P[0]], np.int64)
-                parts = (torch.from_numpy(part) for part in (query_P, above_P, tied_P))
-                total_Q = torch.from_numpy(total_Q)
-                values = metrics_from_ranks.per_query(*parts, len(of_query), total_Q=total_Q)
-                values = {name: value_Q.numpy() for name, value_Q in values.items()}
+                parts = query_P, above_P, tied_P, total_Q
+                query, above, tied, total = map(torch.from_numpy, parts)
+                found = per_query(query, above, tied, len(of_query), total_Q=total)
+                values = {name: value_Q.numpy() for name, value_Q in found.items()}
                 ids = np.array(list(of_query))
                 out[number][direction] = Queries(ids, items.images_of(direction, ids), values)
     return out
@@ -155,12 +141,8 @@ def _queries(system: System, matches: list[Matches]) -> list[dict[str, Queries]]
 
 def _pairs(of_query: dict[str, list[str]], queries: dict, candidates: dict):
     """Rows (2, P) of queries and positives in the gallery, and how many each query has in all."""
-    found = [
-        (queries[query], candidates[match])
-        for query, of_one in of_query.items()
-        for match in of_one
-        if match in candidates
-    ]
+    every = ((query, match) for query, of_one in of_query.items() for match in of_one)
+    found = [(queries[q], candidates[match]) for q, match in every if match in candidates]
     total_Q = np.array([len(of_one) for of_one in of_query.values()], np.int64)
     return np.array(found, np.int64).reshape(-1, 2).T, total_Q
 
@@ -168,12 +150,13 @@ def _pairs(of_query: dict[str, list[str]], queries: dict, candidates: dict):
 def _result(name: str, folds: list[dict[str, Queries]], about: Protocol, resamples: int) -> Result:
     """Folds are equally large, so the mean of their means is the mean over all their queries."""
     joined = {d: _joined([fold[d] for fold in folds]) for d in folds[0]}
-    tables = figures(joined), bootstrap(joined, resamples)
-    if len(joined) < 2:
-        tables = tuple({k: v for k, v in table.items() if k != "rsum"} for table in tables)
+    means, between = figures(joined), bootstrap(joined, resamples)
+    left_out = ["rsum"] if len(joined) < 2 else []
     if len(folds) > 1:  # a median over folds is not their median
-        tables = tuple({k: v for k, v in table.items() if "MedR" not in k} for table in tables)
-    return Result(name, *tables, about)
+        left_out += [key for key in means if "MedR" in key]
+    for key in left_out:
+        means.pop(key), between.pop(key, None)
+    return Result(name, means, between, about)
 
 
 def _joined(parts: list[Queries]) -> Queries:

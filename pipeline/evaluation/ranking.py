@@ -32,8 +32,8 @@ class Ranked(NamedTuple):
     def of(cls, scores: Scores, direction: str, rows_Q, depth: int) -> "Ranked":
         pairs = scores.items.positives(direction, rows_Q)
         stand = scores.ranks(direction, rows_Q, pairs)
-        parts = (torch.from_numpy(part) for part in (pairs.query_P, *stand))
-        found = per_query(*parts, len(rows_Q), ks=DEPTHS)
+        query_P, above_P, tied_P = map(torch.from_numpy, (pairs.query_P, *stand))
+        found = per_query(query_P, above_P, tied_P, len(rows_Q), ks=DEPTHS)
         values = {name: found[name] for name in ("rank", *(f"R_at_{k}" for k in DEPTHS))}
         return cls(*scores.top(direction, rows_Q, depth), values)
 
@@ -69,10 +69,8 @@ def write(piece: Piece, scores: Scores) -> dict:
         kept_N = kept[direction == "i2t"]
         rows += _rows(direction, rows_Q, scores, relevance, kept_N, inputs["recipe"].evaluate)
     table = pa.Table.from_pylist(rows, schema=RANKING)
-    summary = {"split": inputs["split"], "queries": len(rows)}
-    return parquet.write_table(
-        piece.output, table, piece.fingerprint, summary, protocol=inputs["protocol"]
-    )
+    summary, protocol = {"split": inputs["split"], "queries": len(rows)}, inputs["protocol"]
+    return parquet.write_table(piece.output, table, piece.fingerprint, summary, protocol=protocol)
 
 
 def _rows(direction: str, rows_Q, scores: Scores, relevance, kept_N, settings) -> Iterator[dict]:
@@ -105,13 +103,11 @@ def _rows(direction: str, rows_Q, scores: Scores, relevance, kept_N, settings) -
 
 def queries(uris: list[str]) -> dict[str, Queries]:
     """Every query's own metrics, by direction."""
-    unread = ("candidate_id", "score")
-    names = [name for name in RANKING.names if name not in unread]
+    names = [name for name in RANKING.names if name not in ("candidate_id", "score")]
     table = parquet.read_tables(uris, names)
     columns = {name: table[name].to_numpy() for name in names}
-    query_ids, image_ids, directions = (
-        columns.pop(name).astype(str) for name in ("query_id", "image_id", "direction")
-    )
+    ids = ("query_id", "image_id", "direction")
+    query_ids, image_ids, directions = (columns.pop(name).astype(str) for name in ids)
     out = {}
     for direction in DIRECTIONS:
         asked = directions == direction

@@ -24,7 +24,7 @@ class RunItems(Items):
     def rows(self, direction: str) -> tuple[dict[str, int], dict[str, int]]:
         of_query = self.lists[direction]
         candidates = dict.fromkeys(c for of in of_query.values() for c in of)
-        return tuple({id_: n for n, id_ in enumerate(ids)} for ids in (of_query, candidates))
+        return {q: n for n, q in enumerate(of_query)}, {c: n for n, c in enumerate(candidates)}
 
     def images_of(self, direction: str, query_ids) -> np.ndarray:
         """The queries themselves: a run does not say whose caption one is."""
@@ -77,10 +77,8 @@ def read(i2t: str | None, t2i: str | None) -> RunScores:
                 query, _, candidate, _, score, _ = words
                 lists[direction].setdefault(query, {})[candidate] = float(score)
             except ValueError as error:
-                raise InputError(
-                    f"{uri} line {number} is {' '.join(words)!r}; write query Q0 candidate rank "
-                    "score tag"
-                ) from error
+                found = f"{uri} line {number} is {' '.join(words)!r}"
+                raise InputError(f"{found}; write query Q0 candidate rank score tag") from error
     return RunScores.of(lists)
 
 

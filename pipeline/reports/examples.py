@@ -26,9 +26,8 @@ class Examples:
         pictures: Pictures,
     ):
         self.settings, self.relevance, self.pictures = settings, relevance, pictures
-        self.rankings = {
-            label: {row["query_id"]: row for row in rows} for label, rows in rankings.items()
-        }
+        of = rankings.items()
+        self.rankings = {label: {row["query_id"]: row for row in rows} for label, rows in of}
         captions = relevance.captions
         self.column = {image_id: n for n, image_id in enumerate(captions.image_ids)}
         self.image_of = dict(zip(captions.caption_ids, captions.caption_image, strict=True))
@@ -37,10 +36,8 @@ class Examples:
     @functools.cached_property
     def ranks(self) -> dict[str, dict[str, float]]:
         """By ranking and caption, the rank of the caption's own image."""
-        return {
-            label: {caption_id: row["rank"] for caption_id, row in rows.items()}
-            for label, rows in self.rankings.items()
-        }
+        of = self.rankings.items()
+        return {label: {id_: row["rank"] for id_, row in rows.items()} for label, rows in of}
 
     def drawn(self) -> list[dict]:
         """A few captions drawn at random."""
@@ -87,11 +84,8 @@ class Examples:
     def thumbnails(self) -> dict[str, str]:
         """Data URIs of the pictures shown so far, by their short names."""
         side = next(side for most, side in SIDES if len(self.named) <= most)
-        made = {
-            name: self.pictures.thumbnail(image_id, side, QUALITY)
-            for image_id, name in self.named.items()
-        }
-        return {name: uri for name, uri in made.items() if uri}
+        made = ((name, self.pictures.thumbnail(i, side, QUALITY)) for i, name in self.named.items())
+        return {name: uri for name, uri in made if uri}
 
     def _queries(self, caption_ids: list[str], with_own: bool = False) -> list[dict]:
         return [self._query(caption_id, with_own) for caption_id in caption_ids]

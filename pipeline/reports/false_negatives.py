@@ -22,8 +22,8 @@ from pipeline.reports import render
 from pipeline.reports.pictures import thumbnail
 from pipeline.reports.render import Made, Page
 from pipeline.sharding.reading import Shards
-from pipeline.storage import parquet, run_folder, store
-from pipeline.storage.run_folder import RunFolder
+from pipeline.storage import csv_files, parquet, run_folder, store
+from pipeline.storage.run_folder import Files, RunFolder
 from schemas.settings import Recipe
 
 LAYOUT = 2  # counts up when the page changes, so that it is made again
@@ -63,19 +63,24 @@ def page(recipe: Recipe, root: str) -> Page:
 
 def versions(recipe: Recipe, root: str) -> list[str | None]:
     """Of the labels, and of all the caption vectors that are there."""
-    folders = [label_folder(recipe, root), *encoder_folders(root).values()]
-    return [(run_folder.read_index(folder) or {}).get("version") for folder in folders]
+    labels = run_folder.read_index(label_folder(recipe, root)) or {}
+    return [labels.get("version"), *(files.version for files in embeddings(root).values())]
 
 
 def label_folder(recipe: Recipe, root: str) -> str:
     return RunFolder(root).folder("label", encoder_label(recipe.embed.encoder))
 
 
-def encoder_folders(root: str) -> dict[str, str]:
-    """Folders of the encoders whose embeddings are there, by name."""
-    folder = RunFolder(root).folder("embed")
-    found = {name: store.join(folder, name) for name in store.list_folders(folder)}
-    return {name: uri for name, uri in found.items() if run_folder.read_index(uri)}
+def labels_of(recipe: Recipe, root: str) -> Files:
+    """The lists of relevance of a finished `halftone label`."""
+    return RunFolder(root).files("label", encoder_label(recipe.embed.encoder))
+
+
+def embeddings(root: str) -> dict[str, Files]:
+    """The caption vectors that are there, by encoder."""
+    run = RunFolder(root)
+    names = [n for n in store.list_folders(run.folder("embed")) if run.known("embed", n)]
+    return {name: run.files("embed", name) for name in names}
 
 
 def html(found: list[Suspect], recipe: Recipe, root: str, version: str) -> str:
@@ -110,17 +115,13 @@ def table(found: list[Suspect], recipe: Recipe, root: str) -> str:
     writer.writerows(row for row in rows if row.get("relevance"))
     for suspect in found:
         for caption_id in suspect.caption_ids:
-            writer.writerow(
-                {
-                    "image_id": suspect.image_id,
-                    "caption_id": caption_id,
-                    "label": f"{suspect.label:.4f}",
-                    "split": suspect.split,
-                    "caption": suspect.caption,
-                    "image_captions": " | ".join(suspect.captions),
-                    **{f"cosine {name}": f"{c:.4f}" for name, c in suspect.cosines.items()},
-                }
-            )
+            row = {
+                **{"image_id": suspect.image_id, "caption_id": caption_id},
+                **{"label": f"{suspect.label:.4f}", "split": suspect.split},
+                **{"caption": suspect.caption, "image_captions": " | ".join(suspect.captions)},
+            }
+            cosines = {f"cosine {name}": f"{c:.4f}" for name, c in suspect.cosines.items()}
+            writer.writerow(row | cosines)
     return text.getvalue()
 
 
@@ -129,9 +130,8 @@ def _lines(recipe: Recipe, root: str) -> tuple[list[dict], list[str]]:
     uri = store.join(label_folder(recipe, root), TABLE)
     if not store.exists(uri):
         return [], []
-    reader = csv.DictReader(io.StringIO(store.read_bytes(uri).decode("utf-8-sig"), newline=""))
-    rows = [{k: v for k, v in row.items() if k is not None} for row in reader]
-    return rows, list(reader.fieldnames or ())
+    header, lines = csv_files.table(uri, "the table of false negatives")
+    return [dict(zip(header, cells, strict=False)) for _, cells in lines], header
 
 
 def undecided(recipe: Recipe, root: str) -> list[dict]:
@@ -158,24 +158,22 @@ def _decided(recipe: Recipe, root: str) -> set[tuple[str, str]]:
 
 def suspects(recipe: Recipe, root: str) -> list[Suspect]:
     """The most relevant annotated negatives of every split that nobody has decided."""
-    index = run_folder.need_index(label_folder(recipe, root), "label")
+    lists = labels_of(recipe, root)
     decided, shards = _decided(recipe, root), Shards(root)
     out: list[Suspect] = []
-    for split in dict.fromkeys(entry["split"] for entry in index["pieces"]):
-        pairs = _pairs(recipe, root, run_folder.of_split(index, split), decided)
+    for split in dict.fromkeys(entry["split"] for entry in lists.entries):
+        pairs = _pairs(recipe, root, lists.of_split(split), decided)
         out += _shown(pairs, split, shards, recipe, root)
     return out
 
 
-def _pairs(recipe: Recipe, root: str, entries: list[dict], decided: set) -> list[tuple]:
+def _pairs(recipe: Recipe, root: str, lists: Files, decided: set) -> list[tuple]:
     """(relevance, image id, caption id, the caption's own image) of a split's best candidates."""
-    uris = [store.join(embed.folder_of(recipe, root), f"{e['name']}.parquet") for e in entries]
-    tables = [parquet.read_table(uri, ["caption_id", "image_id"]) for uri in uris]
-    ids = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+    captions_of = embed.files(recipe, root).only(lists.names)
+    ids = parquet.read_tables(captions_of.uris, ["caption_id", "image_id"])
     own = ids["image_id"].to_pylist()
     images = list(dict.fromkeys(own))
-    keep = OFTEN * recipe.label.suspects + len(decided)
-    best_P, image_P, caption_P = _best(label_folder(recipe, root), entries, keep)
+    best_P, image_P, caption_P = _best(lists, OFTEN * recipe.label.suspects + len(decided))
     captions = ids["caption_id"].take(caption_P).to_pylist()
     found = zip(best_P.tolist(), image_P.tolist(), caption_P.tolist(), captions, strict=True)
     return [
@@ -185,12 +183,12 @@ def _pairs(recipe: Recipe, root: str, entries: list[dict], decided: set) -> list
     ]
 
 
-def _best(folder: str, entries: list[dict], keep: int) -> tuple[np.ndarray, ...]:
+def _best(files: Files, keep: int) -> tuple[np.ndarray, ...]:
     """Relevance, image row and caption row of the most relevant pairs in a split's lists."""
     best: list[np.ndarray] = [np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)]
     seen = {"i2t": 0, "t2i": 0}  # queries of the shards before
-    for entry in entries:
-        lists = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"))
+    for uri in files.uris:
+        lists = parquet.read_table(uri)
         for direction in seen:
             rows = lists.filter(pc.equal(lists["direction"], direction))
             candidates = rows["candidate"].combine_chunks()
@@ -244,13 +242,9 @@ def _cosines(pairs: list[tuple[str, str, str]], split: str, recipe: Recipe, root
     """By encoder, the cosine of every (image, caption): max or mean over the image's captions."""
     wanted = pa.array(list({image for image_id, _, own in pairs for image in (image_id, own)}))
     out: dict[str, dict[tuple[str, str], float]] = {}
-    for name, folder in encoder_folders(root).items():
-        index = run_folder.need_index(folder, "embed")
-        tables = []
-        for entry in run_folder.of_split(index, split):
-            part = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"))
-            tables.append(part.filter(pc.is_in(part["image_id"], wanted)))
-        captions = Captions(pa.concat_tables([t.replace_schema_metadata() for t in tables]))
+    for name, files in embeddings(root).items():
+        keep = pc.field("image_id").isin(wanted)
+        captions = Captions(parquet.read_tables(files.of_split(split).uris, keep=keep))
         row = {caption_id: n for n, caption_id in enumerate(captions.caption_ids)}
         out[name] = {}
         for image_id, caption_id, _ in pairs:

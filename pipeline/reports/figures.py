@@ -36,22 +36,21 @@ def curves(histories: dict[str, list[dict]]) -> Iterator[Figure]:
         yield Figure("val", svg, "rSum on val after every epoch")
 
 
-def spread(histograms: dict, caption: str) -> Figure:
+def spread(histograms: dict, caption: str, said: str = "share of pairs") -> Figure:
     """How label relevance is spread, over negatives and over held-out positives."""
     pairs = {
         "annotated negatives": histograms["histogram_negatives"],
         "positives (a caption against its siblings)": histograms["histogram_positives"],
     }
-    draw = shares(pairs, "share of pairs")
-    return Figure("relevance", render.figure(draw), caption)
+    return Figure("relevance", render.figure(shares(pairs, said)), caption)
 
 
 def shares(counts_by_name: dict[str, list], label: str = "share"):
     """What draws histograms over [0, 1], each as shares of its sum."""
 
     def draw(axes) -> None:
-        for name, counts in counts_by_name.items():
-            counts = np.array(counts, float)
+        for name, given in counts_by_name.items():
+            counts = np.array(given, float)
             if counts.sum():
                 edges = np.linspace(0, 1, len(counts) + 1)
                 axes.stairs(counts / counts.sum(), edges, label=name, fill=True, alpha=0.55)
@@ -72,9 +71,8 @@ def recall(rankings: dict[str, pa.Table], relevance: GradedRelevance) -> Figure:
         for label, recall_B in curves.items():
             style = "--" if label.endswith("re-ranked") else "-"
             known = np.isfinite(recall_B)
-            axes.plot(
-                middles[known], recall_B[known], style, marker=".", label=label, linewidth=1.4
-            )
+            points = middles[known], recall_B[known], style
+            axes.plot(*points, marker=".", label=label, linewidth=1.4)
         chance = DEPTH / len(relevance.captions.image_ids)
         axes.axhline(chance, linewidth=0.8, linestyle=":", color="gray", label="chance")
         axes.set_xlim(0, 1)

@@ -16,12 +16,12 @@ from pipeline.labels import label
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.maps import cosine_map
 from pipeline.reports import render
-from pipeline.reports.false_negatives import encoder_folders, label_folder, versions
-from pipeline.reports.figures import shares
+from pipeline.reports.false_negatives import embeddings, label_folder, labels_of, versions
+from pipeline.reports.figures import shares, spread
 from pipeline.reports.pictures import spaced, thumbnail
 from pipeline.reports.render import Figure, Made, Page
 from pipeline.sharding.reading import Shards
-from pipeline.storage import parquet, run_folder, store
+from pipeline.storage import parquet, store
 from schemas.settings import LabelSettings, Recipe
 
 LAYOUT = 2  # counts up when the page changes, so that it is made again
@@ -48,34 +48,27 @@ class Report:
 
     def __init__(self, recipe: Recipe, root: str):
         self.recipe, self.root = recipe, root
-        self.folder = label_folder(recipe, root)
-        self.index = run_folder.need_index(self.folder, "label")
-        self.names = list(dict.fromkeys(e["split"] for e in self.index["pieces"] if e["queries"]))
+        self.files = labels_of(recipe, root)
+        self.names = list(dict.fromkeys(e["split"] for e in self.files.entries if e["queries"]))
         self.lists = {name: self._lists(name) for name in self.names}
         self.samples = {name: Samples(name, root) for name in self.names}
 
     def _lists(self, split: str) -> list[dict]:
         """Of every direction: queries, entropy, best negatives, and the share of near ones."""
         found: dict = {}
-        for entry in run_folder.of_split(self.index, split):
-            lists = parquet.read_table(store.join(self.folder, f"{entry['name']}.parquet"))
+        for uri in self.files.of_split(split).uris:
+            lists = parquet.read_table(uri)
             for direction in self.recipe.label.lists:
                 column = lists.filter(pc.equal(lists["direction"], direction))["relevance"]
                 found.setdefault(direction, []).append(of_lists(column.combine_chunks()))
         out = []
         for direction, parts in found.items():
             entropy, best = (np.concatenate(column) for column in zip(*parts, strict=True))
-            if len(best):
-                out.append(
-                    {
-                        "direction": direction,
-                        "queries": len(best),
-                        "entropy": float(entropy.mean()),
-                        "median": float(np.median(best)),
-                        "near": float((best >= self.near).mean()),
-                        "best": np.histogram(best, bins=BINS, range=(0, 1))[0],
-                    }
-                )
+            if not len(best):
+                continue
+            about = {"direction": direction, "queries": len(best), "entropy": float(entropy.mean())}
+            about |= {"median": float(np.median(best)), "near": float((best >= self.near).mean())}
+            out.append(about | {"best": np.histogram(best, bins=BINS, range=(0, 1))[0]})
         return out
 
     @functools.cached_property
@@ -89,10 +82,9 @@ class Report:
         out: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
         for split, sample in self.samples.items():
             cosines = {name: sample.cosine(name, self.recipe.label) for name in sample.encoders}
-            for pair in itertools.combinations(cosines, 2):
-                spearman, overlap = agree(*(cosines[name] for name in pair), sample.other_MN)
-                found = {"spearman": spearman, "overlap": overlap}
-                out.setdefault(pair, {})[split] = found
+            for one, other in itertools.combinations(cosines, 2):
+                rho, overlap = agree(cosines[one], cosines[other], sample.other_MN)
+                out.setdefault((one, other), {})[split] = {"spearman": rho, "overlap": overlap}
         return out
 
     def metrics(self) -> dict[str, float]:
@@ -135,26 +127,21 @@ class Report:
         )
 
     def _figures(self, split: str) -> list[Figure]:
-        histograms = label.histograms(self.index["pieces"])
-        spread = histograms["splits"][split]
-        pairs = {
-            "annotated negatives": spread["histogram_negatives"],
-            "positives (a caption against its siblings)": spread["histogram_positives"],
-        }
+        histograms = label.histograms(list(self.files.entries))["splits"][split]
         best = {f"best of {found['direction']}": found["best"] for found in self.lists[split]}
-        said = ("all pairs", "the most relevant negative of every query")
+        about = f"{split}: the most relevant negative of every query"
         return [
-            Figure("relevance", render.figure(shares(counts)), f"{split}: {about}")
-            for counts, about in zip((pairs, best), said, strict=True)
+            spread(histograms, f"{split}: all pairs", "share"),
+            Figure("relevance", render.figure(shares(best)), about),
         ]
 
     def _tenths(self, split: str = "") -> list[dict]:
         """Of every tenth of relevance its share of the negatives, and examples."""
         if not split:
             return []
-        encoder = store.name_of(self.folder)
-        spread = label.histograms(self.index["pieces"])["splits"][split]["histogram_negatives"]
-        counts = np.array(spread).reshape(10, -1).sum(1)
+        encoder = store.name_of(self.files.folder)
+        histograms = label.histograms(list(self.files.entries))["splits"][split]
+        counts = np.array(histograms["histogram_negatives"]).reshape(10, -1).sum(1)
         sample, shards = self.samples[split], Shards(self.root)
         r_MN = sample.relevance(encoder, self.recipe.label)
         out = []
@@ -162,18 +149,11 @@ class Report:
             low, high = n / 10, (n + 1) / 10
             inside_MN = sample.other_MN & (r_MN >= low) & ((r_MN < high) | (n == 9))
             pairs = torch.nonzero(inside_MN)
-            out.append(
-                {
-                    "low": low,
-                    "high": high,
-                    "middle": low + 0.05,
-                    "share": float(count / max(1, counts.sum())),
-                    "pairs": [
-                        self._example(shards, sample, r_MN, *pairs[p])
-                        for p in spaced(len(pairs), EXAMPLES)
-                    ],
-                }
-            )
+            some = pairs[spaced(len(pairs), EXAMPLES)]
+            shown = [self._example(shards, sample, r_MN, m, n) for m, n in some]
+            share = float(count / max(1, counts.sum()))
+            about = {"low": low, "high": high, "middle": low + 0.05, "share": share}
+            out.append({**about, "pairs": shown})
         return out[::-1]
 
     def _example(self, shards: Shards, sample: "Samples", r_MN, m, n) -> dict:
@@ -220,9 +200,9 @@ class Samples:
     """Evenly spaced images and captions of a split, and how any encoder compares them."""
 
     def __init__(self, split: str, root: str):
-        self.split = split
-        self.encoders = encoder_folders(root)
-        ids = self._read(next(iter(self.encoders)), ["caption_id", "image_id"])
+        self.encoders = {name: f.of_split(split) for name, f in embeddings(root).items()}
+        files = next(iter(self.encoders.values()))
+        ids = parquet.read_tables(files.uris, ["caption_id", "image_id"])
         images = ids["image_id"].unique()
         self.image_count, self.caption_count = len(images), len(ids)
         self.images: list[str] = images.take(spaced(len(images), IMAGES)).to_pylist()
@@ -232,17 +212,11 @@ class Samples:
         image_M1 = np.array(self.images)[:, None]
         self.other_MN = torch.from_numpy(image_M1 != np.array(self.own)[None, :])
 
-    def _read(self, encoder: str, columns: list[str] | None = None, keep=None) -> pa.Table:
-        folder = self.encoders[encoder]
-        parts = []
-        for entry in run_folder.of_split(run_folder.need_index(folder, "embed"), self.split):
-            part = parquet.read_table(store.join(folder, f"{entry['name']}.parquet"), columns)
-            parts.append(part.filter(keep) if keep is not None else part)
-        return pa.concat_tables([part.replace_schema_metadata() for part in parts])
-
     def relevance(self, encoder: str, settings: LabelSettings) -> torch.Tensor:
         """Relevance (M, N) of the sampled images to the sampled captions."""
-        captions = self._captions(encoder)
+        mine = pc.field("image_id").isin(self.images)
+        wanted = mine | pc.field("caption_id").isin(self.captions)
+        captions = Captions(parquet.read_tables(self.encoders[encoder].uris, keep=wanted))
         row = {caption_id: n for n, caption_id in enumerate(captions.caption_ids)}
         rows_MC, mask_MC = captions.captions_of(self.images)
         texts_ND = captions.vectors[[row[caption_id] for caption_id in self.captions]]
@@ -251,8 +225,3 @@ class Samples:
     def cosine(self, encoder: str, settings: LabelSettings) -> torch.Tensor:
         """Cosine (M, N), as (1 + c) / 2, of the sampled images and captions."""
         return self.relevance(encoder, LabelSettings(map="half", reduce=settings.reduce))
-
-    def _captions(self, encoder: str) -> Captions:
-        mine = pc.field("image_id").isin(self.images)
-        wanted = mine | pc.field("caption_id").isin(self.captions)
-        return Captions(self._read(encoder, keep=wanted))

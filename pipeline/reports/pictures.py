@@ -18,11 +18,8 @@ class Pictures:
 
     def __init__(self, root: str, split: str):
         self.samples = {sample.image_id: sample for sample in Shards(root).samples(split)}
-        self.captions = {
-            caption["caption_id"]: caption["text"]
-            for sample in self.samples.values()
-            for caption in sample.captions
-        }
+        captions = (caption for sample in self.samples.values() for caption in sample.captions)
+        self.captions = {caption["caption_id"]: caption["text"] for caption in captions}
 
     def caption_texts(self, image_id: str) -> list[str]:
         return [caption["text"] for caption in self.samples[image_id].captions]

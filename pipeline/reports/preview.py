@@ -1,6 +1,7 @@
 """A contact sheet of a split: pictures with their captions, and what was rejected and why."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,8 +10,8 @@ from pipeline.reports import render
 from pipeline.reports.pictures import data_uri, small, spaced
 from pipeline.reports.render import Made, Page
 from pipeline.sharding.reading import COLUMNS, Sample, Shards
-from pipeline.storage import parquet, run_folder, store
-from pipeline.storage.run_folder import RunFolder
+from pipeline.storage import parquet, store
+from pipeline.storage.run_folder import Files, RunFolder
 
 LAYOUT = 1  # counts up when the page changes, so that it is made again
 SIDE = 256  # pixels of a picture's longer side
@@ -20,23 +21,23 @@ REJECTED = 60  # rejected samples that are shown
 def page(root: str, split: str, images: int) -> Page:
     """The page of a split in the run folder."""
     uri = store.join(root, f"preview-{split}.html")
-    depends = [run_folder.version(entries(root, split)), split, images]
+    depends = [files(root, split).version, split, images]
     return Page(uri, LAYOUT, depends, lambda version: Made(html(root, split, images, version)))
 
 
-def entries(root: str, split: str) -> list[dict]:
-    """The index's entries of a split's shards, or a sentence that names the splits."""
-    index = RunFolder(root).index("shard")
-    found = run_folder.of_split(index, split)
-    if not found:
-        known = dict.fromkeys(entry["split"] for entry in index["pieces"])
+def files(root: str, split: str) -> Files:
+    """The sidecars of a split's shards, or a sentence that names the splits."""
+    every = RunFolder(root).files("shard")
+    if not (found := every.of_split(split)):
+        known = dict.fromkeys(entry["split"] for entry in every.entries)
         raise InputError(f"no split {split!r} in {root}{did_you_mean(split, known)}")
     return found
 
 
 def html(root: str, split: str, images: int, version: str = "") -> str:
     """The page of `images` samples, evenly spaced over the split's shards."""
-    shards, found = Shards(root), entries(root, split)
+    shards, sidecars = Shards(root), files(root, split)
+    found = sidecars.entries
     reasons = sum((Counter(entry["rejected"]) for entry in found), Counter())
     return render.render(
         "preview.html.j2",
@@ -53,11 +54,11 @@ def html(root: str, split: str, images: int, version: str = "") -> str:
             for row in shards.table(name, COLUMNS).take(rows).to_pylist()
         ],
         reasons=reasons.most_common(),
-        rejected=_rejected(shards, found),
+        rejected=_rejected(sidecars),
     )
 
 
-def _spaced(found: list[dict], images: int) -> dict[str, list[int]]:
+def _spaced(found: Sequence[dict], images: int) -> dict[str, list[int]]:
     """Rows by shard of evenly spaced samples, the split's first and last among them."""
     counts = np.array([entry["samples"] for entry in found])
     ends = np.cumsum(counts)
@@ -70,27 +71,20 @@ def _spaced(found: list[dict], images: int) -> dict[str, list[int]]:
 
 def _card(shards: Shards, name: str, row: dict) -> dict:
     sample = Sample(**row, tar=shards.tar(name))
-    about = {
-        "id": sample.image_id,
-        "shard": name,
-        "captions": [caption["text"] for caption in sample.captions],
-    }
-    loaded = sample.load()
+    texts, loaded = [caption["text"] for caption in sample.captions], sample.load()
+    about = {"id": sample.image_id, "shard": name, "captions": texts}
     if isinstance(loaded, np.ndarray):
         return about | {"size": " × ".join(map(str, loaded.shape)), "picture": None}
     size = f"{loaded.width} × {loaded.height}"
     return about | {"size": size, "picture": data_uri(small(loaded, SIDE))}
 
 
-def _rejected(shards: Shards, found: list[dict]) -> list[dict]:
+def _rejected(sidecars: Files) -> list[dict]:
     """The first rejected samples, with their reasons."""
     out: list[dict] = []
-    columns = ["image_id", "uri", "captions", "reason"]
-    for name in (entry["name"] for entry in found if entry["rejected"]):
-        sidecar = shards.tar(name).removesuffix(".tar") + ".parquet"
-        table = parquet.read_table(sidecar, columns)
-        rows = table.filter(table["reason"].is_valid()).to_pylist()
-        out += [{**row, "shard": name} for row in rows]
-        if len(out) >= REJECTED:
-            break
+    for entry, uri in zip(sidecars.entries, sidecars.uris, strict=True):
+        if entry["rejected"] and len(out) < REJECTED:
+            table = parquet.read_table(uri, ["image_id", "uri", "captions", "reason"])
+            rows = table.filter(table["reason"].is_valid()).to_pylist()
+            out += [{**row, "shard": entry["name"]} for row in rows]
     return out[:REJECTED]

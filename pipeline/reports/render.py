@@ -9,20 +9,13 @@ import jinja2
 
 from pipeline.storage import store
 
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.reports", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+LOADER = jinja2.PackageLoader("pipeline.reports", "templates")
+TEMPLATES = jinja2.Environment(loader=LOADER, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def render(template: str, **values) -> str:
     """The page of a template in templates/; `version` says what it was made from."""
-    return _environment().get_template(template).render(**values)
+    return TEMPLATES.get_template(template).render(**values)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -92,22 +93,24 @@ def _comparable(of_model: dict[str, Result]) -> Protocol | None:
 
 def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], version: str) -> Made:
     """The page and its figures; pictures and examples are of the last model."""
-    facts, histograms = _facts(recipe, root), _histograms(recipe, root)
-    rankings = {
-        result.label: _captions(RunFolder(root).files(stage, name))
-        for name, of_model in models.items()
-        for stage, result in of_model.items()
-    }
+    run, label = RunFolder(root), encoder_label(recipe.embed.encoder)
+    splits = store.read_json(run.folder("label", label, "histograms.json"))["splits"]
+    # Relevance in the train split, or in the evaluated one where there is none.
+    histograms = splits.get("train") or splits[recipe.evaluate.split]
+    uris = {name: run.folder("train", name, "history.json") for name in models}
+    histories = {name: store.read_json(uri)["records"] for name, uri in uris.items()}
+    rankings = {}
+    for name, of_model in models.items():
+        rankings |= {r.label: _captions(run.files(s, name)) for s, r in of_model.items()}
     relevance = GradedRelevance(judge_of(recipe, root))
     drawn = [
-        *figures.curves(_histories(root, list(models))),
+        *figures.curves(histories),
         figures.spread(histograms, f"Relevance by {recipe.embed.encoder}, map {recipe.label.map}"),
         figures.recall(rankings, relevance),
     ]
     *_, (name, of_model) = models.items()
     mine = {STAGES[stage]: rankings[r.label].to_pylist() for stage, r in of_model.items()}
-    pictures = Pictures(root, recipe.evaluate.split)
-    examples = Examples(recipe.report, mine, relevance, pictures)
+    examples = Examples(recipe.report, mine, relevance, Pictures(root, recipe.evaluate.split))
     found = [result for of_model in models.values() for result in of_model.values()]
     columns, rows = tables.models(found)
     protocol, truth = found[-1].protocol, any("true" in column for column in columns)
@@ -125,7 +128,7 @@ def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], vers
         model=name,
         shade="true relevance" if truth else f"relevance by {protocol.label_encoder}",
         encoder=recipe.embed.encoder,
-        facts=facts,
+        facts=_facts(recipe, root),
         **examples.shown(undecided),
     )
     return Made(html, figures=drawn)
@@ -137,24 +140,11 @@ def _captions(files: Files) -> pa.Table:
     return table.filter(pc.equal(table["direction"], "t2i"))
 
 
-def _histories(root: str, names: list[str]) -> dict[str, list[dict]]:
-    """The records of the models' trainings."""
-    uris = {name: RunFolder(root).folder("train", name, "history.json") for name in names}
-    return {name: store.read_json(uri)["records"] for name, uri in uris.items()}
-
-
-def _histograms(recipe: Recipe, root: str) -> dict:
-    """Of relevance in the train split, or in the evaluated one where there is none."""
-    folder = RunFolder(root).folder("label", encoder_label(recipe.embed.encoder))
-    splits = store.read_json(store.join(folder, "histograms.json"))["splits"]
-    return splits.get("train") or splits[recipe.evaluate.split]
-
-
 def _facts(recipe: Recipe, root: str) -> list[tuple[str, str]]:
     shards = RunFolder(root).index("shard")
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for entry in shards["pieces"]:
-        counts[entry["split"]] = counts.get(entry["split"], 0) + entry["samples"]
+        counts[entry["split"]] += entry["samples"]
     sections = recipe.model_dump(mode="json")
     return [
         ("data version", shards["version"]),

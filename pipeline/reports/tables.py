@@ -48,10 +48,11 @@ def interval(result: Result, name: str, form: str = "[{}, {}]") -> str:
 
 def _recalls(metrics: dict[str, float]) -> list[str]:
     """A cell for each direction: R@1, R@5 and R@10 in percent."""
-    return [
-        " ".join(f"{figure(name, metrics[name]):>4}" for name in names)
-        for names in ([f"{d}_R_at_{k}" for k in (1, 5, 10)] for d in ("i2t", "t2i"))
-    ]
+    cells = []
+    for direction in ("i2t", "t2i"):
+        names = [f"{direction}_R_at_{k}" for k in (1, 5, 10)]
+        cells.append(" ".join(f"{figure(name, metrics[name]):>4}" for name in names))
+    return cells
 
 
 # ---- one system --------------------------------------------------------------------------------
@@ -59,10 +60,8 @@ def _recalls(metrics: dict[str, float]) -> list[str]:
 
 def figures(result: Result, title: str = "value") -> Table:
     """A row a figure: its name, value and interval."""
-    rows = [
-        [name, figure(name, value), interval(result, name) or "–"]
-        for name, value in result.metrics.items()
-    ]
+    found = result.metrics.items()
+    rows = [[name, figure(name, value), interval(result, name) or "–"] for name, value in found]
     return ["", title, "95 %"], rows
 
 
@@ -90,14 +89,12 @@ def models(results: list[Result]) -> tuple[list[str], list[list[dict]]]:
         for key in shown:
             pick = min if key in LOWER_IS_BETTER else max
             values = [metrics[key] for metrics in rivals if key in metrics]
-            known = key in result.metrics
-            row.append(
-                {
-                    "text": figure(key, result.metrics[key]) if known else "–",
-                    "interval": interval(result, key, "{}–{}") if known else "",
-                    "best": len(values) > 1 and result.metrics.get(key) == pick(values),
-                }
-            )
+            cell = {"text": "–", "interval": ""}
+            if key in result.metrics:
+                cell["text"] = figure(key, result.metrics[key])
+                cell["interval"] = interval(result, key, "{}–{}")
+            best = len(values) > 1 and result.metrics.get(key) == pick(values)
+            row.append({**cell, "best": best})
         rows.append(row)
     return [""] + [COLUMNS[key] for key in shown], rows
 
@@ -118,8 +115,8 @@ def seeds(results: list[Result]) -> Table:
     """Mean ± standard deviation over the training seeds of models named NAME.seedN."""
     groups: dict[str, list[dict[str, float]]] = {}
     for result in results:
-        if found := SEEDED.fullmatch(result.label):
-            label = found["model"] + (found["rest"] or "")
+        if named := SEEDED.fullmatch(result.label):
+            label = named["model"] + (named["rest"] or "")
             groups.setdefault(label, []).append(result.metrics)
     groups = {label: found for label, found in groups.items() if len(found) > 1}
     titles = {"rsum": "rSum"}

@@ -56,18 +56,13 @@ class SearchIndex:
     def find_all(self, queries: Sequence[Query]) -> list[list[Hit]]:
         """The hits of every query; texts go through the models together."""
         texts = [query for query in queries if query.picture is None]
-        vectors_QD = self._text_vectors([q.text for q in texts]) if texts else None
-        found = iter(self._images_near(texts, vectors_QD) if texts else ())
+        if not all(query.text.strip() for query in texts):
+            raise InputError("the query is empty; write what you look for")
+        found = iter(self._images_near(texts) if texts else ())
         return [
             next(found) if q.picture is None else self._captions_near(q, self._picture_vector(q))
             for q in queries
         ]
-
-    def _text_vectors(self, texts: list[str]) -> torch.Tensor:
-        """The model's vectors (Q, D) of texts."""
-        if not all(text.strip() for text in texts):
-            raise InputError("the query is empty; write what you look for")
-        return self._model.embed_texts(texts)
 
     def _picture_vector(self, query: Query) -> torch.Tensor:
         """The model's vector (D,) of a picture, which is treated as those of the shards are."""
@@ -76,12 +71,12 @@ class SearchIndex:
         except Rejected as reason:
             raise InputError(f"the query is no picture Pillow can read: {reason}") from reason
         except (RuntimeError, ValueError) as error:
-            pixels = self.recipe.model.image == "pixels"
-            kind = "images" if pixels else "region features (.npy)"
+            kind = "images" if self.recipe.model.image == "pixels" else "region features (.npy)"
             raise InputError(f"model {self.name} takes {kind}; the query is neither") from error
 
-    def _images_near(self, queries: list[Query], vectors_QD: torch.Tensor) -> list[list[Hit]]:
+    def _images_near(self, queries: list[Query]) -> list[list[Hit]]:
         ids, captions = self.items.image_ids, self.pictures.caption_texts
+        vectors_QD = self._model.embed_texts([query.text for query in queries])
         nearest = _nearest(queries, vectors_QD, self.scores.images, self._images_with)
         found = [
             [Hit(ids[row], ids[row], captions(ids[row])[0], score) for score, row in near]
@@ -97,10 +92,8 @@ class SearchIndex:
     def _captions_near(self, query: Query, vector_D: torch.Tensor) -> list[Hit]:
         ids, images = self.items.text_ids, self.items.text_image_ids
         (near,) = _nearest([query], vector_D[None], self.scores.texts, self._captions_with)
-        return [
-            Hit(ids[row], images[row], self.pictures.captions[ids[row]], score)
-            for score, row in near
-        ]
+        texts = self.pictures.captions
+        return [Hit(ids[row], images[row], texts[ids[row]], score) for score, row in near]
 
     def _shaded(self, answers: list[tuple[str, list[Hit]]]) -> list[list[Hit]]:
         """The hits with the relevance that the sentence encoder gives their images to a text."""
@@ -111,8 +104,8 @@ class SearchIndex:
             rows_MC, mask_MC = self._captions.captions_of([hit.image_id for hit in hits])
             captions_MCD = self._captions.vectors[rows_MC]
             r_M1 = relevance_of(captions_MCD, vector_D[None], self.recipe.label, mask_MC=mask_MC)
-            values = r_M1[:, 0].tolist()
-            out.append([replace(h, relevance=r) for h, r in zip(hits, values, strict=True)])
+            told = zip(hits, r_M1[:, 0].tolist(), strict=True)
+            out.append([replace(hit, relevance=relevance) for hit, relevance in told])
         return out
 
     @functools.cached_property
@@ -133,13 +126,10 @@ class SearchIndex:
     def _images_with(self, query: Query) -> torch.Tensor:
         """Rows of the images that a query's filters let through."""
         words, without = _words(query.words), _words(query.without)
-        having, barred = set(), set()
-        for image_id, found in zip(self.items.text_image_ids, self._caption_words, strict=True):
-            if words <= found:
-                having.add(image_id)
-            if without & found:
-                barred.add(image_id)
-        kept = [image_id in having - barred for image_id in self.items.image_ids]
+        captions = list(zip(self.items.text_image_ids, self._caption_words, strict=True))
+        left = {image_id for image_id, found in captions if words <= found}
+        left -= {image_id for image_id, found in captions if without & found}
+        kept = [image_id in left for image_id in self.items.image_ids]
         return torch.tensor(kept, dtype=torch.bool).nonzero()[:, 0]
 
     def shown(self, hits: list[Hit]) -> list[Hit]:
@@ -152,8 +142,7 @@ def _nearest(queries, vectors_QD, candidates_ND, rows_with) -> list[list[tuple[f
     out: list = [None] * len(queries)
     free = [i for i, q in enumerate(queries) if not q.words.strip() and not q.without.strip()]
     if free:
-        most = max(queries[i].top for i in free)
-        scores, rows = top_k(vectors_QD[free], candidates_ND, most)
+        scores, rows = top_k(vectors_QD[free], candidates_ND, max(queries[i].top for i in free))
         for i, s, r in zip(free, scores.tolist(), rows.tolist(), strict=True):
             out[i] = list(zip(s, r, strict=True))
     for i in set(range(len(queries))) - set(free):

@@ -51,11 +51,9 @@ def depends_on(recipe: Recipe, root: str, name: str) -> list:
 
 def html(index: SearchIndex, queries: list[Query], found: list[list[Hit]], version: str) -> str:
     """The page: every query with what is nearest."""
-    written_for = {
-        text: image_id
-        for image_id in index.items.image_ids
-        for text in index.pictures.caption_texts(image_id)
-    }
+    written_for = {}
+    for image_id in index.items.image_ids:
+        written_for |= dict.fromkeys(index.pictures.caption_texts(image_id), image_id)
     shown = []
     for query, hits in zip(queries, found, strict=True):
         own = written_for.get(query.text)

@@ -115,8 +115,22 @@ class Service:
                 shown["picture"] = preview(query.picture)
         except HTTPException as refused:
             error, status = refused.detail, refused.status_code
-        asked = request.query_params
-        return HTMLResponse(self._html(asked, shown, error), status, HEADERS)
+        recipe = self.gallery.recipe
+        html = render.render(
+            "serve.html.j2",
+            version="serve",
+            data=recipe.name,
+            model=self.gallery.name,
+            split=recipe.evaluate.split,
+            images=len(self.row),
+            pixels=recipe.model.image != "regions",
+            examples=self.examples,
+            asked=request.query_params,
+            top=self.settings.top,
+            shown=shown,
+            error=error,
+        )
+        return HTMLResponse(html, status, HEADERS)
 
     async def json(self, request: Request) -> Response:
         """{"model", "hits"} for programs."""
@@ -186,23 +200,6 @@ class Service:
             return None
         return pictures.jpeg(pictures.small(sample.load(), SIDE), 85)
 
-    def _html(self, asked, shown: dict | None, error: str | None) -> str:
-        recipe = self.gallery.recipe
-        return render.render(
-            "serve.html.j2",
-            version="serve",
-            data=recipe.name,
-            model=self.gallery.name,
-            split=recipe.evaluate.split,
-            images=len(self.row),
-            pixels=recipe.model.image != "regions",
-            examples=self.examples,
-            asked=asked,
-            top=self.settings.top,
-            shown=shown,
-            error=error,
-        )
-
     @functools.cached_property
     def examples(self) -> list[str]:
         """A few captions of the gallery, to begin with."""
@@ -238,14 +235,10 @@ async def _upload(request: Request, settings: ServeSettings) -> bytes:
     """The picture in a request's body; refused as soon as it is seen to be too large."""
     kind = request.headers.get("content-type", "none").partition(";")[0].strip()
     if not kind.startswith("image/") and kind != "application/octet-stream":
-        raise HTTPException(
-            415, f"Content-Type {kind} is no picture; send image/… or, as .npy, octet-stream"
-        )
-    too_large = HTTPException(
-        413,
-        f"the picture is larger than {settings.max_upload:,} bytes; send a smaller one",
-        {"Connection": "close"},
-    )
+        said = f"Content-Type {kind} is no picture; send image/… or, as .npy, octet-stream"
+        raise HTTPException(415, said)
+    said = f"the picture is larger than {settings.max_upload:,} bytes; send a smaller one"
+    too_large = HTTPException(413, said, {"Connection": "close"})
     announced = request.headers.get("content-length", "0")
     if not announced.isdigit() or int(announced) > settings.max_upload:
         raise too_large
@@ -280,5 +273,4 @@ class Watched:
             path = getattr(scope.get("endpoint"), "__name__", "other")
             service, labels = self.service, self.service.labels
             service.requests.labels(path=path, status=str(status), **labels).inc()
-            elapsed = time.perf_counter() - started
-            service.seconds.labels(path=path, **labels).observe(elapsed)
+            service.seconds.labels(path=path, **labels).observe(time.perf_counter() - started)

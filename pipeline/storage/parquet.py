@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.storage.store import exists, join, name_of, read_bytes, sha256, stamp, write_bytes
@@ -45,9 +46,12 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
 
 
-def read_tables(uris: Iterable[str], columns: list[str] | None = None) -> pa.Table:
-    """The rows of several files, one after the other."""
-    return pa.concat_tables([read_table(uri, columns).replace_schema_metadata() for uri in uris])
+def read_tables(
+    uris: Iterable[str], columns: list[str] | None = None, keep: pc.Expression | None = None
+) -> pa.Table:
+    """The rows of several files, one after the other; of each those that `keep` lets through."""
+    tables = (read_table(uri, columns).replace_schema_metadata() for uri in uris)
+    return pa.concat_tables([t if keep is None else t.filter(keep) for t in tables])
 
 
 def finished(uri: str, fingerprint: str) -> dict | None:

@@ -24,8 +24,7 @@ def run(run: Run) -> None:
             run.track.artifact("calibrate", name, store.read_bytes(uri))
     if run.dry:
         return
-    protocol = calibration_report.protocol(found, run.recipe)
-    run.show.table("", *tables.calibration(found), protocol)
+    run.show.table("", *tables.calibration(found), calibration_report.protocol(found, run.recipe))
     for line in calibration_report.verdicts(found):
         run.show.out.print(line, soft_wrap=True)
     run.show.where(calibration_report.commands(found, kept, run.root))

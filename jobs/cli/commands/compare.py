@@ -22,12 +22,20 @@ def run(root: str, options) -> None:
     from pipeline.reports import tables
 
     if len(options.runs) < 2:
-        raise InputError(
-            f"compare was given {len(options.runs)} runs; name two or more, RUN or RUN:MODEL"
-        )
+        said = f"compare was given {len(options.runs)} runs"
+        raise InputError(f"{said}; name two or more, RUN or RUN:MODEL")
     base, *others = (compare.read(run, reranked=options.reranked) for run in options.runs)
     if options.json:
-        print(json.dumps({other.label: document(base, other) for other in others}))
+        found = {}
+        for other in others:
+            found[other.label] = {
+                "against": base.label,
+                "changes": {what: [a, b] for what, a, b in compare.changes(base, other)},
+                "metrics": [base.metrics, other.metrics],
+                "intervals": [base.intervals, other.intervals],
+                "p": compare.p_values(base, other),
+            }
+        print(json.dumps(found))
         return
     show = Show()
     for other in others:
@@ -41,19 +49,6 @@ def run(root: str, options) -> None:
         "–: other queries, other graded protocol, or a median."
     )
     show.table("", *tables.compared(base, others), about)
-
-
-def document(base, other) -> dict:
-    """The comparison of two `compare.Model`, for programs."""
-    from pipeline.evaluation import compare
-
-    return {
-        "against": base.label,
-        "changes": {what: [a, b] for what, a, b in compare.changes(base, other)},
-        "metrics": [base.metrics, other.metrics],
-        "intervals": [base.intervals, other.intervals],
-        "p": compare.p_values(base, other),
-    }
 
 
 COMMAND = Command(scopes.folder, run, arguments=arguments)

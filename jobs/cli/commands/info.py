@@ -26,19 +26,12 @@ def stages_in(root: str) -> list[dict]:
     """The finished stages: folder, version, number of pieces, bytes."""
     out = []
     for stage in run_folder.FOLDERS.values():
-        inside = store.list_folders(store.join(root, stage))
-        for name in ["", *inside]:
-            folder = store.join(root, *filter(None, (stage, name)))
-            if index := run_folder.read_index(folder):
-                files = [f for entry in index["pieces"] for f in entry["files"].values()]
-                out.append(
-                    {
-                        "folder": "/".join(filter(None, (stage, name))),
-                        "version": index["version"],
-                        "pieces": len(index["pieces"]),
-                        "bytes": sum(f["bytes"] for f in files),
-                    }
-                )
+        for name in ["", *store.list_folders(store.join(root, stage))]:
+            folder = "/".join(filter(None, (stage, name)))
+            if index := run_folder.read_index(store.join(root, folder)):
+                pieces, about = index["pieces"], {"folder": folder, "version": index["version"]}
+                size = sum(f["bytes"] for entry in pieces for f in entry["files"].values())
+                out.append({**about, "pieces": len(pieces), "bytes": size})
     return out
 
 

@@ -23,7 +23,7 @@ def arguments(parser) -> None:
 
 
 def run(root: str, options) -> None:
-    from pipeline.evaluation import external, human_agreement, protocols, trec
+    from pipeline.evaluation import external, human_agreement, protocols, tower_vectors, trec
     from pipeline.evaluation.results import sentence
     from pipeline.reports import tables
 
@@ -31,7 +31,10 @@ def run(root: str, options) -> None:
     names = (options.protocol or ("given" if given else "own")).split(",")
     if given and "given" not in names:
         raise InputError("--positives are the pairs of the protocol given; name it, or leave them")
-    system = _system(root, options)
+    if external_options.kind(options):
+        system = external_options.read(options)
+    else:
+        system = tower_vectors.read_vectors(recipes.saved(root, {}, options.name), root)
     found = protocols.measure(system, names, given)
     if options.people:
         found["judgements"] = human_agreement.measure(system, human_agreement.read(options.people))
@@ -44,15 +47,6 @@ def run(root: str, options) -> None:
     if options.write_trec:
         for uri in trec.write(store.absolute(options.write_trec), system):
             show.line(uri)
-
-
-def _system(root: str, options):
-    """What is measured: of other people, or the model of a run folder."""
-    from pipeline.evaluation import tower_vectors
-
-    if external_options.kind(options):
-        return external_options.read(options)
-    return tower_vectors.read_vectors(recipes.saved(root, {}, options.name), root)
 
 
 COMMAND = Command(scopes.folder, run, arguments=arguments)

@@ -56,9 +56,10 @@ def test_rankings_of_coco_take_what_was_measured():
 
     def megabytes(dim: int, judged: int, scored: bool) -> float:
         model = recipe.model.model_copy(update={"dim": dim})
-        entry = {"name": "all", "images": 5000, "captions": 25_000, "dim": judged, "files": {}}
-        vectors, own = Files.of("", [entry]), recipe.model_copy(update={"model": model})
-        return task_memory.of_rankings(vectors, vectors, own, scored) / 1e6
+        entry = {"images": 5000, "captions": 25_000, "dim": judged}
+        files = Files("", ("a",), "", (entry,))
+        own = recipe.model_copy(update={"model": model})
+        return task_memory.of_rankings(files, files, own, scored) / 1e6
 
     assert megabytes(1024, 384, False) - megabytes(256, 384, False) == pytest.approx(153, rel=0.1)
     assert megabytes(256, 1024, False) - megabytes(256, 384, False) == pytest.approx(247, rel=0.1)

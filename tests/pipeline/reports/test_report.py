@@ -227,13 +227,10 @@ def test_failures_and_changes_are_the_largest_there_are(large):
 
 def examples_of(recipe: Recipe, root: str, *stages: str) -> Examples:
     """Of the model main, as trained."""
-    rankings = {
-        "as trained": report._captions(RunFolder(root).files("evaluate", "main")).to_pylist()
-    }
+    run = RunFolder(root)
+    rankings = {"as trained": report._captions(run.files("evaluate", "main")).to_pylist()}
     if stages:
-        rankings |= {
-            "re-ranked": report._captions(RunFolder(root).files("reranked", "main")).to_pylist()
-        }
+        rankings |= {"re-ranked": report._captions(run.files("reranked", "main")).to_pylist()}
     relevance = GradedRelevance(judge_of(recipe, root))
     return Examples(recipe.report, rankings, relevance, Pictures(root, recipe.evaluate.split))
 
