@@ -20,11 +20,7 @@ IMAGE_TOWERS = {
     "regions": RegionTower,
     "pretrained": pretrained.PretrainedImageTower,
 }
-TEXT_TOWERS = {
-    "gru": GRUTower,
-    "bigru": GRUTower,
-    "pretrained": pretrained.PretrainedTextTower,
-}
+TEXT_TOWERS = {"gru": GRUTower, "bigru": GRUTower, "pretrained": pretrained.PretrainedTextTower}
 
 __all__ = [
     "IMAGE_TOWERS",

@@ -18,13 +18,7 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation import evaluate, ranking, task_memory, tower_vectors
 from pipeline.evaluation.results import Protocol
 from pipeline.reranking import baselines, fitting
-from pipeline.reranking.inputs import (
-    SplitVectors,
-    bank_size,
-    inputs_of,
-    problem_of,
-    vectors_of,
-)
+from pipeline.reranking.inputs import SplitVectors, bank_size, inputs_of, problem_of, vectors_of
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
