@@ -103,9 +103,8 @@ def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
     pairs_Q = (inside_Q * (inside_Q - 1) + (n - inside_Q) * (n - inside_Q - 1)) // 2
     untied_s_Q, untied_r_Q = pairs_Q - tied_s_Q, pairs_Q - tied_r_Q
     untied_Q = untied_s_Q + untied_r_Q - pairs_Q + tied_both_Q
-    tau_Q = (untied_Q - 2 * inversions(rank_QN)) / (
-        untied_s_Q.double().sqrt() * untied_r_Q.double().sqrt()
-    )
+    scale_Q = untied_s_Q.double().sqrt() * untied_r_Q.double().sqrt()
+    tau_Q = (untied_Q - 2 * inversions(rank_QN)) / scale_Q
     bad_Q = (scores_QN.isnan() | relevance_QN.isnan()).any(-1)
     return tau_Q.masked_fill(bad_Q, torch.nan)
 
@@ -194,10 +193,8 @@ def _ordered(scores_QN, mask_QN):
     new_QN = torch.ones_like(sorted_QN, dtype=torch.bool)
     new_QN[:, 1:] = sorted_QN[:, 1:] != sorted_QN[:, :-1]
     start_QN = torch.where(new_QN, place_N, 0).cummax(1).values if n else order_QN
-    last_QN = new_QN.roll(-1, 1)
-    end_QN = (
-        torch.where(last_QN, place_N + 1, n).flip(1).cummin(1).values.flip(1) if n else order_QN
-    )
+    end_QN = torch.where(new_QN.roll(-1, 1), place_N + 1, n).flip(1)
+    end_QN = end_QN.cummin(1).values.flip(1) if n else order_QN
     return order_QN, start_QN, end_QN
 
 

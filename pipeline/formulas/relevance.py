@@ -81,10 +81,7 @@ def fit_isotonic(cosine_P, judgement_P):
 
 
 MAPS: dict[str, Callable[..., torch.Tensor]] = {
-    "half": half,
-    "clip": clip,
-    "logistic": logistic,
-    "isotonic": isotonic,
+    function.__name__: function for function in (half, clip, logistic, isotonic)
 }
 
 
@@ -125,9 +122,8 @@ def from_captions(
         cosine_MN = _reduced(image_captions_MCD, captions_ND, mask_MC, largest=reduce == "max")
         cosine_MN = cosine_MN.clamp(-1, 1)  # rounding takes the cosine of twins past 1
         relevance_MN = (map if callable(map) else MAPS[map])(cosine_MN, **map_settings)
-        return (
-            relevance_MN if same_image_MN is None else relevance_MN.masked_fill(same_image_MN, 1.0)
-        )
+        known = same_image_MN is not None
+        return relevance_MN.masked_fill(same_image_MN, 1.0) if known else relevance_MN
 
 
 def _at_least_float32(x):

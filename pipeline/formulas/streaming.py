@@ -1,9 +1,8 @@
 """Losses and metrics straight from embeddings: the score matrix is never whole.
 
-A block of it lives at a time.
-
-`target` and `mask` are matrices, or functions of (rows, columns), two slices, that give that part
-of the matrix: for instance relevance computed from caption embeddings when it is asked for.
+A block of it lives at a time. `target` and `mask` are matrices, or functions of (rows, columns),
+two slices, that give that part of the matrix: for instance relevance computed from caption
+embeddings when it is asked for.
 
 Legend of the shape suffixes: Q queries, N candidates, M images, D embedding width, R rows of a
 block.
@@ -85,11 +84,8 @@ class _Streamed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         of_image_MD, of_text_ND = ctx.saved_tensors
-        return (
-            (of_image_MD * grad).to(ctx.dtypes[0]),
-            (of_text_ND * grad).to(ctx.dtypes[1]),
-            *[None] * 5,
-        )
+        of_image_MD, of_text_ND = of_image_MD * grad, of_text_ND * grad
+        return of_image_MD.to(ctx.dtypes[0]), of_text_ND.to(ctx.dtypes[1]), *[None] * 5
 
 
 def _one_way(

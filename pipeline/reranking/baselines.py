@@ -8,6 +8,7 @@ Legend of the shape suffixes: Q queries, N gallery, P pool, K neighbours.
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -41,7 +42,7 @@ def qb_norm(view: View, rows_Q, *, beta: float, active: int = 1) -> torch.Tensor
     """
     scores_QN = view.scores(rows_Q)
     hub_Q = _hubs(view, active)[scores_QN.argmax(1)]
-    return torch.where(hub_Q[:, None], scores_QN - hubness(view, beta), scores_QN)
+    return torch.where(hub_Q[:, None], inverted_softmax(view, rows_Q, beta=beta), scores_QN)
 
 
 def dual_softmax(view: View, rows_Q, *, beta: float) -> torch.Tensor:
@@ -86,9 +87,8 @@ def krnn(view: View, rows_Q, *, weight: float, depth: int = 100) -> torch.Tensor
     scores_QN = view.scores(rows_Q)
     claims_NK = view.claims(min(depth, len(view.pool_P)))[0]
     rising_NK = claims_NK.flip(1).contiguous()
-    above_NQ = rising_NK.shape[1] - torch.searchsorted(
-        rising_NK, scores_QN.T.contiguous(), right=True
-    )
+    below_NQ = torch.searchsorted(rising_NK, scores_QN.T.contiguous(), right=True)
+    above_NQ = rising_NK.shape[1] - below_NQ
     return scores_QN - weight * torch.log1p(above_NQ.T.float())
 
 
@@ -166,19 +166,15 @@ def database_augmentation(view: View, rows_Q, *, k: int, alpha: float, weight: f
 def gallery_neighbours(view: View, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Similarities and places in the gallery (N, K) of each candidate's nearest, not itself."""
 
-    def make():
-        return view.sims.nearest(view.ranked, view.gallery_N, k)
-
-    return view.once(("neighbours", k), make)
+    return view.once(("neighbours", k), lambda: view.sims.nearest(view.ranked, view.gallery_N, k))
 
 
 def grid(**choices) -> list[dict]:
-    return [
-        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
-    ]
+    rows = itertools.product(*choices.values())
+    return [dict(zip(choices, row, strict=True)) for row in rows]
 
 
-METHODS = {
+METHODS: dict[str, Callable[..., torch.Tensor]] = {
     "inverted_softmax": inverted_softmax,
     "qb_norm": qb_norm,
     "dual_softmax": dual_softmax,

@@ -1,6 +1,6 @@
 """Choosing the settings of a chain of methods on val, and its scores for any queries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -29,7 +29,7 @@ def recalls(found: list[View]) -> float:
     return tried(found, [lambda view: view])[0]
 
 
-def tried(found: list[View], ways: list[Callable[[View], View]]) -> list[float]:
+def tried(found: list[View], ways: Sequence[Callable[[View], View]]) -> list[float]:
     """The recalls (0-300) of several ways to go on from the same views, part by part together."""
     totals, count = [0.0] * len(ways), 0
     for view in found:
@@ -38,8 +38,8 @@ def tried(found: list[View], ways: list[Callable[[View], View]]) -> list[float]:
             positive_QN = view.positives(rows_Q)
             for number, way in enumerate(after):
                 scores_QN = way.scores(rows_Q)
-                hits = sum(float(recall_at(scores_QN, positive_QN, k).nansum()) for k in DEPTHS)
-                totals[number] += hits
+                hits = (float(recall_at(scores_QN, positive_QN, k).nansum()) for k in DEPTHS)
+                totals[number] += sum(hits)
             count += len(rows_Q)
     return [100 * total / max(1, count) for total in totals]
 

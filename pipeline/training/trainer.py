@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +39,10 @@ def build(piece: Piece, world: ProcessGroup) -> "TowerTrainer":
     recipe: Recipe = piece.inputs["recipe"]
     settings, root = recipe.train, piece.inputs["root"]
     torch.manual_seed(settings.seed)
-    read = {"image_size": recipe.model.image_size, "copies_gb": settings.cache_gb}
-    split = Split(root, "train", **read)
-    val_split = _split_if_any(root, "val", **read)
+    read = partial(Split, root, image_size=recipe.model.image_size, copies_gb=settings.cache_gb)
+    split = read("train")
+    of_val = run_folder.of_split(RunFolder(root).index("shard"), "val")
+    val_split = read("val") if any(entry["samples"] for entry in of_val) else None
     captions, label_version = _embeddings(recipe, root, "train")
     val_captions = None
     if settings.select == "best_ndcg" and val_split is not None:
@@ -97,8 +100,8 @@ class TowerTrainer:
         )
         self.order, self.train_split = self.loader.order, self.loader.split
         self.vocabulary, self.steps = self.loader.vocabulary, self.order.steps
-        self.vocabulary_state = self.vocabulary.state
-        self.about = {
+        self.vocabulary_state: list | dict | None = self.vocabulary.state
+        self.about: dict[str, Any] = {
             "settings": self.recipe.model_dump(mode="json"),
             "data_version": self.piece.inputs["data"],
             "label_version": self.label_version,
@@ -134,12 +137,9 @@ class TowerTrainer:
         if self.val_split is None:
             return {}
         with self.learner.as_evaluated():
+            towers, words = self.learner.model, self.recipe.model.max_words
             images, texts, owners = validation.encode_split(
-                self.learner.model,
-                self.vocabulary,
-                self.val_split,
-                self.world,
-                max_words=self.recipe.model.max_words,
+                towers, self.vocabulary, self.val_split, self.world, max_words=words
             )
         metrics = validation.recalls(images, texts, owners)
         if self.val_captions is not None:
@@ -184,12 +184,6 @@ class TowerTrainer:
         }
 
 
-def _split_if_any(root: str, split: str, **read) -> Split | None:
-    index = RunFolder(root).index("shard")
-    some = any(entry["samples"] for entry in run_folder.of_split(index, split))
-    return Split(root, split, **read) if some else None
-
-
 def _embeddings(recipe: Recipe, root: str, split: str) -> tuple[Captions | None, str | None]:
     """The vectors of a split's captions and their version, if they are needed."""
     if not needs_embeddings(recipe.train):
@@ -204,6 +198,13 @@ def _near(captions: Captions | None, group: int) -> np.ndarray | None:
     if group == 1:
         return None
     image_N = torch.from_numpy(captions.image_of)
-    of = {"query_group": image_N, "candidate_group": image_N}
-    of |= {"query_owner": image_N, "candidate_owner": image_N}
-    return nearest.top_k(captions.vectors, None, SPARE * group, **of)[1].numpy()
+    _, rows = nearest.top_k(
+        captions.vectors,
+        None,
+        SPARE * group,
+        query_group=image_N,
+        candidate_group=image_N,
+        query_owner=image_N,
+        candidate_owner=image_N,
+    )
+    return rows.numpy()

@@ -116,9 +116,8 @@ class Exact:
         return [slice(i, i + self.chunk) for i in range(0, n, self.chunk)]
 
     def _step(self, some):
-        return (
-            (self.scores_RN[:, None, :] - self.scores_RN[:, some, None]).div_(self.tau).sigmoid_()
-        )
+        above_RJN = self.scores_RN[:, None, :] - self.scores_RN[:, some, None]
+        return above_RJN.div_(self.tau).sigmoid_()
 
 
 class _SmoothRank(torch.autograd.Function):
@@ -150,9 +149,5 @@ def _by_block(scores_QN, mask_QN, settings):
     tau, method, error = settings
     step, rows_at_once = stepper(scores_QN, tau=tau, method=method, error=error)
     for rows in blocks(len(scores_QN), rows_at_once):
-        yield (
-            rows,
-            step,
-            block_of(scores_QN, rows),
-            None if mask_QN is None else block_of(mask_QN, rows),
-        )
+        mask_RN = None if mask_QN is None else block_of(mask_QN, rows)
+        yield rows, step, block_of(scores_QN, rows), mask_RN

@@ -43,19 +43,17 @@ def triplet(
         negative_RN = ~positive_RN if mask_RN is None else ~positive_RN & mask_RN
         row_P, place_P = positive_RN.nonzero(as_tuple=True)
         bar_P = margin - scores_RN[row_P, place_P]
-        hinge_P = 0
+        hinge_P = torch.zeros_like(bar_P)
         if mining < 1:
             hinge_PN = (scores_RN[row_P] + bar_P[:, None]).relu() * negative_RN[row_P]
             hinge_P = (1 - mining) * hinge_PN.sum(-1) / negative_RN.sum(-1).clamp(min=1)[row_P]
         if mining > 0:
             hidden_RN = scores_RN.masked_fill(~negative_RN, -1e30)
-            hard_R = (
-                hidden_RN.amax(-1)
-                if negatives == "hardest"
-                else tau * (hidden_RN / tau).logsumexp(-1)
-            )
+            hard_R = hidden_RN.amax(-1)
+            if negatives == "soft":
+                hard_R = tau * (hidden_RN / tau).logsumexp(-1)
             hinge_P = hinge_P + mining * (hard_R[row_P] + bar_P).relu()
-        sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)  # type: ignore[arg-type]
+        sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)
         return sum_R / positive_RN.sum(-1).clamp(min=1)
 
     rows = rows_in_cache(2 * scores_QN.shape[1], scores_QN.device)
@@ -168,7 +166,6 @@ def _info_nce(scores_QN, logits_QN, positive_QN, mask_QN, positives):
         raise ValueError(f"positives must be 'any' or 'each', got {positives!r}")
     if scores_QN.shape[1] == 0:
         return scores_QN.sum(-1)
-    has_Q = positive_QN.any(-1)
     if mask_QN is not None:
         logits_QN = logits_QN.masked_fill(~mask_QN, -1e30)
     found_QN = logits_QN.masked_fill(~positive_QN, -1e30)
@@ -178,4 +175,4 @@ def _info_nce(scores_QN, logits_QN, positive_QN, mask_QN, positives):
         others_Q1 = logits_QN.masked_fill(positive_QN, -1e30).logsumexp(-1, keepdim=True)
         loss_QN = F.softplus(others_Q1 - logits_QN).masked_fill(~positive_QN, 0)
         loss_Q = loss_QN.sum(-1) / positive_QN.sum(-1).clamp(min=1)
-    return loss_Q.masked_fill(~has_Q, 0) * sound(scores_QN, positive_QN)
+    return loss_Q.masked_fill(~positive_QN.any(-1), 0) * sound(scores_QN, positive_QN)

@@ -65,23 +65,19 @@ def candidate_lists(
     place_BK = best_BK[:, : shape.candidates] if place_BK is None else place_BK
     _, near_BL = view.nearest_in_pool(rows_B, shape.depth)
     nodes = ((asking, rows_B[:, None]), (ranked, view.gallery_N[place_BK]))
-    pillars = (
-        (ranked, view.gallery_N[best_BK[:, : shape.pillars]]),
-        (asking, near_BL[:, : shape.pillars]),
-    )
-    features = tuple(
-        torch.cat([sims.near(*node, *pillar) for node in nodes], 1) for pillar in pillars
-    )
+
+    def near(other: str, rows_BL) -> torch.Tensor:
+        rows_BL = rows_BL[:, : shape.pillars]
+        return torch.cat([sims.near(side, rows, other, rows_BL) for side, rows in nodes], 1)
+
+    features = near(ranked, view.gallery_N[best_BK]), near(asking, near_BL)
     score_BK = scores_BN.gather(1, place_BK)
-    claims_BVL = _claims(view, scores_BN.gather(1, best_BK), place_BK, shape)
+    # The query's best scores in the gallery, and each candidate's best in the pool.
+    claim_NL = _filled(view.claims(shape.depth)[0], shape.pillars, 0)
+    mine_BL = _filled(scores_BN.gather(1, best_BK), shape.pillars, 0)
+    claims_BVL = torch.cat([mine_BL[:, None], claim_NL[place_BK]], 1)
     graph_BVV = _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape)
     return CandidateLists(rows_B, place_BK, score_BK, features, claims_BVL, graph_BVV)
-
-
-def _claims(view, best_BK, place_BK, shape: Shape) -> torch.Tensor:
-    """The query's best scores in the gallery, and each candidate's best in the pool (B, V, L)."""
-    claim_NL = _filled(view.claims(shape.depth)[0], shape.pillars, 0)
-    return torch.cat([_filled(best_BK, shape.pillars, 0)[:, None], claim_NL[place_BK]], 1)
 
 
 def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> torch.Tensor:
@@ -136,21 +132,21 @@ class DirectionModel(nn.Module):
         if not settings.residual:
             self.before = nn.ModuleList([nn.LayerNorm(pillars) for _ in range(2)])
         self.project = nn.Linear((3 if settings.residual else 2) * pillars, hidden)
-        self.layers = nn.ModuleList(
-            [Reasoning(hidden, settings.heads) for _ in range(settings.layers)]
-        )
+        layers = [Reasoning(hidden, settings.heads) for _ in range(settings.layers)]
+        self.layers = nn.ModuleList(layers)
         self.after = nn.LayerNorm(hidden)
         if settings.residual:  # untrained, the cosine is that of the rows themselves
             nn.init.orthogonal_(self.project.weight)
-            for layer in self.layers:
-                for last in (layer.out, layer.mlp[-1]):
-                    nn.init.zeros_(last.weight)
+            for layer in layers:
+                for last in ("out.weight", "mlp.2.weight"):
+                    nn.init.zeros_(layer.get_parameter(last))
             self.head = nn.Linear(hidden, 1, bias=False)
             nn.init.zeros_(self.head.weight)
             self.scale = nn.Parameter(torch.tensor([1.0, START]))  # of scores, of cosines
 
     def forward(self, some: CandidateLists) -> torch.Tensor:
-        blocks = [self._padded(block) for block in some.features]
+        # A collection smaller than the pillars has zeros for those that are missing.
+        blocks = [F.pad(part, (0, self.pillars - part.shape[2])) for part in some.features]
         if self.residual:
             blocks = [_standard(block) for block in (*blocks, some.claims_BVL)]
         else:
@@ -165,10 +161,6 @@ class DirectionModel(nn.Module):
             return cosine_BK
         more_BK = self.scale[1] * cosine_BK + 0.1 * self.head(x_BVH[:, 1:]).squeeze(2)
         return self.scale[0] * some.score_BK + more_BK
-
-    def _padded(self, block_BVL):
-        """A collection smaller than the pillars has zeros for those that are missing."""
-        return F.pad(block_BVL, (0, self.pillars - block_BVL.shape[2]))
 
 
 def _standard(block_BVL):
