@@ -37,10 +37,8 @@ def recall_at(scores_QN, positive_QN, k, *, mask_QN=None):
 def expected_rank(scores_QN, positive_QN, *, mask_QN=None):
     """rank_Q: the expected place, from 1, of the first positive.
 
-    Its median over queries is MedR and its mean MeanR.
-
-    1 + how many score above the best positive + (t - p) / (p + 1), of t tied with it, p of them
-    positive.
+    Its median over queries is MedR and its mean MeanR. 1 + how many score above the best positive +
+    (t - p) / (p + 1), of t tied with it, p of them positive.
 
     >>> expected_rank(torch.zeros(1, 3), torch.tensor([[True, False, False]]))
     tensor([2.], dtype=torch.float64)
@@ -152,7 +150,11 @@ def _ndcg(scores_RN, relevance_RN, discount_K, gain):
     bad_R = scores_RN.isnan().any(-1)
     if 0 < 16 * depth <= n:  # those at the top are enough
         best_RK = largest(relevance_RN, depth)[0]
-        scores_RN, relevance_RN = _first(scores_RN, relevance_RN, depth)
+        # With all that tie with the last of them, and perhaps a few after those.
+        least_R1 = largest(scores_RN, depth)[0].amin(1, keepdim=True)
+        count = int((scores_RN >= least_R1).sum(1).amax())
+        scores_RN, rows_RM = largest(scores_RN, max(count, depth))
+        relevance_RN = relevance_RN.gather(1, rows_RM)
     else:
         best_RK = relevance_RN.clone()
     # A gain rises with relevance, which is shorter to sort.
@@ -169,17 +171,6 @@ def _ndcg(scores_RN, relevance_RN, discount_K, gain):
         shared_RN = (before_N[end_RN] - before_N[start_RN]) / (end_RN - start_RN)
         found_R = (gain_RN.gather(1, order_RN) * shared_RN).sum(-1)
     return (found_R / ideal_R).masked_fill(bad_R, torch.nan)
-
-
-def _first(scores_RN, relevance_RN, depth):
-    """Scores and relevance (R, M) of each row's first candidates.
-
-    With all that tie with the last of them, and perhaps a few after those.
-    """
-    least_R1 = largest(scores_RN, depth)[0].amin(1, keepdim=True)
-    count = int((scores_RN >= least_R1).sum(1).amax())
-    scores_RM, rows_RM = largest(scores_RN, max(count, depth))
-    return scores_RM, relevance_RN.gather(1, rows_RM)
 
 
 def _ordered(scores_QN, mask_QN):

@@ -98,15 +98,13 @@ def from_captions(
 ):
     """relevance_MN in [0, 1]: how well caption n describes image m, by the captions of image m.
 
-    No gradient passes.
-
-    c_mn = max (or mean, by `reduce`) over k of cos(e(caption k of image m), e(caption n));
-    relevance is `map` of c_mn, and 1 where `same_image_MN` says that caption n belongs to image m.
-    `mask_MC` is False for captions that are padding: images may have any number of captions. An
-    image with none has relevance NaN. `map` is one of MAPS, or a function of cosines;
-    `map_settings` go to it. The relevance of texts to images is the transpose, not this again.
-    Relevance score calculation of Listwise ITR (arXiv 2305.16566), which has `half` and `max`, as
-    in the authors' code.
+    No gradient passes. c_mn = max (or mean, by `reduce`) over k of cos(e(caption k of image m),
+    e(caption n)); relevance is `map` of c_mn, and 1 where `same_image_MN` says that caption n
+    belongs to image m. `mask_MC` is False for captions that are padding: images may have any number
+    of captions. An image with none has relevance NaN. `map` is one of MAPS, or a function of
+    cosines; `map_settings` go to it. The relevance of texts to images is the transpose, not this
+    again. Relevance score calculation of Listwise ITR (arXiv 2305.16566), which has `half` and
+    `max`, as in the authors' code.
 
     >>> image = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     >>> from_captions(image, torch.tensor([[0.6, 0.8], [-1.0, 0.0]]))

@@ -21,12 +21,10 @@ EVERYTHING = slice(None)
 def both_directions_streamed(loss, image_MD, text_ND, target, *, mask=None, rows=None, **settings):
     """Scalar: `both_directions(loss, image_MD @ text_ND.T, target)`, and the embeddings' gradients.
 
-    In O(rows x candidates) memory.
-
-    A pass over the images and one over the texts; each multiplies a block of scores, takes the loss
-    and its gradient, and adds that gradient's products to those of both embeddings: six matrix
-    products in place of three. Scale or normalise the embeddings outside. The settings are numbers:
-    a learned temperature gets no gradient here.
+    In O(rows x candidates) memory. A pass over the images and one over the texts; each multiplies a
+    block of scores, takes the loss and its gradient, and adds that gradient's products to those of
+    both embeddings: six matrix products in place of three. Scale or normalise the embeddings
+    outside. The settings are numbers: a learned temperature gets no gradient here.
 
     >>> from pipeline.formulas.losses import triplet
     >>> image, text = torch.eye(3)[:2], torch.eye(3)[:2]

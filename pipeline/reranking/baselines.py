@@ -40,9 +40,7 @@ def qb_norm(view: View, rows_Q, *, beta: float, active: int = 1) -> torch.Tensor
 
     A hub, or member of the activation set, is among the first `active` candidates of a pool item.
     """
-    scores_QN = view.scores(rows_Q)
-    hub_Q = _hubs(view, active)[scores_QN.argmax(1)]
-    return torch.where(hub_Q[:, None], inverted_softmax(view, rows_Q, beta=beta), scores_QN)
+    return _of_hubs(view, rows_Q, active, inverted_softmax(view, rows_Q, beta=beta))
 
 
 def dual_softmax(view: View, rows_Q, *, beta: float) -> torch.Tensor:
@@ -59,13 +57,11 @@ def dual_softmax(view: View, rows_Q, *, beta: float) -> torch.Tensor:
 
 def dynamic_dual_softmax(view: View, rows_Q, *, beta: float, active: int = 1) -> torch.Tensor:
     """Dual softmax for queries whose first candidate is a hub, else s."""
-    scores_QN = view.scores(rows_Q)
-    hub_Q = _hubs(view, active)[scores_QN.argmax(1)]
-    return torch.where(hub_Q[:, None], dual_softmax(view, rows_Q, beta=beta), scores_QN)
+    return _of_hubs(view, rows_Q, active, dual_softmax(view, rows_Q, beta=beta))
 
 
-def _hubs(view: View, active: int) -> torch.Tensor:
-    """True (N,) for candidates among the first `active` of any pool item."""
+def _of_hubs(view: View, rows_Q, active: int, normed_QN) -> torch.Tensor:
+    """The normed scores of queries whose first candidate is a hub, the scores so far of others."""
 
     def make():
         hub_N = torch.zeros(len(view.gallery_N), dtype=torch.bool, device=view.gallery_N.device)
@@ -74,7 +70,9 @@ def _hubs(view: View, active: int) -> torch.Tensor:
             hub_N[torch.topk(scores_PN, min(active, scores_PN.shape[1]), dim=1).indices] = True
         return hub_N
 
-    return view.once(("hubs", active), make)
+    scores_QN = view.scores(rows_Q)
+    hub_Q = view.once(("hubs", active), make)[scores_QN.argmax(1)]
+    return torch.where(hub_Q[:, None], normed_QN, scores_QN)
 
 
 def krnn(view: View, rows_Q, *, weight: float, depth: int = 100) -> torch.Tensor:

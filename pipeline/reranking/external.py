@@ -124,8 +124,7 @@ def fit(method: str, system: External, recipe: Recipe, folder: str) -> Fitted:
     if val is None or seen:  # what LeaPRR gives on val is seen in its training
         return Fitted(steps, model, -1.0)
     with torch.inference_mode():
-        found = [fitting.recalls(fitting.views(val, d, steps, model)) for d in SIDES]
-    return Fitted(steps, model, sum(found))
+        return Fitted(steps, model, sum(fitting.sums(val, steps, model)))
 
 
 def _trained(method: str, system: External, recipe: Recipe, steps: list, folder: str) -> str:

@@ -86,8 +86,7 @@ def write_reranker(piece: Piece) -> dict:
         steps, model = [*steps, {"method": "leaprr"}], load_leaprr(settings.weights)
     if val is not None and (model or not ends):  # else LeaPRR's training tells what it gives on val
         with torch.inference_mode():
-            found = [fitting.recalls(fitting.views(val, d, steps, model)) for d in SIDES]
-        summary["val/rsum"] = sum(found)
+            summary["val/rsum"] = sum(fitting.sums(val, steps, model))
     rows = [{**trial, "setting": str(trial["setting"])} for trial in trials]
     table = pa.Table.from_pylist(rows, schema=TRIALS)
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)

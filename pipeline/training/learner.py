@@ -47,8 +47,12 @@ class Learner:
     ):
         self.model, self.objective, self.settings, self.world = model, objective, settings, world
         self.steps_per_epoch = steps_per_epoch
-        if settings.chunk:
-            _refuse_batch_norm(model)
+        for name, module in model.named_modules() if settings.chunk else ():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                raise InputError(
+                    f"train.chunk encodes a batch in parts, and {name} normalises over the whole "
+                    "of it; set train.chunk 0 or choose a tower without batch norm"
+                )
         if settings.compile:
             model.image.compile()
             model.text.compile()
@@ -148,25 +152,20 @@ class Learner:
     def as_evaluated(self) -> Iterator[None]:
         """The model in evaluation mode, with the averaged weights where there are any."""
         self.parallel.eval()
-        try:
-            with self._averaged() if self.averages else contextlib.nullcontext():
-                yield
-        finally:
-            self.parallel.train()
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        kept = [p.detach().clone() for p in self.parameters]
-        self._put(self.averages)
+        self._swap()
         try:
             yield
         finally:
-            self._put(kept)
+            self._swap()
+            self.parallel.train()
 
     @torch.no_grad()
-    def _put(self, values: list[torch.Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
+    def _swap(self) -> None:
+        """Averaged weights, where there are any, and those that are trained change places."""
+        for parameter, average in zip(self.parameters, self.averages, strict=False):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
 
     def state(self) -> tuple[checkpoint.Tensors, dict]:
         """What a checkpoint keeps: tensors by file, and the rest. Every worker calls it.
@@ -176,7 +175,7 @@ class Learner:
         files, rest = checkpoint.state_of(self.model, self.optimizer)
         if self.averages:
             files["raw"] = files["model"]
-            with self._averaged():
+            with self.as_evaluated():
                 averaged = checkpoint.weights_of(self.model)
                 files["model"] = {name: value.clone() for name, value in averaged.items()}
         return files, {**rest, "scaler": self.scaler.state_dict()}
@@ -219,15 +218,6 @@ def _optimizer(model: TwoTower, settings: TrainSettings) -> torch.optim.Optimize
         return torch.optim.SGD(arguments, lr=settings.lr, momentum=settings.momentum)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(arguments, lr=settings.lr)
-
-
-def _refuse_batch_norm(model: torch.nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            raise InputError(
-                f"train.chunk encodes a batch in parts, and {name} normalises over the whole of "
-                "it; set train.chunk 0 or choose a tower without batch norm"
-            )
 
 
 def _whole(norm: torch.Tensor) -> torch.Tensor:

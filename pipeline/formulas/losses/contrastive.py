@@ -15,16 +15,14 @@ def triplet(
 ):
     """loss_Q: mean over a query's positives of [margin + negative - positive]+.
 
-    0 without a positive or without a negative.
-
-    The negative is, by `negatives`: `hardest`, the highest score (VSE++); `soft`, tau x
-    logsumexp(score / tau), which is `hardest` for tau -> 0; `all`, every negative in turn, the
-    hinges averaged. `margin` and `tau` are in units of the scores. Whatever is positive is never a
-    negative: mark the other captions of the same image as positive. `mining` mixes (1 - mining) x
-    `all` + mining x the chosen one: a schedule from 0 to 1 is the warm-up without which `hardest`
-    often collapses from scratch. Negatives that tie for hardest share the gradient. VSE++ (arXiv
-    1707.05612); `soft` is Triplet-SN of BCLS (arXiv 2210.11319), inferred: its text was not at
-    hand.
+    0 without a positive or without a negative. The negative is, by `negatives`: `hardest`, the
+    highest score (VSE++); `soft`, tau x logsumexp(score / tau), which is `hardest` for tau -> 0;
+    `all`, every negative in turn, the hinges averaged. `margin` and `tau` are in units of the
+    scores. Whatever is positive is never a negative: mark the other captions of the same image as
+    positive. `mining` mixes (1 - mining) x `all` + mining x the chosen one: a schedule from 0 to 1
+    is the warm-up without which `hardest` often collapses from scratch. Negatives that tie for
+    hardest share the gradient. VSE++ (arXiv 1707.05612); `soft` is Triplet-SN of BCLS (arXiv
+    2210.11319), inferred: its text was not at hand.
 
     >>> scores, positive = torch.tensor([[0.5, 0.4, 0.1]]), torch.tensor([[True, False, False]])
     >>> triplet(scores, positive)
@@ -64,12 +62,10 @@ def triplet(
 def info_nce(scores_QN, positive_QN, *, temperature=0.05, positives="any", mask_QN=None):
     """loss_Q: -log of the positives' share of softmax(scores / temperature), in nats.
 
-    -log(sum over positives p of e(s_p) / sum over the list of e(s)), e(x) = exp(x / temperature);
-    0 without positives.
-
-    With several positives `any` asks that they share all the mass, in whatever way: -log(sum over
-    positives / sum over all); `each` averages over the positives, each against the negatives alone.
-    `temperature` may be a learned tensor. InfoNCE (arXiv 1807.03748).
+    -log(sum over positives p of e(s_p) / sum over the list of e(s)), e(x) = exp(x / temperature); 0
+    without positives. With several positives `any` asks that they share all the mass, in whatever
+    way: -log(sum over positives / sum over all); `each` averages over the positives, each against
+    the negatives alone. `temperature` may be a learned tensor. InfoNCE (arXiv 1807.03748).
 
     >>> info_nce(torch.tensor([[0.5, 0.5]]), torch.tensor([[True, False]]))
     tensor([0.6931])
@@ -91,10 +87,9 @@ def masked_info_nce(
     """loss_Q: `info_nce` without the negatives that are too relevant to be called negative.
 
     -log(sum over p of e_p / (sum over p of e_p + sum over n of e_n)), e = exp(score / temperature),
-    over positives p (r_p >= `positive_at`) and negatives n (r_n <= `ignore_above`).
-
-    Candidates with relevance of `positive_at` or more are the positives (1 is what `from_captions`
-    gives to the same image); those above `ignore_above` and below it leave the list.
+    over positives p (r_p >= `positive_at`) and negatives n (r_n <= `ignore_above`). Candidates with
+    relevance of `positive_at` or more are the positives (1 is what `from_captions` gives to the
+    same image); those above `ignore_above` and below it leave the list.
 
     >>> masked_info_nce(torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[1.0, 0.7, 0.1]]))
     tensor([0.6931])
@@ -121,10 +116,9 @@ def adaptive_info_nce(
     """loss_Q: `info_nce` in which a negative's score is raised by margin x (1 - its relevance).
 
     -log(P / (P + sum over negatives n of e(s_n + margin (1 - r_n)))), P = sum over positives p of
-    e(s_p), e(x) = exp(x / temperature).
-
-    The less relevant a negative, the further below the positives it must lie. `margin` is in units
-    of the scores; candidates with relevance of `positive_at` or more are the positives.
+    e(s_p), e(x) = exp(x / temperature). The less relevant a negative, the further below the
+    positives it must lie. `margin` is in units of the scores; candidates with relevance of
+    `positive_at` or more are the positives.
 
     >>> adaptive_info_nce(torch.tensor([[0.5, 0.4]]), torch.tensor([[1.0, 0.5]]))
     tensor([0.6931])

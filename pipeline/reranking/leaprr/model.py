@@ -39,54 +39,42 @@ class CandidateLists:
     affinity_BVV: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Shape:
-    """How lists are made."""
-
-    candidates: int
-    pillars: int  # of a kind
-    neighbours: int
-    threshold: float  # of affinity, in 1 / (1 + K)
-
-    @property
-    def depth(self) -> int:
-        """Neighbours of an item that are looked for."""
-        return max(self.pillars, self.neighbours)
-
-
 def candidate_lists(
-    view: View, rows_B, shape: Shape, scores_BN=None, place_BK=None
+    view: View, rows_B, settings: LeaPRRSettings, scores_BN=None, place_BK=None
 ) -> CandidateLists:
     """The lists of queries: candidates by the scores so far (or as given), pillars, affinity."""
     sims, asking, ranked = view.sims, view.asking, view.ranked
     scores_BN = view.scores(rows_B) if scores_BN is None else scores_BN
-    deepest = min(max(shape.candidates, shape.depth), scores_BN.shape[1])
+    candidates = {"i2t": settings.candidates_i2t, "t2i": settings.candidates_t2i}[view.direction]
+    pillars, depth = settings.pillars, max(settings.pillars, settings.neighbours)
+    deepest = min(max(candidates, depth), scores_BN.shape[1])
     best_BK = torch.topk(scores_BN, deepest, dim=1).indices
-    place_BK = best_BK[:, : shape.candidates] if place_BK is None else place_BK
-    _, near_BL = view.nearest_in_pool(rows_B, shape.depth)
+    place_BK = best_BK[:, :candidates] if place_BK is None else place_BK
+    _, near_BL = view.nearest_in_pool(rows_B, depth)
+    claims = view.claims(depth)
     nodes = ((asking, rows_B[:, None]), (ranked, view.gallery_N[place_BK]))
 
     def near(other: str, rows_BL) -> torch.Tensor:
-        rows_BL = rows_BL[:, : shape.pillars]
+        rows_BL = rows_BL[:, :pillars]
         return torch.cat([sims.near(side, rows, other, rows_BL) for side, rows in nodes], 1)
 
     features = near(ranked, view.gallery_N[best_BK]), near(asking, near_BL)
     score_BK = scores_BN.gather(1, place_BK)
     # The query's best scores in the gallery, and each candidate's best in the pool.
-    claim_NL = _filled(view.claims(shape.depth)[0], shape.pillars, 0)
-    mine_BL = _filled(scores_BN.gather(1, best_BK), shape.pillars, 0)
+    claim_NL = _filled(claims[0], pillars, 0)
+    mine_BL = _filled(scores_BN.gather(1, best_BK), pillars, 0)
     claims_BVL = torch.cat([mine_BL[:, None], claim_NL[place_BK]], 1)
-    graph_BVV = _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape)
+    graph_BVV = _graph(view, rows_B, best_BK, near_BL, claims, place_BK, score_BK, settings)
     return CandidateLists(rows_B, place_BK, score_BK, features, claims_BVL, graph_BVV)
 
 
-def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> torch.Tensor:
+def _graph(view, rows_B, best_BK, near_BL, claims, place_BK, score_BK, settings) -> torch.Tensor:
     """Affinity of the query and its candidates; the query is a pool item among the others."""
-    c = shape.neighbours
+    c = settings.neighbours
+    claim_NC, claimant_NC = (found[:, :c] for found in claims)
     own_NC = torch.arange(len(view.gallery_N), device=rows_B.device)[:, None]
     near_NC = _filled(torch.cat([own_NC, gallery_neighbours(view, c - 1)[1]], 1), c)
     of_ranked = torch.cat([_filled(best_BK, c)[:, None], near_NC[place_BK]], 1)
-    claim_NC, claimant_NC = (found[:, :c] for found in view.claims(shape.depth))
     claimants_BKC = _filled(claimant_NC, c)[place_BK]
     if view.inductive:  # not in the pool: it takes the last claimant's place where it claims more
         claims_BK = score_BK > claim_NC[:, -1][place_BK]
@@ -94,7 +82,7 @@ def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> 
         claimants_BKC = torch.cat([claimants_BKC[:, :, :-1], last_BK[:, :, None]], 2)
     mine_BC = _filled(torch.cat([rows_B[:, None], near_BL[:, : c - 1]], 1), c)
     of_asking = torch.cat([mine_BC[:, None], claimants_BKC], 1)
-    return affinity(of_asking, of_ranked, threshold=shape.threshold / (1 + place_BK.shape[1]))
+    return affinity(of_asking, of_ranked, threshold=settings.threshold / (1 + place_BK.shape[1]))
 
 
 def _filled(rows_XL, length: int, nobody=-1) -> torch.Tensor:
@@ -110,12 +98,6 @@ class LeaPRR(nn.Module):
         super().__init__()
         self.settings = settings
         self.of = nn.ModuleDict({direction: DirectionModel(settings) for direction in SIDES})
-
-    def shape(self, direction: str) -> Shape:
-        """How the lists of a direction are made."""
-        s = self.settings
-        candidates = {"i2t": s.candidates_i2t, "t2i": s.candidates_t2i}[direction]
-        return Shape(candidates, s.pillars, s.neighbours, s.threshold)
 
     def forward(self, lists: list[tuple[str, CandidateLists]]) -> list[torch.Tensor]:
         """Refined scores (B, K) of each of some lists with their directions."""
@@ -207,6 +189,6 @@ def spliced(scores_BN, place_BK, refined_BK) -> torch.Tensor:
 def leaprr(view: View, rows_Q: torch.Tensor, *, model: LeaPRR) -> torch.Tensor:
     """Scores (Q, N) with each query's first candidates in refined order, in `spliced`'s way."""
     scores_QN = view.scores(rows_Q)
-    some = candidate_lists(view, rows_Q, model.shape(view.direction), scores_QN)
+    some = candidate_lists(view, rows_Q, model.settings, scores_QN)
     (refined_QK,) = model([(view.direction, some)])
     return spliced(scores_QN, some.place_BK, refined_QK)

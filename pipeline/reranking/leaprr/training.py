@@ -98,7 +98,7 @@ class LeaPRRTrainer:
 
     @torch.no_grad()
     def _asked(self, view: View, rows_B) -> tuple[CandidateLists, torch.Tensor]:
-        some = candidate_lists(view, rows_B, self.model.shape(view.direction))
+        some = candidate_lists(view, rows_B, self.settings)
         return some, view.positives(rows_B).gather(1, some.place_BK)
 
     @torch.no_grad()
@@ -115,14 +115,14 @@ class LeaPRRTrainer:
         first_N = place[torch.searchsorted(partners, owner_N).clamp(max=len(place) - 1)]
         place_BK = first_N[asked[direction][0].place_BK]
         rows_B = asked[back][0].rows_B
-        return back, candidate_lists(there, rows_B, self.model.shape(back), place_BK=place_BK)
+        return back, candidate_lists(there, rows_B, self.settings, place_BK=place_BK)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         if self.val is None:
             return {}
         self.model.eval()
-        sums = [fitting.recalls(fitting.views(self.val, d, self.chain, self.model)) for d in SIDES]
+        sums = fitting.sums(self.val, self.chain, self.model)
         return {"val/i2t": sums[0], "val/t2i": sums[1], "val/rsum": sum(sums)}
 
     def state(self) -> tuple[Tensors, dict]:
