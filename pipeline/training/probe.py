@@ -6,7 +6,7 @@ import torch
 
 from pipeline.storage.plan import Piece
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.trainer import build
+from pipeline.training.trainer import TowerTrainer
 
 STEPS, WARM, SECONDS = 20, 2, 20.0  # steps timed, not timed, and the time after which it is enough
 
@@ -16,7 +16,7 @@ def probe(piece: Piece) -> dict:
 
     Takes real steps on the real batches and writes nothing to the run folder.
     """
-    training = build(piece, ProcessGroup())
+    training = TowerTrainer(piece, ProcessGroup())
     settings, steps = training.settings, training.steps
     started = waited = 0.0
     for number, batch in enumerate(training.batches(0)):

@@ -10,9 +10,9 @@ from pipeline.labels import embed, label
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training import trainer
 from pipeline.training.loop import Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
+from pipeline.training.trainer import TowerTrainer
 from schemas.settings import Recipe
 
 
@@ -45,4 +45,4 @@ def fit(piece: Piece, report: Report, leaving: Callable[[], bool] = lambda: Fals
     Every worker calls this and reports equally often; worker 0 writes. `leaving` says, to all
     workers alike, that one of them is about to be taken away: a checkpoint is written at once.
     """
-    Loop(trainer.build, piece, report, leaving).run()
+    Loop(TowerTrainer, piece, report, leaving).run()
