@@ -27,7 +27,7 @@ from pipeline.models.vocabulary import pad
 from pipeline.training import train
 from pipeline.training.data import Split
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.trainer import TowerTrainer, build
+from pipeline.training.trainer import TowerTrainer
 from schemas.settings import Recipe
 
 torch.set_num_threads(1)
@@ -49,7 +49,7 @@ def training_of(root: str) -> TowerTrainer:
     changed = recipe.train.model_copy(update={"losses": LOSSES, "workers": 1, "log_every": 10})
     recipe = recipe.model_copy(update={"train": changed})
     piece = train.plan(recipe, root, "bench").pieces[0]
-    return build(piece, ProcessGroup())
+    return TowerTrainer(piece, ProcessGroup())
 
 
 def ours(training: TowerTrainer, steps: int) -> tuple[float, float]:

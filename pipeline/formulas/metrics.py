@@ -37,10 +37,8 @@ def recall_at(scores_QN, positive_QN, k, *, mask_QN=None):
 def expected_rank(scores_QN, positive_QN, *, mask_QN=None):
     """rank_Q: the expected place, from 1, of the first positive.
 
-    Its median over queries is MedR and its mean MeanR.
-
-    1 + how many score above the best positive + (t - p) / (p + 1), of t tied with it, p of them
-    positive.
+    Its median over queries is MedR and its mean MeanR. 1 + how many score above the best positive +
+    (t - p) / (p + 1), of t tied with it, p of them positive.
 
     >>> expected_rank(torch.zeros(1, 3), torch.tensor([[True, False, False]]))
     tensor([2.], dtype=torch.float64)
@@ -103,9 +101,8 @@ def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
     pairs_Q = (inside_Q * (inside_Q - 1) + (n - inside_Q) * (n - inside_Q - 1)) // 2
     untied_s_Q, untied_r_Q = pairs_Q - tied_s_Q, pairs_Q - tied_r_Q
     untied_Q = untied_s_Q + untied_r_Q - pairs_Q + tied_both_Q
-    tau_Q = (untied_Q - 2 * inversions(rank_QN)) / (
-        untied_s_Q.double().sqrt() * untied_r_Q.double().sqrt()
-    )
+    scale_Q = untied_s_Q.double().sqrt() * untied_r_Q.double().sqrt()
+    tau_Q = (untied_Q - 2 * inversions(rank_QN)) / scale_Q
     bad_Q = (scores_QN.isnan() | relevance_QN.isnan()).any(-1)
     return tau_Q.masked_fill(bad_Q, torch.nan)
 
@@ -153,7 +150,11 @@ def _ndcg(scores_RN, relevance_RN, discount_K, gain):
     bad_R = scores_RN.isnan().any(-1)
     if 0 < 16 * depth <= n:  # those at the top are enough
         best_RK = largest(relevance_RN, depth)[0]
-        scores_RN, relevance_RN = _first(scores_RN, relevance_RN, depth)
+        # With all that tie with the last of them, and perhaps a few after those.
+        least_R1 = largest(scores_RN, depth)[0].amin(1, keepdim=True)
+        count = int((scores_RN >= least_R1).sum(1).amax())
+        scores_RN, rows_RM = largest(scores_RN, max(count, depth))
+        relevance_RN = relevance_RN.gather(1, rows_RM)
     else:
         best_RK = relevance_RN.clone()
     # A gain rises with relevance, which is shorter to sort.
@@ -172,17 +173,6 @@ def _ndcg(scores_RN, relevance_RN, discount_K, gain):
     return (found_R / ideal_R).masked_fill(bad_R, torch.nan)
 
 
-def _first(scores_RN, relevance_RN, depth):
-    """Scores and relevance (R, M) of each row's first candidates.
-
-    With all that tie with the last of them, and perhaps a few after those.
-    """
-    least_R1 = largest(scores_RN, depth)[0].amin(1, keepdim=True)
-    count = int((scores_RN >= least_R1).sum(1).amax())
-    scores_RM, rows_RM = largest(scores_RN, max(count, depth))
-    return scores_RM, relevance_RN.gather(1, rows_RM)
-
-
 def _ordered(scores_QN, mask_QN):
     """(order_QN, start_QN, end_QN): candidates from high to low, and the places of each's tie."""
     if mask_QN is not None:
@@ -194,10 +184,8 @@ def _ordered(scores_QN, mask_QN):
     new_QN = torch.ones_like(sorted_QN, dtype=torch.bool)
     new_QN[:, 1:] = sorted_QN[:, 1:] != sorted_QN[:, :-1]
     start_QN = torch.where(new_QN, place_N, 0).cummax(1).values if n else order_QN
-    last_QN = new_QN.roll(-1, 1)
-    end_QN = (
-        torch.where(last_QN, place_N + 1, n).flip(1).cummin(1).values.flip(1) if n else order_QN
-    )
+    end_QN = torch.where(new_QN.roll(-1, 1), place_N + 1, n).flip(1)
+    end_QN = end_QN.cummin(1).values.flip(1) if n else order_QN
     return order_QN, start_QN, end_QN
 
 

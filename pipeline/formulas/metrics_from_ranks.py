@@ -35,22 +35,15 @@ def per_query(query_P, above_P, tied_P, queries, *, total_Q=None, ks=(1, 5, 10))
     ahead_P = (size_G.cumsum(0) - size_G)[group_P] - start_Q[query_P]
     found_Q = count_Q > 0
     first_P = start_Q[found_Q]
-    best = (part[first_P].double() for part in (above_P, tied_P, hits_P))
+    best = [part[first_P].double() for part in (above_P, tied_P, hits_P)]
     total_Q = count_Q if total_Q is None else total_Q
-    values = _of_the_best(*best, ks) | _of_all(query_P, above_P, tied_P, hits_P, ahead_P, total_Q)  # type: ignore[call-arg]
-    for name in [f"R_at_{k}" for k in ks] + ["rank"]:
-        missed = torch.inf if name == "rank" else 0.0
-        values[name] = torch.full_like(total_Q, missed, dtype=torch.float64).masked_scatter(
-            found_Q, values[name]
-        )
+    values = {f"R_at_{k}": chance_within(k, *best) for k in ks}
+    values["rank"] = expected_place(*best).masked_fill(best[0] >= NOWHERE, torch.inf)
+    for name, of_found in values.items():
+        missed = torch.full_like(total_Q, torch.inf if name == "rank" else 0.0, dtype=torch.float64)
+        values[name] = missed.masked_scatter(found_Q, of_found)
+    values |= _of_all(query_P, above_P, tied_P, hits_P, ahead_P, total_Q)
     return {name: value.masked_fill(total_Q == 0, torch.nan) for name, value in values.items()}
-
-
-def _of_the_best(above_Q, tied_Q, hits_Q, ks):
-    """Recalls and expected ranks, of queries that have a positive."""
-    best = above_Q, tied_Q, hits_Q
-    rank_Q = expected_place(*best).masked_fill(above_Q >= NOWHERE, torch.inf)
-    return {**{f"R_at_{k}": chance_within(k, *best) for k in ks}, "rank": rank_Q}
 
 
 def _of_all(query_P, above_P, tied_P, hits_P, ahead_P, total_Q):

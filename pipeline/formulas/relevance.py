@@ -81,10 +81,7 @@ def fit_isotonic(cosine_P, judgement_P):
 
 
 MAPS: dict[str, Callable[..., torch.Tensor]] = {
-    "half": half,
-    "clip": clip,
-    "logistic": logistic,
-    "isotonic": isotonic,
+    function.__name__: function for function in (half, clip, logistic, isotonic)
 }
 
 
@@ -101,15 +98,13 @@ def from_captions(
 ):
     """relevance_MN in [0, 1]: how well caption n describes image m, by the captions of image m.
 
-    No gradient passes.
-
-    c_mn = max (or mean, by `reduce`) over k of cos(e(caption k of image m), e(caption n));
-    relevance is `map` of c_mn, and 1 where `same_image_MN` says that caption n belongs to image m.
-    `mask_MC` is False for captions that are padding: images may have any number of captions. An
-    image with none has relevance NaN. `map` is one of MAPS, or a function of cosines;
-    `map_settings` go to it. The relevance of texts to images is the transpose, not this again.
-    Relevance score calculation of Listwise ITR (arXiv 2305.16566), which has `half` and `max`, as
-    in the authors' code.
+    No gradient passes. c_mn = max (or mean, by `reduce`) over k of cos(e(caption k of image m),
+    e(caption n)); relevance is `map` of c_mn, and 1 where `same_image_MN` says that caption n
+    belongs to image m. `mask_MC` is False for captions that are padding: images may have any number
+    of captions. An image with none has relevance NaN. `map` is one of MAPS, or a function of
+    cosines; `map_settings` go to it. The relevance of texts to images is the transpose, not this
+    again. Relevance score calculation of Listwise ITR (arXiv 2305.16566), which has `half` and
+    `max`, as in the authors' code.
 
     >>> image = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     >>> from_captions(image, torch.tensor([[0.6, 0.8], [-1.0, 0.0]]))
@@ -125,9 +120,8 @@ def from_captions(
         cosine_MN = _reduced(image_captions_MCD, captions_ND, mask_MC, largest=reduce == "max")
         cosine_MN = cosine_MN.clamp(-1, 1)  # rounding takes the cosine of twins past 1
         relevance_MN = (map if callable(map) else MAPS[map])(cosine_MN, **map_settings)
-        return (
-            relevance_MN if same_image_MN is None else relevance_MN.masked_fill(same_image_MN, 1.0)
-        )
+        known = same_image_MN is not None
+        return relevance_MN.masked_fill(same_image_MN, 1.0) if known else relevance_MN
 
 
 def _at_least_float32(x):

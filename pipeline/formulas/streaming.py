@@ -1,9 +1,8 @@
 """Losses and metrics straight from embeddings: the score matrix is never whole.
 
-A block of it lives at a time.
-
-`target` and `mask` are matrices, or functions of (rows, columns), two slices, that give that part
-of the matrix: for instance relevance computed from caption embeddings when it is asked for.
+A block of it lives at a time. `target` and `mask` are matrices, or functions of (rows, columns),
+two slices, that give that part of the matrix: for instance relevance computed from caption
+embeddings when it is asked for.
 
 Legend of the shape suffixes: Q queries, N candidates, M images, D embedding width, R rows of a
 block.
@@ -22,12 +21,10 @@ EVERYTHING = slice(None)
 def both_directions_streamed(loss, image_MD, text_ND, target, *, mask=None, rows=None, **settings):
     """Scalar: `both_directions(loss, image_MD @ text_ND.T, target)`, and the embeddings' gradients.
 
-    In O(rows x candidates) memory.
-
-    A pass over the images and one over the texts; each multiplies a block of scores, takes the loss
-    and its gradient, and adds that gradient's products to those of both embeddings: six matrix
-    products in place of three. Scale or normalise the embeddings outside. The settings are numbers:
-    a learned temperature gets no gradient here.
+    In O(rows x candidates) memory. A pass over the images and one over the texts; each multiplies a
+    block of scores, takes the loss and its gradient, and adds that gradient's products to those of
+    both embeddings: six matrix products in place of three. Scale or normalise the embeddings
+    outside. The settings are numbers: a learned temperature gets no gradient here.
 
     >>> from pipeline.formulas.losses import triplet
     >>> image, text = torch.eye(3)[:2], torch.eye(3)[:2]
@@ -85,11 +82,8 @@ class _Streamed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         of_image_MD, of_text_ND = ctx.saved_tensors
-        return (
-            (of_image_MD * grad).to(ctx.dtypes[0]),
-            (of_text_ND * grad).to(ctx.dtypes[1]),
-            *[None] * 5,
-        )
+        of_image_MD, of_text_ND = of_image_MD * grad, of_text_ND * grad
+        return of_image_MD.to(ctx.dtypes[0]), of_text_ND.to(ctx.dtypes[1]), *[None] * 5
 
 
 def _one_way(

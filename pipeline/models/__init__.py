@@ -20,11 +20,7 @@ IMAGE_TOWERS = {
     "regions": RegionTower,
     "pretrained": pretrained.PretrainedImageTower,
 }
-TEXT_TOWERS = {
-    "gru": GRUTower,
-    "bigru": GRUTower,
-    "pretrained": pretrained.PretrainedTextTower,
-}
+TEXT_TOWERS = {"gru": GRUTower, "bigru": GRUTower, "pretrained": pretrained.PretrainedTextTower}
 
 __all__ = [
     "IMAGE_TOWERS",
@@ -50,19 +46,17 @@ def build(
 
     Pretrained towers come with their weights, or untrained from an `architecture`.
     """
-    image, text = (_tower(kind, settings) for kind in ("image", "text"))
-    model = None
-    if "pretrained" in (settings.image, settings.text):
-        model = pretrained.load(settings, architecture)
+    image, text = _tower("image", settings), _tower("text", settings)
+    asked = "pretrained" in (settings.image, settings.text)
+    model = pretrained.load(settings, architecture) if asked else None
     given = TowerInputs(features, len(vocabulary), model)
     return TwoTower(image.from_settings(settings, given), text.from_settings(settings, given))
 
 
 def architecture(settings: ModelSettings) -> dict | None:
     """The configuration that pretrained towers are rebuilt from; None without such towers."""
-    if "pretrained" in (settings.image, settings.text):
-        return pretrained.architecture(settings)
-    return None
+    asked = "pretrained" in (settings.image, settings.text)
+    return pretrained.architecture(settings) if asked else None
 
 
 def vocabulary_for(settings: ModelSettings, captions: list[str]) -> Vocabulary | PretrainedTokens:

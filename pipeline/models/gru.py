@@ -33,25 +33,19 @@ class GRUTower(nn.Module):
 
     @classmethod
     def from_settings(cls, settings: ModelSettings, given: TowerInputs) -> "GRUTower":
-        return cls(
-            given.words,
-            settings.word_dim,
-            settings.dim,
-            bidirectional=settings.text == "bigru",
-            pooling=settings.text_pooling,
-        )
+        both, pooling = settings.text == "bigru", settings.text_pooling
+        sizes = given.words, settings.word_dim, settings.dim
+        return cls(*sizes, bidirectional=both, pooling=pooling)
 
     def forward(self, words_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-        packed = pack_padded_sequence(
-            self.embed(words_BL), lengths_B.cpu(), batch_first=True, enforce_sorted=False
-        )
+        vectors_BLD, lengths = self.embed(words_BL), lengths_B.cpu()
+        packed = pack_padded_sequence(vectors_BLD, lengths, batch_first=True, enforce_sorted=False)
         states, last = self.gru(packed)
         if self.pool is None:
             return last.mean(0) if self.gru.bidirectional else last[-1]
-        states_BLD, _ = pad_packed_sequence(
-            states, batch_first=True, total_length=words_BL.shape[1]
-        )
+        longest = words_BL.shape[1]
+        states_BLD, _ = pad_packed_sequence(states, batch_first=True, total_length=longest)
         if self.gru.bidirectional:
             states_BLD = torch.stack(states_BLD.chunk(2, -1)).mean(0)
-        place_L = torch.arange(words_BL.shape[1], device=words_BL.device)
+        place_L = torch.arange(longest, device=words_BL.device)
         return self.pool(states_BLD, place_L < lengths_B.to(words_BL.device)[:, None])

@@ -48,21 +48,18 @@ class GPO(nn.Module):
     def weights(self, lengths_B: torch.Tensor, longest: int) -> torch.Tensor:
         """(B, N) weights of the places, those from the length on 0."""
         unique, row_B = lengths_B.unique(return_inverse=True)
-        codes = _codes(longest, lengths_B.device).expand(len(unique), -1, -1)
+        # Sines and cosines of the places 0 … longest - 1.
+        place = torch.arange(longest, device=unique.device, dtype=torch.float32)[:, None]
+        step = torch.arange(0, POSITION_DIM, 2, device=unique.device, dtype=torch.float32)
+        angle = place * torch.exp(step * (-math.log(10_000.0) / POSITION_DIM))
+        codes = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
+        codes = codes.expand(len(unique), -1, -1)
         packed = pack_padded_sequence(codes, unique.cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=longest)
         both = (states[..., :POSITION_DIM] + states[..., POSITION_DIM:]) / 2
         scores = self.score(both).squeeze(-1) / TEMPERATURE
         there = torch.arange(longest, device=scores.device) < unique[:, None]
         return scores.masked_fill(~there, -torch.inf).softmax(1)[row_B]
-
-
-def _codes(n: int, device) -> torch.Tensor:
-    """(n, POSITION_DIM) sines and cosines of the places 0 … n - 1."""
-    place = torch.arange(n, device=device, dtype=torch.float32)[:, None]
-    step = torch.arange(0, POSITION_DIM, 2, device=device, dtype=torch.float32)
-    angle = place * torch.exp(step * (-math.log(10_000.0) / POSITION_DIM))
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
 
 POOLINGS = {"max": Max, "mean": Mean, "gpo": GPO}

@@ -56,6 +56,8 @@ class PretrainedImageTower(PretrainedTower):
     std: torch.Tensor
 
     def __init__(self, model: nn.Module, settings: ModelSettings):
+        from transformers.utils import cached_file
+
         encoder, project = _side(model, "vision_model", "visual_projection", settings)
         super().__init__(encoder, project, settings)
         size = getattr(encoder.config, "image_size", None)
@@ -63,9 +65,15 @@ class PretrainedImageTower(PretrainedTower):
             raise ValueError(f"model.pretrained {settings.pretrained!r} takes no images")
         if settings.image_size != size:
             raise ValueError(f"the image model takes {size} pixels; set --model.image_size {size}")
-        mean, std = _normalisation(settings.pretrained)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        # Halves where none are told. A trained model has them among its weights, so its folder
+        # need not be there any more.
+        told = {}
+        with contextlib.suppress(OSError):
+            uri = cached_file(settings.pretrained, "preprocessor_config.json")
+            told = json.loads(Path(uri).read_text())
+        for name in ("mean", "std"):  # of a channel, of images in [0, 1]
+            values = torch.tensor(told.get(f"image_{name}", [0.5] * 3))
+            self.register_buffer(name, values[:, None, None])
 
     @classmethod
     def from_settings(cls, settings: ModelSettings, given: TowerInputs) -> "PretrainedImageTower":
@@ -154,19 +162,6 @@ def _side(model, name: str, projection: str, settings: ModelSettings):
     if encoder is not model and both:
         return encoder, getattr(model, projection, nn.Identity())
     return encoder, nn.Linear(encoder.config.hidden_size, settings.dim)
-
-
-def _normalisation(name: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of a channel, of images in [0, 1]; halves where none are told.
-
-    A trained model has them among its weights, so its folder need not be there any more.
-    """
-    from transformers.utils import cached_file
-
-    told = {}
-    with contextlib.suppress(OSError):
-        told = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
-    return told.get("image_mean", [0.5] * 3), told.get("image_std", [0.5] * 3)
 
 
 def _add_lora(encoder: nn.Module, rank: int) -> None:

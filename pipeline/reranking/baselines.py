@@ -8,6 +8,7 @@ Legend of the shape suffixes: Q queries, N gallery, P pool, K neighbours.
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -39,9 +40,7 @@ def qb_norm(view: View, rows_Q, *, beta: float, active: int = 1) -> torch.Tensor
 
     A hub, or member of the activation set, is among the first `active` candidates of a pool item.
     """
-    scores_QN = view.scores(rows_Q)
-    hub_Q = _hubs(view, active)[scores_QN.argmax(1)]
-    return torch.where(hub_Q[:, None], scores_QN - hubness(view, beta), scores_QN)
+    return _of_hubs(view, rows_Q, active, inverted_softmax(view, rows_Q, beta=beta))
 
 
 def dual_softmax(view: View, rows_Q, *, beta: float) -> torch.Tensor:
@@ -58,13 +57,11 @@ def dual_softmax(view: View, rows_Q, *, beta: float) -> torch.Tensor:
 
 def dynamic_dual_softmax(view: View, rows_Q, *, beta: float, active: int = 1) -> torch.Tensor:
     """Dual softmax for queries whose first candidate is a hub, else s."""
-    scores_QN = view.scores(rows_Q)
-    hub_Q = _hubs(view, active)[scores_QN.argmax(1)]
-    return torch.where(hub_Q[:, None], dual_softmax(view, rows_Q, beta=beta), scores_QN)
+    return _of_hubs(view, rows_Q, active, dual_softmax(view, rows_Q, beta=beta))
 
 
-def _hubs(view: View, active: int) -> torch.Tensor:
-    """True (N,) for candidates among the first `active` of any pool item."""
+def _of_hubs(view: View, rows_Q, active: int, normed_QN) -> torch.Tensor:
+    """The normed scores of queries whose first candidate is a hub, the scores so far of others."""
 
     def make():
         hub_N = torch.zeros(len(view.gallery_N), dtype=torch.bool, device=view.gallery_N.device)
@@ -73,7 +70,9 @@ def _hubs(view: View, active: int) -> torch.Tensor:
             hub_N[torch.topk(scores_PN, min(active, scores_PN.shape[1]), dim=1).indices] = True
         return hub_N
 
-    return view.once(("hubs", active), make)
+    scores_QN = view.scores(rows_Q)
+    hub_Q = view.once(("hubs", active), make)[scores_QN.argmax(1)]
+    return torch.where(hub_Q[:, None], normed_QN, scores_QN)
 
 
 def krnn(view: View, rows_Q, *, weight: float, depth: int = 100) -> torch.Tensor:
@@ -86,9 +85,8 @@ def krnn(view: View, rows_Q, *, weight: float, depth: int = 100) -> torch.Tensor
     scores_QN = view.scores(rows_Q)
     claims_NK = view.claims(min(depth, len(view.pool_P)))[0]
     rising_NK = claims_NK.flip(1).contiguous()
-    above_NQ = rising_NK.shape[1] - torch.searchsorted(
-        rising_NK, scores_QN.T.contiguous(), right=True
-    )
+    below_NQ = torch.searchsorted(rising_NK, scores_QN.T.contiguous(), right=True)
+    above_NQ = rising_NK.shape[1] - below_NQ
     return scores_QN - weight * torch.log1p(above_NQ.T.float())
 
 
@@ -166,19 +164,15 @@ def database_augmentation(view: View, rows_Q, *, k: int, alpha: float, weight: f
 def gallery_neighbours(view: View, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Similarities and places in the gallery (N, K) of each candidate's nearest, not itself."""
 
-    def make():
-        return view.sims.nearest(view.ranked, view.gallery_N, k)
-
-    return view.once(("neighbours", k), make)
+    return view.once(("neighbours", k), lambda: view.sims.nearest(view.ranked, view.gallery_N, k))
 
 
 def grid(**choices) -> list[dict]:
-    return [
-        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
-    ]
+    rows = itertools.product(*choices.values())
+    return [dict(zip(choices, row, strict=True)) for row in rows]
 
 
-METHODS = {
+METHODS: dict[str, Callable[..., torch.Tensor]] = {
     "inverted_softmax": inverted_softmax,
     "qb_norm": qb_norm,
     "dual_softmax": dual_softmax,

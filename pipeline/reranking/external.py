@@ -17,24 +17,29 @@ from pipeline.reranking.leaprr.model import LeaPRR, load_leaprr
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
-from pipeline.retrieval.scores import Items, MatrixScores, System, VectorScores
+from pipeline.retrieval.scores import Items, MatrixScores, VectorScores
 from pipeline.storage import csv_files, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.training.loop import Loop
 from pipeline.training.saved_model import summary
-from schemas.settings import Recipe, RerankSettings
+from schemas.settings import Recipe
 
 
 @dataclass(frozen=True)
 class External:
     """Another system: its evaluated split, the problem of each split, and a hash of all of it."""
 
-    gallery: System
+    gallery: VectorScores | MatrixScores
     problems: dict[str, Problem]
     version: str
 
 
-def read(system: System, splits: dict | None, recipe: Recipe, matrices=(None, None)) -> External:
+def read(
+    system: VectorScores | MatrixScores,
+    splits: dict | None,
+    recipe: Recipe,
+    matrices: tuple[str | None, str | None] = (None, None),
+) -> External:
     """The system as problems, given {image id: split}; without it all images are evaluated.
 
     `matrices` are of its images' and of its texts' similarities (.npy), where there are any.
@@ -43,7 +48,12 @@ def read(system: System, splits: dict | None, recipe: Recipe, matrices=(None, No
     if settings.texts != "towers":
         raise InputError("rerank.texts sentences is for a run folder; leave it out here")
     rows = _rows(system.items, splits, split, settings.bank_images)
-    sims = _similarities(system, matrices, rows["train"], settings)
+    if isinstance(system, VectorScores):
+        sims: Similarities = Towers(system.images, system.texts)
+    else:
+        known = settings.pool == "inductive" and len(rows["train"]["image"])
+        of_images, of_texts = (uri and external.array(uri) for uri in matrices)
+        sims = Matrices(system.i2t, of_images, of_texts, known=rows["train"] if known else None)
     owner_N = torch.from_numpy(system.items.image_of_N)
     nobody = {"image": torch.arange(0), "text": torch.arange(0)}
     problems = {
@@ -76,8 +86,8 @@ def _rows(items: Items, splits: dict | None, split: str, bank_images: int) -> di
     for name in {"train", "val", split}:
         images = [row for row, id_ in enumerate(ids) if splits.get(id_) == name]
         rows = items.of_images(images[:bank_images] if name == "train" else images)
-        parts = (torch.from_numpy(part.astype(np.int64)) for part in rows)
-        found[name] = dict(zip(("image", "text"), parts, strict=True))
+        of_images, of_texts = (torch.from_numpy(part.astype(np.int64)) for part in rows)
+        found[name] = {"image": of_images, "text": of_texts}
     if not len(found[split]["image"]):
         raise InputError(
             f"none of the {len(ids):,} images is in {split}, the split to re-rank; the first "
@@ -86,18 +96,9 @@ def _rows(items: Items, splits: dict | None, split: str, bank_images: int) -> di
     return found
 
 
-def _similarities(system: System, matrices, bank: dict, settings: RerankSettings) -> Similarities:
-    if isinstance(system, VectorScores):
-        return Towers(system.images, system.texts)
-    given = (None if uri is None else external.array(uri) for uri in matrices)
-    known = bank if settings.pool == "inductive" and len(bank["image"]) else None
-    return Matrices(system.i2t, *given, known=known)
-
-
-def _version(system: System, matrices, splits: dict | None) -> str:
-    vectors = isinstance(system, VectorScores)
-    parts = (system.images, system.texts) if vectors else (system.i2t,)
-    hashes = [hashlib.sha256(np.ascontiguousarray(part.numpy())).hexdigest() for part in parts]
+def _version(system: VectorScores | MatrixScores, matrices, splits: dict | None) -> str:
+    parts = [system.i2t] if isinstance(system, MatrixScores) else [system.images, system.texts]
+    hashes = [hashlib.sha256(np.ascontiguousarray(part.numpy()).data).hexdigest() for part in parts]
     hashes += [uri and store.sha256(store.read_bytes(store.absolute(uri))) for uri in matrices]
     return store.fingerprint(hashes, system.items.image_ids, system.items.text_image_ids, splits)
 
@@ -123,8 +124,7 @@ def fit(method: str, system: External, recipe: Recipe, folder: str) -> Fitted:
     if val is None or seen:  # what LeaPRR gives on val is seen in its training
         return Fitted(steps, model, -1.0)
     with torch.inference_mode():
-        found = [fitting.recalls(fitting.views(val, d, steps, model)) for d in SIDES]
-    return Fitted(steps, model, sum(found))
+        return Fitted(steps, model, sum(fitting.sums(val, steps, model)))
 
 
 def _trained(method: str, system: External, recipe: Recipe, steps: list, folder: str) -> str:
@@ -168,7 +168,7 @@ def apply(fitted: Fitted, system: External, split: str) -> tuple[MatrixScores, d
 
 
 def rerank(
-    scores: System,
+    scores: VectorScores | MatrixScores,
     method: str = "inverted_softmax",
     *,
     splits: dict[str, str] | None = None,

@@ -1,6 +1,6 @@
 """Choosing the settings of a chain of methods on val, and its scores for any queries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -29,7 +29,12 @@ def recalls(found: list[View]) -> float:
     return tried(found, [lambda view: view])[0]
 
 
-def tried(found: list[View], ways: list[Callable[[View], View]]) -> list[float]:
+def sums(problem: Problem, steps: list[dict], model=None) -> list[float]:
+    """The recalls (0-300) of image queries and of caption queries after the steps of a chain."""
+    return [recalls(views(problem, direction, steps, model)) for direction in SIDES]
+
+
+def tried(found: list[View], ways: Sequence[Callable[[View], View]]) -> list[float]:
     """The recalls (0-300) of several ways to go on from the same views, part by part together."""
     totals, count = [0.0] * len(ways), 0
     for view in found:
@@ -38,8 +43,8 @@ def tried(found: list[View], ways: list[Callable[[View], View]]) -> list[float]:
             positive_QN = view.positives(rows_Q)
             for number, way in enumerate(after):
                 scores_QN = way.scores(rows_Q)
-                hits = sum(float(recall_at(scores_QN, positive_QN, k).nansum()) for k in DEPTHS)
-                totals[number] += hits
+                hits = (float(recall_at(scores_QN, positive_QN, k).nansum()) for k in DEPTHS)
+                totals[number] += sum(hits)
             count += len(rows_Q)
     return [100 * total / max(1, count) for total in totals]
 
@@ -59,17 +64,15 @@ def choose(method: str, problem: Problem | None, before: list[dict], betas) -> t
         ways = [partial(View.after, method=baselines.METHODS[method], **s) for s in grid]
         found = tried(views(problem, direction, before), ways)
         step[direction] = grid[max(range(len(grid)), key=found.__getitem__)]
-        trials += [
-            {"direction": direction, "method": method, "setting": setting, "val": value}
-            for setting, value in zip(grid, found, strict=True)
-        ]
+        for setting, value in zip(grid, found, strict=True):
+            of = {"direction": direction, "method": method}
+            trials.append({**of, "setting": setting, "val": value})
     return step, trials
 
 
 def chain(methods: list[str], problem: Problem | None, betas) -> tuple[list[dict], list[dict]]:
     """The steps of a chain of methods, each chosen after those before it, and all trials."""
-    steps: list[dict] = []
-    trials: list[dict] = []
+    steps, trials = [], []
     for method in methods:
         step, found = choose(method, problem, steps, betas)
         steps.append(step)
@@ -86,12 +89,10 @@ class Reranker:
     @torch.inference_mode()
     def scores(self, direction: str, rows_Q: torch.Tensor) -> torch.Tensor:
         """Scores (Q, N) of rows of the asking side, in the order of the gallery."""
-        out_QN = None
+        gallery_N = self.found[direction][0].gallery_N
+        out_QN = torch.empty(len(rows_Q), len(gallery_N), device=gallery_N.device)
         for view in self.found[direction]:
             mine_Q = torch.isin(rows_Q, view.queries_Q)
             if mine_Q.any():
-                scores = view.scores(rows_Q[mine_Q])
-                if out_QN is None:
-                    out_QN = scores.new_empty(len(rows_Q), scores.shape[1])
-                out_QN[mine_Q] = scores
+                out_QN[mine_Q] = view.scores(rows_Q[mine_Q])
         return out_QN

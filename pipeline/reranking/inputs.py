@@ -95,19 +95,15 @@ def problem_of(
     if not vectors[split].towers:
         return None
     bank = bank_of(vectors, settings)
-    parts = [(bank, "train")]
+    gallery, others = bank, None
     if split != "train":
-        gallery = tower_vectors.without(vectors[split].towers, excluded)
-        parts = [(gallery, split), *([parts[0]] if bank else [])]
+        gallery, others = tower_vectors.without(vectors[split].towers, excluded), bank
     sentences = None
     if settings.texts == "sentences":
-        known = [(part.items, _sentences(vectors[s].sentences)) for part, s in parts]
-        rows = [by_id[text_id] for items, by_id in known for text_id in items.text_ids]
+        rows: list[np.ndarray] = []
+        for part, of in ((gallery, vectors[split]), (others, vectors["train"])):
+            if part is not None:
+                by_id = _sentences(of.sentences)
+                rows += [by_id[text_id] for text_id in part.items.text_ids]
         sentences = torch.from_numpy(np.stack(rows))
-    return of_vectors(
-        parts[0][0],
-        parts[1][0] if len(parts) > 1 else None,
-        sentences,
-        pool=settings.pool,
-        siblings=settings.siblings,
-    )
+    return of_vectors(gallery, others, sentences, pool=settings.pool, siblings=settings.siblings)

@@ -35,11 +35,11 @@ class Problem:
 
     def to(self, device) -> "Problem":
         """The problem with all its tensors on a device."""
-        parts = {
-            name: {side: rows.to(device) for side, rows in getattr(self, name).items()}
-            for name in ("gallery", "bank", "owner")
-        }
-        return replace(self, sims=self.sims.to(device), **parts)
+        gallery, bank, owner = (
+            {side: rows.to(device) for side, rows in part.items()}
+            for part in (self.gallery, self.bank, self.owner)
+        )
+        return replace(self, sims=self.sims.to(device), gallery=gallery, bank=bank, owner=owner)
 
     def views(self, direction: str) -> Iterator["View"]:
         """The parts of a direction's queries that have one pool; together they are the gallery."""
@@ -96,13 +96,13 @@ class View:
 
     def scores(self, rows_Q: torch.Tensor) -> torch.Tensor:
         """Scores (Q, N) of queries or pool items against the gallery, by the methods so far."""
-        if self.scored is not None:
-            return self.lately(rows_Q, "scores", lambda: self.scored(self, rows_Q))
-        return self.lately(
-            rows_Q,
-            "scores",
-            lambda: self.sims.between(self.asking, rows_Q, self.ranked, self.gallery_N),
-        )
+
+        def make() -> torch.Tensor:
+            if self.scored is not None:
+                return self.scored(self, rows_Q)
+            return self.sims.between(self.asking, rows_Q, self.ranked, self.gallery_N)
+
+        return self.lately(rows_Q, "scores", make)
 
     def after(self, method: Callable[..., torch.Tensor], **setting) -> "View":
         """The view whose scores are the method's, made of this one's."""
@@ -146,13 +146,11 @@ class View:
         """Scores, falling, and rows (N, K) of the pool items that score each candidate highest."""
 
         def make():
-            best, rows = None, None
+            best = torch.empty(len(self.gallery_N), 0, device=self.gallery_N.device)
+            rows = best.long()
             for part_P in self.parts(self.pool_P):
-                scores_NP = self.scores(part_P).T
-                part = part_P.expand(len(scores_NP), -1)
-                if best is not None:
-                    scores_NP = torch.cat([best, scores_NP], 1)
-                    part = torch.cat([rows, part], 1)
+                scores_NP = torch.cat([best, self.scores(part_P).T], 1)
+                part = torch.cat([rows, part_P.expand(len(scores_NP), -1)], 1)
                 top = torch.topk(scores_NP, min(k, scores_NP.shape[1]), dim=1)
                 best, rows = top.values, part.gather(1, top.indices)
             return best, rows

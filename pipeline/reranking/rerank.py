@@ -17,13 +17,7 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation import evaluate, ranking, task_memory, tower_vectors
 from pipeline.evaluation.results import Protocol
 from pipeline.reranking import baselines, fitting
-from pipeline.reranking.inputs import (
-    SplitVectors,
-    bank_size,
-    inputs_of,
-    problem_of,
-    vectors_of,
-)
+from pipeline.reranking.inputs import SplitVectors, bank_size, inputs_of, problem_of, vectors_of
 from pipeline.reranking.leaprr.model import load_leaprr
 from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
@@ -49,18 +43,19 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     matters = recipe.rerank.relevant("bytes", "bank", "fit")
     chosen_on = inputs["vectors"]["val"].towers
     memory = task_memory.of_rankings(chosen_on, None, recipe, scored=True)
+    weights = recipe.rerank.weights
+    given = run_folder.need_index(weights, "rerank")["version"] if weights else ""
     pieces = []
     for method in recipe.rerank.method:
-        weights = _weights_version(recipe.rerank.weights) if "leaprr" in method else ""
-        pieces.append(
-            Piece(
-                name=method,
-                output=store.join(folder, f"{method}.parquet"),
-                fingerprint=store.fingerprint("rerank", method, matters, versions, weights),
-                inputs={**inputs, "method": method},
-                memory=memory,
-            )
+        own = given if "leaprr" in method else ""
+        piece = Piece(
+            name=method,
+            output=store.join(folder, f"{method}.parquet"),
+            fingerprint=store.fingerprint("rerank", method, matters, versions, own),
+            inputs={**inputs, "method": method},
+            memory=memory,
         )
+        pieces.append(piece)
     return Plan.of("rerank", folder, pieces, matters)
 
 
@@ -85,19 +80,12 @@ def write_reranker(piece: Piece) -> dict:
     methods = [method for method in inputs["method"].split("+") if method != "leaprr"]
     steps, trials = fitting.chain(methods, val, settings.betas)
     summary = {"method": inputs["method"], "steps": steps, "bank_images": bank_size(inputs)}
-    if val is not None:
-        model = None
-        if "leaprr" in inputs["method"]:
-            if settings.weights is None:  # what it gives on val is seen in its training
-                return _written(piece, trials, summary)
-            steps, model = [*steps, {"method": "leaprr"}], load_leaprr(settings.weights)
+    ends, model = "leaprr" in inputs["method"], None
+    if ends and settings.weights is not None:
+        steps, model = [*steps, {"method": "leaprr"}], load_leaprr(settings.weights)
+    if val is not None and (model or not ends):  # else LeaPRR's training tells what it gives on val
         with torch.inference_mode():
-            found = [fitting.recalls(fitting.views(val, d, steps, model)) for d in SIDES]
-        summary["val/rsum"] = sum(found)
-    return _written(piece, trials, summary)
-
-
-def _written(piece: Piece, trials: list[dict], summary: dict) -> dict:
+            summary["val/rsum"] = sum(fitting.sums(val, steps, model))
     rows = [{**trial, "setting": str(trial["setting"])} for trial in trials]
     table = pa.Table.from_pylist(rows, schema=TRIALS)
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)
@@ -121,22 +109,16 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
         if not method.endswith("leaprr"):
             continue
         folder = RunFolder(root).folder("rerank", name, method)
+        steps, bank = entry["steps"], entry["bank_images"]
         own = recipe.leaprr.model_dump(mode="json")
-        settings = recipe.rerank.relevant()
-        bank = entry["bank_images"]
         others = [vectors.version for vectors in lists.values()]
-        about = [method, own, settings, versions, entry["steps"], others, bank]
+        about = [method, own, recipe.rerank.relevant(), versions, steps, others, bank]
+        version = store.fingerprint(versions)
         piece = Piece(
             name="leaprr",
             output=store.join(folder, "history.json"),
             fingerprint=store.fingerprint("leaprr", *about),
-            inputs={
-                **inputs,
-                "method": method,
-                "lists": lists,
-                "steps": entry["steps"],
-                "version": store.fingerprint(versions),
-            },
+            inputs={**inputs, "method": method, "lists": lists, "steps": steps, "version": version},
         )
         plans.append(Plan.of("rerank", folder, [piece], own))
     return plans
@@ -156,21 +138,17 @@ def _training_problems(inputs: dict) -> tuple[Problem, Problem | None]:
     lists, settings, vectors = inputs["leaprr"].lists, inputs["rerank"], inputs["vectors"]
     val = problem_of(vectors, settings, "val")
     if lists not in ("train", "val"):
-        of = inputs["lists"]
-        if not of["train"].towers or not of[inputs["split"]].towers:
+        of, split = inputs["lists"], inputs["split"]
+        if not of["train"].towers or not of[split].towers:
             raise InputError(
-                f"--leaprr.lists {lists} needs vectors of train and of {inputs['split']}; "
-                "evaluate that run first"
+                f"--leaprr.lists {lists} needs vectors of train and of {split}; evaluate that "
+                "run first"
             )
-        return problem_of(inputs["lists"], settings, inputs["split"]), val
+        return problem_of(of, settings, split), val
     learned = problem_of(vectors, settings, lists)
     if learned is None:
         raise InputError(f"--leaprr.lists {lists}: this run has no {lists} split; take another")
     return learned, val if lists == "train" else None
-
-
-def _weights_version(folder: str | None) -> str:
-    return run_folder.need_index(folder, "rerank")["version"] if folder else ""
 
 
 # ---- rankings ----------------------------------------------------------------------------------
@@ -239,20 +217,20 @@ def plan_reranked(recipe: Recipe, root: str, name: str, method: str | None = Non
 def _protocol(recipe: Recipe, method: str, entry: dict) -> Protocol:
     """How the rankings were made: method, pool, bank, and every setting chosen."""
     settings = recipe.rerank
-    chosen = {
-        f"{key}_{direction}"
-        if len(entry["steps"]) == 1
-        else f"{step['method']}_{key}_{direction}": v
-        for step in entry["steps"]
-        for direction in SIDES
-        for key, v in step[direction].items()
-    }
-    seen = {"siblings": "kept" if settings.siblings else "left out"}
-    if settings.pool == "inductive" or "train_pairs" in method:
-        seen = {"bank_images": entry["bank_images"]}
-    texts = recipe.embed.encoder if settings.texts == "sentences" else None
-    named = method.replace("_", " ").replace("+", ", then ")
-    return Protocol(rerank=named, pool=settings.pool, texts=texts, **seen, chosen=chosen)
+    chosen = {}
+    for step in entry["steps"]:
+        of = "" if len(entry["steps"]) == 1 else f"{step['method']}_"
+        for direction in SIDES:
+            chosen |= {f"{of}{key}_{direction}": v for key, v in step[direction].items()}
+    banked = settings.pool == "inductive" or "train_pairs" in method
+    return Protocol(
+        rerank=method.replace("_", " ").replace("+", ", then "),
+        pool=settings.pool,
+        texts=recipe.embed.encoder if settings.texts == "sentences" else None,
+        siblings=None if banked else "kept" if settings.siblings else "left out",
+        bank_images=entry["bank_images"] if banked else None,
+        chosen=chosen,
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -281,9 +259,5 @@ def cost(index: dict) -> dict[str, float]:
     made = [entry for entry in index["pieces"] if "seconds" in entry]
     if not made:
         return {}
-    seconds = sum(entry["seconds"] for entry in made)
-    queries = sum(entry["queries"] for entry in made)
-    return {
-        "ms_per_query": 1000 * seconds / queries,
-        "peak_mb": max(entry["peak_mb"] for entry in made),
-    }
+    per_query = sum(entry["seconds"] for entry in made) / sum(entry["queries"] for entry in made)
+    return {"ms_per_query": 1000 * per_query, "peak_mb": max(e["peak_mb"] for e in made)}

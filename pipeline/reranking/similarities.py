@@ -67,7 +67,8 @@ class Towers:
         return self._of(side, other)[rows_BX] @ self._of(other, side)[rows_BY].transpose(1, 2)
 
     def mixed(self, side, rows_XK, weights_XK, other, rows_Y):
-        vectors, mixture_XD = self._of(side, other), 0
+        vectors = self._of(side, other)
+        mixture_XD = vectors.new_zeros(len(rows_XK), vectors.shape[1])
         for rows, weights in zip(rows_XK.split(64, 1), weights_XK.split(64, 1), strict=True):
             mixture_XD = mixture_XD + (weights.unsqueeze(1) @ vectors[rows]).squeeze(1)
         return (mixture_XD.double() @ self._of(other, side)[rows_Y].double().T).float()
@@ -89,10 +90,9 @@ class Matrices:
 
     def __init__(self, i2t_MN, i2i_MM=None, t2t_NN=None, known=None):
         i2t_MN = torch.as_tensor(i2t_MN)
-        if i2t_MN.ndim != 2:
-            raise InputError(
-                f"the scores have shape {tuple(i2t_MN.shape)}; expected images × texts, two axes"
-            )
+        shape = tuple(i2t_MN.shape)
+        if len(shape) != 2:
+            raise InputError(f"the scores have shape {shape}; expected images × texts, two axes")
         self.matrices = {("image", "text"): i2t_MN, ("text", "image"): i2t_MN.T}
         self.sizes = dict(zip(("image", "text"), i2t_MN.shape, strict=True))
         given, self.known, self.profiles = {"image": i2i_MM, "text": t2t_NN}, known, {}
@@ -113,11 +113,11 @@ class Matrices:
                 self.matrices[side, side] = torch.as_tensor(matrix)
 
     def to(self, device):
-        own = [self.matrices.get(kind) for kind in (("image", "image"), ("text", "text"))]
-        parts = [self.matrices["image", "text"], *own]
-        moved = (part if part is None else part.to(device) for part in parts)
+        kinds = (("image", "text"), ("image", "image"), ("text", "text"))
+        parts = (self.matrices.get(kind) for kind in kinds)
+        i2t, i2i, t2t = (part if part is None else part.to(device) for part in parts)
         known = self.known and {side: rows.to(device) for side, rows in self.known.items()}
-        return Matrices(*moved, known=known)
+        return Matrices(i2t, i2i, t2t, known)
 
     def between(self, side, rows_X, other, rows_Y):
         if (side, other) not in self.matrices:
@@ -126,10 +126,9 @@ class Matrices:
 
     def near(self, side, rows_BX, other, rows_BY):
         if (side, other) not in self.matrices:
-            profiles, parts = self.profiles[side], (rows_BX.split(FEW), rows_BY.split(FEW))
-            return torch.cat(
-                [profiles[x] @ profiles[y].transpose(1, 2) for x, y in zip(*parts, strict=True)]
-            )
+            profiles = self.profiles[side]
+            parts = zip(rows_BX.split(FEW), rows_BY.split(FEW), strict=True)
+            return torch.cat([profiles[x] @ profiles[y].transpose(1, 2) for x, y in parts])
         return self.matrices[side, other][rows_BX[:, :, None], rows_BY[:, None, :]].float()
 
     def mixed(self, side, rows_XK, weights_XK, other, rows_Y):

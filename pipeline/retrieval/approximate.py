@@ -29,7 +29,7 @@ def top_k(
     query_owner=None,
     candidate_owner=None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and rows (G, K) as of `_neighbours.top_k`, of the candidates that faiss finds."""
+    """Scores and rows (G, K) as of `nearest.top_k`, of the candidates that faiss finds."""
     query_group = groups_of(query_group, queries_QD)
     group = groups_of(candidate_group, candidates_ND)
     own_Q, own_N = owners_of(query_owner, queries_QD), owners_of(candidate_owner, candidates_ND)
@@ -82,9 +82,8 @@ def _index(candidates_ND):
             ) from error
         count, width = candidates_ND.shape
         cells = max(1, min(int(4 * count**0.5), count // 40))
-        index = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT
-        )
+        flat = faiss.IndexFlatIP(width)
+        index = faiss.IndexIVFFlat(flat, width, cells, faiss.METRIC_INNER_PRODUCT)
         vectors = candidates_ND.float().numpy()
         index.train(vectors)
         index.add(vectors)

@@ -8,10 +8,13 @@ Legend of the shape suffixes: R × C a block, G queries, K neighbours, D width.
 import numpy as np
 from numba import float32, float64, int32, int64, njit
 
-NO_ROW = 2**31 - 1
+from pipeline.formulas import floats
+from pipeline.retrieval.nearest import NO_ROW
+
 CHUNK = 32  # columns tested at once
 
 compiled = njit(cache=True, nogil=True, fastmath={"nsz", "contract", "reassoc"})
+turned = compiled(floats.turned)
 
 
 @compiled
@@ -76,13 +79,12 @@ def dot(a_D, b_D):
 @compiled
 def _key(score, row):
     bits = np.float32(score + float32(0)).view(np.int32)
-    return (int64(bits ^ ((bits >> 31) & NO_ROW)) << 32) | (int64(NO_ROW) - row)
+    return (int64(turned(bits)) << 32) | (int64(NO_ROW) - row)
 
 
 @compiled
 def _score(key):
-    rising = int32(key >> 32)
-    return np.int32(rising ^ ((rising >> 31) & NO_ROW)).view(np.float32)
+    return np.int32(turned(int32(key >> 32))).view(np.float32)
 
 
 @compiled
@@ -121,11 +123,11 @@ def count_rows(
         for c in range(columns):
             above += float32(scores_C[c] > high)
             reaching += float32(scores_C[c] >= low)
-        above_P[p] += int64(above)  # type: ignore[call-overload]
+        above_P[p] += int(above)
         if reaching == above:
             continue
         if not len(queries_QD):
-            tied_P[p] += int64(reaching - above)  # type: ignore[call-overload]
+            tied_P[p] += int(reaching - above)
             continue
         for c in range(columns):
             if low <= scores_C[c] <= high:

@@ -12,11 +12,11 @@ Legend of the shape suffixes: Q query rows, N candidate rows, D width, G queries
 rows), K neighbours, R × C a block of the product, P pairs.
 """
 
-import functools
-import importlib.util
 from typing import NamedTuple
 
 import torch
+
+from pipeline.formulas.floats import has_numba, turned
 
 BLOCK = 2048  # rows and columns of a block of the product
 FEW = 128  # rows at a time where a block's worth would take more memory than the block
@@ -63,20 +63,18 @@ def top_k(
         enough = len(queries_QD) * len(candidates_ND) >= BLOCK**2  # compiling takes seconds
         fast = enough and has_numba() and queries_QD.device.type == "cpu"
     if scan == "auto":
-        # Codes are made of all candidates, which few queries do not pay back.
-        scan = "int8" if fast and len(queries_QD) >= 256 and _has_int8() else "fp32"
+        # Codes are made of all candidates, which few queries do not pay back; with VNNI int8
+        # products are exact and fast.
+        vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+        scan = "int8" if fast and len(queries_QD) >= 256 and vnni() else "fp32"
     if queries_QD.shape[1] == 1:
         scan = "fp32"  # of a single column, torch._int_mm is wrong
-    longest = max(
-        (float(v.norm(dim=1).max()) for v in (queries_QD, candidates_ND) if len(v)), default=0.0
-    )
+    both = [v for v in (queries_QD, candidates_ND) if len(v)]
+    longest = max((float(v.norm(dim=1).max()) for v in both), default=0.0)
     queries = _rows(queries_QD, longest, scan, query_group, query_owner)
     if symmetric:
-        group, owner = (
-            groups_of(candidate_group, queries_QD),
-            owners_of(candidate_owner, queries_QD),
-        )
-        candidates = queries._replace(group=group, owner=owner)
+        owner = owners_of(candidate_owner, queries_QD)
+        candidates = queries._replace(group=groups_of(candidate_group, queries_QD), owner=owner)
     else:
         candidates = _rows(candidates_ND, longest, scan, candidate_group, candidate_owner)
     grouped = query_group is not None or candidate_group is not None
@@ -103,14 +101,11 @@ class _Search:
 
     def __init__(self, queries: Rows, candidates: Rows, k, symmetric, grouped, fast):
         self.queries, self.candidates = queries, candidates
-        self.symmetric, self.grouped = symmetric, grouped
-        self.fast = fast
-        groups, others = (
-            int(r.group.max()) + 1 if len(r.group) else 0 for r in (queries, candidates)
-        )
-        size = (groups, min(k, others))
+        self.symmetric, self.grouped, self.fast = symmetric, grouped, fast
+        of_each = (queries.group, candidates.group)
+        groups, others = (int(group.max()) + 1 if len(group) else 0 for group in of_each)
         device = queries.vectors.device
-        self.keys_GK = torch.full(size, EMPTY, device=device)
+        self.keys_GK = torch.full((groups, min(k, others)), EMPTY, device=device)
         self.block = torch.empty(BLOCK * BLOCK, device=device)
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,11 +175,12 @@ class _Search:
     def _absorb_compiled(self, scan_RC, i: int, j: int, queries: Rows, both: bool) -> None:
         from pipeline.retrieval import compiled
 
-        sides = [
+        asking, asked = (
             tuple(part.numpy() for part in (r.vectors, r.scale, r.error, r.group, r.owner))
             for r in (queries, self.candidates)
-        ]
-        compiled.absorb(scan_RC.numpy(), i, j, *sides, self.keys_GK.numpy(), both, self.grouped)  # type: ignore[call-arg]
+        )
+        keys_GK = self.keys_GK.numpy()
+        compiled.absorb(scan_RC.numpy(), i, j, asking, asked, keys_GK, both, self.grouped)
 
 
 def _rows(vectors_ND, longest: float, scan: str, group, owner) -> Rows:
@@ -211,9 +207,8 @@ def _rows(vectors_ND, longest: float, scan: str, group, owner) -> Rows:
         lost[part] = (vectors_ND[part] - codes[part] * scale[part, None]).norm(dim=1)
     longest *= 1 + width**0.5 / 254  # x̂ may be that much longer: a part moves by half a step
     error = lost * (longest * 1.001) + rounding * longest**2 / 2
-    return Rows(
-        vectors_ND, codes, scale, error, groups_of(group, vectors_ND), owners_of(owner, vectors_ND)
-    )
+    group, owner = groups_of(group, vectors_ND), owners_of(owner, vectors_ND)
+    return Rows(vectors_ND, codes, scale, error, group, owner)
 
 
 def groups_of(group, vectors_ND) -> torch.Tensor:
@@ -259,17 +254,14 @@ def products(queries_QD, candidates_ND, query_P, candidate_P) -> torch.Tensor:
 def key(score_P, row_P) -> torch.Tensor:
     """int64 keys (P,) of float32 scores and rows below NO_ROW."""
     bits_P = (score_P + 0.0).view(torch.int32)  # -0 becomes 0
-    # The bits of a float rise with it; of negative ones all but the sign are turned over.
-    rising_P = bits_P ^ ((bits_P >> 31) & NO_ROW)
-    return (rising_P.long() << 32) | (NO_ROW - row_P.long())
+    return (turned(bits_P).long() << 32) | (NO_ROW - row_P.long())
 
 
 EMPTY = int(key(torch.tensor([-torch.inf]), torch.tensor([NO_ROW])))
 
 
 def _score(keys) -> torch.Tensor:
-    rising = (keys >> 32).int()
-    return (rising ^ ((rising >> 31) & NO_ROW)).view(torch.float32)
+    return turned((keys >> 32).int()).view(torch.float32)
 
 
 def unpacked(keys_GK) -> tuple[torch.Tensor, torch.Tensor]:
@@ -278,7 +270,7 @@ def unpacked(keys_GK) -> tuple[torch.Tensor, torch.Tensor]:
     for row_RK, rising_RK in (part.unbind(-1) for part in halves.split(BLOCK)):
         row_RK.neg_().add_(NO_ROW)
         row_RK[row_RK == NO_ROW] = -1
-        rising_RK ^= (rising_RK >> 31) & NO_ROW
+        rising_RK.copy_(turned(rising_RK))
     return halves.view(torch.float32)[..., 1], halves[..., 0]
 
 
@@ -311,15 +303,3 @@ def _once(keys_GW) -> torch.Tensor:
     keys = ((by_row & 0xFFFFFFFF) - 2**31 << 32) | (by_row >> 32)
     keys[:, :-1][again & (keys[:, :-1] & 0xFFFFFFFF > 0)] = EMPTY
     return keys
-
-
-@functools.lru_cache
-def has_numba() -> bool:
-    """Whether passes can be compiled."""
-    return importlib.util.find_spec("numba") is not None
-
-
-@functools.lru_cache
-def _has_int8() -> bool:
-    """Whether int8 products are exact and fast here, as they are with VNNI."""
-    return getattr(torch.cpu, "_is_vnni_supported", lambda: False)()

@@ -36,7 +36,7 @@ class Ranks(NamedTuple):
 
 
 def of_vectors(images_MD, texts_ND, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None):
-    """(Places, Places) of the positives of images and of texts, scored by their inner products.
+    """(Ranks, Ranks) of the positives of images and of texts, scored by their inner products.
 
     `fast` says whether to run compiled; it does not change the result.
     """
@@ -57,14 +57,14 @@ def of_vectors(images_MD, texts_ND, i2t: Pairs, t2i: Pairs, *, fast: bool | None
     for i in range(0, len(images_MD), BLOCK):
         for j in range(0, len(texts_ND), BLOCK):
             a_RD, b_CD = images_MD[i : i + BLOCK], texts_ND[j : j + BLOCK]
-            shape = len(a_RD), len(b_CD)
-            scores_RC = torch.mm(a_RD, b_CD.T, out=_view(product, shape))
-            _absorb(scores_RC, i, j, *sides)
-    return tuple(side.places() for side in sides)
+            scores_RC = torch.mm(a_RD, b_CD.T, out=_view(product, (len(a_RD), len(b_CD))))
+            sides[0].absorb(scores_RC, i, j, turned=False)
+            sides[1].absorb(scores_RC, j, i, turned=True)
+    return sides[0].ranks(), sides[1].ranks()
 
 
 def of_matrix(scores_MN, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None):
-    """(Places, Places) of the positives of rows and of columns of a float32 matrix."""
+    """(Ranks, Ranks) of the positives of rows and of columns of a float32 matrix."""
     scores_MN = torch.as_tensor(scores_MN)
     compiled = _compiled(scores_MN.device) if fast is None else fast
     threshold = [scores_MN[i2t], scores_MN[t2i.candidate_P, t2i.query_P]]
@@ -79,13 +79,9 @@ def of_matrix(scores_MN, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None):
             scores_RC = _view(block, part_RC.shape).copy_(part_RC)
             if scores_RC.max().isnan():
                 raise InputError("the matrix of scores holds NaN; give every pair a number")
-            _absorb(scores_RC, i, j, *sides)
-    return tuple(side.places() for side in sides)
-
-
-def _absorb(scores_RC, i: int, j: int, of_rows: "_Side", of_columns: "_Side") -> None:
-    of_rows.absorb(scores_RC, i, j, turned=False)
-    of_columns.absorb(scores_RC, j, i, turned=True)
+            sides[0].absorb(scores_RC, i, j, turned=False)
+            sides[1].absorb(scores_RC, j, i, turned=True)
+    return sides[0].ranks(), sides[1].ranks()
 
 
 class _Side:
@@ -118,12 +114,11 @@ class _Side:
 
     def absorb(self, scores_RC, i: int, j: int, *, turned: bool) -> None:
         """Count in a block whose rows begin at query i, its columns at candidate j; or `turned`."""
-        queries = scores_RC.shape[1 if turned else 0]
-        part = slice(*np.searchsorted(self.query_P, (i, i + queries)))
+        scores_QC = scores_RC.T if turned else scores_RC
+        part = slice(*np.searchsorted(self.query_P, (i, i + len(scores_QC))))
         if self.compiled:
             self._absorb_compiled(scores_RC, i, j, part, turned)
             return
-        scores_QC = scores_RC.T if turned else scores_RC
         for first in range(part.start, part.stop, FEW):
             self._absorb_few(scores_QC, i, j, slice(first, min(first + FEW, part.stop)))
 
@@ -148,15 +143,12 @@ class _Side:
 
         count = count_columns if turned else count_rows
         bounds = (t[part].numpy() for t in (self.low_P, self.high_P, self.threshold_P))
-        none = torch.empty(0, 0)
-        vectors = (none if v is None else v for v in (self.queries, self.candidates))
-        count(  # type: ignore[call-arg]
-            *(scores_RC.numpy(), i, j, self.query_P[part], *bounds),
-            *(v.numpy() for v in vectors),
-            *(self.above_P[part], self.tied_P[part]),
-        )
+        none = np.empty((0, 0), np.float32)
+        vectors = [none if v is None else v.numpy() for v in (self.queries, self.candidates)]
+        counts = (self.above_P[part], self.tied_P[part])
+        count(*(scores_RC.numpy(), i, j, self.query_P[part], *bounds, *vectors, *counts))
 
-    def places(self) -> Ranks:
+    def ranks(self) -> Ranks:
         above_P, tied_P = np.empty_like(self.above_P), np.empty_like(self.tied_P)
         # Back to the order in which the pairs were given.
         above_P[self.order], tied_P[self.order] = self.above_P, self.tied_P

@@ -60,8 +60,8 @@ class Items:
 
     def rows(self, direction: str) -> tuple[dict[str, int], dict[str, int]]:
         """Row of every query and of every candidate, by id."""
-        queries, candidates = self.ids(direction)
-        return _numbered(queries), _numbered(candidates)
+        queries, candidates = ({id_: n for n, id_ in enumerate(s)} for s in self.ids(direction))
+        return queries, candidates
 
     def images_of(self, direction: str, query_ids) -> np.ndarray:
         """Ids of the images that queries belong to: an image's own, a text's image."""
@@ -73,9 +73,8 @@ class Items:
     def positives(self, direction: str, rows_Q) -> Pairs:
         """Queries, by their place in `rows_Q`, and the candidates of the same image, by row."""
         of_images, of_texts = np.arange(len(self.image_ids)), self.image_of_N
-        of_query, of_candidate = (
-            (of_images[rows_Q], of_texts) if direction == "i2t" else (of_texts[rows_Q], of_images)
-        )
+        sides = (of_images, of_texts) if direction == "i2t" else (of_texts, of_images)
+        of_query, of_candidate = sides[0][rows_Q], sides[1]
         # Candidates sorted by image: those of a query's image stand together, from `start` on.
         order = np.argsort(of_candidate, kind="stable")
         start = np.searchsorted(of_candidate[order], of_query)
@@ -122,21 +121,20 @@ class Items:
     def kept(self, excluded: Excluded) -> Rows:
         """Rows of the images and of the texts that are not excluded."""
         sides = (self.image_ids, excluded.images), (self.text_ids, excluded.captions)
-        return tuple(
-            np.array([row for row, id_ in enumerate(ids) if id_ not in out], np.int64)
-            for ids, out in sides
-        )
-
-
-def _numbered(ids: list[str]) -> dict[str, int]:
-    return {id_: row for row, id_ in enumerate(ids)}
+        images, texts = ([n for n, id_ in enumerate(ids) if id_ not in out] for ids, out in sides)
+        return np.array(images, np.int64), np.array(texts, np.int64)
 
 
 class Scores(Protocol):
     """Scores that queries can be ranked by, a direction at a time."""
 
-    items: Items
-    together: int | None  # queries that are best asked about together; None: any number
+    @property
+    def items(self) -> Items:
+        """Who is compared."""
+
+    @property
+    def together(self) -> int | None:
+        """How many queries are best asked about together; None: any number."""
 
     def block(self, direction: str, rows_Q) -> torch.Tensor:
         """Scores (Q, N) of queries, by row, with all candidates."""

@@ -3,22 +3,18 @@
 checkpoint.json names the files with their hashes and is written last.
 """
 
+from typing import Any
+
 import torch
 from safetensors.torch import load, save
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict
 
 from pipeline.storage import store
 from schemas.checkpoint import Checkpoint
 
 Tensors = dict[str, dict[str, torch.Tensor]]  # by file, then by name
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+WHOLE = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
 KEPT = 2  # the newest, and the one before until the newest has proved readable
 
 
@@ -45,11 +41,8 @@ def name_of(step: float) -> str:
     return f"step-{int(step):08d}"
 
 
-def latest(folder: str) -> tuple[tuple | None, list[str]]:
-    """The newest whole checkpoint as `read` gives it, or None.
-
-    With the names of torn ones that were passed over. Its fingerprint says whose it is.
-    """
+def latest(folder: str) -> tuple[tuple[Checkpoint, Tensors] | None, list[str]]:
+    """The newest whole checkpoint or None, and the names of torn ones that were passed over."""
     torn = []
     for name in reversed(store.list_folders(folder)):
         if found := read(store.join(folder, name)):
@@ -72,12 +65,13 @@ def read(uri: str) -> tuple[Checkpoint, Tensors] | None:
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The model's tensors, whole, by name. Every worker calls it."""
-    return get_model_state_dict(model, options=WHOLE)
+    weights: dict[str, Any] = state_dict.get_model_state_dict(model, options=WHOLE)
+    return weights
 
 
 def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict]:
     """What a checkpoint keeps of both: tensors by file, and the rest. Every worker calls it."""
-    state = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+    state: dict[str, Any] = state_dict.get_optimizer_state_dict(model, optimizer, options=WHOLE)
     slots = {f"{n}/{k}": v for n, kept in state.get("state", {}).items() for k, v in kept.items()}
     files = {"model": weights_of(model), "optimizer": slots}
     return files, {"param_groups": state.get("param_groups", [])}
@@ -85,7 +79,7 @@ def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[
 
 def put_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Put back what `weights_of` gave. Every worker calls it."""
-    set_model_state_dict(model, weights, options=WHOLE)
+    state_dict.set_model_state_dict(model, dict(weights), options=WHOLE)
 
 
 def put_state(
@@ -97,8 +91,8 @@ def put_state(
     for key, value in files["optimizer"].items():
         name, _, slot = key.rpartition("/")
         state.setdefault(name, {})[slot] = value
-    whole = {"state": state, "param_groups": rest["param_groups"]}
+    whole: dict[str, Any] = {"state": state, "param_groups": rest["param_groups"]}
     own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    set_optimizer_state_dict(model, optimizer, whole, options=WHOLE)
+    state_dict.set_optimizer_state_dict(model, optimizer, whole, options=WHOLE)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)

@@ -37,18 +37,14 @@ class Batch:
         return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
 
     def to(self, device: torch.device) -> "Batch":
-        self.images = self.images.to(device, non_blocking=True)
-        self.words = self.words.to(device, non_blocking=True)
-        self.image_rows = self.image_rows.to(device, non_blocking=True)
+        for name in ("images", "words", "image_rows"):
+            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
         return self
 
     def split(self, size: int) -> list["Batch"]:
         """Batches of `size` pairs, the last of what is left."""
-        parts = [
-            {name: tensor[start : start + size] for name, tensor in self.tensors().items()}
-            for start in range(0, len(self), size)
-        ]
-        return [Batch(**part) for part in parts]  # type: ignore[arg-type]
+        parts = zip(*(tensor.split(size) for tensor in self.tensors().values()), strict=True)
+        return [Batch(*part) for part in parts]
 
 
 class Split:
@@ -63,20 +59,19 @@ class Split:
         cache_mb: int = 1024,
         copies_gb: float = 0.0,
     ):
-        index = RunFolder(root).index("shard")
+        run = RunFolder(root)
+        index = run.index("shard")
         self.shards = [entry for entry in run_folder.of_split(index, split) if entry["samples"]]
         if not self.shards:
             known = sorted({entry["split"] for entry in index["pieces"]})
             raise InputError(f"no samples in split {split!r}; this run has {', '.join(known)}")
         names = [entry["name"] for entry in self.shards]
-        self.tars = [RunFolder(root).folder("shard", f"{name}.tar") for name in names]
+        self.tars = [run.folder("shard", f"{name}.tar") for name in names]
         self.files = [entry["files"][f"{entry['name']}.tar"] for entry in self.shards]
         self.copies = copies_gb * 1e9
         columns = ["image_id", "captions", "member", "offset", "size"]
-        tables = [
-            sidecar.read_sidecar(RunFolder(root).folder("shard", f"{name}.parquet"), columns)
-            for name in names
-        ]
+        sidecars = [run.folder("shard", f"{name}.parquet") for name in names]
+        tables = [sidecar.read_sidecar(uri, columns) for uri in sidecars]
         self.rows_per_shard = np.array([table.num_rows for table in tables])
         self.table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
         captions = self.table["captions"].combine_chunks()

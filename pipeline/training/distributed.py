@@ -54,9 +54,9 @@ class ProcessGroup:
 
     def gather_messages(self, said: str) -> list[str]:
         """What the workers have to say, each with its host's name; empty sayings are left out."""
-        everything = [None] * self.size if self.together else [(socket.gethostname(), said)]
+        everything = [(socket.gethostname(), said)] * self.size
         if self.together:
-            dist.all_gather_object(everything, (socket.gethostname(), said))
+            dist.all_gather_object(everything, everything[0])
         return [f"{host} {text}" for host, text in everything if text]
 
     def barrier(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import InputError
 from pipeline.models import TwoTower
@@ -46,17 +47,20 @@ class Learner:
     ):
         self.model, self.objective, self.settings, self.world = model, objective, settings, world
         self.steps_per_epoch = steps_per_epoch
-        if settings.chunk:
-            _refuse_batch_norm(model)
+        for name, module in model.named_modules() if settings.chunk else ():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                raise InputError(
+                    f"train.chunk encodes a batch in parts, and {name} normalises over the whole "
+                    "of it; set train.chunk 0 or choose a tower without batch norm"
+                )
         if settings.compile:
             model.image.compile()
             model.text.compile()
         self.parallel = world.share(model.to(world.device), settings.sharding)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(model, settings)
-        self.scaler = torch.amp.GradScaler(
-            world.device.type, enabled=settings.precision == "amp_fp16"
-        )
+        fp16 = settings.precision == "amp_fp16"
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=fp16)
         self.averages = [p.detach().clone() for p in self.parameters] if settings.ema else []
         self._last: tuple | None = None  # step, batch, loss and norm that were not looked at yet
 
@@ -75,16 +79,13 @@ class Learner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averages:
-            torch._foreach_lerp_(
-                self.averages, [p.detach() for p in self.parameters], 1 - self.settings.ema
-            )
+            newest = [p.detach() for p in self.parameters]
+            torch._foreach_lerp_(self.averages, newest, 1 - self.settings.ema)
 
         def record() -> dict[str, float]:
             values = {"train/loss": loss, **{f"train/{k}": v for k, v in terms.items()}}
-            values |= {
-                f"train/mean_cosine_{side}": x.detach().mean(0).square().sum()
-                for side, x in zip(("images", "texts"), vectors, strict=True)
-            }
+            for side, x in zip(("images", "texts"), vectors, strict=True):
+                values[f"train/mean_cosine_{side}"] = x.detach().mean(0).square().sum()
             means = {name: float(self.world.mean(v.detach())) for name, v in values.items()}
             return {"train/lr": lr, "train/grad_norm": float(_whole(norm)), **means}
 
@@ -129,9 +130,12 @@ class Learner:
         images, texts = (torch.cat(side).requires_grad_() for side in zip(*parts, strict=True))
         loss, terms = self.objective(images, texts, batch, epoch)
         self.scaler.scale(loss).backward()
+        ddp = self.parallel if isinstance(self.parallel, DistributedDataParallel) else None
         grads = zip(images.grad.split(chunk), texts.grad.split(chunk), strict=True)
         for k, (part, grad) in enumerate(zip(chunks, grads, strict=True)):
-            with self._shared_gradients(last=k == len(chunks) - 1):
+            # Gradients are exchanged once a step, with its last chunk.
+            waits = ddp is not None and k < len(chunks) - 1
+            with ddp.no_sync() if waits else contextlib.nullcontext():
                 torch.autograd.backward(self._encode(part, number, k), grad)
         return loss, terms, (images, texts)
 
@@ -144,35 +148,24 @@ class Learner:
             images, texts = self.parallel(batch.images, batch.words, batch.lengths)
         return images.float(), texts.float()
 
-    def _shared_gradients(self, *, last: bool):
-        """Gradients are exchanged once a step, with its last chunk."""
-        if last or not hasattr(self.parallel, "no_sync"):
-            return contextlib.nullcontext()
-        return self.parallel.no_sync()
-
     @contextlib.contextmanager
     def as_evaluated(self) -> Iterator[None]:
         """The model in evaluation mode, with the averaged weights where there are any."""
         self.parallel.eval()
-        try:
-            with self._averaged() if self.averages else contextlib.nullcontext():
-                yield
-        finally:
-            self.parallel.train()
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        kept = [p.detach().clone() for p in self.parameters]
-        self._put(self.averages)
+        self._swap()
         try:
             yield
         finally:
-            self._put(kept)
+            self._swap()
+            self.parallel.train()
 
     @torch.no_grad()
-    def _put(self, values: list[torch.Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
+    def _swap(self) -> None:
+        """Averaged weights, where there are any, and those that are trained change places."""
+        for parameter, average in zip(self.parameters, self.averages, strict=False):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
 
     def state(self) -> tuple[checkpoint.Tensors, dict]:
         """What a checkpoint keeps: tensors by file, and the rest. Every worker calls it.
@@ -182,7 +175,7 @@ class Learner:
         files, rest = checkpoint.state_of(self.model, self.optimizer)
         if self.averages:
             files["raw"] = files["model"]
-            with self._averaged():
+            with self.as_evaluated():
                 averaged = checkpoint.weights_of(self.model)
                 files["model"] = {name: value.clone() for name, value in averaged.items()}
         return files, {**rest, "scaler": self.scaler.state_dict()}
@@ -217,27 +210,14 @@ def _optimizer(model: TwoTower, settings: TrainSettings) -> torch.optim.Optimize
         if parameter.requires_grad:
             key = (model.lr_scale(name), parameter.ndim > 1)
             groups.setdefault(key, []).append(parameter)
-    arguments = [
-        {
-            "params": parameters,
-            "lr_scale": scale,
-            "weight_decay": settings.weight_decay if decays else 0.0,
-        }
-        for (scale, decays), parameters in groups.items()
-    ]
+    arguments = []
+    for (scale, decays), parameters in groups.items():
+        decay = settings.weight_decay if decays else 0.0
+        arguments.append({"params": parameters, "lr_scale": scale, "weight_decay": decay})
     if settings.optimizer == "sgd":
         return torch.optim.SGD(arguments, lr=settings.lr, momentum=settings.momentum)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(arguments, lr=settings.lr)
-
-
-def _refuse_batch_norm(model: torch.nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            raise InputError(
-                f"train.chunk encodes a batch in parts, and {name} normalises over the whole of "
-                "it; set train.chunk 0 or choose a tower without batch norm"
-            )
 
 
 def _whole(norm: torch.Tensor) -> torch.Tensor:

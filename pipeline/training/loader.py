@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from pipeline.models.vocabulary import Vocabulary
+from pipeline.models.vocabulary import PretrainedTokens, Vocabulary
 from pipeline.training.augmentation import Augment
 from pipeline.training.data import Batch
 from pipeline.training.sampler import Sampler
@@ -23,7 +23,7 @@ class Loader:
     def __init__(
         self,
         order: Sampler,
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | PretrainedTokens,
         *,
         rank: int,
         size: int,
@@ -66,10 +66,10 @@ class Loader:
 
         try:
             with ThreadPoolExecutor(self.threads) as pool:
-                mine = list(self.lanes)
                 for rows, captions in self.order.epoch(epoch, start):
                     if stop.is_set():
                         return
+                    mine = list(self.lanes)
                     pairs = rows[mine].reshape(-1), captions[mine].reshape(-1)
                     put(self._batch(*pairs, epoch, pool))
             put(None)
@@ -79,7 +79,7 @@ class Loader:
     def _batch(self, rows: np.ndarray, captions: np.ndarray, epoch: int, pool) -> Batch:
         # One task a thread: handing over each sample costs a fifth of decoding it.
         parts = np.array_split(np.stack([rows, captions], 1), self.threads)
-        made = pool.map(lambda part: [self._image(*pair, epoch) for pair in part.tolist()], parts)  # type: ignore[call-arg]
+        made = pool.map(lambda part: [self._image(r, c, epoch) for r, c in part.tolist()], parts)
         images = [image for part in made for image in part]
         texts = [self.split.captions[row] for row in captions]
         words, lengths = self.vocabulary.encode(texts, self.max_words)

@@ -193,12 +193,10 @@ class Loop:
             outputs = {"model.safetensors": store.read_bytes(store.join(uri, "model.safetensors"))}
             if (words := self.trainer.vocabulary_state) is not None:
                 outputs["vocabulary.json"] = (json.dumps(words) + "\n").encode()
+            files = {}
             for name, data in outputs.items():
                 store.write_bytes(store.join(self.folder, name), data)
-            files = {
-                name: {"bytes": len(data), "sha256": store.sha256(data)}
-                for name, data in outputs.items()
-            }
+                files[name] = {"bytes": len(data), "sha256": store.sha256(data)}
             summary = {**self.trainer.summary(found[0], self.records, self.torn), "files": files}
             history = {"summary": summary, "records": self.records}
             store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})

@@ -64,7 +64,8 @@ class Objective:
     ):
         self.loss, self.label, self.world = loss_of(settings), label, world
         self.captions = captions
-        if captions is not None and captions.caption_ids != _caption_ids(split):
+        of_split = split.table["captions"].combine_chunks().flatten().field("caption_id")
+        if captions is not None and captions.caption_ids != of_split.to_pylist():
             raise InputError(
                 "embeddings and shards name other captions; run `halftone embed` again"
             )
@@ -106,10 +107,6 @@ class Objective:
         n = len(images)
         own = slice(self.world.rank * n, (self.world.rank + 1) * n)
         return i2t_nB, self.world.gather(i2t_nB)[:, own].T
-
-
-def _caption_ids(split: Split) -> list[str]:
-    return split.table["captions"].combine_chunks().flatten().field("caption_id").to_pylist()
 
 
 def needs_embeddings(settings: TrainSettings) -> bool:

@@ -51,7 +51,9 @@ class Sampler:
             steps = size // self.batch_size
             if start < steps:
                 rows = self._round(epoch, number)[start:]
-                captions = self._captions(rows, epoch, number)
+                # Every image goes through its captions from a start drawn per epoch.
+                turn = (_hash(rows, self.seed, epoch) + number) % self.split.caption_count[rows]
+                captions = self.split.caption_first[rows] + turn
                 yield from zip(rows, captions, strict=True)
             start = max(0, start - steps)
 
@@ -89,11 +91,6 @@ class Sampler:
                     group.append(near)
             (full if len(group) == self.group else rest).append(group)
         return np.array([row for group in [*full, *rest] for row in group])
-
-    def _captions(self, rows: np.ndarray, epoch: int, number: int) -> np.ndarray:
-        """Caption rows: every image goes through its captions from a start drawn per epoch."""
-        counts = self.split.caption_count[rows]
-        return self.split.caption_first[rows] + (_hash(rows, self.seed, epoch) + number) % counts
 
 
 def _hash(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:

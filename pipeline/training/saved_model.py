@@ -101,12 +101,8 @@ def load_model(folder: str) -> SavedModel:
     vocabulary = models.vocabulary_of(store.read_json(store.join(folder, "vocabulary.json")))
     about = index["pieces"][0]
     recipe = Recipe(**about["recipe"])
-    model = models.build(
-        recipe.model,
-        vocabulary=vocabulary,
-        features=about["features"],
-        architecture=about["architecture"],
-    )
+    known = {name: about[name] for name in ("features", "architecture")}
+    model = models.build(recipe.model, vocabulary=vocabulary, **known)
     model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
     return SavedModel(model.eval().to(ProcessGroup().device), vocabulary, recipe)
 

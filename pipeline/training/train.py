@@ -13,10 +13,10 @@ from pipeline.labels import embed, label
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training import trainer
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loop import Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
+from pipeline.training.trainer import TowerTrainer
 from schemas.settings import Recipe
 
 STEPS, WARM, SECONDS = 20, 2, 20.0  # of a probe: steps timed, not timed, and when it is enough
@@ -51,7 +51,7 @@ def fit(piece: Piece, report: Report, leaving: Callable[[], bool] = lambda: Fals
     Every worker calls this and reports equally often; worker 0 writes. `leaving` says, to all
     workers alike, that one of them is about to be taken away: a checkpoint is written at once.
     """
-    Loop(trainer.build, piece, report, leaving).run()
+    Loop(TowerTrainer, piece, report, leaving).run()
 
 
 def probe(piece: Piece) -> dict:
@@ -61,7 +61,7 @@ def probe(piece: Piece) -> dict:
 
     Takes real steps on the real batches and writes nothing to the run folder.
     """
-    training = trainer.build(piece, ProcessGroup())
+    training = TowerTrainer(piece, ProcessGroup())
     settings, steps = training.settings, training.steps
     started = waited = 0.0
     for number, batch in enumerate(training.batches(0)):

@@ -1,7 +1,8 @@
 """Two towers as the training loop sees them: their data, their learner, and their val split."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,77 +33,65 @@ SPARE = 4  # neighbours known for each place of a group: some are taken when its
 COLLAPSED = 0.99  # mean cosine of a batch's images or texts above which they are all one
 
 
-def build(piece: Piece, world: ProcessGroup) -> "TowerTrainer":
-    """New towers and their data, as the piece's recipe has them."""
-    recipe: Recipe = piece.inputs["recipe"]
-    settings, root = recipe.train, piece.inputs["root"]
-    torch.manual_seed(settings.seed)
-    read = {"image_size": recipe.model.image_size, "copies_gb": settings.cache_gb}
-    split = Split(root, "train", **read)
-    val_split = _split_if_any(root, "val", **read)
-    captions, label_version = _embeddings(recipe, root, "train")
-    val_captions = None
-    if settings.select == "best_ndcg" and val_split is not None:
-        val_captions, _ = _embeddings(recipe, root, "val")
-    known = captions if needs_relevance(settings) else None
-    objective = Objective(settings, recipe.label, split, known, world)
-    try:
-        vocabulary = models.vocabulary_for(recipe.model, split.captions)
-        architecture = models.architecture(recipe.model)
-        model = models.build(recipe.model, vocabulary=vocabulary, features=split.features)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    order = Sampler(
-        split,
-        batch_size=settings.batch_size,
-        lanes=settings.lanes,
-        pairs=settings.pairs,
-        seed=settings.seed,
-        group=settings.neighbours,
-        neighbours=_near(captions, settings.neighbours),
-    )
-    loader = Loader(
-        order,
-        vocabulary,
-        rank=world.rank,
-        size=world.size,
-        max_words=recipe.model.max_words,
-        threads=settings.decode_threads,
-        augment=Augment.of(settings),
-    )
-    learner = Learner(model, objective, settings, world, order.steps)
-    return TowerTrainer(
-        piece, world, loader, learner, val_split, val_captions, label_version, architecture
-    )
-
-
-@dataclass
 class TowerTrainer:
-    """A `Trainer` of two towers."""
+    """A `Trainer` of two towers, new ones, on the data of the piece's recipe."""
 
-    piece: Piece
-    world: ProcessGroup
-    loader: Loader
-    learner: Learner
-    val_split: Split | None
-    val_captions: Captions | None  # where NDCG on val is asked for
-    label_version: str | None
-    architecture: dict | None  # of pretrained towers
-
-    def __post_init__(self):
-        self.recipe: Recipe = self.piece.inputs["recipe"]
-        self.settings = s = self.recipe.train
+    def __init__(self, piece: Piece, world: ProcessGroup):
+        self.piece, self.world, root = piece, world, piece.inputs["root"]
+        self.recipe: Recipe = piece.inputs["recipe"]
+        self.settings, model = self.recipe.train, self.recipe.model
+        s = self.settings
+        torch.manual_seed(s.seed)
+        read = partial(Split, root, image_size=model.image_size, copies_gb=s.cache_gb)
+        self.train_split = read("train")
+        of_val = run_folder.of_split(RunFolder(root).index("shard"), "val")
+        self.val_split = read("val") if any(entry["samples"] for entry in of_val) else None
+        captions, label_version = _embeddings(self.recipe, root, "train")
+        asked = s.select == "best_ndcg" and self.val_split is not None
+        self.val_captions = _embeddings(self.recipe, root, "val")[0] if asked else None
+        known = captions if needs_relevance(s) else None
+        objective = Objective(s, self.recipe.label, self.train_split, known, world)
+        try:
+            words = models.vocabulary_for(model, self.train_split.captions)
+            self.architecture = models.architecture(model)  # of pretrained towers
+            towers = models.build(model, vocabulary=words, features=self.train_split.features)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self.vocabulary = words
+        self.vocabulary_state: list | dict | None = words.state
+        self.loader = self._loader(captions)
+        self.order, self.steps = self.loader.order, self.loader.order.steps
+        self.learner = Learner(towers, objective, s, world, self.steps)
         self.course = Course(
             s.epochs, s.select, s.patience, s.log_every, s.checkpoint_every, s.resume
         )
-        self.order, self.train_split = self.loader.order, self.loader.split
-        self.vocabulary, self.steps = self.loader.vocabulary, self.order.steps
-        self.vocabulary_state = self.vocabulary.state
-        self.about = {
+        self.about: dict[str, Any] = {
             "settings": self.recipe.model_dump(mode="json"),
-            "data_version": self.piece.inputs["data"],
-            "label_version": self.label_version,
+            "data_version": piece.inputs["data"],
+            "label_version": label_version,
         }
+
+    def _loader(self, captions: Captions | None) -> Loader:
+        """The batches of this worker, whose pairs are near to each other if the recipe asks so."""
+        s = self.settings
+        order = Sampler(
+            self.train_split,
+            batch_size=s.batch_size,
+            lanes=s.lanes,
+            pairs=s.pairs,
+            seed=s.seed,
+            group=s.neighbours,
+            neighbours=_near(captions, s.neighbours),
+        )
+        return Loader(
+            order,
+            self.vocabulary,
+            rank=self.world.rank,
+            size=self.world.size,
+            max_words=self.recipe.model.max_words,
+            threads=s.decode_threads,
+            augment=Augment.of(s),
+        )
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         self.learner.parallel.train()
@@ -134,12 +123,9 @@ class TowerTrainer:
         if self.val_split is None:
             return {}
         with self.learner.as_evaluated():
+            towers, words = self.learner.model, self.recipe.model.max_words
             images, texts, owners = validation.encode_split(
-                self.learner.model,
-                self.vocabulary,
-                self.val_split,
-                self.world,
-                max_words=self.recipe.model.max_words,
+                towers, self.vocabulary, self.val_split, self.world, max_words=words
             )
         metrics = validation.recalls(images, texts, owners)
         if self.val_captions is not None:
@@ -184,12 +170,6 @@ class TowerTrainer:
         }
 
 
-def _split_if_any(root: str, split: str, **read) -> Split | None:
-    index = RunFolder(root).index("shard")
-    some = any(entry["samples"] for entry in run_folder.of_split(index, split))
-    return Split(root, split, **read) if some else None
-
-
 def _embeddings(recipe: Recipe, root: str, split: str) -> tuple[Captions | None, str | None]:
     """The vectors of a split's captions and their version, if they are needed."""
     if not needs_embeddings(recipe.train):
@@ -204,6 +184,13 @@ def _near(captions: Captions | None, group: int) -> np.ndarray | None:
     if group == 1:
         return None
     image_N = torch.from_numpy(captions.image_of)
-    of = {"query_group": image_N, "candidate_group": image_N}
-    of |= {"query_owner": image_N, "candidate_owner": image_N}
-    return nearest.top_k(captions.vectors, None, SPARE * group, **of)[1].numpy()
+    _, rows = nearest.top_k(
+        captions.vectors,
+        None,
+        SPARE * group,
+        query_group=image_N,
+        candidate_group=image_N,
+        query_owner=image_N,
+        candidate_owner=image_N,
+    )
+    return rows.numpy()

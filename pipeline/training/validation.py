@@ -6,6 +6,7 @@ import torch
 from pipeline.formulas.metrics import ndcg, recall_at
 from pipeline.labels.caption_vectors import Captions
 from pipeline.models import TwoTower, Vocabulary
+from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.training.data import Split
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LabelSettings
@@ -20,13 +21,10 @@ def recalls(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> 
     positive_MN = torch.arange(len(images))[:, None] == owners[None, :]
     scores_MN = (images @ texts.T).cpu()
     metrics = {}
-    for direction, scores, positive in (
-        ("i2t", scores_MN, positive_MN),
-        ("t2i", scores_MN.T, positive_MN.T),
-    ):
+    of_both = {"i2t": (scores_MN, positive_MN), "t2i": (scores_MN.T, positive_MN.T)}
+    for direction, matrices in of_both.items():
         for k in DEPTHS:
-            name = f"val/{direction}_R_at_{k}"
-            metrics[name] = 100 * float(recall_at(scores, positive, k).mean())
+            metrics[f"val/{direction}_R_at_{k}"] = 100 * float(recall_at(*matrices, k).mean())
     return {**metrics, "val/rsum": sum(metrics.values())}
 
 
@@ -45,22 +43,18 @@ def ndcg_on_val(
         return ndcg(texts[rows] @ images.T, relevance, k=NDCG_AT)
 
     metrics = {}
-    for name, of_rows, count, others in (
-        ("i2t", i2t, len(images), len(texts)),
-        ("t2i", t2i, len(texts), len(images)),
-    ):
-        size = max(1, CELLS // others)
-        parts = [
-            of_rows(list(range(start, min(start + size, count)))) for start in range(0, count, size)
-        ]
-        metrics[f"val/{name}_ndcg_label"] = float(torch.cat(parts).nanmean())
+    counts = len(images), len(texts)
+    for name, of_rows, (count, others) in (("i2t", i2t, counts), ("t2i", t2i, counts[::-1])):
+        rows = torch.arange(count).split(max(1, CELLS // others))
+        values = torch.cat([of_rows(part.tolist()) for part in rows])
+        metrics[f"val/{name}_ndcg_label"] = float(values.nanmean())
     return {**metrics, "val/ndcg_label": sum(metrics.values()) / 2}
 
 
 @torch.no_grad()
 def encode_split(
     model: TwoTower,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | PretrainedTokens,
     split: Split,
     world: ProcessGroup,
     *,
@@ -74,9 +68,6 @@ def encode_split(
         each = -(-count // world.size)
         return np.minimum(np.arange(world.rank * each, (world.rank + 1) * each), count - 1)
 
-    def together(parts: list[torch.Tensor], count: int) -> torch.Tensor:
-        return world.gather(torch.cat(parts))[:count]
-
     images, texts = [], []
     rows = share(len(split))
     for start in range(0, len(rows), batch_size):
@@ -88,4 +79,5 @@ def encode_split(
         words, lengths = vocabulary.encode(captions, max_words)
         texts.append(model.encode_text(words.to(world.device), lengths))
     owners = torch.from_numpy(np.repeat(np.arange(len(split)), split.caption_count))
-    return together(images, len(split)), together(texts, len(split.captions)), owners
+    images_MD, texts_ND = world.gather(torch.cat(images)), world.gather(torch.cat(texts))
+    return images_MD[: len(split)], texts_ND[: len(split.captions)], owners

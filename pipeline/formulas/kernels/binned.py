@@ -24,10 +24,7 @@ REACH = 20  # in tau: beyond it the step differs from 0 or 1 by less than exp(-2
 # spline is of fourth order.
 ERROR_AT_ONE_CELL = 3e-3
 # The weight of each of the four cells, by powers of the offset x in [0, 1) past the second of them.
-SPLINE = (
-    torch.tensor([[1, -3, 3, -1], [4, 0, -6, 3], [1, 3, 3, -3], [0, 0, 0, 1]], dtype=torch.float64)
-    / 6
-)
+SPLINE = torch.tensor([[1, -3, 3, -1], [4, 0, -6, 3], [1, 3, 3, -3], [0, 0, 0, 1]]).double() / 6
 
 
 def cells_per_tau(error):
@@ -155,11 +152,8 @@ class Grid:
         rows, tile = len(self.padded), self.tile
         # Of a tile and those beside it: one product with the band.
         near_RTL = self.convolved.view(rows, -1, tile)
-        torch.mm(
-            self.padded.unfold(1, 3 * tile, tile).reshape(-1, 3 * tile),
-            band_LL,
-            out=near_RTL.view(-1, tile),
-        )
+        three = self.padded.unfold(1, 3 * tile, tile).reshape(-1, 3 * tile)
+        torch.mm(three, band_LL, out=near_RTL.view(-1, tile))
         # Of the tiles beyond: each score in them counts 1 on one side, 0 on the other.
         sums_RT = self.padded[:, tile:-tile].view(rows, -1, tile).sum(-1)
         if from_top:

@@ -95,9 +95,8 @@ def add_block_(x_QN, rows, block_RN, scale):
 def rowwise(kernel, rows, scores_QN, *others):
     """loss_Q with its gradient, a block of rows at a time.
 
-    `kernel(scores_RN, *others of those rows, wants_gradient) -> (loss_R, gradient_RN)`.
-
-    The gradient is kept from the forward pass, so the largest thing alive is one more Q x N matrix.
+    `kernel(scores_RN, *others of those rows, wants_gradient) -> (loss_R, gradient_RN)`. The
+    gradient is kept from the forward pass, so the largest thing alive is one more Q x N matrix.
     """
     return _Rowwise.apply(scores_QN, kernel, rows, *others)
 

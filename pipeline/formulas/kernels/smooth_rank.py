@@ -27,16 +27,13 @@ def smooth_rank(scores_QN, *, tau, mask_QN=None, method="auto", error=4e-5):
 
     rank_j = 1 + sum over k != j of sigmoid((s_k - s_j) / tau). Ranks are places, counted from 1;
     `tau` has the unit of the scores, and tau -> 0 gives the average rank under ties. A candidate
-    outside `mask_QN` has rank inf and no say.
-
-    Methods: `dense` and `chunked` are exact, O(N^2); `dense` holds Q x N x N, `chunked` a piece of
-    it at a time. `binned` is O(N + grid). Each of its ranks is off by at most `error` of itself,
-    plus N exp(-20), plus the rounding of (score range) / tau in the scores' precision; the gradient
-    by about 10 times that of its largest entry. The grid has (score range) / tau x 3 cells or more;
-    where it would be dearer than the pairs, `chunked` steps in. `fast` is `binned` compiled by
-    numba, for float32 on a CPU. `auto` takes `fast` or else `binned` for lists of 128 or more that
-    are not float64, and an exact method otherwise.
-
+    outside `mask_QN` has rank inf and no say. Methods: `dense` and `chunked` are exact, O(N^2);
+    `dense` holds Q x N x N, `chunked` a piece of it at a time. `binned` is O(N + grid). Each of its
+    ranks is off by at most `error` of itself, plus N exp(-20), plus the rounding of (score range) /
+    tau in the scores' precision; the gradient by about 10 times that of its largest entry. The grid
+    has (score range) / tau x 3 cells or more; where it would be dearer than the pairs, `chunked`
+    steps in. `fast` is `binned` compiled by numba, for float32 on a CPU. `auto` takes `fast` or
+    else `binned` for lists of 128 or more that are not float64, and an exact method otherwise.
     Scores of less precision are taken to float32. NaN or inf makes all ranks of its query NaN. The
     sum is that of S-NDCG in Listwise ITR (arXiv 2305.16566); the binned method is ours.
 
@@ -67,17 +64,13 @@ def stepper(scores_QN, *, tau, method="auto", error=4e-5):
         length = grid_length(scores_QN, tau, cells)
     if length <= max(n * n // 8, 64):  # beyond, the grid is dearer than the pairs
         rows = min(queries, rows_in_cache(max(n, length), scores_QN.device))
-        return _grid(method, scores_QN)(rows, scores_QN, tau=tau, cells=cells, length=length), rows
+        can = scores_QN.dtype == torch.float32 and scores_QN.device.type == "cpu"
+        kind = compiled().FastGrid if can and method != "binned" and compiled() else Grid
+        return kind(rows, scores_QN, tau=tau, cells=cells, length=length), rows
     if method == "dense":
         return Exact(tau, chunk=n), max(1, queries)
     chunk = min(n, rows_in_cache(n, scores_QN.device))
     return Exact(tau, chunk), rows_in_cache(n * n, scores_QN.device)
-
-
-def _grid(method, scores_QN):
-    """The class of the grid: compiled for `fast`, and for `auto` where numba is installed."""
-    can = scores_QN.dtype == torch.float32 and scores_QN.device.type == "cpu"
-    return compiled().FastGrid if can and method != "binned" and compiled() else Grid
 
 
 class Exact:
@@ -116,9 +109,8 @@ class Exact:
         return [slice(i, i + self.chunk) for i in range(0, n, self.chunk)]
 
     def _step(self, some):
-        return (
-            (self.scores_RN[:, None, :] - self.scores_RN[:, some, None]).div_(self.tau).sigmoid_()
-        )
+        above_RJN = self.scores_RN[:, None, :] - self.scores_RN[:, some, None]
+        return above_RJN.div_(self.tau).sigmoid_()
 
 
 class _SmoothRank(torch.autograd.Function):
@@ -150,9 +142,5 @@ def _by_block(scores_QN, mask_QN, settings):
     tau, method, error = settings
     step, rows_at_once = stepper(scores_QN, tau=tau, method=method, error=error)
     for rows in blocks(len(scores_QN), rows_at_once):
-        yield (
-            rows,
-            step,
-            block_of(scores_QN, rows),
-            None if mask_QN is None else block_of(mask_QN, rows),
-        )
+        mask_RN = None if mask_QN is None else block_of(mask_QN, rows)
+        yield rows, step, block_of(scores_QN, rows), mask_RN

@@ -5,9 +5,10 @@ Legend of the shape suffixes: Q rows, N entries of a row.
 
 import functools
 import importlib
-from importlib.util import find_spec
 
 import torch
+
+from pipeline.formulas.floats import has_numba, turned
 
 
 def sort_rows_(x_QN, *, runs=False):
@@ -51,20 +52,16 @@ def order_of_rows(x_QN, *, descending=False):
 
 
 def _integers_like(x_QN):
-    """Integers in the order of these floats: their bits, but those of negative ones backwards."""
-    bits_QN = x_QN.view(torch.int32 if x_QN.dtype == torch.float32 else torch.int64)
-    kept = torch.iinfo(bits_QN.dtype)
-    return bits_QN ^ ((bits_QN >> (kept.bits - 1)) & kept.max)
+    """Integers in the order of these floats."""
+    if x_QN.dtype == torch.float32:
+        return turned(x_QN.view(torch.int32))
+    return turned(x_QN.view(torch.int64), last=63)
 
 
 @functools.cache
 def compiled():
     """The module of passes that numba compiles, or None where it is not installed."""
-    return (
-        importlib.import_module("pipeline.formulas.kernels.compiled")
-        if find_spec("numba")
-        else None
-    )
+    return importlib.import_module("pipeline.formulas.kernels.compiled") if has_numba() else None
 
 
 def largest(x_QN, count):

@@ -72,18 +72,14 @@ def _both_ways(scores_QN, loss, target_QN, settings):
         (scores_QN, target_QN, settings, gradient_QN),
         (scores_QN.T, target_QN.T, _turned(settings), gradient_QN.T),
     ):
+        half_mean = 0.5 / max(1, len(scores))
         for rows in blocks(len(scores), rows_in_cache(scores.shape[1] // 4, scores.device)):
-            total += _add_block(loss, scores, target, given, rows, gradient)
+            of_rows = {
+                k: block_of(v, rows) if k.endswith("_QN") and v is not None else v
+                for k, v in given.items()
+            }
+            part = block_of(scores, rows), block_of(target, rows)
+            value, part_RN = summed(loss, *part, **of_rows)
+            add_block_(gradient, rows, part_RN, half_mean)
+            total += value * half_mean
     return total.to(loss_dtype(scores_QN)), gradient_QN
-
-
-def _add_block(loss, scores_QN, target_QN, settings, rows, gradient_QN):
-    """The loss of these rows, as a part of half the mean; adds its gradient to gradient_QN."""
-    settings = {
-        k: block_of(v, rows) if k.endswith("_QN") and v is not None else v
-        for k, v in settings.items()
-    }
-    half_mean = 0.5 / len(scores_QN)
-    value, part_RN = summed(loss, block_of(scores_QN, rows), block_of(target_QN, rows), **settings)
-    add_block_(gradient_QN, rows, part_RN, half_mean)
-    return value * half_mean

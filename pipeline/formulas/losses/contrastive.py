@@ -15,16 +15,14 @@ def triplet(
 ):
     """loss_Q: mean over a query's positives of [margin + negative - positive]+.
 
-    0 without a positive or without a negative.
-
-    The negative is, by `negatives`: `hardest`, the highest score (VSE++); `soft`, tau x
-    logsumexp(score / tau), which is `hardest` for tau -> 0; `all`, every negative in turn, the
-    hinges averaged. `margin` and `tau` are in units of the scores. Whatever is positive is never a
-    negative: mark the other captions of the same image as positive. `mining` mixes (1 - mining) x
-    `all` + mining x the chosen one: a schedule from 0 to 1 is the warm-up without which `hardest`
-    often collapses from scratch. Negatives that tie for hardest share the gradient. VSE++ (arXiv
-    1707.05612); `soft` is Triplet-SN of BCLS (arXiv 2210.11319), inferred: its text was not at
-    hand.
+    0 without a positive or without a negative. The negative is, by `negatives`: `hardest`, the
+    highest score (VSE++); `soft`, tau x logsumexp(score / tau), which is `hardest` for tau -> 0;
+    `all`, every negative in turn, the hinges averaged. `margin` and `tau` are in units of the
+    scores. Whatever is positive is never a negative: mark the other captions of the same image as
+    positive. `mining` mixes (1 - mining) x `all` + mining x the chosen one: a schedule from 0 to 1
+    is the warm-up without which `hardest` often collapses from scratch. Negatives that tie for
+    hardest share the gradient. VSE++ (arXiv 1707.05612); `soft` is Triplet-SN of BCLS (arXiv
+    2210.11319), inferred: its text was not at hand.
 
     >>> scores, positive = torch.tensor([[0.5, 0.4, 0.1]]), torch.tensor([[True, False, False]])
     >>> triplet(scores, positive)
@@ -43,19 +41,17 @@ def triplet(
         negative_RN = ~positive_RN if mask_RN is None else ~positive_RN & mask_RN
         row_P, place_P = positive_RN.nonzero(as_tuple=True)
         bar_P = margin - scores_RN[row_P, place_P]
-        hinge_P = 0
+        hinge_P = torch.zeros_like(bar_P)
         if mining < 1:
             hinge_PN = (scores_RN[row_P] + bar_P[:, None]).relu() * negative_RN[row_P]
             hinge_P = (1 - mining) * hinge_PN.sum(-1) / negative_RN.sum(-1).clamp(min=1)[row_P]
         if mining > 0:
             hidden_RN = scores_RN.masked_fill(~negative_RN, -1e30)
-            hard_R = (
-                hidden_RN.amax(-1)
-                if negatives == "hardest"
-                else tau * (hidden_RN / tau).logsumexp(-1)
-            )
+            hard_R = hidden_RN.amax(-1)
+            if negatives == "soft":
+                hard_R = tau * (hidden_RN / tau).logsumexp(-1)
             hinge_P = hinge_P + mining * (hard_R[row_P] + bar_P).relu()
-        sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)  # type: ignore[arg-type]
+        sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)
         return sum_R / positive_RN.sum(-1).clamp(min=1)
 
     rows = rows_in_cache(2 * scores_QN.shape[1], scores_QN.device)
@@ -66,12 +62,10 @@ def triplet(
 def info_nce(scores_QN, positive_QN, *, temperature=0.05, positives="any", mask_QN=None):
     """loss_Q: -log of the positives' share of softmax(scores / temperature), in nats.
 
-    -log(sum over positives p of e(s_p) / sum over the list of e(s)), e(x) = exp(x / temperature);
-    0 without positives.
-
-    With several positives `any` asks that they share all the mass, in whatever way: -log(sum over
-    positives / sum over all); `each` averages over the positives, each against the negatives alone.
-    `temperature` may be a learned tensor. InfoNCE (arXiv 1807.03748).
+    -log(sum over positives p of e(s_p) / sum over the list of e(s)), e(x) = exp(x / temperature); 0
+    without positives. With several positives `any` asks that they share all the mass, in whatever
+    way: -log(sum over positives / sum over all); `each` averages over the positives, each against
+    the negatives alone. `temperature` may be a learned tensor. InfoNCE (arXiv 1807.03748).
 
     >>> info_nce(torch.tensor([[0.5, 0.5]]), torch.tensor([[True, False]]))
     tensor([0.6931])
@@ -93,10 +87,9 @@ def masked_info_nce(
     """loss_Q: `info_nce` without the negatives that are too relevant to be called negative.
 
     -log(sum over p of e_p / (sum over p of e_p + sum over n of e_n)), e = exp(score / temperature),
-    over positives p (r_p >= `positive_at`) and negatives n (r_n <= `ignore_above`).
-
-    Candidates with relevance of `positive_at` or more are the positives (1 is what `from_captions`
-    gives to the same image); those above `ignore_above` and below it leave the list.
+    over positives p (r_p >= `positive_at`) and negatives n (r_n <= `ignore_above`). Candidates with
+    relevance of `positive_at` or more are the positives (1 is what `from_captions` gives to the
+    same image); those above `ignore_above` and below it leave the list.
 
     >>> masked_info_nce(torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[1.0, 0.7, 0.1]]))
     tensor([0.6931])
@@ -123,10 +116,9 @@ def adaptive_info_nce(
     """loss_Q: `info_nce` in which a negative's score is raised by margin x (1 - its relevance).
 
     -log(P / (P + sum over negatives n of e(s_n + margin (1 - r_n)))), P = sum over positives p of
-    e(s_p), e(x) = exp(x / temperature).
-
-    The less relevant a negative, the further below the positives it must lie. `margin` is in units
-    of the scores; candidates with relevance of `positive_at` or more are the positives.
+    e(s_p), e(x) = exp(x / temperature). The less relevant a negative, the further below the
+    positives it must lie. `margin` is in units of the scores; candidates with relevance of
+    `positive_at` or more are the positives.
 
     >>> adaptive_info_nce(torch.tensor([[0.5, 0.4]]), torch.tensor([[1.0, 0.5]]))
     tensor([0.6931])
@@ -168,7 +160,6 @@ def _info_nce(scores_QN, logits_QN, positive_QN, mask_QN, positives):
         raise ValueError(f"positives must be 'any' or 'each', got {positives!r}")
     if scores_QN.shape[1] == 0:
         return scores_QN.sum(-1)
-    has_Q = positive_QN.any(-1)
     if mask_QN is not None:
         logits_QN = logits_QN.masked_fill(~mask_QN, -1e30)
     found_QN = logits_QN.masked_fill(~positive_QN, -1e30)
@@ -178,4 +169,4 @@ def _info_nce(scores_QN, logits_QN, positive_QN, mask_QN, positives):
         others_Q1 = logits_QN.masked_fill(positive_QN, -1e30).logsumexp(-1, keepdim=True)
         loss_QN = F.softplus(others_Q1 - logits_QN).masked_fill(~positive_QN, 0)
         loss_Q = loss_QN.sum(-1) / positive_QN.sum(-1).clamp(min=1)
-    return loss_Q.masked_fill(~has_Q, 0) * sound(scores_QN, positive_QN)
+    return loss_Q.masked_fill(~positive_QN.any(-1), 0) * sound(scores_QN, positive_QN)

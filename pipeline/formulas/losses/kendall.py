@@ -52,10 +52,8 @@ def kendall_rank(
     n = scores_QN.shape[1]
     if n == 0:
         return scores_QN.sum(-1)
-    if window is None:
-        kernel = _all_pairs(gap, margin)
-    else:
-        kernel = _window_ends(gap, margin, window, hardest)
+    whole_list = window is None
+    kernel = _all_pairs(gap, margin) if whole_list else _window_ends(gap, margin, window, hardest)
     rows = rows_in_cache(2 * n, scores_QN.device)
     loss_Q = rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
     loss_Q = loss_Q * sound(scores_QN, relevance_QN)
@@ -75,10 +73,8 @@ def pair_count(relevance_QN, *, gap=0.3, mask_QN=None):
     """
     low_QN = high_QN = relevance_QN = relevance_QN.contiguous()
     if mask_QN is not None:
-        low_QN, high_QN = (
-            relevance_QN.masked_fill(~mask_QN, torch.inf),
-            relevance_QN.masked_fill(~mask_QN, -torch.inf),
-        )
+        low_QN = relevance_QN.masked_fill(~mask_QN, torch.inf)
+        high_QN = relevance_QN.masked_fill(~mask_QN, -torch.inf)
     sorted_QN = sort_rows_(high_QN.clone())
     bar_QN = sort_rows_(low_QN + gap)
     return (relevance_QN.shape[1] - torch.searchsorted(sorted_QN, bar_QN, right=True)).sum(-1)

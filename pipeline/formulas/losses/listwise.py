@@ -69,10 +69,9 @@ def soft_label_kl(
     """loss_Q: KL divergence of the scores' softmax from the relevance's, in nats.
 
     Sum over the list of t (log t - log p), t = softmax(relevance / target_temperature), p =
-    softmax(scores / temperature); 0 for an empty list.
-
-    The soft-label alignment of CUSA (arXiv 2403.05261), here with any relevance as the teacher; its
-    use of unimodal similarities as the teacher is up to the caller.
+    softmax(scores / temperature); 0 for an empty list. The soft-label alignment of CUSA (arXiv
+    2403.05261), here with any relevance as the teacher; its use of unimodal similarities as the
+    teacher is up to the caller.
 
     >>> scores = torch.tensor([[0.5, 0.5], [0.5, 0.4]])
     >>> soft_label_kl(scores, torch.full((2, 2), 0.3))
@@ -88,11 +87,9 @@ def list_net(scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.
     """loss_Q: cross entropy of the scores' softmax under the relevance's, in nats.
 
     -sum over the list of t log p, t = softmax(relevance / target_temperature), p = softmax(scores /
-    temperature).
-
-    ListNet's top-one loss (Cao et al., ICML 2007), which has both temperatures 1. It is
-    `soft_label_kl` plus the target's entropy: the same gradient, a value that does not reach 0. 0
-    for an empty list.
+    temperature). ListNet's top-one loss (Cao et al., ICML 2007), which has both temperatures 1. It
+    is `soft_label_kl` plus the target's entropy: the same gradient, a value that does not reach 0.
+    0 for an empty list.
 
     >>> list_net(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.3, 0.3]]))
     tensor([0.6931])
@@ -109,12 +106,10 @@ def _list_sum(value_QN, mask_QN):
 def list_mle(scores_QN, relevance_QN, *, temperature=0.05, mask_QN=None):
     """loss_Q: -log likelihood of the order by relevance, in nats.
 
-    Candidates are drawn one by one in proportion to exp(score / temperature).
-
-    Sum over places i of logsumexp of the scores from i on, less the score at i: ListMLE (Xia et
-    al., ICML 2008), a sum over the list and not a mean. Candidates of equal relevance each compete
-    with all of their group (Breslow's way), so the value does not depend on how ties were sorted. 0
-    for an empty list.
+    Candidates are drawn one by one in proportion to exp(score / temperature). Sum over places i of
+    logsumexp of the scores from i on, less the score at i: ListMLE (Xia et al., ICML 2008), a sum
+    over the list and not a mean. Candidates of equal relevance each compete with all of their group
+    (Breslow's way), so the value does not depend on how ties were sorted. 0 for an empty list.
 
     >>> list_mle(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.5]]))
     tensor([0.6931])

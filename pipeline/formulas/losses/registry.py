@@ -3,15 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.formulas.losses.contrastive import (
-    adaptive_info_nce,
-    info_nce,
-    masked_info_nce,
-    siglip,
-    triplet,
-)
-from pipeline.formulas.losses.kendall import kendall_rank, kendall_smooth
-from pipeline.formulas.losses.listwise import list_mle, list_net, smooth_ndcg, soft_label_kl
+from pipeline.formulas.losses import contrastive, kendall, listwise
 
 
 @dataclass(frozen=True)
@@ -29,22 +21,22 @@ class Loss:
 
 
 LOSSES = {
-    "smooth_ndcg": Loss(smooth_ndcg, graded=True, score_matrices=5.4),
-    "kendall_rank": Loss(kendall_rank, graded=True, score_matrices=7.4),
-    "kendall_smooth": Loss(kendall_smooth, graded=True, score_matrices=5.8),
-    "list_net": Loss(list_net, graded=True, score_matrices=8.1),
-    "list_mle": Loss(list_mle, graded=True, score_matrices=24.4),
-    "soft_label_kl": Loss(soft_label_kl, graded=True, score_matrices=9.1),
-    "masked_info_nce": Loss(masked_info_nce, graded=True, score_matrices=9.1),
-    "adaptive_info_nce": Loss(adaptive_info_nce, graded=True, score_matrices=8.6),
-    "triplet": Loss(triplet, graded=False, score_matrices=4.6),
-    "info_nce": Loss(info_nce, graded=False, score_matrices=8.6),
-    "siglip": Loss(siglip, graded=False, score_matrices=6.1),
+    "smooth_ndcg": Loss(listwise.smooth_ndcg, graded=True, score_matrices=5.4),
+    "kendall_rank": Loss(kendall.kendall_rank, graded=True, score_matrices=7.4),
+    "kendall_smooth": Loss(kendall.kendall_smooth, graded=True, score_matrices=5.8),
+    "list_net": Loss(listwise.list_net, graded=True, score_matrices=8.1),
+    "list_mle": Loss(listwise.list_mle, graded=True, score_matrices=24.4),
+    "soft_label_kl": Loss(listwise.soft_label_kl, graded=True, score_matrices=9.1),
+    "masked_info_nce": Loss(contrastive.masked_info_nce, graded=True, score_matrices=9.1),
+    "adaptive_info_nce": Loss(contrastive.adaptive_info_nce, graded=True, score_matrices=8.6),
+    "triplet": Loss(contrastive.triplet, graded=False, score_matrices=4.6),
+    "info_nce": Loss(contrastive.info_nce, graded=False, score_matrices=8.6),
+    "siglip": Loss(contrastive.siglip, graded=False, score_matrices=6.1),
 }
 GRADED = {name for name, loss in LOSSES.items() if loss.graded}
 
 
-def function_of(loss) -> Callable:
+def function_of(loss: str | Callable) -> Callable:
     """The function of a loss: of its name, of its row in LOSSES, or one of one's own as it is."""
-    loss = LOSSES.get(loss, loss)
+    loss = LOSSES[loss] if isinstance(loss, str) else loss
     return loss.function if isinstance(loss, Loss) else loss

@@ -41,58 +41,42 @@ class CandidateLists:
     affinity_BVV: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Shape:
-    """How lists are made."""
-
-    candidates: int
-    pillars: int  # of a kind
-    neighbours: int
-    threshold: float  # of affinity, in 1 / (1 + K)
-
-    @property
-    def depth(self) -> int:
-        """Neighbours of an item that are looked for."""
-        return max(self.pillars, self.neighbours)
-
-
 def candidate_lists(
-    view: View, rows_B, shape: Shape, scores_BN=None, place_BK=None
+    view: View, rows_B, settings: LeaPRRSettings, scores_BN=None, place_BK=None
 ) -> CandidateLists:
     """The lists of queries: candidates by the scores so far (or as given), pillars, affinity."""
     sims, asking, ranked = view.sims, view.asking, view.ranked
     scores_BN = view.scores(rows_B) if scores_BN is None else scores_BN
-    deepest = min(max(shape.candidates, shape.depth), scores_BN.shape[1])
+    candidates = {"i2t": settings.candidates_i2t, "t2i": settings.candidates_t2i}[view.direction]
+    pillars, depth = settings.pillars, max(settings.pillars, settings.neighbours)
+    deepest = min(max(candidates, depth), scores_BN.shape[1])
     best_BK = torch.topk(scores_BN, deepest, dim=1).indices
-    place_BK = best_BK[:, : shape.candidates] if place_BK is None else place_BK
-    _, near_BL = view.nearest_in_pool(rows_B, shape.depth)
+    place_BK = best_BK[:, :candidates] if place_BK is None else place_BK
+    _, near_BL = view.nearest_in_pool(rows_B, depth)
+    claims = view.claims(depth)
     nodes = ((asking, rows_B[:, None]), (ranked, view.gallery_N[place_BK]))
-    pillars = (
-        (ranked, view.gallery_N[best_BK[:, : shape.pillars]]),
-        (asking, near_BL[:, : shape.pillars]),
-    )
-    features = tuple(
-        torch.cat([sims.near(*node, *pillar) for node in nodes], 1) for pillar in pillars
-    )
+
+    def near(other: str, rows_BL) -> torch.Tensor:
+        rows_BL = rows_BL[:, :pillars]
+        return torch.cat([sims.near(side, rows, other, rows_BL) for side, rows in nodes], 1)
+
+    features = near(ranked, view.gallery_N[best_BK]), near(asking, near_BL)
     score_BK = scores_BN.gather(1, place_BK)
-    claims_BVL = _claims(view, scores_BN.gather(1, best_BK), place_BK, shape)
-    graph_BVV = _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape)
+    # The query's best scores in the gallery, and each candidate's best in the pool.
+    claim_NL = _filled(claims[0], pillars, 0)
+    mine_BL = _filled(scores_BN.gather(1, best_BK), pillars, 0)
+    claims_BVL = torch.cat([mine_BL[:, None], claim_NL[place_BK]], 1)
+    graph_BVV = _graph(view, rows_B, best_BK, near_BL, claims, place_BK, score_BK, settings)
     return CandidateLists(rows_B, place_BK, score_BK, features, claims_BVL, graph_BVV)
 
 
-def _claims(view, best_BK, place_BK, shape: Shape) -> torch.Tensor:
-    """The query's best scores in the gallery, and each candidate's best in the pool (B, V, L)."""
-    claim_NL = _filled(view.claims(shape.depth)[0], shape.pillars, 0)
-    return torch.cat([_filled(best_BK, shape.pillars, 0)[:, None], claim_NL[place_BK]], 1)
-
-
-def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> torch.Tensor:
+def _graph(view, rows_B, best_BK, near_BL, claims, place_BK, score_BK, settings) -> torch.Tensor:
     """Affinity of the query and its candidates; the query is a pool item among the others."""
-    c = shape.neighbours
+    c = settings.neighbours
+    claim_NC, claimant_NC = (found[:, :c] for found in claims)
     own_NC = torch.arange(len(view.gallery_N), device=rows_B.device)[:, None]
     near_NC = _filled(torch.cat([own_NC, gallery_neighbours(view, c - 1)[1]], 1), c)
     of_ranked = torch.cat([_filled(best_BK, c)[:, None], near_NC[place_BK]], 1)
-    claim_NC, claimant_NC = (found[:, :c] for found in view.claims(shape.depth))
     claimants_BKC = _filled(claimant_NC, c)[place_BK]
     if view.inductive:  # not in the pool: it takes the last claimant's place where it claims more
         claims_BK = score_BK > claim_NC[:, -1][place_BK]
@@ -100,7 +84,7 @@ def _graph(view, rows_B, best_BK, near_BL, place_BK, score_BK, shape: Shape) -> 
         claimants_BKC = torch.cat([claimants_BKC[:, :, :-1], last_BK[:, :, None]], 2)
     mine_BC = _filled(torch.cat([rows_B[:, None], near_BL[:, : c - 1]], 1), c)
     of_asking = torch.cat([mine_BC[:, None], claimants_BKC], 1)
-    return affinity(of_asking, of_ranked, threshold=shape.threshold / (1 + place_BK.shape[1]))
+    return affinity(of_asking, of_ranked, threshold=settings.threshold / (1 + place_BK.shape[1]))
 
 
 def _filled(rows_XL, length: int, nobody=-1) -> torch.Tensor:
@@ -117,12 +101,6 @@ class LeaPRR(nn.Module):
         self.settings = settings
         self.of = nn.ModuleDict({direction: DirectionModel(settings) for direction in SIDES})
 
-    def shape(self, direction: str) -> Shape:
-        """How the lists of a direction are made."""
-        s = self.settings
-        candidates = {"i2t": s.candidates_i2t, "t2i": s.candidates_t2i}[direction]
-        return Shape(candidates, s.pillars, s.neighbours, s.threshold)
-
     def forward(self, lists: list[tuple[str, CandidateLists]]) -> list[torch.Tensor]:
         """Refined scores (B, K) of each of some lists with their directions."""
         return [self.of[direction](some) for direction, some in lists]
@@ -138,21 +116,21 @@ class DirectionModel(nn.Module):
         if not settings.residual:
             self.before = nn.ModuleList([nn.LayerNorm(pillars) for _ in range(2)])
         self.project = nn.Linear((3 if settings.residual else 2) * pillars, hidden)
-        self.layers = nn.ModuleList(
-            [Reasoning(hidden, settings.heads) for _ in range(settings.layers)]
-        )
+        layers = [Reasoning(hidden, settings.heads) for _ in range(settings.layers)]
+        self.layers = nn.ModuleList(layers)
         self.after = nn.LayerNorm(hidden)
         if settings.residual:  # untrained, the cosine is that of the rows themselves
             nn.init.orthogonal_(self.project.weight)
-            for layer in self.layers:
-                for last in (layer.out, layer.mlp[-1]):
-                    nn.init.zeros_(last.weight)
+            for layer in layers:
+                for last in ("out.weight", "mlp.2.weight"):
+                    nn.init.zeros_(layer.get_parameter(last))
             self.head = nn.Linear(hidden, 1, bias=False)
             nn.init.zeros_(self.head.weight)
             self.scale = nn.Parameter(torch.tensor([1.0, START]))  # of scores, of cosines
 
     def forward(self, some: CandidateLists) -> torch.Tensor:
-        blocks = [self._padded(block) for block in some.features]
+        # A collection smaller than the pillars has zeros for those that are missing.
+        blocks = [F.pad(part, (0, self.pillars - part.shape[2])) for part in some.features]
         if self.residual:
             blocks = [_standard(block) for block in (*blocks, some.claims_BVL)]
         else:
@@ -167,10 +145,6 @@ class DirectionModel(nn.Module):
             return cosine_BK
         more_BK = self.scale[1] * cosine_BK + 0.1 * self.head(x_BVH[:, 1:]).squeeze(2)
         return self.scale[0] * some.score_BK + more_BK
-
-    def _padded(self, block_BVL):
-        """A collection smaller than the pillars has zeros for those that are missing."""
-        return F.pad(block_BVL, (0, self.pillars - block_BVL.shape[2]))
 
 
 def _standard(block_BVL):
@@ -217,7 +191,7 @@ def spliced(scores_BN, place_BK, refined_BK) -> torch.Tensor:
 def leaprr(view: View, rows_Q: torch.Tensor, *, model: LeaPRR) -> torch.Tensor:
     """Scores (Q, N) with each query's first candidates in refined order, in `spliced`'s way."""
     scores_QN = view.scores(rows_Q)
-    some = candidate_lists(view, rows_Q, model.shape(view.direction), scores_QN)
+    some = candidate_lists(view, rows_Q, model.settings, scores_QN)
     (refined_QK,) = model([(view.direction, some)])
     return spliced(scores_QN, some.place_BK, refined_QK)
 

@@ -24,9 +24,9 @@ def galleries(problem: Problem, images: int, seed: int) -> list[Problem]:
     generator = torch.Generator().manual_seed(seed)
     order = own[torch.randperm(len(own), generator=generator)]
     parts = [part for part in order.split(images) if len(part) >= min(FEWEST, len(own))]
-    parts = parts or [order]  # galleries of so few that none is worth having: all is one
-    if problem.pool == "inductive" and not len(problem.bank["image"]) and len(parts) < 2:
-        parts = list(order.chunk(2))  # one for the gallery, the other for the bank
+    fewest = 1 if problem.pool == "transductive" or len(problem.bank["image"]) else 2
+    if len(parts) < fewest:  # of two, one is the gallery and the other the bank
+        parts = list(order.chunk(fewest))
     found = []
     for part in parts:
         inside = torch.isin(problem.owner["text"], part)

@@ -5,6 +5,7 @@ Every worker takes its share of each batch.
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ from schemas.checkpoint import Checkpoint
 class LeaPRRTrainer:
     """A `Trainer` of LeaPRR, on pairs; `val` is what its epochs are compared on."""
 
-    vocabulary_state = None
+    vocabulary_state: list | dict | None = None
 
     def __init__(self, piece: Piece, world: ProcessGroup, train: Problem, val: Problem | None):
         self.world, self.settings = world, piece.inputs["leaprr"]
@@ -42,7 +43,7 @@ class LeaPRRTrainer:
         self.course = Course(s.epochs)
         self.steps = max(1, len(self.data.epoch(0, s.batch_size)))
         self.epoch, self.total = 0, 0.0  # that is trained, and the sum of its losses
-        self.about = {
+        self.about: dict[str, Any] = {
             "settings": s.model_dump(mode="json"),
             "data_version": piece.inputs["version"],
             "label_version": None,
@@ -81,31 +82,28 @@ class LeaPRRTrainer:
         share, s = slice(self.world.rank, None, self.world.size), self.settings
         rows = {"i2t": batch.images_B[share], "t2i": batch.captions_B[share]}
         if not len(rows["i2t"]):  # a last batch of fewer pairs than workers
-            return sum(p.sum() for p in self.parallel.parameters()) * 0
+            return torch.stack([p.sum() for p in self.parallel.parameters()]).sum() * 0
         asked = {d: self._asked(batch.views[d], rows[d]) for d in SIDES}
         lists_ = [(d, some) for d, (some, _) in asked.items()]
         if s.alignment:
             lists_ += [self._aligned(batch.views, asked, d) for d in SIDES]
         refined = self.parallel(lists_)
-        total = 0
+        total = refined[0].new_zeros(())
         for (some, positive_BK), refined_BK in zip(asked.values(), refined, strict=False):
             total = total + losses.refinement(refined_BK, some.score_BK, positive_BK, s).sum()
-        for mine_BK, theirs_BK in zip(refined, refined[2:], strict=False):
-            aligned_B = losses.alignment(mine_BK, theirs_BK, s.temperature)
-            total = total + s.alignment * aligned_B.sum()
+        for two in zip(refined, refined[2:], strict=False):
+            total = total + s.alignment * losses.alignment(*two, s.temperature).sum()
         # DDP takes the mean over workers, whose shares may differ by a pair.
         return total * self.world.size / len(batch.images_B)
 
     @torch.no_grad()
     def _asked(self, view: View, rows_B) -> tuple[CandidateLists, torch.Tensor]:
-        some = candidate_lists(view, rows_B, self.model.shape(view.direction))
+        some = candidate_lists(view, rows_B, self.settings)
         return some, view.positives(rows_B).gather(1, some.place_BK)
 
     @torch.no_grad()
-    def _aligned(
-        self, views: dict[str, View], asked: dict, direction: str
-    ) -> tuple[str, CandidateLists]:
-        """The other direction's queries, with the partners of this one's candidates.
+    def _aligned(self, views: dict[str, View], asked: dict, direction: str):
+        """The other direction, and its queries' lists of the partners of this one's candidates.
 
         An image's candidate texts stand for their images, of which its caption is asked; a
         caption's candidate images for a caption each, of which its image is asked.
@@ -117,16 +115,15 @@ class LeaPRRTrainer:
         first_N = place[torch.searchsorted(partners, owner_N).clamp(max=len(place) - 1)]
         place_BK = first_N[asked[direction][0].place_BK]
         rows_B = asked[back][0].rows_B
-        return back, candidate_lists(there, rows_B, self.model.shape(back), place_BK=place_BK)
+        return back, candidate_lists(there, rows_B, self.settings, place_BK=place_BK)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         if self.val is None:
             return {}
         self.model.eval()
-        sums = [fitting.recalls(fitting.views(self.val, d, self.chain, self.model)) for d in SIDES]
-        named = dict(zip(("val/i2t", "val/t2i"), sums, strict=True))
-        return {**named, "val/rsum": sum(sums)}
+        sums = fitting.sums(self.val, self.chain, self.model)
+        return {"val/i2t": sums[0], "val/t2i": sums[1], "val/rsum": sum(sums)}
 
     def state(self) -> tuple[Tensors, dict]:
         return state_of(self.model, self.optimizer)

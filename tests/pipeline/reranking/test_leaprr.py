@@ -75,9 +75,9 @@ def test_lists_hold_similarities_to_the_pillars(direction, pool):
     here = problem(pool=pool)
     model = LeaPRR(SMALL)
     for view in here.views(direction):
-        some = candidate_lists(view, view.queries_Q, model.shape(direction))
+        some = candidate_lists(view, view.queries_Q, model.settings)
         scores = view.scores(view.queries_Q)
-        k = min(model.shape(direction).candidates, scores.shape[1])
+        k = min(getattr(SMALL, f"candidates_{direction}"), scores.shape[1])
         assert torch.equal(some.score_BK, scores.topk(k).values)
         x, y = (here.sims.vectors[side] for side in SIDES[direction])
         pillars = view.gallery_N[scores.topk(min(6, scores.shape[1])).indices]
@@ -94,9 +94,9 @@ def test_lists_hold_similarities_to_the_pillars(direction, pool):
 def test_lists_hold_the_highest_scores_of_query_and_candidates(direction, pool):
     """Of the query in the gallery, of a candidate in the pool; 0 where there are no more."""
     here = problem(pool=pool)
-    shape = replace(LeaPRR(SMALL).shape(direction), pillars=40)
+    deep = SMALL.model_copy(update={"pillars": 40})
     for view in here.views(direction):
-        some = candidate_lists(view, view.queries_Q, shape)
+        some = candidate_lists(view, view.queries_Q, deep)
         of_query, of_pool = view.scores(view.queries_Q), view.scores(view.pool_P)
         for b in range(len(view.queries_Q)):
             nodes = [of_query[b], *of_pool.T[some.place_BK[b]]]
@@ -119,7 +119,7 @@ def test_the_paper_s_preset_is_the_paper_s_and_can_be_changed():
     small = paper.model_copy(update={"hidden": 48, "pillars": 6})
     here = problem()
     (view,) = here.views("i2t")
-    some = candidate_lists(view, view.queries_Q, LeaPRR(small).shape("i2t"))
+    some = candidate_lists(view, view.queries_Q, small)
     refined = LeaPRR(small).of["i2t"](some)
     assert refined.shape == some.score_BK.shape and refined.abs().max() <= 1 + 1e-6
 

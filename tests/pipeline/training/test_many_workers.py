@@ -11,7 +11,7 @@ from pipeline.formulas.losses import LOSSES
 from pipeline.models.regions import RegionTower
 from pipeline.training import train
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.trainer import build
+from pipeline.training.trainer import TowerTrainer
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its recipe)
@@ -39,7 +39,7 @@ def course(rank: int, size: int, folder: str, pieces: dict) -> None:
     def work() -> None:
         out = {}
         for name, piece in pieces.items():
-            training = build(piece, ProcessGroup())
+            training = TowerTrainer(piece, ProcessGroup())
             batches = zip(range(STEPS), training.batches(0), strict=False)
             out[name] = [training.learner.step(batch, k)()["train/loss"] for k, batch in batches]
         if rank == 0:

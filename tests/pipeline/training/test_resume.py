@@ -13,7 +13,7 @@ from pipeline.storage import store
 from pipeline.training import train
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Loop
-from pipeline.training.trainer import TowerTrainer, build
+from pipeline.training.trainer import TowerTrainer
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its users)
@@ -212,7 +212,7 @@ def test_patience_begins_anew_where_another_training_s_checkpoint_is_taken(
 
 def many(rank: int, size: int, folder: str, piece, stop: int) -> None:
     def work() -> None:
-        training = Loop(build, piece)
+        training = Loop(TowerTrainer, piece)
         while not training.over and training.epoch < stop:
             training.run_epoch()
         if training.over:
@@ -259,7 +259,7 @@ def storage_worker(rank: int, size: int, folder: str, piece) -> None:
     if rank == 1:  # its disk is another one
         store.write_bytes = lambda uri, content: None
     try:
-        Loop(build, piece)
+        Loop(TowerTrainer, piece)
     except InputError as error:
         Path(folder, f"{rank}.txt").write_text(str(error))
     dist.destroy_process_group()

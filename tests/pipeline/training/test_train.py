@@ -18,7 +18,7 @@ from pipeline.sources import drawn
 from pipeline.storage import store
 from pipeline.training import saved_model, train, validation
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.trainer import TowerTrainer, build
+from pipeline.training.trainer import TowerTrainer
 from tests.helpers.stages import TINY
 
 
@@ -252,7 +252,7 @@ def test_neighbours_meet_in_a_batch(data, tiny_encoder):
     for group in (1, 2):
         recipe = recipe_with(tiny_encoder, "--train.neighbours", str(group))
         piece = train.plan(recipe, root, f"near{group}").pieces[0]
-        training = build(piece, ProcessGroup())
+        training = TowerTrainer(piece, ProcessGroup())
         captions = training.learner.objective.captions
         first = captions.vectors[torch.from_numpy(captions.first)]
         pairs = np.concatenate([r for r, _ in training.order.epoch(0)]).reshape(-1, 2)
