@@ -20,15 +20,18 @@ import pyarrow as pa
 
 from jobs.cluster.polling import meanwhile
 from pipeline.evaluation import evaluate
+from pipeline.evaluation.graded_relevance import Judge
 from pipeline.reranking import rerank
+from pipeline.reranking.inputs import SplitVectors
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import parquet, vector_columns
 from pipeline.storage.plan import Piece
+from pipeline.storage.run_folder import Files
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.settings import Recipe
 
 ROWS = ((1000, 256, 384), (5000, 256, 384), (5000, 1024, 384), (5000, 256, 1024))
-BANK = 2000
+BANK, SHARD = 2000, 500  # images
 
 
 def unit(count: int, dim: int):
@@ -62,10 +65,10 @@ def write_sentences(uri: str, split: str, images: int, dim: int) -> None:
 
 def task(folder: str, scored: bool) -> Piece:
     recipe = Recipe(name="bench", source={"kind": "drawn"}, rerank={"bank_images": BANK})
-    test, train = ((f"{folder}/{name}.parquet",) for name in ("test", "train"))
+    test, train, captions = (Files(folder, (name,), "1") for name in ("test", "train", "captions"))
     step = {"method": "inverted_softmax", "i2t": {"beta": 20.0}, "t2i": {"beta": 20.0}}
     scorer = rerank.Scorer(
-        vectors=(("test", (test, "1", ())), ("train", (train, "1", ()))),
+        vectors=(("test", SplitVectors(test, None)), ("train", SplitVectors(train, None))),
         split="test",
         settings=recipe.rerank,
         steps=json.dumps([step]),
@@ -73,11 +76,9 @@ def task(folder: str, scored: bool) -> Piece:
         version="1",
     )
     inputs = {
-        **{"vectors": test, "version": "1", "shard": f"{folder}/shard.parquet"},
-        **{"embeddings": (f"{folder}/sentences.parquet",), "embeddings_version": "1"},
-        **{"truth": "", "truth_version": "", "split": "test", "protocol": {}},
-        **{"leaving": Excluded(), "scorer": scorer if scored else None},
-        **{"recipe": recipe, "judged_by": recipe},
+        **{"vectors": test, "rows": [(0, SHARD), (0, 5 * SHARD)], "split": "test"},
+        **{"judge": Judge(recipe, captions, "", ""), "recipe": recipe, "protocol": {}},
+        **{"excluded": Excluded(), "scorer": scorer if scored else None},
     }
     return Piece("shard", f"{folder}/rankings.parquet", "1", inputs)
 
@@ -107,9 +108,8 @@ def main() -> None:
         print(f"{images} images, D {dim}, sentences {sentence_dim}; above Python and torch:")
         with tempfile.TemporaryDirectory() as folder:
             write_vectors(f"{folder}/test.parquet", "test", images, dim)
-            write_vectors(f"{folder}/shard.parquet", "test", 500, dim)
             write_vectors(f"{folder}/train.parquet", "train", BANK, dim)
-            write_sentences(f"{folder}/sentences.parquet", "test", images, sentence_dim)
+            write_sentences(f"{folder}/captions.parquet", "test", images, sentence_dim)
             for scored in ((), ("--scored",)):
                 command = [sys.executable, "-m", "bench.task_memory", "--folder", folder, *scored]
                 subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
