@@ -162,7 +162,7 @@ def step() -> None:
     model = LeaPRR(settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     views = {direction: next(problem.views(direction)) for direction in SIDES}
-    for direction, view in views.items():  # what is made once for a gallery
+    for view in views.values():  # what is made once for a gallery
         candidate_lists(view, view.queries_Q[:1], settings)
     rows = {"i2t": torch.arange(settings.batch_size), "t2i": 5 * torch.arange(settings.batch_size)}
     loader = DataLoader(PublicPairs(problem, settings), batch_size=settings.batch_size)
