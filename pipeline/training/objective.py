@@ -77,13 +77,10 @@ class Objective:
         images_BD, texts_BD = self.world.gather(images_nD), self.world.gather(texts_nD)
         rows_B = self.world.gather(batch.image_rows)
         same_nB = batch.image_rows[:, None] == rows_B[None, :]
-        i2t, t2i = images_nD @ texts_BD.T, texts_nD @ images_BD.T
         relevance = (None, None) if self.captions is None else self._relevance(batch, same_nB)
-        sides = [
-            self.loss.terms(scores_nB, same_nB, relevance_nB, time=epoch)
-            for scores_nB, relevance_nB in zip((i2t, t2i), relevance, strict=True)
-        ]
-        terms = {name: (sides[0][name].mean() + sides[1][name].mean()) / 2 for name in sides[0]}
+        i2t = self.loss.terms(images_nD @ texts_BD.T, same_nB, relevance[0], time=epoch)
+        t2i = self.loss.terms(texts_nD @ images_BD.T, same_nB, relevance[1], time=epoch)
+        terms = {name: (i2t[name].mean() + t2i[name].mean()) / 2 for name in i2t}
         return sum(terms.values()), terms
 
     def _relevance(self, batch: Batch, same_nB) -> tuple[torch.Tensor, torch.Tensor]:

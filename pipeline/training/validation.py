@@ -63,20 +63,18 @@ def encode_split(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Image vectors (M, D), caption vectors (N, D) and each caption's image row (N,)."""
 
-    def share(count: int) -> np.ndarray:
+    def batches(count: int) -> list[np.ndarray]:
         """This worker's rows; equally many on each, the last repeated where they run out."""
         each = -(-count // world.size)
-        return np.minimum(np.arange(world.rank * each, (world.rank + 1) * each), count - 1)
+        rows = np.minimum(np.arange(world.rank * each, (world.rank + 1) * each), count - 1)
+        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
     images, texts = [], []
-    rows = share(len(split))
-    for start in range(0, len(rows), batch_size):
-        payload = np.stack([split.image(row) for row in rows[start : start + batch_size]])
+    for rows in batches(len(split)):
+        payload = np.stack([split.image(row) for row in rows])
         images.append(model.encode_image(torch.from_numpy(payload).to(world.device)))
-    rows = share(len(split.captions))
-    for start in range(0, len(rows), batch_size):
-        captions = [split.captions[row] for row in rows[start : start + batch_size]]
-        words, lengths = vocabulary.encode(captions, max_words)
+    for rows in batches(len(split.captions)):
+        words, lengths = vocabulary.encode([split.captions[row] for row in rows], max_words)
         texts.append(model.encode_text(words.to(world.device), lengths))
     owners = torch.from_numpy(np.repeat(np.arange(len(split)), split.caption_count))
     images_MD, texts_ND = world.gather(torch.cat(images)), world.gather(torch.cat(texts))

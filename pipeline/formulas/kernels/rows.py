@@ -133,9 +133,8 @@ class _Rowwise(torch.autograd.Function):
         gradient_QN = torch.empty_like(scores_QN) if wants_gradient else None
         for rows in blocks(len(scores_QN), rows_at_once):
             of_rows = [None if other is None else block_of(other, rows) for other in others]
-            loss_Q[rows], gradient_RN = kernel(
-                block_of(scores_QN, rows), *of_rows, wants_gradient=wants_gradient
-            )
+            scores_RN = block_of(scores_QN, rows)
+            loss_Q[rows], gradient_RN = kernel(scores_RN, *of_rows, wants_gradient=wants_gradient)
             if gradient_QN is None:
                 continue
             if gradient_QN.is_contiguous():

@@ -20,9 +20,8 @@ def refinement(refined_BK, initial_BK, positive_BK, settings: LeaPRRSettings) ->
     if s.triplet:
         hardest_BK = hardest_positive(refined_BK, positive_BK)
         rivals_BK = hardest_BK | ~positive_BK
-        loss_B = loss_B + s.triplet * triplet(
-            refined_BK, hardest_BK, margin=s.margin, mask_QN=rivals_BK
-        )
+        hinge_B = triplet(refined_BK, hardest_BK, margin=s.margin, mask_QN=rivals_BK)
+        loss_B = loss_B + s.triplet * hinge_B
     if s.hinge:
         lowest_B1 = initial_BK.amin(1, keepdim=True)
         loss_B = loss_B + s.hinge * (lowest_B1 - refined_BK).relu().mean(1)

@@ -162,15 +162,12 @@ class Reasoning(nn.Module):
         self.before = nn.ModuleList([nn.LayerNorm(hidden) for _ in range(2)])
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.out = nn.Linear(hidden, hidden)
-        self.mlp = nn.Sequential(
-            nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden)
-        )
+        wide = 4 * hidden
+        self.mlp = nn.Sequential(nn.Linear(hidden, wide), nn.GELU(), nn.Linear(wide, hidden))
 
     def forward(self, x_BVH, affinity_BVV):
-        q, k, v = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for part in self.qkv(self.before[0](x_BVH)).chunk(3, dim=2)
-        )
+        parts = self.qkv(self.before[0](x_BVH)).chunk(3, dim=2)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         attention = torch.softmax(q @ k.transpose(2, 3) / q.shape[3] ** 0.5, dim=3)
         attention = (attention + affinity_BVV.unsqueeze(1)) / 2
         x_BVH = x_BVH + self.out((attention @ v).transpose(1, 2).flatten(2))

@@ -5,7 +5,7 @@ cut into galleries, and what is not in a gallery is the bank. Order and draws ar
 seed and the epoch.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -41,17 +41,12 @@ def galleries(problem: Problem, images: int, seed: int) -> list[Problem]:
     return found
 
 
-@dataclass
 class TrainingPairs:
     """Image queries and caption queries of one image, with the views they are asked in."""
 
-    problems: list[Problem]
-    steps: list[dict]  # of the chain before LeaPRR
-    views: list[dict[str, list[View]]] = field(init=False)
-
-    def __post_init__(self):
-        of = fitting.views
-        self.views = [{d: of(p, d, self.steps) for d in SIDES} for p in self.problems]
+    def __init__(self, problems: list[Problem], steps: list[dict]):  # of the chain before LeaPRR
+        self.problems = problems
+        self.views = [{d: fitting.views(p, d, steps) for d in SIDES} for p in problems]
 
     def epoch(self, seed: int, batch_size: int) -> list["PairBatch"]:
         """The batches of an epoch in order: every image once, with one of its captions."""
