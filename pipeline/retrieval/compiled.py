@@ -9,8 +9,8 @@ import numpy as np
 from numba import float32, float64, int32, int64, njit
 
 from pipeline.formulas import floats
-from pipeline.retrieval.nearest import NO_ROW
 
+NO_ROW = 2**31 - 1  # as in nearest.py
 CHUNK = 32  # columns tested at once
 
 compiled = njit(cache=True, nogil=True, fastmath={"nsz", "contract", "reassoc"})
