@@ -39,9 +39,8 @@ def per_query(
     query_P, above_P, tied_P = query_P[order_P], above_P[order_P], tied_P[order_P]
     count_Q = torch.bincount(query_P, minlength=queries)
     start_Q = count_Q.cumsum(0) - count_Q
-    _, group_P, size_G = torch.unique_consecutive(
-        key_P[order_P], return_inverse=True, return_counts=True
-    )
+    tied = torch.unique_consecutive(key_P[order_P], return_inverse=True, return_counts=True)
+    _, group_P, size_G = tied
     hits_P = size_G[group_P]  # as many above means as high a score: the positives of one tie
     ahead_P = (size_G.cumsum(0) - size_G)[group_P] - start_Q[query_P]
     found_Q = count_Q > 0

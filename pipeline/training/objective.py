@@ -1,5 +1,6 @@
 """The training objective: a weighted sum of losses over the list of the whole global batch."""
 
+import functools
 import math
 
 import torch
@@ -84,7 +85,7 @@ class Objective:
             for scores_nB, relevance_nB in zip((i2t, t2i), relevance, strict=True)
         ]
         terms = {name: (sides[0][name].mean() + sides[1][name].mean()) / 2 for name in sides[0]}
-        return sum(terms.values()), terms
+        return functools.reduce(torch.add, terms.values()), terms
 
     def _relevance(self, batch: Batch, same_nB) -> tuple[torch.Tensor, torch.Tensor]:
         """Relevance (n, B) of own images to all texts, and of own texts to all images."""

@@ -28,7 +28,7 @@ def prepared(scores_QN: Tensor, target_QN: Target, mask_QN: Mask) -> tuple[Tenso
 
     The zeros keep whatever is in padding, NaN included, out of the value and the gradient.
     """
-    others = [x for x in (target_QN, mask_QN) if x is not None]
+    others: list[Tensor] = [x for x in (target_QN, mask_QN) if x is not None]
     if scores_QN.dim() != 2 or any(x.shape != scores_QN.shape for x in others):
         shapes = ", ".join(str(tuple(x.shape)) for x in (scores_QN, *others))
         raise ValueError(f"scores, target and mask must all be (queries, candidates), got {shapes}")
@@ -103,8 +103,9 @@ def add_block_(x_QN: Tensor, rows: slice, block_RN: Tensor, scale: float) -> Non
 def rowwise(kernel: Kernel, rows: int, scores_QN: Tensor, *others: Tensor | None) -> Tensor:
     """loss_Q with its gradient, a block of rows at a time.
 
-    `kernel(scores_RN, *others of those rows, backward) -> (loss_R, gradient_RN)`. The
-    gradient is kept from the forward pass, so the largest thing alive is one more Q x N matrix.
+    `kernel(scores_RN, *others of those rows, backward) -> (loss_R, gradient_RN)`, the gradient
+    only if it is to go `backward`. It is kept from the forward pass, so the largest thing alive is
+    one more Q x N matrix.
     """
     loss_Q: Tensor = _Rowwise.apply(scores_QN, kernel, rows, *others)
     return loss_Q

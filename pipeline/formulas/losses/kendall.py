@@ -88,9 +88,8 @@ def _all_pairs(gap: float, margin: float) -> Kernel:
         if mask_RN is not None:
             low_RN = relevance_RN.masked_fill(~mask_RN, torch.inf)
             high_RN = relevance_RN.masked_fill(~mask_RN, -torch.inf)
-        as_low_RN, as_high_RN, pairs_R = hinge_counts(
-            high_RN, low_RN, scores_RN, gap=gap, margin=margin
-        )
+        counts = hinge_counts(high_RN, low_RN, scores_RN, gap=gap, margin=margin)
+        as_low_RN, as_high_RN, pairs_R = counts
         # The sum over pairs of margin + s_k - s_j: a small difference of large sums, so in float64.
         scores_RN = scores_RN.double()
         sum_R = (as_low_RN * (margin + scores_RN) - as_high_RN * scores_RN).sum(-1).clamp(min=0)
