@@ -144,9 +144,7 @@ def spearman(scores_QN: Tensor, relevance_QN: Tensor, *, mask_QN: Mask = None) -
     return rho_Q.masked_fill((scores_QN + relevance_QN).isnan().any(-1), torch.nan)
 
 
-def _best_positive(
-    scores_QN: Tensor, positive_QN: Tensor, mask_QN: Mask
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _best_positive(scores_QN: Tensor, positive_QN: Tensor, mask_QN: Mask) -> tuple[Tensor, ...]:
     """(above_Q, tied_Q, hits_Q, valued_Q) around the best-scoring positive of each query."""
     scores_QN, positive_QN, mask_QN = prepared(scores_QN, positive_QN, mask_QN)
     if mask_QN is not None:
@@ -158,8 +156,7 @@ def _best_positive(
     best_Q1 = scores_QN.masked_fill(~positive_QN, -torch.inf).amax(-1, keepdim=True)
     tied_QN = scores_QN == best_Q1
     counts = ((scores_QN > best_Q1), tied_QN, tied_QN & positive_QN)
-    above_Q, tied_Q, hits_Q = (count.sum(-1).double() for count in counts)
-    return above_Q, tied_Q, hits_Q, valued_Q
+    return *(count.sum(-1).double() for count in counts), valued_Q
 
 
 def _ndcg(scores_RN: Tensor, relevance_RN: Tensor, discount_K: Tensor, gain: Gain) -> Tensor:
