@@ -20,10 +20,7 @@ from pipeline.formulas.kernels.sort import compiled, largest, order_of_rows, sor
 from pipeline.formulas.kernels.ties import chance_within, expected_place
 
 Gain = Callable[[Tensor], Tensor]
-GAINS: dict[str, Gain] = {
-    "exp2": lambda relevance: torch.exp2(relevance) - 1,
-    "linear": lambda r: r,
-}
+GAINS: dict[str, Gain] = {"exp2": lambda r: torch.exp2(r) - 1, "linear": lambda r: r}
 
 
 def recall_at(scores_QN: Tensor, positive_QN: Tensor, k: int, *, mask_QN: Mask = None) -> Tensor:

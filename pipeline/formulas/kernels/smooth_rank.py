@@ -157,7 +157,7 @@ class _SmoothRank(torch.autograd.Function):
 
 def _by_block(
     scores_QN: Tensor, mask_QN: Mask, settings: tuple[float, str, float]
-) -> Iterator[tuple[slice, Step, Tensor, Tensor | None]]:
+) -> Iterator[tuple[slice, Step, Tensor, Mask]]:
     tau, method, error = settings
     step, rows_at_once = stepper(scores_QN, tau=tau, method=method, error=error)
     for rows in blocks(len(scores_QN), rows_at_once):
