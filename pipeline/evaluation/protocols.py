@@ -76,13 +76,14 @@ def _matches(kind: str, items: Items, given: Matches | None) -> Matches:
     """The positives of the queries that are in the gallery."""
     if kind == "own":
         return items.matches()
-    if kind == "given" and given is None:
+    if kind != "given":
+        given = _of_coco(kind, items)
+    elif given is None:
         raise InputError("the protocol given needs a file of pairs; name one with --positives")
-    matches = given if kind == "given" else _of_coco(kind, items)
     inside = {direction: set(items.ids(direction)[0]) for direction in DIRECTIONS}
     kept = {
         d: {q: list(dict.fromkeys(of)) for q, of in of_query.items() if q in inside[d]}
-        for d, of_query in matches.items()
+        for d, of_query in given.items()
     }
     if not any(kept.values()):
         raise InputError(
@@ -116,7 +117,8 @@ def coco_number(image_id: str) -> int | None:
 
 def _queries(system: System, matches: list[Matches]) -> list[dict[str, Queries]]:
     """Every query's metrics under each of several sets of matches, in one pass."""
-    items, out = system.items, [{} for _ in matches]
+    items = system.items
+    out: list[dict[str, Queries]] = [{} for _ in matches]
     pairs = {d: [_pairs(m[d], *items.rows(d)) for m in matches] for d in DIRECTIONS}
     # All sets' pairs one after the other: where they stand is counted together.
     joined = (np.concatenate([p for p, _ in pairs[d]], axis=1) for d in DIRECTIONS)
@@ -139,7 +141,9 @@ def _queries(system: System, matches: list[Matches]) -> list[dict[str, Queries]]
     return out
 
 
-def _pairs(of_query: dict[str, list[str]], queries: dict, candidates: dict):
+def _pairs(
+    of_query: dict[str, list[str]], queries: dict[str, int], candidates: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows (2, P) of queries and positives in the gallery, and how many each query has in all."""
     every = ((query, match) for query, of_one in of_query.items() for match in of_one)
     found = [(queries[q], candidates[match]) for q, match in every if match in candidates]

@@ -5,6 +5,11 @@ Whatever is compiled by numba has a twin in torch, so numba may be missing.
 
 import functools
 from importlib.util import find_spec
+from typing import TypeVar
+
+from torch import Tensor
+
+Bits = TypeVar("Bits", Tensor, int)
 
 
 @functools.cache
@@ -13,7 +18,7 @@ def has_numba() -> bool:
     return find_spec("numba") is not None
 
 
-def turned(bits, last=31):
+def turned(bits: Bits, last: int = 31) -> Bits:
     """Integers in the order of floats, from the bits of those, and the bits from the integers.
 
     The bits of a float rise with it; of negative ones all but the sign, bit `last`, are turned

@@ -8,17 +8,22 @@ and ranks; percent is for printing.
 Legend of the shape suffixes: Q queries, N candidates of a query.
 """
 
-import torch
+from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
+from pipeline.formulas.kernels import Mask
 from pipeline.formulas.kernels.pairs import inversions
 from pipeline.formulas.kernels.rows import block_of, blocks, prepared, rows_in_cache
 from pipeline.formulas.kernels.sort import compiled, largest, order_of_rows, sort_rows_
 from pipeline.formulas.kernels.ties import chance_within, expected_place
 
-GAINS = {"exp2": lambda relevance: torch.exp2(relevance) - 1, "linear": lambda relevance: relevance}
+Gain = Callable[[Tensor], Tensor]
+GAINS: dict[str, Gain] = {"exp2": lambda r: torch.exp2(r) - 1, "linear": lambda r: r}
 
 
-def recall_at(scores_QN, positive_QN, k, *, mask_QN=None):
+def recall_at(scores_QN: Tensor, positive_QN: Tensor, k: int, *, mask_QN: Mask = None) -> Tensor:
     """recall_Q: the chance that any positive is among the first k places: 0 or 1 unless scores tie.
 
     For images with several captions this is the usual R@K (a hit if any caption is found). With t
@@ -34,7 +39,7 @@ def recall_at(scores_QN, positive_QN, k, *, mask_QN=None):
     return chance_within(k, above_Q, tied_Q, hits_Q).masked_fill(~valued_Q, torch.nan)
 
 
-def expected_rank(scores_QN, positive_QN, *, mask_QN=None):
+def expected_rank(scores_QN: Tensor, positive_QN: Tensor, *, mask_QN: Mask = None) -> Tensor:
     """rank_Q: the expected place, from 1, of the first positive.
 
     Its median over queries is MedR and its mean MeanR. 1 + how many score above the best positive +
@@ -47,7 +52,14 @@ def expected_rank(scores_QN, positive_QN, *, mask_QN=None):
     return expected_place(above_Q, tied_Q, hits_Q).masked_fill(~valued_Q, torch.nan)
 
 
-def ndcg(scores_QN, relevance_QN, *, k=None, gain="exp2", mask_QN=None):
+def ndcg(
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
+    *,
+    k: int | None = None,
+    gain: str = "exp2",
+    mask_QN: Mask = None,
+) -> Tensor:
     """ndcg_Q in [0, 1]: DCG of the order by score over that of the order by relevance, to place k.
 
     DCG = sum of gain / log2(1 + place). `gain` is `exp2` (2^r - 1) or `linear` (r): say which with
@@ -74,7 +86,7 @@ def ndcg(scores_QN, relevance_QN, *, k=None, gain="exp2", mask_QN=None):
     return ndcg_Q
 
 
-def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
+def kendall_tau(scores_QN: Tensor, relevance_QN: Tensor, *, mask_QN: Mask = None) -> Tensor:
     """tau_Q in [-1, 1]: Kendall's tau_b, exact with ties; NaN where either side is all equal.
 
     (concordant - discordant) / sqrt(pairs untied in score x pairs untied in relevance), in O(N
@@ -107,7 +119,7 @@ def kendall_tau(scores_QN, relevance_QN, *, mask_QN=None):
     return tau_Q.masked_fill(bad_Q, torch.nan)
 
 
-def spearman(scores_QN, relevance_QN, *, mask_QN=None):
+def spearman(scores_QN: Tensor, relevance_QN: Tensor, *, mask_QN: Mask = None) -> Tensor:
     """rho_Q in [-1, 1]: correlation of the ranks, tied ones averaged.
 
     NaN where a side is all equal.
@@ -129,7 +141,7 @@ def spearman(scores_QN, relevance_QN, *, mask_QN=None):
     return rho_Q.masked_fill((scores_QN + relevance_QN).isnan().any(-1), torch.nan)
 
 
-def _best_positive(scores_QN, positive_QN, mask_QN):
+def _best_positive(scores_QN: Tensor, positive_QN: Tensor, mask_QN: Mask) -> tuple[Tensor, ...]:
     """(above_Q, tied_Q, hits_Q, valued_Q) around the best-scoring positive of each query."""
     scores_QN, positive_QN, mask_QN = prepared(scores_QN, positive_QN, mask_QN)
     if mask_QN is not None:
@@ -144,7 +156,7 @@ def _best_positive(scores_QN, positive_QN, mask_QN):
     return *(count.sum(-1).double() for count in counts), valued_Q
 
 
-def _ndcg(scores_RN, relevance_RN, discount_K, gain):
+def _ndcg(scores_RN: Tensor, relevance_RN: Tensor, discount_K: Tensor, gain: Gain) -> Tensor:
     """ndcg_R of a block of rows."""
     depth, n = len(discount_K), scores_RN.shape[1]
     bad_R = scores_RN.isnan().any(-1)
@@ -165,7 +177,9 @@ def _ndcg(scores_RN, relevance_RN, discount_K, gain):
     before_N = torch.cat([before_N, before_N[-1:].expand(n - depth)])
     gain_RN = gain(relevance_RN.double())
     if n >= 256 and scores_RN.device.type == "cpu" and (fast := compiled()):
-        found_R = fast.dcg(scores_RN, order_of_rows(scores_RN, descending=True), gain_RN, before_N)
+        found_R: Tensor = fast.dcg(
+            scores_RN, order_of_rows(scores_RN, descending=True), gain_RN, before_N
+        )
     else:
         order_RN, start_RN, end_RN = _ordered(scores_RN, None)
         shared_RN = (before_N[end_RN] - before_N[start_RN]) / (end_RN - start_RN)
@@ -173,7 +187,7 @@ def _ndcg(scores_RN, relevance_RN, discount_K, gain):
     return (found_R / ideal_R).masked_fill(bad_R, torch.nan)
 
 
-def _ordered(scores_QN, mask_QN):
+def _ordered(scores_QN: Tensor, mask_QN: Mask) -> tuple[Tensor, Tensor, Tensor]:
     """(order_QN, start_QN, end_QN): candidates from high to low, and the places of each's tie."""
     if mask_QN is not None:
         scores_QN = scores_QN.masked_fill(~mask_QN, -torch.inf)
@@ -189,7 +203,7 @@ def _ordered(scores_QN, mask_QN):
     return order_QN, start_QN, end_QN
 
 
-def _groups(*sorted_QN):
+def _groups(*sorted_QN: Tensor) -> tuple[Tensor, Tensor]:
     """(group_QN, tied_Q) of rows in which equals stand side by side.
 
     Groups are numbered from 0; tied are the pairs that are equal in all of the rows given.

@@ -7,14 +7,25 @@ gets NaN.
 Legend of the shape suffixes: Q queries, P pairs of a query and one of its positives.
 """
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 
 from pipeline.formulas.kernels.ties import chance_within, expected_place
 
 NOWHERE = 2**40  # above a positive that no list holds
 
 
-def per_query(query_P, above_P, tied_P, queries, *, total_Q=None, ks=(1, 5, 10)):
+def per_query(
+    query_P: Tensor,
+    above_P: Tensor,
+    tied_P: Tensor,
+    queries: int,
+    *,
+    total_Q: Tensor | None = None,
+    ks: Iterable[int] = (1, 5, 10),
+) -> dict[str, Tensor]:
     """Dict of value_Q: R_at_k, rank, map_at_r and r_precision, in float64.
 
     `total_Q` is the number of positives, also of those that are in no pair: they are not found.
@@ -45,23 +56,25 @@ def per_query(query_P, above_P, tied_P, queries, *, total_Q=None, ks=(1, 5, 10))
     return {name: value.masked_fill(total_Q == 0, torch.nan) for name, value in values.items()}
 
 
-def _of_all(query_P, above_P, tied_P, hits_P, ahead_P, total_Q):
+def _of_all(
+    query_P: Tensor, above_P: Tensor, tied_P: Tensor, hits_P: Tensor, ahead_P: Tensor, all_Q: Tensor
+) -> dict[str, Tensor]:
     """mAP@R and R-Precision.
 
     A tie of t, p of them positive, with a above it, has its first m places among the R. At place
     i of it stands a positive by chance p / t, and given that, (i - 1) (p - 1) / (t - 1) positives
     of the tie are before it: the sum over i is in closed form by harmonic numbers.
     """
-    total_P = total_Q[query_P]
+    total_P = all_Q[query_P]
     inside_P = (total_P - above_P).clamp(min=0).minimum(tied_P)
     slope_P = (hits_P - 1) / (tied_P - 1).clamp(min=1).double()
-    most = int(total_Q.max()) if len(total_Q) else 0
+    most = int(all_Q.max()) if len(all_Q) else 0
     harmonic = torch.cat([torch.zeros(1), 1 / torch.arange(1, most + 1).double()]).cumsum(0)
     harmonic = harmonic.double().to(query_P.device)
     from_P = above_P.clamp(max=most)
     span_P = harmonic[(from_P + inside_P).clamp(max=most)] - harmonic[from_P]
     value_P = inside_P * slope_P + (1 + ahead_P - slope_P * (above_P + 1)) * span_P
-    zero_Q = torch.zeros(len(total_Q), dtype=torch.float64, device=query_P.device)
-    precision_Q = zero_Q.index_add(0, query_P, value_P / tied_P) / total_Q
-    found_Q = zero_Q.index_add(0, query_P, inside_P / tied_P.double()) / total_Q
+    zero_Q = torch.zeros(len(all_Q), dtype=torch.float64, device=query_P.device)
+    precision_Q = zero_Q.index_add(0, query_P, value_P / tied_P) / all_Q
+    found_Q = zero_Q.index_add(0, query_P, inside_P / tied_P.double()) / all_Q
     return {"map_at_r": precision_Q, "r_precision": found_Q}

@@ -5,15 +5,18 @@ knots.
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.formulas.kernels import Function, Mask
 from pipeline.formulas.kernels.rows import in_full_precision
 
 
-def half(cosine):
+def half(cosine: Tensor) -> Tensor:
     """(1 + cosine) / 2, the map of Listwise ITR (arXiv 2305.16566): [-1, 1] onto [0, 1].
 
     >>> half(torch.tensor([-1.0, 0.0, 1.0]))
@@ -22,7 +25,7 @@ def half(cosine):
     return (1 + cosine) / 2
 
 
-def clip(cosine):
+def clip(cosine: Tensor) -> Tensor:
     """The cosine where it is positive, else 0: unrelated captions have relevance 0.
 
     >>> clip(torch.tensor([-0.5, 0.25, 1.0]))
@@ -31,7 +34,7 @@ def clip(cosine):
     return cosine.clamp(0, 1)
 
 
-def logistic(cosine, *, centre, width):
+def logistic(cosine: Tensor, *, centre: float, width: float) -> Tensor:
     """sigmoid((cosine - centre) / width), both in units of cosine.
 
     >>> logistic(torch.tensor([0.5]), centre=0.5, width=0.1)
@@ -40,7 +43,9 @@ def logistic(cosine, *, centre, width):
     return torch.sigmoid((cosine - centre) / width)
 
 
-def isotonic(cosine, *, knots_K, values_K):
+def isotonic(
+    cosine: Tensor, *, knots_K: Sequence[float] | Tensor, values_K: Sequence[float] | Tensor
+) -> Tensor:
     """A fitted monotone map: linear between its knots, flat outside them.
 
     >>> isotonic(torch.tensor([0.0, 0.3, 2.0]), knots_K=[0.2, 0.4], values_K=[0.0, 1.0])
@@ -55,7 +60,7 @@ def isotonic(cosine, *, knots_K, values_K):
     return torch.lerp(values_K[left], values_K[right], weight)
 
 
-def fit_isotonic(cosine_P, judgement_P):
+def fit_isotonic(cosine_P: Iterable[float], judgement_P: Iterable[float]) -> dict[str, list[float]]:
     """{"knots_K", "values_K"} for `isotonic`: the monotone map nearest to people's judgements.
 
     Least squares over P judged pairs, by pooling neighbours that are out of order; judgements are
@@ -80,22 +85,22 @@ def fit_isotonic(cosine_P, judgement_P):
     return {"knots_K": [knot for knot, _ in knots], "values_K": [value for _, value in knots]}
 
 
-MAPS: dict[str, Callable[..., torch.Tensor]] = {
+MAPS: dict[str, Function] = {
     function.__name__: function for function in (half, clip, logistic, isotonic)
 }
 
 
 @in_full_precision
 def from_captions(
-    image_captions_MCD,
-    captions_ND,
+    image_captions_MCD: Tensor,
+    captions_ND: Tensor,
     *,
-    map="clip",
-    reduce="max",
-    mask_MC=None,
-    same_image_MN=None,
-    **map_settings,
-):
+    map: str | Function = "clip",
+    reduce: str = "max",
+    mask_MC: Mask = None,
+    same_image_MN: Tensor | None = None,
+    **map_settings: Any,
+) -> Tensor:
     """relevance_MN in [0, 1]: how well caption n describes image m, by the captions of image m.
 
     No gradient passes. c_mn = max (or mean, by `reduce`) over k of cos(e(caption k of image m),
@@ -120,15 +125,18 @@ def from_captions(
         cosine_MN = _reduced(image_captions_MCD, captions_ND, mask_MC, largest=reduce == "max")
         cosine_MN = cosine_MN.clamp(-1, 1)  # rounding takes the cosine of twins past 1
         relevance_MN = (map if callable(map) else MAPS[map])(cosine_MN, **map_settings)
-        known = same_image_MN is not None
-        return relevance_MN.masked_fill(same_image_MN, 1.0) if known else relevance_MN
+        if same_image_MN is not None:
+            relevance_MN = relevance_MN.masked_fill(same_image_MN, 1.0)
+        return relevance_MN
 
 
-def _at_least_float32(x):
+def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _reduced(image_captions_MCD, captions_ND, mask_MC, *, largest):
+def _reduced(
+    image_captions_MCD: Tensor, captions_ND: Tensor, mask_MC: Mask, *, largest: bool
+) -> Tensor:
     """cosine_MN, one caption of every image at a time: all at once could be too large."""
     images, captions, _ = image_captions_MCD.shape
     if mask_MC is None:

@@ -6,6 +6,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from pipeline.training.loop import Loop
 from pipeline.training.saved_model import summary
 from schemas.settings import Recipe
 
+Uris = tuple[str | None, str | None]  # of two matrices (.npy), where there are any
+
 
 @dataclass(frozen=True)
 class External:
@@ -38,7 +41,7 @@ def read(
     system: VectorScores | MatrixScores,
     splits: dict | None,
     recipe: Recipe,
-    matrices: tuple[str | None, str | None] = (None, None),
+    matrices: Uris = (None, None),
 ) -> External:
     """The system as problems, given {image id: split}; without it all images are evaluated.
 
@@ -96,11 +99,13 @@ def _rows(items: Items, splits: dict | None, split: str, bank_images: int) -> di
     return found
 
 
-def _version(system: VectorScores | MatrixScores, matrices, splits: dict | None) -> str:
+def _version(system: VectorScores | MatrixScores, matrices: Uris, splits: dict | None) -> str:
     parts = [system.i2t] if isinstance(system, MatrixScores) else [system.images, system.texts]
     hashes = [hashlib.sha256(np.ascontiguousarray(part.numpy()).data).hexdigest() for part in parts]
-    hashes += [uri and store.sha256(store.read_bytes(store.absolute(uri))) for uri in matrices]
-    return store.fingerprint(hashes, system.items.image_ids, system.items.text_image_ids, splits)
+    of_uris = [uri and store.sha256(store.read_bytes(store.absolute(uri))) for uri in matrices]
+    return store.fingerprint(
+        [*hashes, *of_uris], system.items.image_ids, system.items.text_image_ids, splits
+    )
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ def rerank(
     splits: dict[str, str] | None = None,
     split: str = "test",
     pool: str = "inductive",
-    **settings,
+    **settings: Any,
 ) -> MatrixScores:
     """The scores of one split, re-ranked: the method's settings are chosen on val.
 

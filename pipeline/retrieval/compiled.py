@@ -5,6 +5,8 @@ What `_Search._absorb` does, but a query's floor rises with every neighbour that
 Legend of the shape suffixes: R × C a block, G queries, K neighbours, D width.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import float32, float64, int32, int64, njit
 
@@ -14,7 +16,7 @@ NO_ROW = 2**31 - 1  # as in nearest.py
 CHUNK = 32  # columns tested at once
 
 compiled = njit(cache=True, nogil=True, fastmath={"nsz", "contract", "reassoc"})
-turned = compiled(floats.turned)
+turned: Any = compiled(floats.turned)  # of numbers here
 
 
 @compiled

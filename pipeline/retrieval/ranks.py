@@ -35,7 +35,10 @@ class Ranks(NamedTuple):
     tied_P: np.ndarray
 
 
-def of_vectors(images_MD, texts_ND, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None):
+Both = tuple[Ranks, Ranks]  # of images' positives and of texts'
+
+
+def of_vectors(images_MD, texts_ND, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None) -> Both:
     """(Ranks, Ranks) of the positives of images and of texts, scored by their inner products.
 
     `fast` says whether to run compiled; it does not change the result.
@@ -63,7 +66,7 @@ def of_vectors(images_MD, texts_ND, i2t: Pairs, t2i: Pairs, *, fast: bool | None
     return sides[0].ranks(), sides[1].ranks()
 
 
-def of_matrix(scores_MN, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None):
+def of_matrix(scores_MN, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None) -> Both:
     """(Ranks, Ranks) of the positives of rows and of columns of a float32 matrix."""
     scores_MN = torch.as_tensor(scores_MN)
     compiled = _compiled(scores_MN.device) if fast is None else fast

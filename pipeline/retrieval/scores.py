@@ -8,13 +8,14 @@ candidates, P pairs of a query and a candidate.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.retrieval import nearest
@@ -29,6 +30,7 @@ NONE = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
 BLOCK = 256  # queries of which scores are made at a time
 
 Matches = dict[str, dict[str, list[str]]]  # of i2t and t2i: a query's positives, by id
+Indices = np.ndarray | Sequence[int]  # rows of one side
 Rows = tuple[np.ndarray, np.ndarray]  # of images and of texts
 
 
@@ -63,14 +65,14 @@ class Items:
         queries, candidates = ({id_: n for n, id_ in enumerate(s)} for s in self.ids(direction))
         return queries, candidates
 
-    def images_of(self, direction: str, query_ids) -> np.ndarray:
+    def images_of(self, direction: str, query_ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """Ids of the images that queries belong to: an image's own, a text's image."""
         if direction == "i2t":
             return np.array(query_ids)
         owner = dict(zip(self.text_ids, self.text_image_ids, strict=True))
         return np.array([owner[id_] for id_ in query_ids])
 
-    def positives(self, direction: str, rows_Q) -> Pairs:
+    def positives(self, direction: str, rows_Q: Indices) -> Pairs:
         """Queries, by their place in `rows_Q`, and the candidates of the same image, by row."""
         of_images, of_texts = np.arange(len(self.image_ids)), self.image_of_N
         sides = (of_images, of_texts) if direction == "i2t" else (of_texts, of_images)
@@ -92,7 +94,7 @@ class Items:
         of_text = {text: [image] for image, texts in captions.items() for text in texts}
         return {"i2t": {image: texts for image, texts in captions.items() if texts}, "t2i": of_text}
 
-    def take(self, images, texts) -> "Items":
+    def take(self, images: Indices, texts: Indices) -> "Items":
         """Some rows of each side."""
         return Items(
             [self.image_ids[row] for row in images],
@@ -100,7 +102,7 @@ class Items:
             [self.text_image_ids[row] for row in texts],
         )
 
-    def of_images(self, images) -> Rows:
+    def of_images(self, images: Indices) -> Rows:
         """Rows of some images and of all their texts."""
         return np.asarray(images), np.flatnonzero(np.isin(self.image_of_N, images))
 
@@ -136,13 +138,13 @@ class Scores(Protocol):
     def together(self) -> int | None:
         """How many queries are best asked about together; None: any number."""
 
-    def block(self, direction: str, rows_Q) -> torch.Tensor:
+    def block(self, direction: str, rows_Q: Indices) -> Tensor:
         """Scores (Q, N) of queries, by row, with all candidates."""
 
-    def top(self, direction: str, rows_Q, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def top(self, direction: str, rows_Q: Indices, k: int) -> tuple[Tensor, Tensor]:
         """Scores (Q, K), falling, and rows (Q, K) of every query's best candidates."""
 
-    def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
+    def ranks(self, direction: str, rows_Q: Indices, pairs: Pairs) -> Ranks:
         """Where positives stand, of queries by their place in `rows_Q`."""
 
 
@@ -152,10 +154,10 @@ class System(Scores, Protocol):
     def ranks_of_both(self, i2t: Pairs, t2i: Pairs) -> tuple[Ranks, Ranks]:
         """Where the positives of both directions stand, in one pass."""
 
-    def of_pairs(self, image_P, text_P) -> torch.Tensor:
+    def of_pairs(self, image_P: Indices, text_P: Indices) -> Tensor:
         """Scores (P,) of pairs of rows."""
 
-    def take(self, images, texts) -> "System":
+    def take(self, images: Indices, texts: Indices) -> "System":
         """Some rows of each side."""
 
 
@@ -164,8 +166,8 @@ class VectorScores:
     """Inner products of vectors, which are never multiplied out: (M, D) and (N, D)."""
 
     items: Items
-    images: torch.Tensor
-    texts: torch.Tensor
+    images: Tensor
+    texts: Tensor
     together = None
 
     @classmethod
@@ -182,30 +184,30 @@ class VectorScores:
             torch.from_numpy(vectors[~is_image]),
         )
 
-    def _sides(self, direction: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sides(self, direction: str) -> tuple[Tensor, Tensor]:
         return (self.images, self.texts) if direction == "i2t" else (self.texts, self.images)
 
-    def block(self, direction: str, rows_Q) -> torch.Tensor:
+    def block(self, direction: str, rows_Q: Indices) -> Tensor:
         queries, candidates = self._sides(direction)
         # Summed in float64, or rounding would undo ties.
         return (queries[rows_Q].double() @ candidates.double().T).float()
 
-    def top(self, direction: str, rows_Q, k: int):
+    def top(self, direction: str, rows_Q: Indices, k: int) -> tuple[Tensor, Tensor]:
         queries, candidates = self._sides(direction)
         return nearest.top_k(queries[rows_Q], candidates, k)
 
-    def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
+    def ranks(self, direction: str, rows_Q: Indices, pairs: Pairs) -> Ranks:
         queries, candidates = self._sides(direction)
         return counting.of_vectors(queries[rows_Q], candidates, pairs, NONE)[0]
 
     def ranks_of_both(self, i2t: Pairs, t2i: Pairs) -> tuple[Ranks, Ranks]:
         return counting.of_vectors(self.images, self.texts, i2t, t2i)
 
-    def of_pairs(self, image_P, text_P) -> torch.Tensor:
+    def of_pairs(self, image_P: Indices, text_P: Indices) -> Tensor:
         rows = torch.as_tensor(image_P), torch.as_tensor(text_P)
         return nearest.products(self.images, self.texts, *rows)
 
-    def take(self, images, texts) -> "VectorScores":
+    def take(self, images: Indices, texts: Indices) -> "VectorScores":
         return VectorScores(self.items.take(images, texts), self.images[images], self.texts[texts])
 
 
@@ -214,17 +216,17 @@ class MatrixScores:
     """Matrices (M, N) of scores: where texts ask there may be others than where images do."""
 
     items: Items
-    i2t: torch.Tensor
-    t2i: torch.Tensor
+    i2t: Tensor
+    t2i: Tensor
     together = None
 
-    def block(self, direction: str, rows_Q) -> torch.Tensor:
+    def block(self, direction: str, rows_Q: Indices) -> Tensor:
         return self.i2t[rows_Q] if direction == "i2t" else self.t2i.T[rows_Q]
 
-    def top(self, direction: str, rows_Q, k: int):
+    def top(self, direction: str, rows_Q: Indices, k: int) -> tuple[Tensor, Tensor]:
         return nearest.largest(self.block(direction, rows_Q), k)
 
-    def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
+    def ranks(self, direction: str, rows_Q: Indices, pairs: Pairs) -> Ranks:
         return counting.of_matrix(self.block(direction, rows_Q), pairs, NONE)[0]
 
     def ranks_of_both(self, i2t: Pairs, t2i: Pairs) -> tuple[Ranks, Ranks]:
@@ -234,10 +236,10 @@ class MatrixScores:
             1
         ]
 
-    def of_pairs(self, image_P, text_P) -> torch.Tensor:
+    def of_pairs(self, image_P: Indices, text_P: Indices) -> Tensor:
         return self.i2t[torch.as_tensor(image_P), torch.as_tensor(text_P)]
 
-    def take(self, images, texts) -> "MatrixScores":
+    def take(self, images: Indices, texts: Indices) -> "MatrixScores":
         i2t = self.i2t[images][:, texts]
         t2i = i2t if self.t2i is self.i2t else self.t2i[images][:, texts]
         return MatrixScores(self.items.take(images, texts), i2t, t2i)
@@ -248,27 +250,27 @@ class BlockScores:
 
     together = BLOCK
 
-    def __init__(self, items: Items, make: Callable[[str, torch.Tensor], torch.Tensor]):
+    def __init__(self, items: Items, make: Callable[[str, Tensor], Tensor]):
         self.items, self.make = items, make
-        self._last: tuple = (None, None, None)
+        self._last: tuple[str, Tensor, Tensor] = "", torch.empty(0), torch.empty(0)
 
-    def block(self, direction: str, rows_Q) -> torch.Tensor:
-        rows_Q = torch.as_tensor(rows_Q)
+    def block(self, direction: str, rows_Q: Indices) -> Tensor:
+        asked_Q = torch.as_tensor(rows_Q)
         known, known_Q, scores_QN = self._last
-        if known == direction and torch.isin(rows_Q, known_Q).all():
+        if known == direction and torch.isin(asked_Q, known_Q).all():
             order = known_Q.argsort()
-            return scores_QN[order[torch.searchsorted(known_Q[order], rows_Q)]]
-        scores_QN = self.make(direction, rows_Q)
-        self._last = direction, rows_Q, scores_QN
+            return scores_QN[order[torch.searchsorted(known_Q[order], asked_Q)]]
+        scores_QN = self.make(direction, asked_Q)
+        self._last = direction, asked_Q, scores_QN
         return scores_QN
 
-    def top(self, direction: str, rows_Q, k: int):
+    def top(self, direction: str, rows_Q: Indices, k: int) -> tuple[Tensor, Tensor]:
         return nearest.largest(self.block(direction, rows_Q), k)
 
-    def ranks(self, direction: str, rows_Q, pairs: Pairs) -> Ranks:
+    def ranks(self, direction: str, rows_Q: Indices, pairs: Pairs) -> Ranks:
         return counting.of_matrix(self.block(direction, rows_Q), pairs, NONE)[0]
 
 
-def matrix_scores(items: Items, matrix: torch.Tensor) -> MatrixScores:
+def matrix_scores(items: Items, matrix: Tensor) -> MatrixScores:
     """One matrix (M, N) for both directions."""
     return MatrixScores(items, matrix, matrix)

@@ -5,10 +5,11 @@ Legend of the shape suffixes: Q queries, D width, M images, C captions of an ima
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.evaluation import tower_vectors
@@ -60,14 +61,14 @@ class SearchIndex:
             raise InputError("the query is empty; write what you look for")
         found = iter(self._images_near(texts) if texts else ())
         return [
-            next(found) if q.picture is None else self._captions_near(q, self._picture_vector(q))
+            next(found) if q.picture is None else self._captions_near(q, self._vector(q.picture))
             for q in queries
         ]
 
-    def _picture_vector(self, query: Query) -> torch.Tensor:
+    def _vector(self, picture: bytes) -> Tensor:
         """The model's vector (D,) of a picture, which is treated as those of the shards are."""
         try:
-            return self._model.embed_images([query.picture])[0]
+            return self._model.embed_images([picture])[0]
         except Rejected as reason:
             raise InputError(f"the query is no picture Pillow can read: {reason}") from reason
         except (RuntimeError, ValueError) as error:
@@ -89,7 +90,7 @@ class SearchIndex:
                 found[number] = hits
         return found
 
-    def _captions_near(self, query: Query, vector_D: torch.Tensor) -> list[Hit]:
+    def _captions_near(self, query: Query, vector_D: Tensor) -> list[Hit]:
         ids, images = self.items.text_ids, self.items.text_image_ids
         (near,) = _nearest([query], vector_D[None], self.scores.texts, self._captions_with)
         texts = self.pictures.captions
@@ -117,13 +118,13 @@ class SearchIndex:
     def _caption_words(self) -> list[set[str]]:
         return [_words(self.pictures.captions[id_]) for id_ in self.items.text_ids]
 
-    def _captions_with(self, query: Query) -> torch.Tensor:
+    def _captions_with(self, query: Query) -> Tensor:
         """Rows of the captions that a query's filters let through."""
         words, without = _words(query.words), _words(query.without)
         kept = [words <= found and not without & found for found in self._caption_words]
         return torch.tensor(kept, dtype=torch.bool).nonzero()[:, 0]
 
-    def _images_with(self, query: Query) -> torch.Tensor:
+    def _images_with(self, query: Query) -> Tensor:
         """Rows of the images that a query's filters let through."""
         words, without = _words(query.words), _words(query.without)
         captions = list(zip(self.items.text_image_ids, self._caption_words, strict=True))
@@ -137,9 +138,14 @@ class SearchIndex:
         return [replace(hit, picture=self.pictures.thumbnail(hit.image_id)) for hit in hits]
 
 
-def _nearest(queries, vectors_QD, candidates_ND, rows_with) -> list[list[tuple[float, int]]]:
+def _nearest(
+    queries: Sequence[Query],
+    vectors_QD: Tensor,
+    candidates_ND: Tensor,
+    rows_with: Callable[[Query], Tensor],
+) -> list[list[tuple[float, int]]]:
     """(score, row), best first, of the candidates nearest to each query that its filters pass."""
-    out: list = [None] * len(queries)
+    out: list[list[tuple[float, int]]] = [[] for _ in queries]
     free = [i for i, q in enumerate(queries) if not q.words.strip() and not q.without.strip()]
     if free:
         scores, rows = top_k(vectors_QD[free], candidates_ND, max(queries[i].top for i in free))

@@ -1,5 +1,6 @@
 """The training objective: a weighted sum of losses over the list of the whole global batch."""
 
+import functools
 import math
 
 import torch
@@ -81,7 +82,7 @@ class Objective:
         i2t = self.loss.terms(images_nD @ texts_BD.T, same_nB, relevance[0], time=epoch)
         t2i = self.loss.terms(texts_nD @ images_BD.T, same_nB, relevance[1], time=epoch)
         terms = {name: (i2t[name].mean() + t2i[name].mean()) / 2 for name in i2t}
-        return sum(terms.values()), terms
+        return functools.reduce(torch.add, terms.values()), terms
 
     def _relevance(self, batch: Batch, same_nB) -> tuple[torch.Tensor, torch.Tensor]:
         """Relevance (n, B) of own images to all texts, and of own texts to all images."""

@@ -16,8 +16,12 @@ tile; 4 is the cells that one score touches, or the powers of its offset.
 
 import functools
 import math
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
+
+from pipeline.formulas.kernels import Mask
 
 REACH = 20  # in tau: beyond it the step differs from 0 or 1 by less than exp(-20) = 2e-9
 # A candidate's share of a rank is off by at most this much of itself over cells^4: the cubic
@@ -27,16 +31,16 @@ ERROR_AT_ONE_CELL = 3e-3
 SPLINE = torch.tensor([[1, -3, 3, -1], [4, 0, -6, 3], [1, 3, 3, -3], [0, 0, 0, 1]]).double() / 6
 
 
-def cells_per_tau(error):
+def cells_per_tau(error: float) -> int:
     """Grid cells per tau, at least 3, for a relative error of `error` in the rank.
 
     >>> cells_per_tau(4e-5), cells_per_tau(1e-6)
     (3, 8)
     """
-    return max(3, math.ceil((ERROR_AT_ONE_CELL / error) ** 0.25))
+    return max(3, math.ceil(math.pow(ERROR_AT_ONE_CELL / error, 0.25)))
 
 
-def grid_length(scores_QN, tau, cells):
+def grid_length(scores_QN: Tensor, tau: float, cells: int) -> float:
     """Cells that the widest row of scores needs; inf when a score is not finite."""
     width = (scores_QN.amax(-1) - scores_QN.amin(-1)).max().item() / tau * cells
     return int(width) + 4 if math.isfinite(width) else math.inf
@@ -48,7 +52,7 @@ class Grid:
     Fresh memory for every pass would cost more than the arithmetic.
     """
 
-    def __init__(self, rows, like_QN, *, tau, cells, length):
+    def __init__(self, rows: int, like_QN: Tensor, *, tau: float, cells: int, length: int):
         self.scale, self.tile = cells / tau, REACH * cells
         self.length = length
         self.band_LL = _band(cells, like_QN.dtype, like_QN.device)
@@ -57,7 +61,7 @@ class Grid:
         self.convolved_RG = like_QN.new_empty(rows, tiles * self.tile)
         self._buffers((rows, like_QN.shape[1]), like_QN)
 
-    def _buffers(self, shape, like_QN):
+    def _buffers(self, shape: tuple[int, int], like_QN: Tensor) -> None:
         self.cell_RN = like_QN.new_empty(shape, dtype=torch.int64)
         self.whole_RN = like_QN.new_empty(shape, dtype=torch.int32)
         self.powers_4RN = like_QN.new_ones(4, *shape)
@@ -65,7 +69,7 @@ class Grid:
         self.spline_44 = SPLINE.to(like_QN)
         self.cells_4RG, self.mixed_4RG = like_QN.new_empty(2, 4, shape[0], self.length)
 
-    def rank(self, scores_RN, mask_RN, out_RN):
+    def rank(self, scores_RN: Tensor, mask_RN: Mask, out_RN: Tensor) -> Tensor:
         """Fills out_RN with 1/2 + the sum of the step over every k, itself included.
 
         At itself the step is exactly 1/2.
@@ -92,7 +96,7 @@ class Grid:
         torch.addcmul(cube, slope, x, out=slope)
         return torch.addcmul(self._read(0, out_RN), cube, x, out=out_RN).add_(0.5)
 
-    def gradient(self, grad_RN, mask_RN, out_RN):
+    def gradient(self, grad_RN: Tensor, mask_RN: Mask, out_RN: Tensor) -> Tensor:
         """Fills out_RN with d(sum of grad x rank) / d(scores) of the block that `rank` saw last."""
         if mask_RN is not None:
             grad_RN = grad_RN * mask_RN
@@ -112,14 +116,14 @@ class Grid:
             out_RN.mul_(mask_RN)
         return out_RN.addcmul_(self.slope, grad_RN).mul_(self.scale)
 
-    def _take(self, rows):
+    def _take(self, rows: int) -> None:
         """Views of the workspace for a block of `rows` rows: the last block may be smaller."""
         self.cell, self.whole = self.cell_RN[:rows], self.whole_RN[:rows]
         self.scratch = self.scratch_RN[:rows]
         self.slope, self.powers = self.slope_RN[:rows], self.powers_4RN[:, :rows]
         self.padded, self.convolved = self.padded_RG[:rows], self.convolved_RG[:rows]
 
-    def _spread(self, amounts):
+    def _spread(self, amounts: Iterable[Tensor]) -> None:
         """Adds every score's amounts, times the powers of its offset, to the grid by splines."""
         # Sums by cell, a power at a time, then the spline's weights of them, each a cell further.
         sums_4RG = self.cells_4RG[:, : len(self.cell)].zero_()
@@ -129,25 +133,26 @@ class Grid:
         for shift, mixed_RG in enumerate(self._mix(self.spline_44)):
             inner_RG.narrow(1, shift, self.length).add_(mixed_RG)
 
-    def _polynomials(self, spline_44):
+    def _polynomials(self, spline_44: Tensor) -> None:
         """Makes each cell's polynomial in the offset from the four cells there."""
         cells_RG4 = self.convolved.unfold(1, 4, 1)[:, : self.length]
         self.cells_4RG[:, : len(self.cell)].copy_(cells_RG4.permute(2, 0, 1))
         self.polynomial_4RG = self._mix(spline_44.T)
 
-    def _mix(self, spline_44):
+    def _mix(self, spline_44: Tensor) -> Tensor:
         torch.mm(spline_44, self.cells_4RG.flatten(1), out=self.mixed_4RG.flatten(1))
-        return self.mixed_4RG[:, : len(self.cell)]
+        mixed_4RG: Tensor = self.mixed_4RG[:, : len(self.cell)]
+        return mixed_4RG
 
-    def _read(self, power, out_RN):
+    def _read(self, power: int, out_RN: Tensor) -> Tensor:
         """The coefficient of that power in every score's cell."""
         return torch.gather(self.polynomial_4RG[power], 1, self.cell, out=out_RN)
 
-    def _emptied(self):
+    def _emptied(self) -> Tensor:
         """The grid without the tile of zeros on either side, all zeros."""
         return self.padded[:, self.tile : -self.tile].zero_()
 
-    def _convolve(self, band_LL, *, from_top):
+    def _convolve(self, band_LL: Tensor, *, from_top: bool) -> None:
         """The step from all cells to each: the band from three tiles, all or nothing beyond."""
         rows, tile = len(self.padded), self.tile
         # Of a tile and those beside it: one product with the band.
@@ -165,7 +170,7 @@ class Grid:
 
 
 @functools.lru_cache(maxsize=16)
-def _band(cells, dtype, device):
+def _band(cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """band_LL (3 tiles x 1 tile): the step from the cells of three tiles to the middle one's.
 
     The difference of neighbouring steps has the spectrum logistic(w) x sinc(w/2) / sinc(w/2)^8,

@@ -8,18 +8,20 @@ Legend of the shape suffixes: Q queries, N candidates, P 2N padded to a power of
 """
 
 import torch
+from torch import Tensor
 
 from pipeline.formulas.kernels.sort import compiled, order_of_rows, sort_rows_
 
 
-def inversions(rank_QN):
+def inversions(rank_QN: Tensor) -> Tensor:
     """inversions_Q: pairs i < j with rank_i > rank_j; ranks are integers in [0, N).
 
     >>> inversions(torch.tensor([[2, 0, 1, 1]]))
     tensor([3])
     """
     if rank_QN.device.type == "cpu" and (fast := compiled()):
-        return fast.inversions(rank_QN)
+        inversions_Q: Tensor = fast.inversions(rank_QN)
+        return inversions_Q
     queries, n = rank_QN.shape
     size = 1 << max(0, n - 1).bit_length()
     key_QP = rank_QN.new_full((queries, size), n, dtype=torch.int32)
@@ -44,7 +46,9 @@ def inversions(rank_QN):
     return total_Q
 
 
-def hinge_counts(high_QN, low_QN, score_QN, *, gap, margin):
+def hinge_counts(
+    high_QN: Tensor, low_QN: Tensor, score_QN: Tensor, *, gap: float, margin: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """(as_low_QN, as_high_QN, pairs_Q) over the pairs (j, k) with high_j > low_k + gap.
 
     as_low_k: the j of such a pair with score_j < score_k + margin; as_high_j: the k of such a pair
@@ -73,7 +77,7 @@ def hinge_counts(high_QN, low_QN, score_QN, *, gap, margin):
     return count_QP.gather(1, rank[:, :n]), count_QP.gather(1, rank[:, n:]), pairs_Q
 
 
-def _count_across_runs(key_QP):
+def _count_across_runs(key_QP: Tensor) -> Tensor:
     """count_QP by rank, from keys 4 x rank + (1 for a low one) in the order of relevance.
 
     A low one counts the high ones before it of lower rank, a high one the low ones after it of

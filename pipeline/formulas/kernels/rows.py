@@ -6,21 +6,29 @@ Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a qu
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from pipeline.formulas.kernels import Function, Kernel, Mask, Value
 
 # Elements of a block's largest temporary: few enough that a block's few dozen passes stay in a CPU
 # core's cache, and enough that a GPU is busy.
 CACHE = {"cpu": 2**17, "cuda": 2**25}
+P = ParamSpec("P")
+R = TypeVar("R")
+Target = TypeVar("Target", Tensor, None)
 
 
-def prepared(scores_QN, target_QN, mask_QN):
+def prepared(scores_QN: Tensor, target_QN: Target, mask_QN: Mask) -> tuple[Tensor, Target, Mask]:
     """(scores_QN, target_QN, mask_QN): checked, in float32 or float64, and 0 where masked out.
 
     The zeros keep whatever is in padding, NaN included, out of the value and the gradient.
     """
-    others = [x for x in (target_QN, mask_QN) if x is not None]
+    others: list[Tensor] = [x for x in (target_QN, mask_QN) if x is not None]
     if scores_QN.dim() != 2 or any(x.shape != scores_QN.shape for x in others):
         shapes = ", ".join(str(tuple(x.shape)) for x in (scores_QN, *others))
         raise ValueError(f"scores, target and mask must all be (queries, candidates), got {shapes}")
@@ -35,12 +43,12 @@ def prepared(scores_QN, target_QN, mask_QN):
     return scores_QN, target_QN, mask_QN
 
 
-def loss_dtype(scores_QN):
+def loss_dtype(scores_QN: Tensor) -> torch.dtype:
     """float64 for scores of float64, and float32 for all others."""
     return torch.float64 if scores_QN.dtype == torch.float64 else torch.float32
 
 
-def sound(scores_QN, target_QN):
+def sound(scores_QN: Tensor, target_QN: Tensor) -> Tensor:
     """sound_Q: 1, or NaN for a query with a NaN.
 
     Times the loss it takes NaN to value and gradient, past any comparison that would drop it.
@@ -49,14 +57,14 @@ def sound(scores_QN, target_QN):
     return torch.where(total_Q.isnan(), torch.nan, torch.ones_like(total_Q))
 
 
-def in_full_precision(function):
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """The function without autocast, which would make bfloat16 of its matrix products.
 
     It is told the device by the first tensor that the function is given.
     """
 
     @functools.wraps(function)
-    def wrapped(*given, **settings):
+    def wrapped(*given: P.args, **settings: P.kwargs) -> R:
         device = next(x.device for x in given if torch.is_tensor(x))
         with torch.autocast(device.type, enabled=False):
             return function(*given, **settings)
@@ -64,17 +72,17 @@ def in_full_precision(function):
     return wrapped
 
 
-def rows_in_cache(elements_per_row, device):
+def rows_in_cache(elements_per_row: int, device: torch.device) -> int:
     """How many rows of `elements_per_row` elements fit the cache."""
     return max(1, CACHE.get(device.type, CACHE["cuda"]) // max(1, elements_per_row))
 
 
-def blocks(total, rows):
+def blocks(total: int, rows: int) -> list[slice]:
     """Slices of up to `rows` over `total` rows."""
     return [slice(i, min(i + rows, total)) for i in range(0, total, rows)]
 
 
-def block_of(x_QN, rows):
+def block_of(x_QN: Tensor, rows: slice) -> Tensor:
     """x_QN[rows], contiguous.
 
     Columns of a matrix are copied as they lie first: four times as fast as one strided copy.
@@ -84,7 +92,7 @@ def block_of(x_QN, rows):
     return x_QN.T[:, rows].contiguous().T.contiguous()
 
 
-def add_block_(x_QN, rows, block_RN, scale):
+def add_block_(x_QN: Tensor, rows: slice, block_RN: Tensor, scale: float) -> None:
     """x_QN[rows] += scale x block_RN, with the detour of `block_of` where x_QN is a transpose."""
     if x_QN.is_contiguous():
         x_QN[rows].add_(block_RN, alpha=scale)
@@ -92,16 +100,20 @@ def add_block_(x_QN, rows, block_RN, scale):
         x_QN.T[:, rows].add_(block_RN.T.contiguous(), alpha=scale)
 
 
-def rowwise(kernel, rows, scores_QN, *others):
+def rowwise(kernel: Kernel, rows: int, scores_QN: Tensor, *others: Tensor | None) -> Tensor:
     """loss_Q with its gradient, a block of rows at a time.
 
-    `kernel(scores_RN, *others of those rows, wants_gradient) -> (loss_R, gradient_RN)`. The
-    gradient is kept from the forward pass, so the largest thing alive is one more Q x N matrix.
+    `kernel(scores_RN, *others of those rows, backward) -> (loss_R, gradient_RN)`, the gradient
+    only if it is to go `backward`. It is kept from the forward pass, so the largest thing alive is
+    one more Q x N matrix.
     """
-    return _Rowwise.apply(scores_QN, kernel, rows, *others)
+    loss_Q: Tensor = _Rowwise.apply(scores_QN, kernel, rows, *others)
+    return loss_Q
 
 
-def summed(loss, scores_RN, target_RN, **settings):
+def summed(
+    loss: Function, scores_RN: Tensor, target_RN: Tensor, **settings: Any
+) -> tuple[Tensor, Tensor]:
     """(sum of the loss over the rows, its gradient by scores_RN)."""
     with torch.enable_grad():
         scores_RN = scores_RN.detach().requires_grad_()
@@ -109,11 +121,11 @@ def summed(loss, scores_RN, target_RN, **settings):
         return total.detach().double(), torch.autograd.grad(total, scores_RN)[0]
 
 
-def differentiated(row_loss):
+def differentiated(row_loss: Function) -> Kernel:
     """A kernel for `rowwise` from a differentiable `row_loss(scores_RN, *others) -> loss_R`."""
 
-    def kernel(scores_RN, *others, wants_gradient):
-        if not wants_gradient:
+    def kernel(scores_RN: Tensor, *others: Tensor | None, backward: bool) -> Value:
+        if not backward:
             return row_loss(scores_RN, *others), None
         with torch.enable_grad():
             scores_RN = scores_RN.detach().requires_grad_()
@@ -126,27 +138,30 @@ def differentiated(row_loss):
 class _Rowwise(torch.autograd.Function):
     @staticmethod
     @in_full_precision
-    def forward(ctx, scores_QN, kernel, rows_at_once, *others):
+    def forward(
+        ctx: Any, scores_QN: Tensor, kernel: Kernel, rows_at_once: int, *others: Tensor | None
+    ) -> Tensor:
         ctx.count = len(others)
-        wants_gradient = ctx.needs_input_grad[0]
+        backward = ctx.needs_input_grad[0]
         loss_Q = scores_QN.new_empty(len(scores_QN))
-        gradient_QN = torch.empty_like(scores_QN) if wants_gradient else None
+        gradient_QN = torch.empty_like(scores_QN) if backward else None
         for rows in blocks(len(scores_QN), rows_at_once):
             of_rows = [None if other is None else block_of(other, rows) for other in others]
-            scores_RN = block_of(scores_QN, rows)
-            loss_Q[rows], gradient_RN = kernel(scores_RN, *of_rows, wants_gradient=wants_gradient)
+            part_RN = block_of(scores_QN, rows)
+            loss_Q[rows], gradient_RN = kernel(part_RN, *of_rows, backward=backward)
             if gradient_QN is None:
                 continue
+            assert gradient_RN is not None, "a kernel gives the gradient it is asked for"
             if gradient_QN.is_contiguous():
                 gradient_QN[rows] = gradient_RN
             else:
                 gradient_QN.T[:, rows] = gradient_RN.T.contiguous()
-        if wants_gradient:
+        if backward:
             ctx.save_for_backward(gradient_QN)
         return loss_Q
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_Q):
+    def backward(ctx: Any, grad_Q: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_QN,) = ctx.saved_tensors
         return gradient_QN * grad_Q[:, None], None, None, *[None] * ctx.count

@@ -5,10 +5,14 @@ a chunk.
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.formulas.kernels import Mask
 from pipeline.formulas.kernels.binned import Grid, cells_per_tau, grid_length
 from pipeline.formulas.kernels.rows import (
     block_of,
@@ -22,7 +26,14 @@ from pipeline.formulas.kernels.sort import compiled
 METHODS = ("auto", "dense", "chunked", "binned", "fast")
 
 
-def smooth_rank(scores_QN, *, tau, mask_QN=None, method="auto", error=4e-5):
+def smooth_rank(
+    scores_QN: Tensor,
+    *,
+    tau: float,
+    mask_QN: Mask = None,
+    method: str = "auto",
+    error: float = 4e-5,
+) -> Tensor:
     """rank_QN: 1 + the smoothed number of candidates that score above each candidate.
 
     rank_j = 1 + sum over k != j of sigmoid((s_k - s_j) / tau). Ranks are places, counted from 1;
@@ -41,11 +52,13 @@ def smooth_rank(scores_QN, *, tau, mask_QN=None, method="auto", error=4e-5):
     tensor([[1., 3., 2.]])
     """
     scores_QN, _, mask_QN = prepared(scores_QN, None, mask_QN)
-    rank_QN = _SmoothRank.apply(scores_QN, mask_QN, tau, method, error)
+    rank_QN: Tensor = _SmoothRank.apply(scores_QN, mask_QN, tau, method, error)
     return rank_QN if mask_QN is None else rank_QN.masked_fill(~mask_QN, torch.inf)
 
 
-def stepper(scores_QN, *, tau, method="auto", error=4e-5):
+def stepper(
+    scores_QN: Tensor, *, tau: float, method: str = "auto", error: float = 4e-5
+) -> tuple["Step", int]:
     """(step, rows): `rank` and `gradient` for blocks of up to `rows` rows of these scores.
 
     >>> type(stepper(torch.rand(2, 3), tau=0.1)[0]).__name__
@@ -63,10 +76,11 @@ def stepper(scores_QN, *, tau, method="auto", error=4e-5):
     if scores_QN.numel() > 0 and (method in ("binned", "fast") or (method == "auto" and not small)):
         length = grid_length(scores_QN, tau, cells)
     if length <= max(n * n // 8, 64):  # beyond, the grid is dearer than the pairs
-        rows = min(queries, rows_in_cache(max(n, length), scores_QN.device))
+        rows = min(queries, rows_in_cache(max(n, int(length)), scores_QN.device))
         can = scores_QN.dtype == torch.float32 and scores_QN.device.type == "cpu"
-        kind = compiled().FastGrid if can and method != "binned" and compiled() else Grid
-        return kind(rows, scores_QN, tau=tau, cells=cells, length=length), rows
+        fast = compiled() if can and method != "binned" else None
+        kind = fast.FastGrid if fast else Grid
+        return kind(rows, scores_QN, tau=tau, cells=cells, length=int(length)), rows
     if method == "dense":
         return Exact(tau, chunk=n), max(1, queries)
     chunk = min(n, rows_in_cache(n, scores_QN.device))
@@ -76,10 +90,10 @@ def stepper(scores_QN, *, tau, method="auto", error=4e-5):
 class Exact:
     """The pairs themselves, `chunk` candidates against all at a time."""
 
-    def __init__(self, tau, chunk):
+    def __init__(self, tau: float, chunk: int):
         self.tau, self.chunk = tau, max(1, chunk)
 
-    def rank(self, scores_RN, mask_RN, out_RN):
+    def rank(self, scores_RN: Tensor, mask_RN: Mask, out_RN: Tensor) -> Tensor:
         """Fills out_RN with 1/2 + the sum of the step over every k, itself included."""
         self.scores_RN = scores_RN
         for some in self._chunks():
@@ -89,7 +103,7 @@ class Exact:
             torch.sum(step_RJN, -1, out=out_RN[:, some])
         return out_RN.add_(0.5)
 
-    def gradient(self, grad_RN, mask_RN, out_RN):
+    def gradient(self, grad_RN: Tensor, mask_RN: Mask, out_RN: Tensor) -> Tensor:
         """Fills out_RN with d(sum of grad x rank) / d(scores) of the block that `rank` saw last."""
         if mask_RN is not None:
             grad_RN = grad_RN * mask_RN
@@ -104,13 +118,16 @@ class Exact:
             out_RN[:, some] -= grad_RN[:, some] * slope_RJN.sum(-1)
         return out_RN.div_(self.tau)
 
-    def _chunks(self):
+    def _chunks(self) -> list[slice]:
         n = self.scores_RN.shape[1]
         return [slice(i, i + self.chunk) for i in range(0, n, self.chunk)]
 
-    def _step(self, some):
+    def _step(self, some: slice) -> Tensor:
         above_RJN = self.scores_RN[:, None, :] - self.scores_RN[:, some, None]
         return above_RJN.div_(self.tau).sigmoid_()
+
+
+Step = Grid | Exact
 
 
 class _SmoothRank(torch.autograd.Function):
@@ -118,7 +135,7 @@ class _SmoothRank(torch.autograd.Function):
 
     @staticmethod
     @in_full_precision
-    def forward(ctx, scores_QN, mask_QN, *settings):
+    def forward(ctx: Any, scores_QN: Tensor, mask_QN: Mask, *settings: Any) -> Tensor:
         ctx.save_for_backward(scores_QN, mask_QN)
         ctx.settings = settings
         rank_QN = torch.empty_like(scores_QN, memory_format=torch.contiguous_format)
@@ -129,7 +146,7 @@ class _SmoothRank(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @in_full_precision
-    def backward(ctx, grad_QN):  # type: ignore[override]
+    def backward(ctx: Any, grad_QN: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scores_QN, mask_QN = ctx.saved_tensors
         gradient_QN = torch.empty_like(scores_QN, memory_format=torch.contiguous_format)
         for rows, step, scores_RN, mask_RN in _by_block(scores_QN, mask_QN, ctx.settings):
@@ -138,7 +155,9 @@ class _SmoothRank(torch.autograd.Function):
         return gradient_QN, None, None, None, None
 
 
-def _by_block(scores_QN, mask_QN, settings):
+def _by_block(
+    scores_QN: Tensor, mask_QN: Mask, settings: tuple[float, str, float]
+) -> Iterator[tuple[slice, Step, Tensor, Mask]]:
     tau, method, error = settings
     step, rows_at_once = stepper(scores_QN, tau=tau, method=method, error=error)
     for rows in blocks(len(scores_QN), rows_at_once):

@@ -5,13 +5,15 @@ Legend of the shape suffixes: Q rows, N entries of a row.
 
 import functools
 import importlib
+from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from pipeline.formulas.floats import has_numba, turned
 
 
-def sort_rows_(x_QN, *, runs=False):
+def sort_rows_(x_QN: Tensor, *, runs: bool = False) -> Tensor:
     """Sorts every row of a contiguous x_QN upwards, in place, and returns it; no gradient passes.
 
     `runs` says that each row is two sorted halves already: long ones are then merged, in time
@@ -26,7 +28,7 @@ def sort_rows_(x_QN, *, runs=False):
     return x_QN.copy_(x_QN.sort(dim=-1).values)
 
 
-def order_of_rows(x_QN, *, descending=False):
+def order_of_rows(x_QN: Tensor, *, descending: bool = False) -> Tensor:
     """order_QN: the places of a row's entries from smallest to largest, of equals the left first.
 
     >>> order_of_rows(torch.tensor([[2.0, 3.0, 1.0, 3.0]]), descending=True)
@@ -38,7 +40,8 @@ def order_of_rows(x_QN, *, descending=False):
         return x_QN.argsort(dim=-1, descending=descending, stable=True)
     x_QN = 0 - x_QN if descending else x_QN + 0  # and no -0
     if n >= 256 and (fast := compiled()):
-        return fast.order_of_rows(_integers_like(x_QN))
+        order_QN: Tensor = fast.order_of_rows(_integers_like(x_QN))
+        return order_QN
     # One integer holds the value above the place: sorting it is a stable argsort. The place takes
     # the last bits of a double, which are all 0 if it was a float.
     last = 2 ** max(0, n - 1).bit_length() - 1
@@ -51,7 +54,7 @@ def order_of_rows(x_QN, *, descending=False):
     return order_QN
 
 
-def _integers_like(x_QN):
+def _integers_like(x_QN: Tensor) -> Tensor:
     """Integers in the order of these floats."""
     if x_QN.dtype == torch.float32:
         return turned(x_QN.view(torch.int32))
@@ -59,12 +62,12 @@ def _integers_like(x_QN):
 
 
 @functools.cache
-def compiled():
+def compiled() -> ModuleType | None:
     """The module of passes that numba compiles, or None where it is not installed."""
     return importlib.import_module("pipeline.formulas.kernels.compiled") if has_numba() else None
 
 
-def largest(x_QN, count):
+def largest(x_QN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(values, places) of each row's `count` largest entries, in no order.
 
     Of a long row the best groups of 8 by their largest entry come first: no other can hold one.
@@ -86,7 +89,7 @@ def largest(x_QN, count):
     return values, places.gather(1, chosen)
 
 
-def _numpy_can(x_QN):
+def _numpy_can(x_QN: Tensor) -> bool:
     known = (torch.float32, torch.float64, torch.int64, torch.int32)
     if x_QN.device.type != "cpu" or x_QN.dtype not in known:
         return False

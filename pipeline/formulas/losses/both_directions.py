@@ -1,8 +1,12 @@
 """A loss of images and texts: the mean of both directions, each list a row."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.formulas.kernels import Function, Settings
 from pipeline.formulas.kernels.rows import (
     add_block_,
     block_of,
@@ -14,7 +18,9 @@ from pipeline.formulas.kernels.rows import (
 from pipeline.formulas.losses.registry import LOSSES, function_of
 
 
-def both_directions(loss, scores_QN, target_QN, **settings):
+def both_directions(
+    loss: str | Function, scores_QN: Tensor, target_QN: Tensor, **settings: Any
+) -> Tensor:
     """Scalar: the mean of the rows' losses and the mean of the columns' losses, halved.
 
     The columns see transposed scores and transposed targets, and every setting whose name ends in
@@ -32,12 +38,13 @@ def both_directions(loss, scores_QN, target_QN, **settings):
         and not learned
         and "average" not in settings
     ):
-        return _BothDirections.apply(scores_QN, loss, target_QN, settings)
+        total: Tensor = _BothDirections.apply(scores_QN, loss, target_QN, settings)
+        return total
     of_rows = loss(scores_QN, target_QN, **settings).mean()
     return (of_rows + loss(scores_QN.T, target_QN.T, **_turned(settings)).mean()) / 2
 
 
-def _turned(settings):
+def _turned(settings: Settings) -> Settings:
     return {k: v.T if k.endswith("_QN") and v is not None else v for k, v in settings.items()}
 
 
@@ -48,7 +55,9 @@ class _BothDirections(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, scores_QN, loss, target_QN, settings):
+    def forward(
+        ctx: Any, scores_QN: Tensor, loss: Function, target_QN: Tensor, settings: Settings
+    ) -> Tensor:
         ctx.save_for_backward(scores_QN, target_QN)
         ctx.loss, ctx.settings = loss, settings
         total, ctx.gradient_QN = _both_ways(scores_QN, loss, target_QN, settings)
@@ -56,7 +65,7 @@ class _BothDirections(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradient_QN, ctx.gradient_QN = ctx.gradient_QN, None
         if gradient_QN is None:
             scores_QN, target_QN = ctx.saved_tensors
@@ -64,7 +73,9 @@ class _BothDirections(torch.autograd.Function):
         return gradient_QN.mul_(grad), None, None, None
 
 
-def _both_ways(scores_QN, loss, target_QN, settings):
+def _both_ways(
+    scores_QN: Tensor, loss: Function, target_QN: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor]:
     """(loss, gradient_QN) of both directions."""
     gradient_QN = torch.zeros_like(scores_QN, memory_format=torch.contiguous_format)
     total = torch.zeros((), dtype=torch.float64, device=scores_QN.device)

@@ -5,14 +5,23 @@ positive) pairs.
 """
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.formulas.kernels import Mask
 from pipeline.formulas.kernels.rows import differentiated, prepared, rows_in_cache, rowwise, sound
 
 
 def triplet(
-    scores_QN, positive_QN, *, margin=0.2, negatives="hardest", tau=0.05, mining=1.0, mask_QN=None
-):
+    scores_QN: Tensor,
+    positive_QN: Tensor,
+    *,
+    margin: float = 0.2,
+    negatives: str = "hardest",
+    tau: float = 0.05,
+    mining: float = 1.0,
+    mask_QN: Mask = None,
+) -> Tensor:
     """loss_Q: mean over a query's positives of [margin + negative - positive]+.
 
     0 without a positive or without a negative. The negative is, by `negatives`: `hardest`, the
@@ -37,7 +46,7 @@ def triplet(
         return scores_QN.sum(-1)
     mining = 0.0 if negatives == "all" else mining
 
-    def row_loss(scores_RN, positive_RN, mask_RN):
+    def row_loss(scores_RN: Tensor, positive_RN: Tensor, mask_RN: Mask) -> Tensor:
         negative_RN = ~positive_RN if mask_RN is None else ~positive_RN & mask_RN
         row_P, place_P = positive_RN.nonzero(as_tuple=True)
         bar_P = margin - scores_RN[row_P, place_P]
@@ -59,7 +68,14 @@ def triplet(
     return loss_Q * sound(scores_QN, positive_QN)
 
 
-def info_nce(scores_QN, positive_QN, *, temperature=0.05, positives="any", mask_QN=None):
+def info_nce(
+    scores_QN: Tensor,
+    positive_QN: Tensor,
+    *,
+    temperature: float | Tensor = 0.05,
+    positives: str = "any",
+    mask_QN: Mask = None,
+) -> Tensor:
     """loss_Q: -log of the positives' share of softmax(scores / temperature), in nats.
 
     -log(sum over positives p of e(s_p) / sum over the list of e(s)), e(x) = exp(x / temperature); 0
@@ -75,15 +91,15 @@ def info_nce(scores_QN, positive_QN, *, temperature=0.05, positives="any", mask_
 
 
 def masked_info_nce(
-    scores_QN,
-    relevance_QN,
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
     *,
-    temperature=0.05,
-    ignore_above=0.5,
-    positive_at=1.0,
-    positives="any",
-    mask_QN=None,
-):
+    temperature: float = 0.05,
+    ignore_above: float = 0.5,
+    positive_at: float = 1.0,
+    positives: str = "any",
+    mask_QN: Mask = None,
+) -> Tensor:
     """loss_Q: `info_nce` without the negatives that are too relevant to be called negative.
 
     -log(sum over p of e_p / (sum over p of e_p + sum over n of e_n)), e = exp(score / temperature),
@@ -104,15 +120,15 @@ def masked_info_nce(
 
 
 def adaptive_info_nce(
-    scores_QN,
-    relevance_QN,
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
     *,
-    temperature=0.05,
-    margin=0.2,
-    positive_at=1.0,
-    positives="any",
-    mask_QN=None,
-):
+    temperature: float = 0.05,
+    margin: float = 0.2,
+    positive_at: float = 1.0,
+    positives: str = "any",
+    mask_QN: Mask = None,
+) -> Tensor:
     """loss_Q: `info_nce` in which a negative's score is raised by margin x (1 - its relevance).
 
     -log(P / (P + sum over negatives n of e(s_n + margin (1 - r_n)))), P = sum over positives p of
@@ -132,7 +148,14 @@ def adaptive_info_nce(
     return loss_Q * sound(scores_QN, relevance_QN)
 
 
-def siglip(scores_QN, positive_QN, *, scale=10.0, bias=-10.0, mask_QN=None):
+def siglip(
+    scores_QN: Tensor,
+    positive_QN: Tensor,
+    *,
+    scale: float | Tensor = 10.0,
+    bias: float | Tensor = -10.0,
+    mask_QN: Mask = None,
+) -> Tensor:
     """loss_Q in nats: sum over the list of -log sigmoid(+-(scale x score + bias)).
 
     + for positives. A sum per query, so that its mean over queries is the paper's. `scale` and
@@ -147,7 +170,7 @@ def siglip(scores_QN, positive_QN, *, scale=10.0, bias=-10.0, mask_QN=None):
     return (loss_QN if mask_QN is None else loss_QN.masked_fill(~mask_QN, 0)).sum(-1)
 
 
-def _boolean(scores_QN, positive_QN, mask_QN):
+def _boolean(scores_QN: Tensor, positive_QN: Tensor, mask_QN: Mask) -> tuple[Tensor, Tensor, Mask]:
     if positive_QN.dtype != torch.bool:
         raise ValueError(
             f"positive_QN must be boolean, got {positive_QN.dtype}; graded losses take relevance"
@@ -155,7 +178,9 @@ def _boolean(scores_QN, positive_QN, mask_QN):
     return prepared(scores_QN, positive_QN, mask_QN)
 
 
-def _info_nce(scores_QN, logits_QN, positive_QN, mask_QN, positives):
+def _info_nce(
+    scores_QN: Tensor, logits_QN: Tensor, positive_QN: Tensor, mask_QN: Mask, positives: str
+) -> Tensor:
     if positives not in ("any", "each"):
         raise ValueError(f"positives must be 'any' or 'each', got {positives!r}")
     if scores_QN.shape[1] == 0:

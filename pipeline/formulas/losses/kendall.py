@@ -5,23 +5,25 @@ window ends.
 """
 
 import torch
+from torch import Tensor
 
+from pipeline.formulas.kernels import Kernel, Mask, Value
 from pipeline.formulas.kernels.pairs import hinge_counts
 from pipeline.formulas.kernels.rows import prepared, rows_in_cache, rowwise, sound
 from pipeline.formulas.kernels.sort import largest, order_of_rows, sort_rows_
 
 
 def kendall_rank(
-    scores_QN,
-    relevance_QN,
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
     *,
-    gap=None,
-    margin=0.0,
-    mask_QN=None,
-    window=None,
-    hardest=None,
-    average="queries",
-):
+    gap: float | None = None,
+    margin: float = 0.0,
+    mask_QN: Mask = None,
+    window: int | None = None,
+    hardest: int | None = None,
+    average: str = "queries",
+) -> Tensor:
     """loss_Q: the mean hinge over a query's pairs of candidates; 0 where there is no pair.
 
     Mean of [margin + s_k - s_j]+ over the pairs (j, k) with r_j > r_k + `gap`. `gap` and `margin`
@@ -52,8 +54,8 @@ def kendall_rank(
     n = scores_QN.shape[1]
     if n == 0:
         return scores_QN.sum(-1)
-    whole_list = window is None
-    kernel = _all_pairs(gap, margin) if whole_list else _window_ends(gap, margin, window, hardest)
+    settings = (gap, margin)
+    kernel = _all_pairs(*settings) if window is None else _window_ends(*settings, window, hardest)
     rows = rows_in_cache(2 * n, scores_QN.device)
     loss_Q = rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
     loss_Q = loss_Q * sound(scores_QN, relevance_QN)
@@ -63,7 +65,7 @@ def kendall_rank(
     return loss_Q
 
 
-def pair_count(relevance_QN, *, gap=0.3, mask_QN=None):
+def pair_count(relevance_QN: Tensor, *, gap: float = 0.3, mask_QN: Mask = None) -> Tensor:
     """pairs_Q: how many pairs (j, k) of a query have r_j > r_k + gap.
 
     Those are what `kendall_rank` averages over.
@@ -80,8 +82,8 @@ def pair_count(relevance_QN, *, gap=0.3, mask_QN=None):
     return (relevance_QN.shape[1] - torch.searchsorted(sorted_QN, bar_QN, right=True)).sum(-1)
 
 
-def _all_pairs(gap, margin):
-    def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
+def _all_pairs(gap: float, margin: float) -> Kernel:
+    def kernel(scores_RN: Tensor, relevance_RN: Tensor, mask_RN: Mask, *, backward: bool) -> Value:
         low_RN = high_RN = relevance_RN
         if mask_RN is not None:
             low_RN = relevance_RN.masked_fill(~mask_RN, torch.inf)
@@ -97,8 +99,8 @@ def _all_pairs(gap, margin):
     return kernel
 
 
-def _window_ends(gap, margin, window, hardest):
-    def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
+def _window_ends(gap: float, margin: float, window: int, hardest: int | None) -> Kernel:
+    def kernel(scores_RN: Tensor, relevance_RN: Tensor, mask_RN: Mask, *, backward: bool) -> Value:
         if mask_RN is not None:
             relevance_RN = relevance_RN.masked_fill(~mask_RN, -torch.inf)
         order_RN = order_of_rows(relevance_RN, descending=True)
@@ -117,7 +119,7 @@ def _window_ends(gap, margin, window, hardest):
         hinge_RW = (margin + wrong_RW).relu()
         pairs_R1 = (wrong_RW > -torch.inf).sum(-1, keepdim=True).clamp(min=1)
         loss_R = hinge_RW.sum(-1) / pairs_R1[:, 0]
-        if not wants_gradient:
+        if not backward:
             return loss_R, None
         slope_RW = (hinge_RW > 0) / pairs_R1.to(scores_RN.dtype)
         gradient_RN = torch.zeros_like(scores_RN).scatter_add_(1, ends[1], slope_RW)
@@ -126,7 +128,9 @@ def _window_ends(gap, margin, window, hardest):
     return kernel
 
 
-def kendall_smooth(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None):
+def kendall_smooth(
+    scores_QN: Tensor, relevance_QN: Tensor, *, tau: float = 0.01, mask_QN: Mask = None
+) -> Tensor:
     """loss_Q: 1 - smooth Kendall tau_b, in [0, 2]; 0 where relevance orders nothing.
 
     tau_b is the correlation of two matrices of signs over the pairs: sum a b / sqrt(sum a^2 sum
@@ -146,8 +150,8 @@ def kendall_smooth(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None):
     return rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN) * sound(scores_QN, relevance_QN)
 
 
-def _sign_correlation(tau, chunk):
-    def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
+def _sign_correlation(tau: float, chunk: int) -> Kernel:
+    def kernel(scores_RN: Tensor, relevance_RN: Tensor, mask_RN: Mask, *, backward: bool) -> Value:
         # 1 - A / sqrt(B C), A = sum a b, B = sum a^2, C = sum b^2; db/ds is (1 - b^2) / 2 tau.
         ab_R = aa_R = bb_R = scores_RN.new_zeros(len(scores_RN))
         of_ab_RN, of_bb_RN = torch.zeros_like(scores_RN), torch.zeros_like(scores_RN)
@@ -161,7 +165,7 @@ def _sign_correlation(tau, chunk):
             ab_R = ab_R + (a_RJN * b_RJN).sum((1, 2))
             aa_R = aa_R + a_RJN.square().sum((1, 2))
             bb_R = bb_R + b_RJN.square().sum((1, 2))
-            if wants_gradient:  # the pairs (j, k) and (k, j) are alike, so one side of each, twice
+            if backward:  # the pairs (j, k) and (k, j) are alike, so one side of each, twice
                 slope_RJN = (1 - b_RJN.square()) / tau
                 of_ab_RN[:, some] = (a_RJN * slope_RJN).sum(-1)
                 of_bb_RN[:, some] = (2 * b_RJN * slope_RJN).sum(-1)

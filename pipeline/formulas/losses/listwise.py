@@ -4,13 +4,23 @@ Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a qu
 """
 
 import torch
+from torch import Tensor
 
+from pipeline.formulas.kernels import Kernel, Mask, Value
 from pipeline.formulas.kernels.rows import prepared, rowwise, sound
-from pipeline.formulas.kernels.smooth_rank import stepper
+from pipeline.formulas.kernels.smooth_rank import Step, stepper
 from pipeline.formulas.kernels.sort import order_of_rows, sort_rows_
 
 
-def smooth_ndcg(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None, method="auto", error=4e-5):
+def smooth_ndcg(
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
+    *,
+    tau: float = 0.01,
+    mask_QN: Mask = None,
+    method: str = "auto",
+    error: float = 4e-5,
+) -> Tensor:
     """loss_Q: 1 - smooth NDCG of each query's list, in [0, 1).
 
     DCG = sum of (2^r - 1) / log2(1 + rank), the rank smooth with temperature `tau` in units of the
@@ -32,14 +42,14 @@ def smooth_ndcg(scores_QN, relevance_QN, *, tau=0.01, mask_QN=None, method="auto
     return rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
 
 
-def _ndcg_kernel(step, like_QN, rows):
+def _ndcg_kernel(step: Step, like_QN: Tensor, rows: int) -> Kernel:
     n = like_QN.shape[1]
     # Natural logarithms: their base cancels in the ratio of DCG to IDCG.
     place_N = torch.arange(n + 1, 1, -1, dtype=like_QN.dtype, device=like_QN.device)
     discount_N = 1 / place_N.log()
     workspace = like_QN.new_empty(3, rows, n)
 
-    def kernel(scores_RN, relevance_RN, mask_RN, *, wants_gradient):
+    def kernel(scores_RN: Tensor, relevance_RN: Tensor, mask_RN: Mask, *, backward: bool) -> Value:
         gain_RN, place_RN, log_RN = workspace[:, : len(scores_RN)]
         torch.exp2(relevance_RN, out=gain_RN).sub_(1)  # 0 where masked out, as the relevance is
         ideal_R = sort_rows_(log_RN.copy_(gain_RN)) @ discount_N
@@ -49,7 +59,7 @@ def _ndcg_kernel(step, like_QN, rows):
         torch.log(place_RN, out=log_RN)
         gain_RN.div_(log_RN)
         loss_R = torch.where(empty_R, 0, 1 - gain_RN.sum(-1))
-        if not wants_gradient:
+        if not backward:
             return loss_R, None
         slope_RN = gain_RN.div_(log_RN).div_(place_RN)
         return loss_R, step.gradient(slope_RN, mask_RN, log_RN)
@@ -57,15 +67,20 @@ def _ndcg_kernel(step, like_QN, rows):
     return kernel
 
 
-def _log_share(x_QN, temperature, mask_QN):
+def _log_share(x_QN: Tensor, temperature: float, mask_QN: Mask) -> Tensor:
     """Log softmax over the list; candidates outside it have none of the share."""
     x_QN = x_QN / temperature
     return (x_QN if mask_QN is None else x_QN.masked_fill(~mask_QN, -1e30)).log_softmax(-1)
 
 
 def soft_label_kl(
-    scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.1, mask_QN=None
-):
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
+    *,
+    temperature: float = 0.05,
+    target_temperature: float = 0.1,
+    mask_QN: Mask = None,
+) -> Tensor:
     """loss_Q: KL divergence of the scores' softmax from the relevance's, in nats.
 
     Sum over the list of t (log t - log p), t = softmax(relevance / target_temperature), p =
@@ -83,7 +98,14 @@ def soft_label_kl(
     return _list_sum(target_QN.exp() * log_ratio_QN, mask_QN)
 
 
-def list_net(scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.1, mask_QN=None):
+def list_net(
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
+    *,
+    temperature: float = 0.05,
+    target_temperature: float = 0.1,
+    mask_QN: Mask = None,
+) -> Tensor:
     """loss_Q: cross entropy of the scores' softmax under the relevance's, in nats.
 
     -sum over the list of t log p, t = softmax(relevance / target_temperature), p = softmax(scores /
@@ -99,11 +121,13 @@ def list_net(scores_QN, relevance_QN, *, temperature=0.05, target_temperature=0.
     return _list_sum(-target_QN * _log_share(scores_QN, temperature, mask_QN), mask_QN)
 
 
-def _list_sum(value_QN, mask_QN):
+def _list_sum(value_QN: Tensor, mask_QN: Mask) -> Tensor:
     return (value_QN if mask_QN is None else value_QN.masked_fill(~mask_QN, 0)).sum(-1)
 
 
-def list_mle(scores_QN, relevance_QN, *, temperature=0.05, mask_QN=None):
+def list_mle(
+    scores_QN: Tensor, relevance_QN: Tensor, *, temperature: float = 0.05, mask_QN: Mask = None
+) -> Tensor:
     """loss_Q: -log likelihood of the order by relevance, in nats.
 
     Candidates are drawn one by one in proportion to exp(score / temperature). Sum over places i of

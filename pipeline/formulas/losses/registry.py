@@ -1,8 +1,11 @@
 """The losses by name: a row each."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from torch import Tensor
+
+from pipeline.formulas.kernels import Function
 from pipeline.formulas.losses import contrastive, kendall, listwise
 
 
@@ -10,13 +13,13 @@ from pipeline.formulas.losses import contrastive, kendall, listwise
 class Loss:
     """A loss as LOSSES has it, called like its function."""
 
-    function: Callable
+    function: Function
     graded: bool  # its target is relevance, else boolean positives
     # Peak of forward and backward of both directions in score matrices (4 Q N bytes), torch alone,
     # measured on 1,024 x 1,024 (kendall_smooth 512).
     score_matrices: float
 
-    def __call__(self, scores_QN, target_QN, **settings):
+    def __call__(self, scores_QN: Tensor, target_QN: Tensor, **settings: Any) -> Tensor:
         return self.function(scores_QN, target_QN, **settings)
 
 
@@ -36,7 +39,7 @@ LOSSES = {
 GRADED = {name for name, loss in LOSSES.items() if loss.graded}
 
 
-def function_of(loss: str | Callable) -> Callable:
+def function_of(loss: str | Function) -> Function:
     """The function of a loss: of its name, of its row in LOSSES, or one of one's own as it is."""
     loss = LOSSES[loss] if isinstance(loss, str) else loss
     return loss.function if isinstance(loss, Loss) else loss

@@ -1,8 +1,15 @@
 """A weighted sum of losses, any number of which may follow a schedule."""
 
+import functools
 import inspect
 import math
+from collections.abc import Mapping
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from pipeline.formulas.kernels import Mask
 from pipeline.formulas.kernels.rows import loss_dtype
 from pipeline.formulas.losses.registry import LOSSES
 
@@ -13,7 +20,7 @@ SHAPES = {
 }
 
 
-def scheduled(value, time):
+def scheduled(value: Any, time: float) -> Any:
     """The number that a setting has at a time: itself, or on its way between two numbers.
 
     A schedule is {"from": a, "to": b, "over": t} with optional "start" (a time, 0) and "shape":
@@ -27,7 +34,7 @@ def scheduled(value, time):
     if not isinstance(value, dict):
         return value
     given = {"start": 0, "shape": "linear", **value}
-    numbers = [given.get(name) for name in ("from", "to", "over", "start")]
+    numbers: list[Any] = [given.get(name) for name in ("from", "to", "over", "start")]
     sound = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
     if not sound or len(given) > 5 or given["shape"] not in list(SHAPES) or given["over"] < 0:
         raise ValueError(
@@ -54,7 +61,7 @@ class WeightedSum:
     tensor([0., 0.])
     """
 
-    def __init__(self, losses):
+    def __init__(self, losses: Mapping[str, Mapping[str, Any]]):
         self.losses = {name: {"weight": 1.0, **settings} for name, settings in losses.items()}
         if not self.losses:
             raise ValueError("a weighted sum needs at least one loss")
@@ -72,10 +79,18 @@ class WeightedSum:
             for value in settings.values():
                 scheduled(value, 0)
 
-    def __call__(self, *matrices, **given):
-        return sum(self.terms(*matrices, **given).values())
+    def __call__(self, *matrices: Tensor, **given: Any) -> Tensor:
+        return functools.reduce(torch.add, self.terms(*matrices, **given).values())
 
-    def terms(self, scores_QN, positive_QN, relevance_QN, *, time=0, mask_QN=None):
+    def terms(
+        self,
+        scores_QN: Tensor,
+        positive_QN: Tensor,
+        relevance_QN: Tensor,
+        *,
+        time: float = 0,
+        mask_QN: Mask = None,
+    ) -> dict[str, Tensor]:
         """{name: weight x loss_Q} at that time."""
         terms = {}
         for name, settings in self.losses.items():
