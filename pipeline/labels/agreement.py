@@ -1,9 +1,12 @@
-"""How far numbers agree with people's judgements, with intervals.
+"""How far numbers agree with people's judgements, with intervals, and encoders with each other.
 
-Legend of the shape suffixes: P judged pairs, U different values, R resamples.
+Legend of the shape suffixes: P judged pairs, U different values, R resamples, M images, N captions.
 """
 
 import numpy as np
+import torch
+
+from pipeline.formulas.metrics import spearman
 
 MEASURES = ("spearman", "pearson", "auc", "error")
 AT_A_TIME = 2**22  # weights of resamples that are held
@@ -77,3 +80,12 @@ def interval(value_R: np.ndarray) -> tuple[float, float, float]:
     known = value_R[1:][np.isfinite(value_R[1:])]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return float(value_R[0]), float(low), float(high)
+
+
+def of_encoders(one_MN, other_MN, negative_MN, top: int) -> tuple[float, float]:
+    """Means over images: Spearman of two encoders, and what their `top` negatives share."""
+    spearman_M = spearman(one_MN, other_MN, mask_QN=negative_MN)
+    k = min(top, int(negative_MN.sum(1).min()))
+    tops = [c.masked_fill(~negative_MN, -torch.inf).topk(k).indices for c in (one_MN, other_MN)]
+    same_M = (tops[0][:, :, None] == tops[1][:, None, :]).any(2).float().mean(1)
+    return float(spearman_M.nanmean()), float(same_M.mean())

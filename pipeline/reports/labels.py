@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.formulas.metrics import spearman
 from pipeline.labels import label
+from pipeline.labels.agreement import of_encoders
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.maps import cosine_map
 from pipeline.reports import render
@@ -83,7 +83,7 @@ class Report:
         for split, sample in self.samples.items():
             cosines = {name: sample.cosine(name, self.recipe.label) for name in sample.encoders}
             for one, other in itertools.combinations(cosines, 2):
-                rho, overlap = agree(cosines[one], cosines[other], sample.other_MN)
+                rho, overlap = of_encoders(cosines[one], cosines[other], sample.other_MN, TOP)
                 out.setdefault((one, other), {})[split] = {"spearman": rho, "overlap": overlap}
         return out
 
@@ -185,15 +185,6 @@ def of_lists(relevance: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     some = np.where(known, total, 1)
     entropy = (np.log(some) - logs / some) / np.log(np.maximum(count, 2))
     return np.where(known, entropy, 1), np.maximum.reduceat(value_L, starts)
-
-
-def agree(one_MN, other_MN, negative_MN) -> tuple[float, float]:
-    """Mean over images of Spearman between two encoders, and of what their TOP negatives share."""
-    spearman_M = spearman(one_MN, other_MN, mask_QN=negative_MN)
-    k = min(TOP, int(negative_MN.sum(1).min()))
-    tops = [c.masked_fill(~negative_MN, -torch.inf).topk(k).indices for c in (one_MN, other_MN)]
-    same_M = (tops[0][:, :, None] == tops[1][:, None, :]).any(2).float().mean(1)
-    return float(spearman_M.nanmean()), float(same_M.mean())
 
 
 class Samples:

@@ -15,6 +15,7 @@ from scipy import stats
 
 from jobs.cli.main import main
 from pipeline.labels import embed, label
+from pipeline.labels.agreement import of_encoders
 from pipeline.labels.caption_vectors import Captions
 from pipeline.reports import false_negatives, labels
 from pipeline.sharding.reading import Shards
@@ -187,8 +188,8 @@ def test_encoders_agree_with_themselves_and_with_a_slow_loop():
     rng = np.random.default_rng(0)
     one, other = (torch.from_numpy(rng.random((4, 30))) for _ in range(2))
     negative = torch.from_numpy(rng.random((4, 30)) < 0.8)
-    assert labels.agree(one, one, negative) == (pytest.approx(1), 1)
-    spearman, overlap = labels.agree(one, other, negative)
+    assert of_encoders(one, one, negative, labels.TOP) == (pytest.approx(1), 1)
+    spearman, overlap = of_encoders(one, other, negative, labels.TOP)
     values = []
     shared = []
     for a, b, keep in zip(one.numpy(), other.numpy(), negative.numpy(), strict=True):
