@@ -1,6 +1,6 @@
 """One small Ray, one tiny sentence encoder and one finished run, shared by all tests.
 
-With `pytest -n 2 --dist loadgroup` what is on Ray runs in one process, and files stay together.
+With `pytest -n 3 --dist loadgroup` what is on one Ray runs in one process, and files stay together.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Its group for several processes: what is on Ray, what starts a Ray of its own, its file."""
     if item.get_closest_marker("own_cluster"):
-        group = "own cluster"
+        group = f"own cluster, {item.path.parent.name}"
     elif {"ray_here", "finished_run"} & set(getattr(item, "fixturenames", ())):
         group = "ray"
     else:
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def turn(item: pytest.Item) -> int:
         groups = [mark.args[0] for mark in item.iter_markers("xdist_group")]
-        return 0 if "ray" in groups else 1 if "own cluster" in groups else 2
+        return 0 if "ray" in groups else 1 if "own cluster" in groups[0] else 2
 
     items.sort(key=turn)
     for item in items:  # xdist 3.8 writes the group where pytest 9.2 no longer looks for it
