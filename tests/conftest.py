@@ -46,8 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long groups first."""
 
     def turn(item: pytest.Item) -> int:
-        groups = [mark.args[0] for mark in item.iter_markers("xdist_group")]
-        return 0 if "ray" in groups else 1 if "own cluster" in groups[0] else 2
+        group = next((mark.args[0] for mark in item.iter_markers("xdist_group")), "")
+        return 0 if group == "ray" else 1 if group.startswith("own cluster") else 2
 
     items.sort(key=turn)
     for item in items:  # xdist 3.8 writes the group where pytest 9.2 no longer looks for it
