@@ -75,7 +75,9 @@ def write(piece: Piece, scores: Scores) -> dict:
 
 def _rows(direction: str, rows_Q, scores: Scores, relevance, kept_N, settings) -> Iterator[dict]:
     """A row a query of the direction; relevance is graded by blocks of queries."""
-    query_ids, candidate_ids = (np.array(ids, object) for ids in scores.items.ids(direction))
+    items = scores.items
+    query_ids, candidate_ids = (np.array(ids, object) for ids in items.ids(direction))
+    image_ids = np.array(items.image_ids if direction == "i2t" else items.text_image_ids, object)
     depth = max(settings.top_k, settings.ndcg_at + 1)
     together = scores.together or max(1, len(rows_Q))
     for first in range(0, len(rows_Q), together):
@@ -88,7 +90,7 @@ def _rows(direction: str, rows_Q, scores: Scores, relevance, kept_N, settings) -
             best_QK, row_QK = (x[:, : settings.top_k] for x in ranked[:2])
             columns = {
                 "query_id": ids,
-                "image_id": scores.items.images_of(direction, ids).tolist(),
+                "image_id": image_ids[part_Q].tolist(),
                 "direction": [direction] * len(ids),
                 "candidate_id": candidate_ids[row_QK.numpy()].tolist(),
                 "score": best_QK.tolist(),
