@@ -66,7 +66,8 @@ def write(piece: Piece, scores: Scores) -> dict:
     kept = tower_vectors.read(inputs["vectors"]).items.kept(inputs["excluded"])
     for direction, (first, end), mine in zip(DIRECTIONS, inputs["rows"], kept, strict=True):
         rows_Q = np.flatnonzero((mine >= first) & (mine < end))
-        kept_N = kept[direction == "i2t"]
+        some = bool(inputs["excluded"].captions)
+        kept_N = kept[direction == "i2t"] if some else slice(None)  # a slice copies nothing
         rows += _rows(direction, rows_Q, scores, relevance, kept_N, inputs["recipe"].evaluate)
     table = pa.Table.from_pylist(rows, schema=RANKING)
     summary, protocol = {"split": inputs["split"], "queries": len(rows)}, inputs["protocol"]
