@@ -1,14 +1,17 @@
 """Any model's scores from its files: vectors or a matrix (TREC runs: `trec.py`)."""
 
 import io
-import json
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import InputError
 from pipeline.retrieval.scores import Items, Matches, MatrixScores, VectorScores, matrix_scores
 from pipeline.storage import csv_files, parquet, store
+
+JSON_MATCHES = TypeAdapter(dict[Literal["i2t", "t2i"], dict[str, list[str | int]]])
 
 
 def of_table(uri: str) -> VectorScores:
@@ -61,11 +64,18 @@ def matches(uri: str) -> Matches:
     """Positives from CSV (image_id, caption_id) or JSON ({i2t: {image: [caption]}, t2i: …})."""
     out: Matches = {"i2t": {}, "t2i": {}}
     if uri.endswith(".json"):
-        found = json.loads(csv_files.text(uri, "a JSON object of i2t and t2i"))
-        if not isinstance(found, dict) or not found.keys() <= out.keys():
-            raise InputError(f"{uri} must be a JSON object of i2t and t2i")
+        text = csv_files.text(uri, "a JSON object of i2t and t2i")
+        try:
+            found = JSON_MATCHES.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise InputError(
+                f"{uri} must be a JSON object of i2t and t2i, each query's id with a list of ids; "
+                f"{place}: {first['msg']}"
+            ) from error
         for direction, of in found.items():
-            out[direction] = {str(q): [*map(str, ids)] for q, ids in of.items()}
+            out[direction] = {query: [*map(str, ids)] for query, ids in of.items()}
         return out
     for _, row in csv_files.rows(uri, ("image_id", "caption_id"), "a list of pairs that match"):
         out["i2t"].setdefault(row["image_id"], []).append(row["caption_id"])

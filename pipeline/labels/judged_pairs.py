@@ -109,10 +109,13 @@ def read_pairs(uri: str) -> list[tuple[str, str, str, float]]:
     if len(sides) != 2 or sides[1][1] != "caption" or "score" not in header:
         raise InputError(f"{uri} has the columns {','.join(header)}; expected {COLUMNS}")
     out, at = [], header.index("score")
+    last = max(at, *(column for column, _ in sides))
     for line, row in lines:
+        if len(row) <= last:
+            raise InputError(f"{uri} line {line} ends before its {header[len(row)]}")
         try:
             score = float(row[at])
-        except (ValueError, IndexError):
+        except ValueError:
             score = np.nan
         if not np.isfinite(score):
             raise InputError(f"{uri} line {line} has no score; write a number")

@@ -21,6 +21,8 @@ def rows(uri: str, needed: Sequence[str], what: str) -> Iterator[tuple[int, dict
             f"{uri} has no column {missing[0]!r}; the first line of {what} names "
             f"{','.join(needed)} (others may follow), found {','.join(header) or 'nothing'}"
         )
+    if twice := [name for name in needed if header.count(name) > 1]:
+        raise InputError(f"{uri} has two columns {twice[0]!r}; leave one of {what}")
     for number, cells in lines:
         row = dict(zip(header, cells, strict=False))
         if missing := [name for name in needed if name not in row]:
@@ -29,21 +31,36 @@ def rows(uri: str, needed: Sequence[str], what: str) -> Iterator[tuple[int, dict
 
 
 def table(uri: str, what: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The names in the first line, and (line, cells) of the others but empty ones."""
+    """The names in the first line, and (line, cells) of the others but empty ones.
+
+    Spreadsheets write cleared rows as commas alone: those are empty too.
+    """
     reader = csv.reader(io.StringIO(text(uri, what), newline=""), strict=True)
 
     def lines() -> Iterator[tuple[int, list[str]]]:
         try:
-            yield from ((reader.line_num, cells) for cells in reader if cells)
+            yield from ((reader.line_num, cells) for cells in reader if any(cells))
         except csv.Error as error:
             raise InputError(
                 f"{uri} line {reader.line_num} is not CSV ({error}); quote fields that hold a "
                 "comma, a quote or a line break"
             ) from error
 
+    def within(width: int) -> Iterator[tuple[int, list[str]]]:
+        for line, cells in found:
+            # A comma in a text that is not quoted would cut the text off there.
+            if any(cells[width:]):
+                raise InputError(
+                    f"{uri} line {line} has {len(cells)} fields, its first line {width} names; "
+                    "quote fields that hold a comma"
+                )
+            yield line, cells
+
     found = lines()
     _, header = next(found, (0, []))
-    return [name.strip() for name in header], found
+    if len(header) == 1 and (other := set(header[0]) & set(";\t|")):
+        raise InputError(f"{uri} is separated by {min(other)!r}; save {what} with commas")
+    return [name.strip() for name in header], within(len(header))
 
 
 def text(uri: str, what: str) -> str:

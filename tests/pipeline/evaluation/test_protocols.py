@@ -244,3 +244,18 @@ def test_positives_may_differ_between_directions(tmp_path):
     with pytest.raises(InputError, match="image_id,caption_id"):
         (tmp_path / "bad.csv").write_text("a,b\n")
         external.matches(str(tmp_path / "bad.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{"i2t": {"i0": "t1"}}', "i2t.i0: "),  # not its letters
+        ('{"i2t": ["t1"]}', "i2t: "),
+        ('{"i2c": {}}', "i2c"),
+        ("image_id,caption_id\n", "the file: Invalid JSON"),
+    ],
+)
+def test_positives_in_another_shape_are_refused_with_the_place(tmp_path, text, place):
+    (tmp_path / "pairs.json").write_text(text)
+    with pytest.raises(InputError, match=place):
+        external.matches(str(tmp_path / "pairs.json"))

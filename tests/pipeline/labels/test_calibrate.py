@@ -189,6 +189,7 @@ def test_an_image_is_compared_by_its_other_captions(data, tmp_path):
     [
         ("image_id,image_id,score\na,b,1\n", {}, "expected caption_id,caption_id,score or"),
         ("caption_id,caption_id,score\nc0-0,c0-1,good\n", {}, "line 2 has no score"),
+        ("score,caption_id,caption_id\n1,c0-0\n", {}, "line 2 ends before its caption_id"),
         ("caption_id,caption_id,score\n", {}, "holds no judged pairs"),
         ("caption_id,caption_id,score\nx,y,1\n", {}, "none of the 1 judged pairs"),
         ("caption_id,caption_id,score\nc0-0,c0-1,3\n", {}, "order nothing"),

@@ -33,6 +33,9 @@ SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
 SIDE |= {"num_attention_heads": 2}
 CAPTIONS = ["a red circle on the sand", "star", "a star and a blue circle on grass"]
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *sorted(set(" ".join(CAPTIONS).split()))]
+TEXT = {**SIDE, "vocab_size": len(WORDS), "max_position_embeddings": 12}
+TEXT |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+VISION = {**SIDE, "image_size": 48, "patch_size": 16}
 
 
 def save(folder: Path, model) -> str:
@@ -54,20 +57,14 @@ def save(folder: Path, model) -> str:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> str:
     torch.manual_seed(0)
-    text = {**SIDE, "vocab_size": len(WORDS), "max_position_embeddings": 12}
-    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    vision = {**SIDE, "image_size": 48, "patch_size": 16}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    config = CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=24)
     return save(tmp_path_factory.mktemp("clip"), CLIPModel(config))
 
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory) -> str:
     torch.manual_seed(0)
-    text = {**SIDE, "vocab_size": len(WORDS), "max_position_embeddings": 12}
-    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    vision = {**SIDE, "image_size": 48, "patch_size": 16}
-    config = SiglipConfig(text_config=text, vision_config=vision)
+    config = SiglipConfig(text_config=TEXT, vision_config=VISION)
     return save(tmp_path_factory.mktemp("siglip"), SiglipModel(config))
 
 

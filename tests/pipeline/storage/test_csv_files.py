@@ -19,6 +19,8 @@ def rows(path, data: bytes) -> list[tuple[int, dict[str, str]]]:
         b"id,score\na,1\nb,2\n",
         b"\xef\xbb\xbfid,score\r\na,1\r\nb,2\r\n",
         b"id , score\na,1\nb,2",
+        b"id,score\ra,1\rb,2\r",
+        b"id,score\r\na,1,\r\nb,2,,\r\n,,\r\n,\r\n",  # as a spreadsheet leaves it
     ],
 )
 def test_a_table_is_read_with_any_line_end_and_mark(tmp_path, data):
@@ -43,6 +45,10 @@ def test_quoted_fields_empty_lines_and_more_columns_are_kept_apart(tmp_path):
         (b"id,score\na,1\nb\n", "line 3 ends before its score: b"),
         (b'id,score\na,1\n"b,2\n', "line 3 is not CSV"),
         (b"id,score\n\xff,1\n", "is not UTF-8"),
+        (b"id,score\na, b,1\n", "line 2 has 3 fields, its first line 2 names; quote"),
+        (b"id;score\na;1\n", "is separated by ';'; save a list with commas"),
+        (b"id\tscore\na\t1\n", r"is separated by '\\t'"),
+        (b"id,score,score\na,1,2\n", "two columns 'score'; leave one"),
     ],
 )
 def test_what_is_no_table_is_refused_with_its_place(tmp_path, data, sentence):
