@@ -50,8 +50,8 @@ def _items(images: int, texts: int, image_ids: str | None, text_ids: str | None)
     """Ids from files of a line each, else numbers; every image has as many texts."""
     ids = []
     for uri, count in ((image_ids, images), (text_ids, texts)):
-        lines = store.read_text(store.absolute(uri)).split() if uri else map(str, range(count))
-        ids.append(list(lines))
+        lines = csv_files.text(uri, "a list of ids").splitlines() if uri else map(str, range(count))
+        ids.append([line.strip() for line in lines if line.strip()])  # file names may hold spaces
         if len(ids[-1]) != count or len(set(ids[-1])) != count:
             raise InputError(f"{uri} must hold {count:,} different ids, one a line")
     if not images or texts % images:

@@ -246,6 +246,15 @@ def test_positives_may_differ_between_directions(tmp_path):
         external.matches(str(tmp_path / "bad.csv"))
 
 
+def test_ids_are_a_line_each_and_may_hold_spaces(tmp_path):
+    np.save(tmp_path / "m.npy", np.eye(2))
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfa dog.jpg\r\nIMG 2.jpg\r\n\r\n")
+    found = external.of_matrix(str(tmp_path / "m.npy"), str(tmp_path / "ids.txt"), None)
+    assert found.items.image_ids == ["a dog.jpg", "IMG 2.jpg"]
+    with pytest.raises(InputError, match="there is no file .*gone.txt"):
+        external.of_matrix(str(tmp_path / "m.npy"), None, str(tmp_path / "gone.txt"))
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [
