@@ -4,7 +4,6 @@ from jobs.cli import main, scopes
 from jobs.cli.command import Command
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.storage import store
 
 
 def run(run: Run) -> None:
@@ -27,8 +26,7 @@ def run(run: Run) -> None:
             stage.note(passed_over_torn=", ".join(entry["torn_checkpoints"]))
         if entry.get("collapsed"):
             stage.note(collapsed_in_epochs=str(entry["collapsed"])[1:-1])
-        if stage.made:
-            run.track.records("train", store.read_json(plan.pieces[0].output)["records"])
+        if stage.untold and not run.dry:
             run.track.model("train", plan.folder, entry["metrics"].get("val/rsum", -1.0))
 
 
