@@ -30,9 +30,9 @@ LASTING = (
         f"{ELSEWHERE}, or set MLFLOW_ALLOW_FILE_STORE=true as well",
     ),
     (
-        r"malformed|not a database|_alembic_tmp_",
+        r"image is malformed|not a database|_alembic_tmp_",
         "",
-        "move it away (mv {0} {0}.damaged) or put a copy in its place",
+        "put a copy in its place, or move it away ({0}): a new one is made",
     ),
     (
         r"[Oo]ut-of-date database schema",
@@ -44,7 +44,11 @@ LASTING = (
         "its tables are of a newer MLflow than the one here",
         "install that one, or take another database",
     ),
-    (r"readonly database|unable to open database", "", "let this user write {0} and its folder"),
+    (
+        r"readonly database|unable to open database|Errno (2|13|30)\b",
+        "",
+        "let this user write {0} and its folder",
+    ),
     (
         r"unsupported URI|No such scheme|Could not parse|Invalid url|Can't load plugin"
         r"|No connection adapters|Unity Catalog",
@@ -104,7 +108,8 @@ def told_apart(error: BaseException, uri: str, *, files: bool = False) -> Verdic
     if not files:
         for words, shortly, do in LASTING:
             if re.search(words, str(error)):
-                return Verdict(Kind.REFUSED, shortly or why, do.format(path, uri))
+                where = "on the server, its database" if uri.startswith("http") else path
+                return Verdict(Kind.REFUSED, shortly or why, do.format(where, uri))
     if code in REFUSED:
         return Verdict(Kind.UNWRITABLE if files else Kind.REFUSED, *REFUSED[code])
     if code in GONE_CODES:
@@ -137,11 +142,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def reason(error: BaseException) -> str:
     """An error in a line: its first sentence, or what kept a server from answering."""
     text = str(error).strip()
-    if found := re.search(r"\[Errno -?\d+\] ([^'\")\\]+)", text):
-        if "HTTP" in text:
-            return found[1].strip()
-    elif found := re.search(r"Caused by \w+\([\"']?(.*?)[\"']?\)\)?\.?$", text, re.DOTALL):
-        text = found[1].rpartition("): ")[2]
+    if "HTTP" in text or "Connection" in text:  # what lies at the bottom of it
+        told = r"\[Errno -?\d+\] ([^'\")\\]+)|Error\(\d+, '([^']+)'\)|Caused by \w+\('([^']+)'\)"
+        if found := re.search(told, text):
+            return next(words for words in found.groups() if words).strip()
     line = re.sub(r"^(<[^>]+>|\w+Connection\([^)]*\)): ", "", text.splitlines()[0]) if text else ""
     if len(line) > LONGEST:  # a page of HTML, or a whole request
         line = line[:LONGEST].rpartition(" ")[0] + " …"

@@ -45,7 +45,7 @@ class Folder:
             ids = known.get(uri, {})
             if key in ids:
                 return ids[key], False
-            ids = {**ids, key: make(ids)}  # which may add the experiment to them
+            ids[key] = make(ids)  # which may add the experiment to them
             store.write_json(self.ids_uri, {**known, uri: ids})
             self._update(root=self.root)
             return ids[key], True

@@ -23,7 +23,7 @@ def experiment(client, known: str | None, name: str, uri: str, say: Say) -> str:
         number += 1
         free = f"{wanted}-{number}"
     if free != wanted:
-        say(f"the experiment {wanted!r} was deleted; the runs go to {free!r}")
+        say(f"holds a deleted experiment {wanted!r}: the runs go to {free!r}")
     return found.experiment_id if found else _create(client, free, uri)
 
 

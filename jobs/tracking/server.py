@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 from pipeline.storage import store
 
@@ -90,7 +91,7 @@ def _make(path: Path) -> None:
     """A new database, whole or not at all: MLflow makes it in many steps, and cannot go on."""
     from mlflow import MlflowClient
 
-    making = path.with_name(f".{path.name}-{os.getpid()}.making")
+    making = path.with_name(f".{path.name}-{uuid4().hex}.making")  # MLflow knows a name for good
     for old in path.parent.glob(f".{path.name}-*.making*"):  # of processes that were killed
         old.unlink()
     MlflowClient(tracking_uri=f"{SQLITE}{making}")

@@ -167,7 +167,9 @@ class Tracker:
     @harmless
     def _write(self, stage: str, kind: str, values: dict) -> None:
         entry = Entry(self.name, self.number, stage, kind, values)
-        (self.open.discard if kind == "status" else self.open.add)(stage)
+        self.open |= {"", stage}
+        if kind == "status":
+            self.open.discard(stage)
         self.journal = merged([*self.journal, entry])
         self._take([entry])
 
@@ -245,7 +247,7 @@ class Tracker:
                 self.say(f"cannot take files ({why}); going on", "files")
             else:
                 self.away = True
-                self.say(f"cannot be written ({why}); going on")
+                self.say(f"cannot be written ({why}); going on", "away")
         return verdict.kind is not Kind.UNWRITABLE
 
     def _left_out(self, what: str, why: str) -> None:
@@ -313,7 +315,7 @@ class Tracker:
 
     def _say_where(self) -> None:
         if before := self.folder.copied_from():
-            self.say(f"knows {before}, of which {self.root} is a copy: it gets runs of its own")
+            self.say(f"knows {self.root} as {before}; copied or moved, it gets runs of its own")
         elif before := self.folder.elsewhere(self.uri):
             self.say(f"does not know {self.root}, which was tracked at {before}: new runs begin")
 
