@@ -8,6 +8,7 @@ fingerprints of what they made, and the stages that have not come to an end.
 import os
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 from jobs.tracking.waiting import LOCK, Waiting, read
 from pipeline.storage import store
@@ -38,17 +39,31 @@ class Folder:
         before = read(self.models_uri, {}).get("root", self.root)
         return before if before != self.root else None
 
-    def id_of(self, uri: str, key: str, make: Callable[[dict], str]) -> tuple[str, bool]:
-        """A run's id, and whether `make(ids)` made it: one process alone makes it."""
+    def id_of(self, uri: str, key: str, make: Callable[[dict, str], str]) -> tuple[str, bool]:
+        """A run's id, and whether `make(ids, mark)` gave it: one process alone makes it.
+
+        By the mark a run is found again of which a killed process did not write down the id.
+        """
         with store.locked(self.lock):
-            known = {} if self.copied_from() else read(self.ids_uri, {})
+            mark = self._mark()
+            known = read(self.ids_uri, {})
             ids = known.get(uri, {})
             if key in ids:
                 return ids[key], False
-            ids[key] = make(ids)  # which may add the experiment to them
+            ids[key] = make(ids, store.fingerprint(mark, key))  # may add the experiment to them
             store.write_json(self.ids_uri, {**known, uri: ids})
-            self._update(root=self.root)
             return ids[key], True
+
+    def _mark(self) -> str:
+        """What tells this folder's runs from those of any other; a copy's is another."""
+        known = read(self.models_uri, {})
+        if known.get("root", self.root) != self.root:
+            store.write_json(self.ids_uri, {})
+        elif "mark" in known:
+            return known["mark"]
+        known |= {"root": self.root, "mark": uuid4().hex}
+        store.write_json(self.models_uri, known)
+        return known["mark"]
 
     def forget(self, uri: str, keys: set[str]) -> None:
         """Runs that are on the server no more."""
@@ -76,7 +91,7 @@ class Folder:
                 model = {"number": model["number"] + 1, "made": {}, "open": {}}
             model["made"] |= mine
             model["open"] |= {"": "RUNNING", stage: "RUNNING"}
-            self._update(models={name: model})
+            self._keep(name, model)
         if anew:
             self.waiting.drop_files(name, model["number"])
         return anew, broken_off
@@ -89,7 +104,7 @@ class Folder:
                 model["open"][stage] = status
                 if status == "FINISHED":
                     del model["open"][stage]
-                self._update(models={name: model})
+                self._keep(name, model)
 
     def unfinished(self, name: str, stage: str, made: dict[str, str]) -> bool:
         """Whether a stage was begun, with these fingerprints, and its end was never told."""
@@ -101,10 +116,9 @@ class Folder:
         known = read(self.models_uri, {}).get("models", {})
         return known.get(name, {"number": 1, "made": {}, "open": {}})
 
-    def _update(self, root: str | None = None, models: dict | None = None) -> None:
-        known = read(self.models_uri, {})
-        known["root"] = root or known.get("root", self.root)
-        known["models"] = {**known.get("models", {}), **(models or {})}
+    def _keep(self, name: str, model: dict) -> None:
+        known = read(self.models_uri, {"root": self.root})
+        known["models"] = {**known.get("models", {}), name: model}
         store.write_json(self.models_uri, known)
 
 

@@ -63,7 +63,7 @@ def _is_of(version, run_id: str, about: dict) -> bool:
 def _logged(client, run_id: str, about: dict, log: Callable) -> tuple[str, str]:
     """URI and id of the logged model; a tag of the run tells of one that an earlier try logged."""
     tag = f"{OURS}logged"
-    version, *where = client.get_run(run_id).data.tags.get(tag, "").split(" ")
+    version, *where = client.get_run(run_id).data.tags.get(tag, "").rsplit(" ", 2)
     if version == about["version"] and len(where) == 2:
         return where[0], where[1]
     info = log()

@@ -7,6 +7,7 @@ from jobs.tracking import names, server
 from jobs.tracking.errors import Kind, told_apart
 from jobs.tracking.writing import alive
 
+MARK = "halftone.mark"  # tag of a run: it is one folder's run of one thing
 Say = Callable[[str], None]
 
 
@@ -53,12 +54,13 @@ def _create(client, name: str, uri: str) -> str:
         return client.get_experiment_by_name(name).experiment_id  # made by another, meanwhile
 
 
-def begin(client, experiment_id: str, name: str, stage: str, root: str, parent: str | None) -> str:
-    """Id of a new run."""
-    tags = {"halftone.root": root, "halftone.stage": stage or "run"}
-    if parent:
-        tags["mlflow.parentRunId"] = parent
-    return client.create_run(experiment_id, run_name=stage or name, tags=tags).info.run_id
+def begin(client, experiment_id: str, name: str, tags: dict[str, str], mark: str) -> str:
+    """Id of a new run, or of the one with this mark that a killed process began."""
+    mine = f"tags.`{MARK}` = '{mark}'"
+    if found := client.search_runs([experiment_id], mine, max_results=1):
+        return found[0].info.run_id
+    run = client.create_run(experiment_id, run_name=name, tags={**tags, MARK: mark})
+    return run.info.run_id
 
 
 def gone(client, ids: dict[str, str]) -> set[str]:

@@ -319,12 +319,15 @@ class Tracker:
         elif before := self.folder.elsewhere(self.uri):
             self.say(f"does not know {self.root}, which was tracked at {before}: new runs begin")
 
-    def _create(self, client, number: int, stage: str, parent: str | None, ids: dict) -> str:
+    def _create(
+        self, client, number: int, stage: str, parent: str | None, ids: dict, mark: str
+    ) -> str:
         """A new run; a parent's takes the stages' runs that there are below it."""
         known = ids.get("experiment")
         ids["experiment"] = runs.experiment(client, known, self.experiment, self.uri, self.say)
-        name = stage or self.name
-        run_id = runs.begin(client, ids["experiment"], name, stage, self.root, parent)
+        tags = {"halftone.root": self.root, "halftone.stage": stage or "run"}
+        tags |= {"mlflow.parentRunId": parent} if parent else {}
+        run_id = runs.begin(client, ids["experiment"], stage or self.name, tags, mark)
         for child in [] if stage else self._ids_of(number, ids).values():
             client.set_tag(child, "mlflow.parentRunId", run_id)
         return run_id

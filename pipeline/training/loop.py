@@ -178,7 +178,7 @@ class Loop:
             # The epoch that was begun is begun again, with the batches there are now.
             self.step = self.epoch * self.trainer.steps
             self.records = at_pace(self.records, self.epoch, self.trainer.steps)
-        self.reported = len(self.records)
+        self.reported = len(self.records) if mine else 0  # its record begins with theirs
         if elsewhere:  # the best one so far lies elsewhere
             self.best = {"step": 0, "epoch": self.epoch}
             if self.over:
