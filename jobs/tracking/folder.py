@@ -126,3 +126,8 @@ def key(name: str, number: int, stage: str = "") -> str:
     """Of a stage's run among the ids; without a stage that of the parent."""
     runs = name if number == 1 else f"{name}#{number}"
     return f"{runs}/{stage}" if stage else runs
+
+
+def is_of(key: str, name: str) -> bool:
+    """Whether a key is of one of a model's runs."""
+    return key.split("/")[0].split("#")[0] == name

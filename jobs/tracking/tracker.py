@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jobs.tracking import registration, runs, server, watchers, writing
 from jobs.tracking.errors import Kind, Verdict, reason, told_apart
-from jobs.tracking.folder import Folder, key
+from jobs.tracking.folder import Folder, is_of, key
 from jobs.tracking.server import current as _current
 from jobs.tracking.server import default_uri
 from jobs.tracking.waiting import FILES, Entry, merged
@@ -195,7 +195,7 @@ class Tracker:
             entry = todo.pop(0)
             verdict = self._put(entry)
             if verdict is not None and verdict.kind is Kind.GONE:
-                lost, renewed = self._lost(entry), renewed + 1
+                lost, renewed = self._lost(), renewed + 1
                 if lost is not None and renewed < 4:
                     todo = merged([*lost, entry, *todo])
                     continue
@@ -257,13 +257,13 @@ class Tracker:
         if given_up:
             self.say(f"lacks {given_up:,} entries: too much waited, the oldest was given up")
 
-    def _lost(self, entry: Entry) -> list[Entry] | None:
+    def _lost(self) -> list[Entry] | None:
         """What this session wrote to runs that are there no more, and are now begun anew.
 
         None where all are there.
         """
-        ids = self._ids_of(entry.number, self.folder.ids(self.uri))
-        lost = runs.gone(self._client(), ids)
+        mine = {k: i for k, i in self.folder.ids(self.uri).items() if is_of(k, self.name)}
+        lost = runs.gone(self._client(), mine)
         if not lost:
             return None
         self.folder.forget(self.uri, lost)
@@ -273,11 +273,6 @@ class Tracker:
         said = f"has no run {named} any more (deleted, or another database): a new one is begun"
         self.say(f"{said}, and lacks what earlier commands wrote")
         return [e for e in self.journal if key(e.name, e.number, e.stage) in lost]
-
-    def _ids_of(self, number: int, ids: dict) -> dict[str, str]:
-        """Of the model's parent run of a number, and of the stages' below it."""
-        parent = key(self.name, number)
-        return {k: i for k, i in ids.items() if k == parent or k.startswith(f"{parent}/")}
 
     # ---- the server ----------------------------------------------------------------------------
 
@@ -328,7 +323,8 @@ class Tracker:
         tags = {"halftone.root": self.root, "halftone.stage": stage or "run"}
         tags |= {"mlflow.parentRunId": parent} if parent else {}
         run_id = runs.begin(client, ids["experiment"], stage or self.name, tags, mark)
-        for child in [] if stage else self._ids_of(number, ids).values():
+        below = f"{key(self.name, number)}/"
+        for child in [] if stage else [i for k, i in ids.items() if k.startswith(below)]:
             client.set_tag(child, "mlflow.parentRunId", run_id)
         return run_id
 
