@@ -91,6 +91,7 @@ class Verdict:
     kind: Kind
     why: str
     do: str = ""
+    answered: bool = False  # it passes, and a server said so: perhaps of this alone
 
 
 class RunGone(Exception):
@@ -114,13 +115,16 @@ def told_apart(error: BaseException, uri: str, *, files: bool = False) -> Verdic
         return Verdict(Kind.UNWRITABLE if files else Kind.REFUSED, *REFUSED[code])
     if code in GONE_CODES:
         return Verdict(Kind.GONE, why)
-    if _passes(error, code, status):
-        return Verdict(Kind.PASSING, why)
+    if _passes(error, code, status, files):
+        answered = status in PASSING_STATUS or "error responses" in str(error)
+        return Verdict(Kind.PASSING, why, answered=answered)
     return Verdict(Kind.UNWRITABLE, why)
 
 
-def _passes(error: BaseException, code: str | None, status: int | None) -> bool:
-    if code is not None:  # MLflow's own; INTERNAL_ERROR is also what it says without an answer
+def _passes(error: BaseException, code: str | None, status: int | None, files: bool) -> bool:
+    if code == "INTERNAL_ERROR" and files:  # also what MLflow says of all else
+        return "API request to" in str(error)
+    if code is not None:
         return code in PASSING_CODES
     for one in _chain(error):
         names = {kind.__name__ for kind in type(one).__mro__}

@@ -53,11 +53,14 @@ def client(uri: str):
     since it was opened is opened again.
     """
     from mlflow import MlflowClient
-    from mlflow.store.db import utils
 
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # advice, line after line
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks
+    if uri.startswith("http"):
+        return MlflowClient(tracking_uri=uri)
+    from mlflow.store.db import utils
+
+    logging.getLogger(utils.__name__).setLevel(logging.CRITICAL)  # tracebacks
     utils.MAX_RETRY_COUNT = 3  # of opening a database, with waits that double: ten take minutes
     if (path := database(uri)) is None:
         return MlflowClient(tracking_uri=uri)

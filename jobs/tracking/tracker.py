@@ -35,7 +35,7 @@ def harmless(method: Callable) -> Callable:
         try:
             return method(self, *args, **named)
         except Exception as error:
-            self.say(f"the run cannot be tracked ({reason(error)}); going on", "fault")
+            self.say(f"cannot be told of this run ({reason(error)}); going on", "fault")
             return None
 
     return tried
@@ -50,6 +50,7 @@ class Tracker:
         self.folder = Folder(root)
         self.away, self.again = False, math.inf  # when (monotonic) it is asked again
         self.files_away = False
+        self.doubtful: set[tuple] = set()  # slots that a server answered to with an error
         self.open: set[str] = set()  # stages that were written to and have not come to an end
         self.journal: list[Entry] = []  # of this session: a run that is lost is written again
         self._spelled = ""  # the URI as it was opened
@@ -126,8 +127,8 @@ class Tracker:
         """End the runs that have no end yet; write what waits, or say where it waits."""
         for stage in sorted(self.open, reverse=True):
             self.end(stage, status)
-        if self.again < math.inf:  # it did not answer: perhaps it does now
-            self.away = self.files_away = False
+        if self.again < math.inf:  # perhaps it does better now
+            self._ask_again()
         if left := self.folder.waiting.of(self.name):
             self._take([])
             left = self.folder.waiting.of(self.name)
@@ -176,7 +177,7 @@ class Tracker:
     def _take(self, new: list[Entry]) -> None:
         """Write entries, after those that wait; keep those that cannot be written now."""
         if self.away and time.monotonic() >= self.again:
-            self.away = self.files_away = False
+            self._ask_again()
         if self.away:
             return self._kept(self.folder.waiting.add(new)) if new else None
         waiting = self.folder.waiting.of(self.name)
@@ -187,6 +188,10 @@ class Tracker:
             if waiting or left:
                 self._kept(self.folder.waiting.replace(waiting, left))
         return None
+
+    def _ask_again(self) -> None:
+        self.away = self.files_away = False
+        self.doubtful.clear()
 
     def _put_all(self, entries: list[Entry]) -> list[Entry]:
         """Write entries in their order; those that wait for a better moment."""
@@ -207,7 +212,7 @@ class Tracker:
     def _put(self, entry: Entry) -> Verdict | None:
         """Write an entry; what kept it from being written."""
         files = entry.kind in FILES
-        if self.away or (files and self.files_away):
+        if self.away or (files and self.files_away) or entry.slot in self.doubtful:
             return Verdict(Kind.PASSING, "")
         opened = False
         try:
@@ -227,6 +232,7 @@ class Tracker:
     def _judged(self, entry: Entry, verdict: Verdict) -> bool:
         """Say what a verdict means, and whether the entry waits."""
         why, waits = verdict.why, f"what it lacks waits in {self.folder.waiting.uri}"
+        where = key(entry.name, entry.number, entry.stage)
         if verdict.kind is Kind.UNWRITABLE and entry.kind == "artifact":
             text = f"has a store of artifacts that cannot be written from here ({why}): pages and "
             text += f"settings stay in {self.root} alone. Metrics, parameters and statuses are "
@@ -236,13 +242,16 @@ class Tracker:
             folder = entry.values["folder"]
             self.say(f"cannot take the model ({why}): it is not registered and stays in {folder}")
         elif verdict.kind is Kind.UNWRITABLE:
-            self._left_out(f"{entry.kind} of {key(entry.name, entry.number, entry.stage)}", why)
+            self._left_out(f"{entry.kind} of {where}", why)
         elif verdict.kind is Kind.REFUSED:
             self.away, self.again = True, math.inf
             self.say(f"cannot be written: {why}; {verdict.do}. Going on; {waits} until then")
         elif verdict.why:  # else it was not tried
             self.again = time.monotonic() + PAUSE
-            if entry.kind in FILES:
+            if verdict.answered and not self.doubtful:  # of this alone, perhaps
+                self.doubtful.add(entry.slot)
+                self.say(f"does not take the {entry.kind} of {where} now ({why}); going on", "now")
+            elif entry.kind in FILES:
                 self.files_away = True
                 self.say(f"cannot take files ({why}); going on", "files")
             else:

@@ -214,11 +214,13 @@ def lacking(
         if run:
             assert run.info.status == "FINISHED", f"{root}: {mine} is {run.info.status}"
         gaps = [metric for metric in sorted(wanted - set(there)) if stage or number == 1]
-        if stage == "train" and run and "train/loss" in there:
+        if stage == "train" and run:
+            seed = run.data.params.get("train.seed")
+            assert seed in (None, str(version)), f"{root}: {mine} has the settings {seed}"
             steps = [step for step, _ in curve(uri, run, "train/loss")]
-            assert run.data.params["train.seed"] == str(version), f"{root}: {run.data.params}"
             if sorted(steps) != list(range(1, EPOCHS * STEPS + 1)):
                 gaps.append(f"steps beside {steps}")
+            gaps += [] if seed else ["train.seed"]
         if gaps and not lost & {*keys, key(name, number)}:
             missing.append(f"{mine or stage}: {', '.join(gaps)}")
     return [*missing, *_files_lacking(root, name, client, ids, number, lost, said)]

@@ -231,7 +231,8 @@ def test_a_server_that_cannot_store_files_now_gets_them_later(
     assert found["train"].data.metrics["rsum"] == 1.0
     assert {r.info.status for r in found.values()} == {"FINISHED"}
     assert [entry["kind"] for entry in pending(one)] == ["artifact"]
-    assert "cannot take files" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "does not take the artifact of main now" in said and "could not take all files" in said
     artifacts.unlink()
     tracker(experiment="no files").finish()
     (file,) = client_of(serving.uri).list_artifacts(found["main"].info.run_id)
@@ -309,7 +310,7 @@ def test_what_lasts_is_told_once_and_not_promised(
 def test_tracking_that_fails_itself_ends_no_work(tracker, database, tmp_path, capsys):
     (tmp_path / "run").write_text("a file where the run folder should be")
     train(tracker(), rsum=1.0)
-    assert "cannot be tracked" in capsys.readouterr().err
+    assert "cannot be told of this run" in capsys.readouterr().err
 
 
 # ---- a server that goes and comes --------------------------------------------------------------
