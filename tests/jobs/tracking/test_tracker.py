@@ -232,7 +232,7 @@ def test_a_server_that_cannot_store_files_now_gets_them_later(
     assert {r.info.status for r in found.values()} == {"FINISHED"}
     assert [entry["kind"] for entry in pending(one)] == ["artifact"]
     said = capsys.readouterr().err
-    assert "does not take the artifact of main now" in said and "could not take all files" in said
+    assert "could not take all files" in said  # before that: an error 500, or a line that broke
     artifacts.unlink()
     tracker(experiment="no files").finish()
     (file,) = client_of(serving.uri).list_artifacts(found["main"].info.run_id)
