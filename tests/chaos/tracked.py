@@ -76,7 +76,7 @@ def drive(options: argparse.Namespace) -> None:
     if not options.go:
         _at_every_moment(tracker.Tracker)
 
-    def train(fit, piece, settings, record, monitor, say) -> None:
+    def trained(fit, piece, settings, record, monitor, say) -> None:
         with monitor("node-0"):
             for _, some in itertools.groupby(
                 records_of(version), lambda r: (r["step"] - 1) // STEPS
@@ -85,7 +85,7 @@ def drive(options: argparse.Namespace) -> None:
         make(piece, model)
 
     tasks.fan_out = lambda one, pieces, **how: {p.name: make(p, model) for p in pieces}
-    training.train = train
+    training.train = trained
     recipe = Recipe(name="chaos", train={"seed": version})
     run = cli.Run(recipe, root, name, Show(quiet=True), Namespace(dry_run=False, json=False))
     _at_once(options.go, name)
@@ -169,7 +169,8 @@ class Command:
 
 def trained_model(folder: Path) -> Path:
     """A small model, really trained."""
-    from pipeline.training import saved_model, train
+    from pipeline.training import saved_model
+    from pipeline.training import train as fitting
 
     recipe = Recipe(
         name="chaos",
@@ -179,8 +180,8 @@ def trained_model(folder: Path) -> Path:
         train={"epochs": 1, "batch_size": 8, "losses": {"info_nce": {"weight": 1.0}}},
     )
     stages.sharded(recipe, folder)
-    plan = train.plan(recipe, str(folder), "main")
-    train.fit(plan.pieces[0], lambda records: None)
+    plan = fitting.plan(recipe, str(folder), "main")
+    fitting.fit(plan.pieces[0], lambda records: None)
     plan.finish({"model": saved_model.summary(plan.pieces[0])})
     return Path(plan.folder)
 

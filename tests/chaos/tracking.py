@@ -34,10 +34,10 @@ MOMENTS = 28  # that a whole command has, about
 # ---- two first commands at once ----------------------------------------------------------------
 
 
-def first_commands(folder: Path, model: Path, random: random.Random) -> str:
+def first_commands(folder: Path, model: Path, chance: random.Random) -> str:
     """Two commands at once are the first ones beside a database; raises unless both are tracked."""
     folder.mkdir()
-    folders = random.choice([("one", "two"), ("one", "one")])
+    folders = chance.choice([("one", "two"), ("one", "one")])
     names = ("main", "main") if folders[0] != folders[1] else ("main", "rival")
     go = folder / "go"
     some = [
@@ -66,11 +66,11 @@ def first_commands(folder: Path, model: Path, random: random.Random) -> str:
 class Round:
     """Commands on one run folder, and what happens to them."""
 
-    def __init__(self, folder: Path, model: Path, template: Path, random: random.Random):
+    def __init__(self, folder: Path, model: Path, template: Path, chance: random.Random):
         folder.mkdir()
-        self.folder, self.model, self.template, self.random = folder, model, template, random
+        self.folder, self.model, self.template, self.chance = folder, model, template, chance
         self.root, self.log = folder / "run", folder / "log.txt"
-        self.kind = random.choice(["server", "server, files past it", "database"])
+        self.kind = chance.choice(["server", "server, files past it", "database"])
         self.server, self.database = None, folder / "mlflow.db"
         self.artifacts = folder / "mlflow-artifacts"
         self.happened: Counter[str] = Counter()
@@ -84,7 +84,7 @@ class Round:
 
     def play(self) -> str:
         """All of it; a line about it."""
-        versions = sorted(self.random.choices([1, 2, 3], k=self.random.choice([1, 2, 2, 3])))
+        versions = sorted(self.chance.choices([1, 2, 3], k=self.chance.choice([1, 2, 2, 3])))
         try:
             for version in versions:
                 self.command(version, self.events())
@@ -113,15 +113,15 @@ class Round:
     def events(self) -> dict[int, list[Callable]]:
         """What happens in a command, by its moments."""
         out: dict[int, list[Callable]] = {}
-        for _ in range(self.random.randint(1, 3)):
-            moment = self.random.randint(1, MOMENTS)
-            name = self.random.choice(self.possible)
+        for _ in range(self.chance.randint(1, 3)):
+            moment = self.chance.randint(1, MOMENTS)
+            name = self.chance.choice(self.possible)
             out.setdefault(moment, []).append(lambda command, name=name: self.happen(name, command))
             if name == "away":
-                back = moment + self.random.randint(1, MOMENTS)
+                back = moment + self.chance.randint(1, MOMENTS)
                 out.setdefault(back, []).append(lambda command: self.back())
-            if name == "no files" and self.random.random() < 0.5:
-                later = moment + self.random.randint(1, MOMENTS)
+            if name == "no files" and self.chance.random() < 0.5:
+                later = moment + self.chance.randint(1, MOMENTS)
                 out.setdefault(later, []).append(lambda command: self.files_again())
         return out
 
@@ -156,7 +156,7 @@ class Round:
 
     def run_deleted(self, command: Command) -> None:
         if run_ids := self._runs():
-            client_of(self.uri).delete_run(self.random.choice(run_ids))
+            client_of(self.uri).delete_run(self.chance.choice(run_ids))
 
     def experiment_deleted(self, command: Command) -> None:
         if self._runs():
@@ -169,7 +169,7 @@ class Round:
         if self.database.exists():
             size = self.database.stat().st_size
             with self.database.open("r+b") as file:
-                file.write(self.random.randbytes(max(size, 100)))
+                file.write(self.chance.randbytes(max(size, 100)))
 
     def removed(self, command: Command) -> None:
         self.database.unlink(missing_ok=True)
@@ -191,7 +191,7 @@ class Round:
         begun.wait(60)
 
     def killed(self, command: Command) -> None:
-        wait = self.random.random() / 3
+        wait = self.chance.random() / 3
         threading.Timer(wait, command.process.kill).start()
 
     def mend(self) -> None:
