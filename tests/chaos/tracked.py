@@ -203,7 +203,7 @@ def lacking(
     own = STAGES[len(DATA) :] if shared else STAGES
     for stage in ("", *own):
         wanted = {f"{s}/{n}" for s in own for n in metrics_of(s, version)}
-        wanted = set(metrics_of(stage, version)) | {"seconds"} if stage else wanted
+        wanted = set(metrics_of(stage, version)) if stage else wanted
         wanted |= {"train/loss", "val/rsum"} if stage == "train" else set()
         keys = [key(name, n, stage) for n in range(number, 0, -1)]
         mine = next((k for k in keys if k in ids), keys[0])

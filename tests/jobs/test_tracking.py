@@ -210,7 +210,7 @@ def test_a_folder_that_is_trained_again_with_other_settings_has_new_runs(
     client = client_of(uri)
     version = client.get_model_version_by_alias("drawn_tiny", "main")
     assert version.run_id == new["train"].info.run_id and int(version.version) == 2
-    assert "as " not in capsys.readouterr().err
+    assert "MLflow" not in capsys.readouterr().err  # nothing had to be told
 
 
 @pytest.mark.own_cluster
