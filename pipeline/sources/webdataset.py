@@ -17,15 +17,17 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations, fetch
-from pipeline.storage import store
+from pipeline.sources.part import Part
+from pipeline.sources.readers import annotations, cells, fetch, pictures
+from pipeline.storage import store, text_files
 from schemas.settings import SourceSettings
 
 EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
 inputs = annotations.stamp_of_part
+SETTINGS: set[str] = set()
 RANGE = re.compile(r"(?P<tar>.+)#(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # a sample's name, and the suffix
-PAYLOADS = (*(ending[1:] for ending in annotations.IMAGE_TYPES), "npy")
+PAYLOADS = (*(ending[1:] for ending in pictures.TYPES), "npy")
 TEXT_BYTES = 1 << 24  # of a .txt or .json member; a longer one is no caption
 
 
@@ -56,20 +58,21 @@ def parts(settings: SourceSettings) -> list[str]:
     return [store.join(uri, name) for name in names]
 
 
-def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     """Manifest rows in the order of the tar."""
-    folder, name = part.split("/")[-2:]
-    named = annotations.split_of(name) or annotations.SPLIT_WORDS.get(folder.lower())
-    split_of_all = settings.split or named or "train"
-    for sample in _samples(part):
-        image_id = sample.about.get("image_id")
-        if not isinstance(image_id, str):
-            image_id = f"{name.removesuffix('.tar')}-{sample.name}"
-        split = sample.about.get("split")
-        split = split if isinstance(split, str) else split_of_all
-        uri = sample.image or f"{part}#{sample.name}"
-        captions = list(_captions(sample, image_id))
-        yield annotations.row(image_id, uri, split, captions, "webdataset")
+    for sample in _samples(part.uri):
+        about = sample.about
+        image_id = cells.identifier(about.get("image_id")) or f"{part.name}-{sample.name}"
+        uri = sample.image or f"{part.uri}#{sample.name}"
+        keys = ("captions", "caption")
+        found = next((about[key] for key in keys if not cells.is_none(about.get(key))), sample.text)
+        yield annotations.row(image_id, uri, cells.captions(found), split=about.get("split"))
+
+
+def files_of(uri: str) -> tuple[str, ...]:
+    """The tar that an image is in."""
+    place = RANGE.fullmatch(uri)
+    return (place["tar"],) if place else ()
 
 
 def load(uri: str) -> bytes:
@@ -81,15 +84,6 @@ def load(uri: str) -> bytes:
     if len(data) < size:
         raise InputError(f"tar is shorter than it was: {uri}")
     return data
-
-
-def _captions(sample: _Sample, image_id: str) -> Iterator[tuple[str, str]]:
-    found = next((sample.about[k] for k in ("captions", "caption") if sample.about.get(k)), None)
-    captions = found if isinstance(found, list) else [found or sample.text]
-    for k, caption in enumerate(captions):
-        known = caption.get("caption_id") if isinstance(caption, dict) else None
-        for text in annotations.texts(caption):
-            yield str(known or f"{image_id}#{k}"), text
 
 
 def _samples(part: str) -> Iterator[_Sample]:
@@ -130,7 +124,7 @@ def _add(sample: _Sample, suffix: str, member: tarfile.TarInfo, data: bytes | No
 def _members(part: str) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
     """Regular members, with their bytes where they are texts; refuses a tar that is torn."""
     last = "its beginning"
-    with annotations.opened(part) as file:
+    with text_files.binary(part, EXPECTED) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as tar:
                 while member := tar.next():

@@ -6,11 +6,12 @@ that end in any way.
 
 import codecs
 import gzip
+import io
 import json
 import re
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.errors import InputError
 from pipeline.storage import store
@@ -67,6 +68,63 @@ def lines(uri: str, what: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def binary(uri: str, what: str) -> BinaryIO:
+    """A file opened for reading its bytes, from wherever it is."""
+    try:
+        with store.file_system_of(uri) as (fs, path):
+            return open(path, "rb") if store.is_local(uri) else fs.open(path, "rb")
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {uri}; give {what}") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{uri} is a folder; give {what}") from error
+
+
+def opened(uri: str, what: str) -> BinaryIO:
+    """A file opened for reading, unpacked where it is gzip."""
+    file = binary(uri, what)
+    start = file.read(max(map(len, PACKED)))
+    file.seek(0)
+    _unpackable(uri, start)
+    return gzip.GzipFile(fileobj=file) if start.startswith(GZIP) else file  # type: ignore[return-value]
+
+
+def stream(uri: str, what: str) -> Iterator[str]:
+    """The lines of a file of any length without their ends, blank ones too."""
+    number = 0
+    try:
+        with opened(uri, what) as file:
+            start = file.read(4)
+            mark = next((mark for mark in MARKS if start.startswith(mark)), b"")
+            encoding = MARKS.get(mark, "utf-8")
+            file.seek(len(mark))
+            # What is no UTF-8 comes as half characters, so that its line can be told.
+            errors = "surrogateescape" if encoding == "utf-8" else "strict"
+            for line in io.TextIOWrapper(file, encoding, errors, newline=None):
+                number += 1
+                _check_line(uri, number, line, what)
+                yield line.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        said = f"{uri} after line {number} is not {error.encoding.upper()}"
+        raise InputError(f"{said}; save {what} as UTF-8") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{uri} is not gzip, or torn: {error}; pack it again") from error
+
+
+def _check_line(uri: str, number: int, line: str, what: str) -> None:
+    if number == 1 and "\0" in line:
+        said = "UTF-16 without its mark, or no text at all"
+        raise InputError(f"{uri} line {number} holds a zero byte: {said}; save {what} as UTF-8")
+    if line.isascii():
+        return
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        place = f"byte 0x{ord(line[error.start]) & 0xFF:02x} at column {error.start + 1}"
+        raise InputError(
+            f"{uri} line {number} is not UTF-8 ({place}); save {what} as UTF-8"
+        ) from error
+
+
 def parsed(uri: str, what: str) -> Any:
     """The value of a JSON file; a name that an object has twice, and half a character, are faults.
 
@@ -104,15 +162,19 @@ def _no_number(word: str) -> None:
 
 
 def _unpacked(uri: str, found: bytes) -> bytes:
-    for sign, kind in PACKED.items():
-        if found.startswith(sign):
-            raise InputError(f"{uri} is packed by {kind}; unpack it, or pack it by gzip")
+    _unpackable(uri, found)
     if not found.startswith(GZIP):
         return found
     try:
         return gzip.decompress(found)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{uri} is not gzip, or torn: {error}; pack it again") from error
+
+
+def _unpackable(uri: str, start: bytes) -> None:
+    for sign, kind in PACKED.items():
+        if start.startswith(sign):
+            raise InputError(f"{uri} is packed by {kind}; unpack it, or pack it by gzip")
 
 
 def _place(before: str) -> tuple[int, int]:
