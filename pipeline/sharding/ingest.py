@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.sources import source
+from pipeline.sources import SOURCES, source
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
@@ -68,24 +68,80 @@ def write_part(piece: Piece) -> dict:
 
 def check(plan: Plan) -> None:
     """Refuses an empty data set and an id that is there twice."""
-    rows = read(plan.folder, ["image_id", "captions"]).combine_chunks()
+    rows = images(plan.folder).combine_chunks()
     if not rows.num_rows:
         raise InputError(f"{plan.settings['path'] or plan.settings['kind']} holds no image")
     if unnamed := pc.sum(pc.equal(rows["image_id"].fill_null(""), "")).as_py():
         raise InputError(f"{unnamed} images have an empty id; give every image an id of its own")
-    captions = rows["captions"].combine_chunks().flatten().field("caption_id")
-    for kind, ids, advice in (
-        ("image", rows["image_id"], "give every image one row, its captions in a list"),
-        ("caption", captions, "give every caption an id of its own"),
-    ):
-        if pc.count_distinct(ids, "all").as_py() == len(ids):
-            continue
-        counts = pc.value_counts(ids)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-        raise InputError(
-            f"{len(twice)} {kind} ids appear more than once, the first is {twice[0].as_py()!r}; "
-            f"{advice}"
-        )
+    kinds = {"image": rows["image_id"], "caption": _caption_ids(rows["captions"])[1]}
+    for kind, ids in kinds.items():
+        if len(twice := _repeated(ids)):
+            first = twice[0].as_py()
+            raise InputError(
+                f"{len(twice)} {kind} ids appear more than once, the first is {first!r}"
+                f"{_places(plan, kind, first)}; {_advice(rows['source'][0].as_py(), kind)}"
+            )
+
+
+def images(folder: str) -> pa.Table:
+    """The manifest's rows, in order; those that the source knows to be of one image made one."""
+    rows = read(folder)
+    if not len(twice := _repeated(rows["image_id"])):
+        return rows
+    at = np.flatnonzero(pc.is_in(rows["image_id"], twice).to_numpy())
+    found: dict[str, list[int]] = {}
+    for row, image_id in zip(at.tolist(), rows["image_id"].take(at).to_pylist(), strict=True):
+        found.setdefault(image_id, []).append(row)
+    of = {id_: _one_image(rows.take(places).to_pylist()) for id_, places in found.items()}
+    made = {found[id_][0]: row for id_, row in of.items() if row}
+    gone = [place for id_, row in of.items() if row for place in found[id_]]
+    kept = np.setdiff1d(np.arange(rows.num_rows), gone)
+    table = pa.concat_tables([rows.take(kept), pa.Table.from_pylist([*made.values()], rows.schema)])
+    return table.take(np.argsort([*kept, *made]))
+
+
+def _one_image(rows: list[dict]) -> dict | None:
+    """The row of an image that several rows are of; None where the source knows no such thing."""
+    first = rows[0]
+    one_image = getattr(SOURCES.get(first["source"]), "one_image", lambda uris: False)
+    alike = all((row["split"], row["source"]) == (first["split"], first["source"]) for row in rows)
+    if not alike or not one_image([row["uri"] for row in rows]):
+        return None
+    return {**first, "captions": [caption for row in rows for caption in row["captions"]]}
+
+
+def _repeated(ids: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The values that are there more than once."""
+    counts = pc.value_counts(ids)
+    return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+
+
+def _caption_ids(captions: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """Of every caption its row, and its id."""
+    captions = captions.combine_chunks()
+    return pc.list_parent_indices(captions), captions.flatten().field("caption_id")
+
+
+def _places(plan: Plan, kind: str, id_: str) -> str:
+    """The two parts, and the rows in them, that have an id."""
+    found: list[str] = []
+    for piece in plan.pieces:
+        rows = parquet.read_table(piece.output, ["image_id", "captions"])
+        numbers, ids = range(rows.num_rows), rows["image_id"]
+        if kind == "caption":
+            numbers, ids = _caption_ids(rows["captions"])
+        here = np.flatnonzero(pc.equal(ids, id_).to_numpy(zero_copy_only=False))
+        found += [f"image {int(numbers[k]) + 1} of {piece.inputs['part']}" for k in here.tolist()]
+        if len(found) > 1:
+            return f": {found[0]} and {found[1]}"
+    return ""
+
+
+def _advice(kind_of_source: str, kind: str) -> str:
+    if kind == "caption":
+        return "give every caption an id of its own"
+    advice = "give every image one row, its captions in a list"
+    return getattr(SOURCES.get(kind_of_source), "TWICE", advice)
 
 
 def totals(index: dict) -> dict[str, int]:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import sources
 from pipeline.errors import InputError
 from pipeline.sharding import exclusions, images, ingest, loading, tar_writer
 from pipeline.sharding.images import Rejected
@@ -36,7 +37,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     run.index("ingest")  # a sentence where it was not finished
     settings = recipe.shard.relevant()
     excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
-    manifest = ingest.read(run.folder("ingest")).combine_chunks()
+    manifest = ingest.images(run.folder("ingest")).combine_chunks()
     shared = {"settings": recipe.shard, "source": recipe.source}
     pieces = []
     for split, order in ingest.splits(manifest, recipe.source).items():
@@ -145,6 +146,8 @@ def _sample(
     out |= {"captions": captions, "captions_rejected": rejected, "reason": None}
     try:
         if reason := inputs["excluded"].get(("image", row["image_id"])):
+            raise Rejected(reason)
+        if reason := sources.set_aside(row["uri"]):
             raise Rejected(reason)
         if not captions:
             raise Rejected(rejected[0]["reason"] if rejected else "no caption: none is given")

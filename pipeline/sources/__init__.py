@@ -7,7 +7,13 @@ A source is a module with
     inputs(settings, part) -> list          what else a part's rows depend on: stamps of its files
     load(uri) -> bytes                      optional: the bytes a row's uri stands for, where that
                                             is neither a file nor an http(s) address
+    one_image(uris) -> bool                 optional: whether rows of several parts with one id are
+                                            of one image, their captions to be put together
+    TWICE                                   optional: what to do about an id that two parts have
     relevance(scenes, captions) -> array    optional: the true relevance, from the rows' facts
+
+One bad row among good ones is set aside: its uri is `problems.uri(reason)`, and `shard` counts it.
+What is wrong with a whole part is raised, as `InputError`.
 """
 
 from types import ModuleType
@@ -24,7 +30,7 @@ from pipeline.sources import (
     precomp,
     webdataset,
 )
-from pipeline.sources.readers import fetch
+from pipeline.sources.readers import fetch, problems
 from pipeline.storage import store
 from schemas.settings import SourceSettings
 
@@ -48,11 +54,18 @@ def source(kind: str) -> ModuleType:
     return SOURCES[kind]
 
 
+def set_aside(uri: str) -> str | None:
+    """Why the source set a row with this uri aside; None where it did not."""
+    return problems.reason(uri)
+
+
 def load(kind: str, uri: str, settings: SourceSettings) -> bytes:
     """The bytes a manifest row's uri stands for; may be called from many threads.
 
     Raises OSError, ValueError or InputError; a message's words before the first colon say why.
     """
+    if reason := problems.reason(uri):
+        raise InputError(reason)
     if fetch.is_address(uri):
         return fetch.fetch(uri, settings)
     return getattr(source(kind), "load", store.read_bytes)(uri)

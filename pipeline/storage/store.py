@@ -150,7 +150,8 @@ def _local_entries(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
     entries = []
     for entry in found:
         with contextlib.suppress(FileNotFoundError):  # moved meanwhile: others write here too
-            entries.append(fs.info(entry))
+            followed = {"type": "file"} if entry.is_symlink() and entry.is_file() else {}
+            entries.append(fs.info(entry) | followed)
     return entries
 
 

@@ -14,10 +14,17 @@ class SourceSettings(Section):
     split: str | None = setting(None, "split where no row says one (default: as files are named)")
     splits: dict[str, str] = setting({}, "rename splits, as {val: test}; 'drop' leaves one out")
     holdout: int = setting(0, "images cut from the end of train to become val (count)", ge=0)
-    image_column: str = setting("image", "tables: column of image paths, URLs or bytes")
-    caption_column: str = setting("caption", "tables: column of captions")
+    image_column: str = setting("image", "tables: column of paths, URLs or bytes; tars: an ending")
+    caption_column: str = setting("caption", "tables: column of captions; tars: JSON field, ending")
     split_column: str = setting("split", "tables: column of split names (optional)")
-    id_column: str | None = setting(None, "tables: column of image ids (default: images' paths)")
+    id_column: str | None = setting(
+        None, "tables: column of image ids (default: images' paths); tars: field of the JSON"
+    )
+    text_captions: Literal["auto", "one", "lines"] = setting(
+        "auto",
+        "tars: a .txt is one caption, or each of its lines is (auto: as dataset_type.txt says)",
+        changes="contents",
+    )
     fetch_timeout: float = setting(
         20.0, "URLs: longest silence, and download, of one try (seconds)", gt=0, changes="how"
     )

@@ -41,9 +41,16 @@ def file(settings: SourceSettings, expected: str) -> str:
 def files(settings: SourceSettings, expected: str) -> list[str]:
     """The files `source.path` names: one, or all of a pattern (`data/*.csv`, `{000..099}.tar`)."""
     uri = path(settings, expected)
-    if not any(sign in uri for sign in "*?[{") or store.exists(uri):
+    if not any(sign in uri for sign in "*?[{}") or store.exists(uri):
         return [file(settings, expected)]
-    found = [name for pattern in braceexpand(uri) for name in _matches(pattern)]
+    try:
+        patterns = list(braceexpand(uri))
+    except ValueError:
+        raise InputError(
+            f"source.path {uri} has a brace without its other half; write {{000..099}} for "
+            f"numbered names, and a backslash before a brace of a name; expected {expected}"
+        ) from None
+    found = [name for pattern in patterns for name in _matches(pattern)]
     if not found:
         raise InputError(f"no file matches source.path {uri}; expected {expected}")
     return found
