@@ -12,7 +12,7 @@ def run(run: Run) -> None:
         plan = ingest.plan(run.recipe, run.root)
         index = stage.make(plan, ingest.write_part, check=lambda made: ingest.check(plan))
         if not run.dry:
-            images = {f"{split}_images": n for split, n in ingest.totals(index).items()}
+            images = {f"{split}_images": n for split, n in ingest.totals(plan.folder).items()}
             stage.note(**images, version=index["version"])
 
 

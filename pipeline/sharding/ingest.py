@@ -144,9 +144,11 @@ def _advice(kind_of_source: str, kind: str) -> str:
     return getattr(SOURCES.get(kind_of_source), "TWICE", advice)
 
 
-def totals(index: dict) -> dict[str, int]:
-    """Images of each split of the source."""
-    return dict(sum((Counter(entry["splits"]) for entry in index["pieces"]), Counter()))
+def totals(folder: str) -> dict[str, int]:
+    """Images of each split of the source, those in several parts counted once."""
+    rows = read(folder, ["image_id", "split"]).group_by(["split", "image_id"]).aggregate([])
+    counts = pc.value_counts(rows["split"]).to_pylist()
+    return {count["values"]: count["counts"] for count in counts}
 
 
 def read(folder: str, columns: list[str] | None = None) -> pa.Table:

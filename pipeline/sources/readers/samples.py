@@ -250,7 +250,8 @@ def _captions(sample: Sample, reading: Reading) -> list[tuple[str | int | None, 
     texts = [reading.caption.lower()] if reading.caption else list(TEXTS)
     found = next((sample.about[name] for name in fields if sample.about.get(name)), None)
     if found is not None:
-        parts = found if isinstance(found, list) else [found]
+        whole = {"caption_id": sample.about.get("caption_id"), "text": found}
+        parts = found if isinstance(found, list) else [found if isinstance(found, dict) else whole]
         return [(_caption_id(part), text) for part in parts for text in annotations.texts(part)]
     ending = next((ending for ending in texts if ending in sample.texts), None)
     if ending is None or ending == "json":

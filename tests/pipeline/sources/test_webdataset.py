@@ -237,6 +237,14 @@ def test_captions_of_json(tmp_path):
     assert [id_ for id_, _ in found["records"]] == ["x", "t-records#1"]
 
 
+def test_a_caption_that_is_a_sample_keeps_its_id(tmp_path):
+    abouts = [{"image_id": 7, "caption_id": k, "caption": f"said {k}"} for k in (70, 71)]
+    members = [(f"{k}.{end}", a if end == "json" else b"x")
+               for k, a in enumerate(abouts) for end in ("jpg", "json")]  # fmt: skip
+    (row,) = one(tmp_path, members)
+    assert captions(row) == [("70", "said 70"), ("71", "said 71")]
+
+
 def test_endings_are_read_in_any_case_and_text_has_several(tmp_path):
     members = [("1.JPG", b"x"), ("1.TXT", "A"), ("2.Png", b"x"), ("2.JSON", {"caption": "B"})]
     members += [("3.jpg", b"x"), ("3.caption", "\ufeffC"), ("4.npy", b"f"), ("4.text", "D")]
@@ -358,6 +366,7 @@ def test_an_image_whose_captions_are_in_several_tars_is_one(tmp_path):
         ("2", ["said 2", "said 4"]),
         ("3", ["said 3"]),
     ]
+    assert ingest.totals(f"{tmp_path}/run/1-manifest") == {"train": 3}
 
 
 def test_an_id_of_two_pictures_in_two_tars_is_refused_with_both_places(tmp_path):
@@ -392,6 +401,19 @@ def test_a_sample_is_read_from_a_store_by_its_range(tmp_path):
     memory.pipe_file("/tars/train-000.tar", memory.cat_file("/tars/train-000.tar", end=1000))
     with pytest.raises(InputError, match="tar is shorter than it was: "):
         load(rows[40])
+
+
+def test_a_folder_in_a_store_is_read_with_those_in_it(tmp_path):
+    memory = fsspec.filesystem("memory")
+    data = write_tar(tmp_path / "t.tar", [("1.jpg", b"x"), ("1.txt", "A\nB")]).read_bytes()
+    for name in ("train/0.tar", "test/0.tar", "test/._0.tar", "test/0.json"):
+        memory.pipe_file(f"/in-folders/{name}", data)
+    memory.pipe_file("/in-folders/dataset_type.txt", b"retrieval")
+    for path in ("memory://in-folders", "memory://in-folders/*/0.tar"):
+        rows = rows_of("webdataset", path)
+        assert [row["image_id"] for row in rows] == ["test/0-1", "train/0-1"]
+        assert [row["split"] for row in rows] == ["test", "train"]
+        assert [len(row["captions"]) for row in rows] == [2, 2] and load(rows[0]) == b"x"
 
 
 # ---- tars that are not whole -------------------------------------------------------------------
@@ -467,6 +489,13 @@ def test_a_member_that_is_too_long_for_a_text_is_not_read(tmp_path, monkeypatch)
     monkeypatch.setattr(samples, "TEXT_BYTES", 10)
     write_tar(tmp_path / "t.tar", [("1.jpg", b"x"), ("1.txt", "eleven char")])
     assert "'1.txt': 11 bytes are no caption" in refused("webdataset", tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize("name", ["{000..010.tar", "000}.tar", "{{0..1}.tar"])
+def test_half_a_brace_is_a_sentence(name, tmp_path):
+    assert "a brace without its other half" in refused("webdataset", tmp_path / name)
+    write_tar(tmp_path / name, TWO)
+    assert len(rows_of("webdataset", tmp_path / name)) == 2, "a file may be called so"
 
 
 def test_a_part_depends_on_its_own_tar_alone(tmp_path):
