@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import sources
 from pipeline.errors import InputError
 from pipeline.sharding import exclusions, images, ingest, loading, tar_writer
 from pipeline.sharding.images import Rejected
@@ -145,15 +144,14 @@ def _sample(
     out = {"image_id": row["image_id"], "split": inputs["split"], "uri": row["uri"]}
     out |= {"captions": captions, "captions_rejected": rejected, "reason": None}
     try:
-        if reason := inputs["excluded"].get(("image", row["image_id"])):
-            raise Rejected(reason)
-        if reason := sources.set_aside(row["uri"]):
+        if reason := inputs["excluded"].get(("image", row["image_id"])) or row["problem"]:
             raise Rejected(reason)
         if not captions:
             raise Rejected(rejected[0]["reason"] if rejected else "no caption: none is given")
         payload = images.checked(load(), inputs["settings"])
     except Rejected as why:
-        return out | {"captions": row["captions"] or [], "reason": str(why)[:REASON_CHARS]}, None
+        given = [{name: c[name] for name in ("caption_id", "text")} for c in row["captions"] or []]
+        return out | {"captions": given, "reason": str(why)[:REASON_CHARS]}, None
     key = _key(row["image_id"])
     out |= {"key": key, "member": f"{key}.{payload.ending}", "size": len(payload.data)}
     out |= {"width": payload.width, "height": payload.height}
@@ -168,6 +166,8 @@ def _captions(captions: list[dict], inputs: dict) -> tuple[list[dict], list[dict
         reason = None
         if listed := inputs["excluded"].get(("caption", id_)):
             reason = listed
+        elif caption["problem"]:
+            reason = caption["problem"]
         elif not text:
             reason = f"empty caption: {id_}"
         elif "\x00" in text:

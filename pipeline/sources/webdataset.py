@@ -12,12 +12,14 @@ import re
 from collections.abc import Iterator
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations, fetch, problems, samples, tars
+from pipeline.sources import notes
+from pipeline.sources.part import Part
+from pipeline.sources.readers import annotations, fetch, samples, tars
 from pipeline.storage import store
 from schemas.settings import SourceSettings
 
+SETTINGS = {"image_column", "caption_column", "id_column", "text_captions"}
 RANGE = re.compile(r"(?P<tar>.+)#(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
-TWICE = "ids that are a tar's own: name another field with --source.id_column, or " + samples.KEY
 
 
 def parts(settings: SourceSettings) -> list[str]:
@@ -37,24 +39,31 @@ def inputs(settings: SourceSettings, part: str) -> list:
     return annotations.stamps([part]) + ([] if said is None else [["lines", said]])
 
 
-def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
-    """Manifest rows in the order of the tar, those of images with an id of their own last."""
-    path = annotations.path(settings, tars.EXPECTED)
-    name = tars.name(part, path if annotations.is_folder(path) else tars.root(path))
-    named = settings.split or tars.split(part, name) or "train"
+def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
+    """What is said of each image in the order of the tar, of those with an id of their own last."""
     used, first = 0, ""
-    for image in samples.images(_samples(settings, part), name):
-        sample = image.sample
+    for image in samples.images(_samples(settings, part.uri), part.name):
+        sample, problem = image.sample, None
         if sample.faults:
             kind, detail = sample.faults[0]
-            reason = f"{kind}: {detail} in {part}; {samples.FAULTS[kind]}"
-            first = first or reason
-        used += not sample.faults
-        uri = problems.uri(reason) if sample.faults else uri_of(part, sample.picture)
-        split = _split(sample.split, settings) or named
-        yield annotations.row(image.image_id, uri, split, image.captions, "webdataset")
+            problem = f"{kind}: {detail} in {part.uri}; {samples.FAULTS[kind]}"
+            first = first or problem
+        used += not problem
+        place = sample.picture
+        uri = (
+            f"{part.uri}#{place.offset_data}+{place.size}" if place else f"{part.uri}#{sample.key}"
+        )
+        yield annotations.row(
+            image.image_id, uri, image.captions, split=sample.split, problem=problem
+        )
     if first and not used:
-        raise InputError(f"no sample of {part} can be used; the first: {first}")
+        notes.add("tars in which no sample can be used", f"{part.uri}, for {first}")
+
+
+def files_of(uri: str) -> tuple[str, ...]:
+    """The tar that an image is in."""
+    place = RANGE.fullmatch(uri)
+    return (place["tar"],) if place else ()
 
 
 def load(uri: str) -> bytes:
@@ -74,10 +83,6 @@ def one_image(uris: list[str]) -> bool:
     return all(places) and len({place["size"] for place in places}) == 1
 
 
-def uri_of(part: str, member) -> str:
-    return f"{part}#{member.offset_data}+{member.size}"
-
-
 def _samples(settings: SourceSettings, part: str) -> Iterator[samples.Sample]:
     reading = samples.Reading.of(settings, part)
     try:
@@ -87,10 +92,3 @@ def _samples(settings: SourceSettings, part: str) -> Iterator[samples.Sample]:
                 yield sample
     except tars.Broken as broken:
         raise InputError(f"{part} is broken: {broken}") from None
-
-
-def _split(word: str | None, settings: SourceSettings) -> str | None:
-    """The split that a sample's own word means; as it is where `source.splits` has it."""
-    if word is None or word in settings.splits:
-        return word
-    return annotations.SPLIT_WORDS.get(word.lower(), word)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.sharding.checks.shard_check import AGAIN, IDS, Finding, check_shard
+from pipeline.sources import part
 from pipeline.sources.readers import tars
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece
@@ -43,21 +44,20 @@ def plan(uri: str, *, decode: bool = True) -> tuple[list[Piece], list[Finding]]:
 
 
 def _piece(name: str, about: dict[str, Any]) -> Piece:
-    tar = about.get("tar", "")
     common = {"sidecar": "", "entry": {}, "repair": "", "kind": "shard", "name": name}
-    return Piece(name, tar, "", common | {"split": tars.split(tar, name) or "train"} | about)
+    return Piece(name, about.get("tar", ""), "", common | about)
 
 
 def _foreign(folder: str, names: list[str], decode: bool) -> tuple[list[Piece], list[Finding]]:
     """Tars of any tool, by their paths inside a folder."""
     pieces, found, settings = [], [], ShardSettings() if decode else None
-    for inside in names:
-        uri = store.join(folder, inside)
-        if tars.is_compressed(uri):
+    for one in part.of([store.join(folder, name) for name in names]):
+        if tars.is_compressed(one.uri):
             kind = "compressed tar"
-            found.append(Finding(uri, f"{kind}: by its name", tars.FAULTS[kind]))
+            found.append(Finding(one.uri, f"{kind}: by its name", tars.FAULTS[kind]))
         else:
-            pieces.append(_piece(tars.name(uri, folder), {"tar": uri, "settings": settings}))
+            about = {"tar": one.uri, "split": one.split, "settings": settings}
+            pieces.append(_piece(one.name, about))
     return pieces, found
 
 
@@ -91,16 +91,17 @@ def _ours(folder: str, decode: bool) -> tuple[list[Piece], list[Finding]]:
             "entry": entries.get(name, {}),
             "repair": repair,
             "settings": ANY_SIZE if decode else None,
+            "split": name.rpartition("-")[0],
         }
         if entries and name not in entries:
             file = store.join(folder, tar if tar in names else sidecar)
             found.append(Finding(file, "a shard that the index does not name", "remove it"))
             continue
         do, mends = repair or AGAIN, name if repair else ""
-        for part, file in (("tar", tar), ("sidecar", sidecar)):
-            if not about[part]:
-                other = "sidecar" if part == "tar" else "tar"
-                what = f"missing {part}: its {other} or the index names it"
+        for which, file in (("tar", tar), ("sidecar", sidecar)):
+            if not about[which]:
+                other = "sidecar" if which == "tar" else "tar"
+                what = f"missing {which}: its {other} or the index names it"
                 found.append(Finding(store.join(folder, file), what, do, mends))
         if about["tar"]:
             pieces.append(_piece(name, about))

@@ -9,11 +9,14 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import InputError
 from pipeline.sharding import images
 from pipeline.sources.readers import samples, tars
 from pipeline.sources.readers.samples import Sample
+from pipeline.sources.splits import Splits
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece
+from schemas.settings import SourceSettings
 
 # Of every sample, for what only shows over all shards: ids, split, hash of the picture's bytes.
 IDS = pa.schema(
@@ -22,10 +25,14 @@ IDS = pa.schema(
 )
 AGAIN = "write or copy the tar again"
 UNUSABLE = "a member that cannot be used"
+NO_CAPTION = "a caption that cannot be used"
+NO_SPLIT = "a split that cannot be used"
 # What can be wrong inside a tar, and what to do where no repair from a manifest would help.
 ADVICE = {
     **tars.FAULTS,
     **samples.FAULTS,
+    NO_CAPTION: "mend it, or take it out",
+    NO_SPLIT: "say what it is by source.splits",
     UNUSABLE: "list it in `shard.exclude`, or mend the source, and run `halftone shard`",
 }
 
@@ -83,9 +90,13 @@ def check_shard(piece: Piece) -> dict:
             rows, whole = None, False  # of half a tar no more needs to be said
     if rows is not None:
         _same_as_sidecar(read, hashes, rows, about, found)
-    table = [_ids(image, hashes, about) for image in samples.images(read, about["name"])]
-    for fault in (fault for sample in read for fault in sample.faults if whole):
-        found.add(about["tar"], *fault)
+    table = [_ids(image, hashes, about, found) for image in samples.images(read, about["name"])]
+    for sample in read if whole else ():
+        for fault in sample.faults:
+            found.add(about["tar"], *fault)
+        for caption in sample.captions if not sample.faults else ():
+            if caption.problem:
+                found.add(about["tar"], NO_CAPTION, f"{sample.key!r}: {caption.problem}")
     counted = {"samples": len(read), "captions": sum(len(row["caption_ids"]) for row in table)}
     for name, count in counted.items() if whole else ():
         told = about["entry"].get(name, count)  # by the index, or by the sidecar's summary
@@ -142,14 +153,19 @@ def _check_payload(file: BinaryIO, sample: Sample, about: dict, found: Found) ->
     return store.sha256(data)
 
 
-def _ids(image: samples.Image, hashes: dict[str, str], about: dict) -> dict:
+def _ids(image: samples.Image, hashes: dict[str, str], about: dict, found: Found) -> dict:
     """What of an image, of one sample or more, must fit those of other tars."""
+    split = about["split"]
+    try:
+        split = Splits(SourceSettings(), split).of(image.sample.split)
+    except InputError as why:
+        found.add(about["tar"], NO_SPLIT, f"{image.sample.key!r}: {why}")
     return {
         "image_id": image.image_id,
-        "split": image.sample.split or about["split"],
+        "split": split,
         "sha256": hashes[image.sample.key] or None,
         "tar": about["tar"],
-        "caption_ids": [id_ for id_, _ in image.captions],
+        "caption_ids": [caption.id for caption in image.captions],
     }
 
 
@@ -165,7 +181,7 @@ def _same_as_sidecar(
             continue
         payload = sample.picture
         place = payload and (payload.name, payload.offset_data, payload.size)
-        captions = [{"caption_id": id_, "text": text} for id_, text in sample.captions]
+        captions = [{"caption_id": c.id, "text": c.text} for c in sample.captions]
         first = row["captions"][0]["text"] if row["captions"] else ""
         for kind, same in (
             ("a member at another place than the sidecar says",

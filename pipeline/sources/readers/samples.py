@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations, tars
-from pipeline.storage import store
+from pipeline.sources.readers import cells, pictures, tars
+from pipeline.sources.readers.cells import Caption
+from pipeline.storage import store, text_files
 from schemas.settings import SourceSettings
 
 NAME = re.compile(r"(?:\./)*((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # the key, and the ending
@@ -63,13 +64,10 @@ class Reading(NamedTuple):
 
     @classmethod
     def of(cls, settings: SourceSettings, tar: str) -> "Reading":
-        def given(name: str) -> str | None:
-            value, default = (getattr(s, name) for s in (settings, SourceSettings()))
-            return None if value in (None, default) else value.removeprefix(".")
-
         lines = {"auto": lines_of(tar), "lines": True, "one": False}[settings.text_captions]
-        picture, caption = given("image_column"), given("caption_column")
-        return cls(picture and picture.lower(), caption, given("id_column"), lines)
+        picture = settings.image_column and settings.image_column.lower().removeprefix(".")
+        caption = settings.caption_column and settings.caption_column.removeprefix(".")
+        return cls(picture, caption, settings.id_column, lines)
 
 
 def lines_of(tar: str) -> bool | None:
@@ -96,7 +94,7 @@ class Sample:
     picture: tarfile.TarInfo | None = None  # or features
     image_id: str | None = None  # where the JSON has one
     split: str | None = None  # where the JSON has one
-    captions: list[tuple[str | int | None, str]] = field(default_factory=list)  # id as given, text
+    captions: list[Caption] = field(default_factory=list)
     by_line: bool = False  # its caption is a text member of several lines
     faults: list[Fault] = field(default_factory=list)
 
@@ -161,7 +159,7 @@ def _add(
 @functools.cache
 def _payloads(picture: str | None) -> frozenset[str]:
     """Endings of pictures and features, or the one that was named."""
-    types = (ending[1:] for ending in annotations.IMAGE_TYPES)
+    types = (ending[1:] for ending in pictures.TYPES)
     return frozenset([picture] if picture else [*types, FEATURES])
 
 
@@ -196,19 +194,17 @@ def _finished(sample: Sample, reading: Reading) -> Sample:
     """The sample once all its members are there."""
     _find_picture(sample, reading)
     try:
-        sample.image_id = _id(sample.about, reading.id or "image_id")
-        sample.split = _word(sample.about, "split")
+        sample.image_id = _name(sample.about, reading.id or "image_id")
+        sample.split = _name(sample.about, "split")
         sample.captions = _captions(sample, reading)
-        "".join([sample.image_id or "", *(text for _, text in sample.captions)]).encode()
-    except (InputError, ValueError) as why:
-        what = "half a character" if isinstance(why, UnicodeEncodeError) else str(why)
-        sample.wrong("a member that cannot be used", f"{sample.key + '.json'!r}: {what}")
-        sample.image_id, sample.captions = None, []
+    except InputError as why:
+        sample.wrong("a member that cannot be used", f"{sample.key + '.json'!r}: {why}")
         return sample
     if reading.id not in (None, KEY) and sample.image_id is None:
         sample.wrong("a sample without id", f"{sample.key!r} has no {reading.id!r} in a JSON")
-    if not any(text.strip() for _, text in sample.captions):
-        sample.wrong("a sample without caption", _there(sample))
+    if not any(caption.text.strip() for caption in sample.captions):
+        problem = next((f": {c.problem}" for c in sample.captions if c.problem), "")
+        sample.wrong("a sample without caption", _there(sample) + problem)
     return sample
 
 
@@ -228,44 +224,34 @@ def _find_picture(sample: Sample, reading: Reading) -> None:
         sample.wrong("a sample without picture or features", _there(sample))
 
 
-def _id(about: dict, name: str) -> str | None:
-    value = about.get(name)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a table's column of ids with a hole in it
-    if value is None or isinstance(value, str) or (type(value) is int):
-        return None if value is None else str(value).strip() or None
-    raise ValueError(f"its {name} is {value!r:.40}; expected a text or a whole number")
+def _name(about: dict, field: str) -> str | None:
+    try:
+        name = cells.identifier(about.get(field))
+        (name or "").encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"its {field} holds half a character, {error.object!r}") from None
+    except InputError as why:
+        raise InputError(f"its {field} {why}") from None
+    return name
 
 
-def _word(about: dict, name: str) -> str | None:
-    value = about.get(name)
-    if value is None or isinstance(value, str):
-        return (value or "").strip() or None
-    raise ValueError(f"its {name} is {value!r:.40}; expected a text")
-
-
-def _captions(sample: Sample, reading: Reading) -> list[tuple[str | int | None, str]]:
-    """(the caption's id where it has one, text) of every caption."""
+def _captions(sample: Sample, reading: Reading) -> list[Caption]:
+    """The captions of a field of the JSON, else of a text member."""
+    about, texts = sample.about, sample.texts
     fields = [reading.caption] if reading.caption else ["captions", "caption"]
-    texts = [reading.caption.lower()] if reading.caption else list(TEXTS)
-    found = next((sample.about[name] for name in fields if sample.about.get(name)), None)
-    if found is not None:
-        whole = {"caption_id": sample.about.get("caption_id"), "text": found}
-        parts = found if isinstance(found, list) else [found if isinstance(found, dict) else whole]
-        return [(_caption_id(part), text) for part in parts for text in annotations.texts(part)]
-    ending = next((ending for ending in texts if ending in sample.texts), None)
-    if ending is None or ending == "json":
-        return []
-    text = sample.texts[ending].replace("\r\n", "\n").replace("\r", "\n")
-    lines = [line for line in text.split("\n") if line.strip()]
+    for name in fields:
+        value = about.get(name)
+        if isinstance(value, str) and "caption_id" in about:
+            value = {"caption_id": about["caption_id"], "text": value}
+        if found := cells.captions(value):
+            return found
+    endings = [reading.caption.lower()] if reading.caption else TEXTS
+    text = next((texts[ending] for ending in endings if ending in texts and ending != "json"), "")
+    lines = [line for line in text_files.LINE_END.split(text) if line.strip()]
     sample.by_line = len(lines) > 1
-    return [(None, line) for line in lines] if reading.lines else [(None, text)]
-
-
-def _caption_id(part) -> str | int | None:
-    """The id a caption's record has: a number stays one until it is known whether it is unique."""
-    known = _id(part, "caption_id") if isinstance(part, dict) else None
-    return known if known is None or isinstance(part["caption_id"], str) else int(known)
+    if reading.lines:
+        return [Caption(None, line) for line in lines]
+    return cells.captions(text) if text.strip() else []
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -277,7 +263,7 @@ class Image:
 
     image_id: str
     sample: Sample  # the first
-    captions: list[tuple] = field(default_factory=list)  # id, text
+    captions: list[Caption] = field(default_factory=list)  # each with an id
 
 
 def images(samples: Iterable[Sample], name: str) -> Iterator[Image]:
@@ -291,21 +277,32 @@ def images(samples: Iterable[Sample], name: str) -> Iterator[Image]:
         known, own_name = sample.image_id, f"{name}-{sample.key}"
         if known in held and (why := _differ(held[known].sample, sample)):
             sample.wrong("two samples of one id that differ", f"{known!r} is {why}")
-        if sample.faults:  # a name and ids of its own, that stand in nobody's way
-            captions = [(f"{own_name}#{k}", text) for k, (_, text) in enumerate(sample.captions)]
+        captions = [
+            caption._replace(id=(not sample.faults and caption.id) or f"{own_name}#{k}")
+            for k, caption in enumerate(sample.captions)
+        ]
+        if sample.faults:  # its name and ids are its own, and stand in nobody's way
             yield Image(own_name, sample, captions)
             continue
         image = held.setdefault(known or number, Image(known or own_name, sample))
-        for k, (id_, text) in enumerate(sample.captions):
-            image.captions.append((f"{own_name}#{k}" if id_ is None else id_, text))
-        if known is None and all(isinstance(id_, str) for id_, _ in image.captions):
+        image.captions += captions
+        if known is None and not any(map(_is_number, captions)):
             yield held.pop(number)  # no other sample has a say in it
-    called = Counter(n for i in held.values() for n in {c for c, _ in i.captions if type(c) is int})
+    called = Counter(
+        id_ for i in held.values() for id_ in {c.id for c in filter(_is_number, i.captions)}
+    )
     own = any(count > 1 for count in called.values())
     for image in held.values():
-        it = f"{image.image_id}#" if own else ""
-        image.captions = [(c if isinstance(c, str) else f"{it}{c}", t) for c, t in image.captions]
+        if own:
+            image.captions = [
+                c._replace(id=f"{image.image_id}#{c.id}") if _is_number(c) else c
+                for c in image.captions
+            ]
         yield image
+
+
+def _is_number(caption: Caption) -> bool:
+    return caption.id.isdecimal()
 
 
 def _differ(one: Sample, two: Sample) -> str:

@@ -6,14 +6,13 @@ places to read from without unpacking all that stands before.
 
 import io
 import os
-import re
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations
-from pipeline.storage import store
+from pipeline.sources.readers import annotations, pictures
+from pipeline.storage import store, text_files
 from schemas.settings import SourceSettings
 
 EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
@@ -62,7 +61,6 @@ def named(settings: SourceSettings) -> list[str]:
         found = [store.join(uri, name) for name in in_folder(uri)]
     else:
         found = annotations.files(settings, EXPECTED)
-        found = [file for file in found if not store.name_of(file).startswith(".")]
     for file in filter(os.path.islink, found):
         if not os.path.exists(file):
             raise InputError(f"{file} is a link to nothing; mend or remove it")
@@ -91,7 +89,7 @@ def _walked(folder: str) -> Iterator[str]:
         other = seen.setdefault(os.path.realpath(place), place)
         if other != place:
             raise InputError(f"{place} and {other} are one folder; remove the link")
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not pictures.is_hidden(name)]
         yield from (os.path.relpath(os.path.join(place, name), folder) for name in files)
 
 
@@ -103,37 +101,11 @@ def _found(folder: str) -> list[str]:
     return store.ask(folder, find)
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or a folder of the path is hidden, as `._0.jpg` and `__MACOSX/0.jpg` are."""
-    if not name.startswith((".", "__MACOSX/")) and "/." not in name and "/__MACOSX/" not in name:
+def hidden(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, is hidden, such as a Mac's ._0.jpg."""
+    if path[0] != "." and "/." not in path and "__MACOSX" not in path:
         return False
-    folders = name.split("/")
-    return "__MACOSX" in folders or any(f.startswith(".") and f not in (".", "..") for f in folders)
-
-
-# ---- what they are called ------------------------------------------------------------------------
-
-
-def root(path: str) -> str:
-    """The folder inside which a path or a pattern names tars apart."""
-    parts = path.rstrip("/").split("/")
-    first = next((k for k, part in enumerate(parts) if re.search(r"[*?\[{]", part)), len(parts) - 1)
-    return "/".join(parts[:first])
-
-
-def name(tar: str, folder: str) -> str:
-    """What a tar's samples are called after: its path inside the folder, without the ending."""
-    inside, whole = (re.sub(r"^\w+:/+", "", uri).strip("/") for uri in (folder, tar))
-    path = whole.removeprefix(f"{inside}/") if inside else whole
-    return re.sub(r"\.tar$", "", path, flags=re.IGNORECASE)
-
-
-def split(tar: str, name: str) -> str | None:
-    """The split a tar is named after, or a folder it lies in."""
-    *folders, last = name.split("/")
-    found = (annotations.split_of(word) for word in (last, *reversed(folders)))
-    parent = tar.split("/")[-2] if "/" in tar else ""
-    return next(filter(None, found), annotations.SPLIT_WORDS.get(parent.lower()))
+    return any(pictures.is_hidden(name) and name not in (".", "..") for name in path.split("/"))
 
 
 # ---- members -------------------------------------------------------------------------------------
@@ -141,9 +113,9 @@ def split(tar: str, name: str) -> str | None:
 
 def opened(uri: str, *, whole: bool = False) -> BinaryIO:
     """The tar to read here and there in; a remote one that is read `whole` comes at once."""
-    if store.is_local(uri):
-        return open(uri.removeprefix("file://"), "rb")  # in half the time of fsspec's
-    return io.BytesIO(store.read_bytes(uri)) if whole else annotations.opened(uri)
+    if whole and not store.is_local(uri):
+        return io.BytesIO(store.read_bytes(uri))
+    return text_files.binary(uri, EXPECTED)
 
 
 def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
