@@ -82,11 +82,12 @@ def write_part(piece: Piece) -> dict:
             manifest.append(_batch(block, part.uri))
     summary = {"part": part.uri, "splits": dict(counts), "said": found.summary(), "passed": passed}
     summary |= {"base": piece.inputs["base"], "seen": piece.inputs["seen"]}
-    table = pa.Table.from_batches(truth, TRUTH)
-    if table.num_rows:
-        uri = piece.output.replace("part-", "truth-")
-        summary |= parquet.write_table(uri, table, piece.fingerprint, {})
+    facts = pa.Table.from_batches(truth, TRUTH)
     table = pa.Table.from_batches(manifest, MANIFEST)
+    summary["contents"] = [digest(table.drop_columns(["stamp"])), digest(facts)]
+    if facts.num_rows:
+        uri = piece.output.replace("part-", "truth-")
+        summary |= parquet.write_table(uri, facts, piece.fingerprint, {})
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
@@ -212,6 +213,7 @@ def splits(manifest: pa.Table, settings: SourceSettings) -> dict[str, np.ndarray
 def digest(rows: pa.Table) -> str:
     """Hash of what manifest rows hold, whatever chunks and buffers it lies in."""
     hashed = hashlib.sha256()
+    rows = rows.cast(_large_schema(rows.schema))
     for name in rows.column_names:
         _feed(hashed, rows[name].combine_chunks())
     return hashed.hexdigest()

@@ -34,7 +34,7 @@ from pipeline.sources import (
     webdataset,
 )
 from pipeline.sources.part import Part
-from pipeline.sources.readers import fetch
+from pipeline.sources.readers import fetch, pictures
 from pipeline.sources.readers.pictures import Stamps
 from pipeline.sources.splits import DROP, Splits
 from pipeline.storage import store
@@ -106,6 +106,14 @@ def changed(kind: str, uris: list[str], stamps: list[str | None]) -> dict[str, s
 
 def _files_of(kind: str) -> Callable[[str], tuple[str, ...]]:
     return getattr(source(kind), "files_of", lambda uri: (uri,))
+
+
+def missing(uri: str) -> str:
+    """What there is in the place of a file that is not there, in words; '' where nothing is."""
+    if pictures.DRIVE.match(uri):
+        return " (a path of Windows: write paths relative to source.images)"
+    near, _ = pictures.alike(uri)
+    return f" (there is {store.name_of(near)})" if near else ""
 
 
 def load(kind: str, uri: str, settings: SourceSettings) -> bytes:

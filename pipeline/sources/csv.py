@@ -146,11 +146,15 @@ def _read_text(settings: SourceSettings, uri: str) -> tuple[tables.Columns, Valu
         header=list(settings.columns) or None,
     )
     columns = tables.columns(settings, table.header, f"{uri} (its first line)")
+    needed = table.header.index(columns.caption)
     places = [None if name is None else table.header.index(name) for name in columns]
 
     def values() -> Values:
         for line, row in table.rows():
-            given = [row[p] if p is not None and p < len(row) else None for p in places]
-            yield f"{uri} line {line}", *given
+            where = f"{uri} line {line}"
+            given: list = [row[p] if p is not None and p < len(row) else None for p in places]
+            if len(row) <= needed:
+                given[1] = cells.Missing(f"{where} ends before its {columns.caption!r}")
+            yield where, *given
 
     return columns, values()

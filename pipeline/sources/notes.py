@@ -39,5 +39,5 @@ def summed(parts: list[Notes]) -> Notes:
 
 
 def told(found: Notes) -> list[str]:
-    """A line each: '2 files that are no images, the first notes.heic'."""
-    return [f"{n:,} {what}, the first {example}" for what, (n, example) in sorted(found.items())]
+    """A line each: 'files that are no images: 2, the first notes.heic'."""
+    return [f"{what}: {n:,}, the first {example}" for what, (n, example) in sorted(found.items())]

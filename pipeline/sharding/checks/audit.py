@@ -20,7 +20,7 @@ from pipeline.sharding.sidecar import EXCLUDED, read_sidecar
 from pipeline.sources.readers import tars
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
-from pipeline.storage.run_folder import RunFolder
+from pipeline.storage.run_folder import RunFolder, contents
 from schemas.hashes import HASHES
 from schemas.settings import Recipe
 
@@ -36,7 +36,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     for entry, sidecar in zip(shards.entries, shards.uris, strict=True):
         tar = sidecar.removesuffix(".parquet") + ".tar"
         inputs = {"tar": tar, "sidecar": sidecar, "split": entry["split"]}
-        fingerprint = store.fingerprint("audit", HASHING, entry["files"])
+        fingerprint = store.fingerprint("audit", HASHING, contents(entry))
         output = store.join(folder, f"{entry['name']}.parquet")
         pieces.append(Piece(entry["name"], output, fingerprint, inputs))
     return Plan.of("audit", folder, pieces, {})

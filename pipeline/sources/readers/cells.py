@@ -11,6 +11,7 @@ import re
 import tokenize
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
@@ -34,6 +35,13 @@ class Caption(NamedTuple):
     problem: str | None = None  # why it cannot be used, 'kind: detail'
 
 
+@dataclass(frozen=True)
+class Missing:
+    """In the place of a value that is not there; `why` is told."""
+
+    why: str
+
+
 def is_none(value: Any) -> bool:
     """Whether a value stands for none: null, or NaN, as which tables of numbers write it."""
     return value is None or (isinstance(value, float) and value != value)
@@ -46,6 +54,8 @@ def captions(value: Any) -> list[Caption]:
     """
     if is_none(value):
         return []
+    if isinstance(value, Missing):
+        return [_wrong(value.why)]
     if isinstance(value, str):
         return _of_text(value)
     if isinstance(value, bytes | bytearray | memoryview):

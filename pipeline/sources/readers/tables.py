@@ -12,7 +12,8 @@ from schemas.settings import SourceSettings
 # What the columns are called where a setting does not say; the first that is there counts.
 USUAL = {
     "image_column": (
-        *("image", "img", "filepath", "file_path", "image_path", "img_path", "path"),
+        *("image", "images", "img", "picture", "photo"),
+        *("filepath", "file_path", "image_path", "img_path", "path"),
         *("filename", "file_name", "image_name", "image_file", "file", "image_url", "url", "jpg"),
     ),
     "caption_column": (
@@ -76,10 +77,11 @@ def columns(settings: SourceSettings, header: list[str], where: str) -> Columns:
             hint = did_you_mean(said, header)
             raise InputError(f"{where} has no column {said!r} (source.{setting}){hint}")
         if name is None and setting in ("image_column", "caption_column"):
+            usual, what = ", ".join(USUAL[setting][:3]), setting.removesuffix("_column")
             raise InputError(
-                f"{where} has none of {', '.join(USUAL[setting])}; it has "
-                f"{', '.join(map(repr, header)) or 'none'}: name one by source.{setting}, or all of "
-                "a table without a header by source.columns"
+                f"{where} has no column of the {what} ({usual}, …); it has "
+                f"{', '.join(map(repr, header)) or 'none'}: name one by source.{setting}, or all "
+                "of them by source.columns where the table has no header"
             )
         if name is not None and header.count(name) > 1:
             raise InputError(f"{where} has two columns {name!r}; leave or rename one of them")
