@@ -15,7 +15,7 @@ def run(run: Run) -> None:
         check = partial(ingest.check, plan, settings=run.recipe.source)
         index = stage.make(plan, ingest.write_part, check=check)
         if not run.dry:
-            images = {f"{split}_images": n for split, n in ingest.totals(index).items()}
+            images = {f"{split}_images": n for split, n in ingest.totals(plan.folder).items()}
             stage.note(**images, version=index["version"])
             for line in ingest.told(index):
                 run.show.line(f"  {line}")

@@ -20,7 +20,10 @@ from schemas.manifest import MANIFEST, TRUTH
 from schemas.settings import Recipe, SourceSettings
 
 SPLITS = ("train", "val", "test")
-ADVICE = "give every image one row, its captions in a list, or name it by source.id_column"
+ADVICE = (
+    "give every image one row, its captions in a list, or name it by source.id_column (of tars a "
+    "field of the JSON, or __key__)"
+)
 UNUSABLE = "images that cannot be used"
 BLOCK = 10_000  # rows that are held as Python objects at a time
 
@@ -92,17 +95,18 @@ def check(plan: Plan, made: dict[str, dict], settings: SourceSettings) -> None:
     """Refuses an empty data set, an id that is there twice, splits that only some parts name."""
     summaries = plan.done | made
     splits_rule.check({s["part"]: s["said"] for s in summaries.values()}, settings)
-    tables = [parquet.read_table(p.output, ["image_id", "captions"]) for p in plan.pieces]
-    images = sum(map(len, tables))
-    if not images:
+    tables = [parquet.read_table(piece.output) for piece in plan.pieces]
+    count = sum(map(len, tables))
+    if not count:
         raise InputError(f"{settings.path or settings.kind} holds no image")
     passed = notes.summed([summary["passed"] for summary in summaries.values()])
     unusable, first = passed.get(UNUSABLE, (0, ""))
-    if unusable == images:
-        raise InputError(f"none of {images} images can be used, the first: {first}")
-    rows = pa.concat_tables([t.cast(_large_schema(t.schema)) for t in tables]).combine_chunks()
+    if unusable == count:
+        raise InputError(f"none of {count} images can be used, the first: {first}")
+    rows = pa.concat_tables([t.cast(_large_schema(t.schema)) for t in tables])
     parts = [piece.inputs["part"].uri for piece in plan.pieces]
-    check_ids(rows, np.repeat(parts, list(map(len, tables))))
+    rows, first_rows = gathered(rows)
+    check_ids(rows.combine_chunks(), np.repeat(parts, list(map(len, tables)))[first_rows])
 
 
 def check_ids(rows: pa.Table, parts: np.ndarray) -> None:
@@ -116,16 +120,51 @@ def check_ids(rows: pa.Table, parts: np.ndarray) -> None:
         ("image", rows["image_id"].combine_chunks(), parts, ADVICE),
         ("caption", *of_captions, "give every caption an id of its own"),
     ):
-        if pc.count_distinct(ids, "all").as_py() == len(ids):
+        if not len(twice := _repeated(ids)):
             continue
-        counts = pc.value_counts(ids)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         one, two = of[np.flatnonzero(pc.equal(ids, twice[0]).to_numpy(zero_copy_only=False))[:2]]
         where = f"twice in {one}" if one == two else f"in {one} and in {two}"
         raise InputError(
             f"{len(twice)} {kind} ids appear more than once, the first is {twice[0].as_py()!r}, "
             f"{where}; {advice}"
         )
+
+
+def gathered(rows: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The rows, those that their source knows to be of one image made one; and the first of each.
+
+    As where every caption is a sample of its own, and an image's samples are in several tars.
+    """
+    if not len(twice := _repeated(rows["image_id"])):
+        return rows, np.arange(rows.num_rows)
+    at = np.flatnonzero(pc.is_in(rows["image_id"], twice).to_numpy())
+    found: dict[str, list[int]] = {}
+    for row, image_id in zip(at.tolist(), rows["image_id"].take(at).to_pylist(), strict=True):
+        found.setdefault(image_id, []).append(row)
+    one = {id_: _one_image(rows.take(places).to_pylist()) for id_, places in found.items()}
+    made = {found[id_][0]: row for id_, row in one.items() if row}
+    gone = [place for id_, row in one.items() if row for place in found[id_]]
+    kept = np.setdiff1d(np.arange(rows.num_rows), gone)
+    table = pa.concat_tables([rows.take(kept), pa.Table.from_pylist([*made.values()], rows.schema)])
+    first = np.concatenate([kept, np.array([*made], np.int64)])
+    order = np.argsort(first)
+    return table.take(order), first[order]
+
+
+def _one_image(rows: list[dict]) -> dict | None:
+    """The row of an image that several rows are of; None where the source knows no such thing."""
+    first = rows[0]
+    one_image = getattr(sources.source(first["source"]), "one_image", lambda uris: False)
+    alike = all((row["split"], row["source"]) == (first["split"], first["source"]) for row in rows)
+    if not alike or not one_image([row["uri"] for row in rows]):
+        return None
+    return {**first, "captions": [caption for row in rows for caption in row["captions"]]}
+
+
+def _repeated(ids: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The values that are there more than once."""
+    counts = pc.value_counts(ids)
+    return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
 
 
 def told(index: dict) -> list[str]:
@@ -135,9 +174,16 @@ def told(index: dict) -> list[str]:
     return [f"splits: {said}", *notes.told(notes.summed([entry["passed"] for entry in pieces]))]
 
 
-def totals(index: dict) -> dict[str, int]:
-    """Images of each split of the source."""
-    return dict(sum((Counter(entry["splits"]) for entry in index["pieces"]), Counter()))
+def totals(folder: str) -> dict[str, int]:
+    """Images of each split of the source, those in several parts counted once."""
+    rows = read(folder, ["image_id", "split"]).group_by(["split", "image_id"]).aggregate([])
+    counts = pc.value_counts(rows["split"]).to_pylist()
+    return {count["values"]: count["counts"] for count in counts}
+
+
+def images(folder: str) -> pa.Table:
+    """The manifest's rows as `read` has them, one for each image."""
+    return gathered(read(folder))[0]
 
 
 def read(folder: str, columns: list[str] | None = None) -> pa.Table:

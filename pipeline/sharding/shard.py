@@ -36,7 +36,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     run.index("ingest")  # a sentence where it was not finished
     settings = recipe.shard.relevant()
     excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
-    manifest = ingest.read(run.folder("ingest")).combine_chunks()
+    manifest = ingest.images(run.folder("ingest")).combine_chunks()
     shared = {"settings": recipe.shard, "source": recipe.source}
     pieces = []
     for split, order in ingest.splits(manifest, recipe.source).items():

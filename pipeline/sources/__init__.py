@@ -11,6 +11,8 @@ A source is a module with
     files_of(uri) -> tuple                  optional: the files these bytes lie in
     NAMED                                   optional: False where names of parts say no split
     prefixes(parts) -> list                 optional: of ids of images and of captions, by part
+    one_image(uris) -> bool                 optional: whether rows of several parts with one id are
+                                            of one image, whose captions they share out
     relevance(scenes, captions) -> array    optional: the true relevance, from the rows' facts
 """
 

@@ -15,13 +15,26 @@ class SourceSettings(Section):
     splits: dict[str, str] = setting({}, "rename splits, as {val: test}; 'drop' leaves one out")
     holdout: int = setting(0, "images cut from the end of train to become val (count)", ge=0)
     image_column: str | None = setting(
-        None, "tables: column of image paths, URLs or bytes (default: image, filepath, url, …)"
+        None,
+        "tables: column of image paths, URLs or bytes (default: image, filepath, url, …); tars: "
+        "ending of the picture's member (default: of an image type)",
     )
     caption_column: str | None = setting(
-        None, "tables: column of captions (default: caption, text, title, …)"
+        None,
+        "tables: column of captions (default: caption, text, title, …); tars: field of the JSON, "
+        "or ending of a text member (default: captions, caption, .txt)",
     )
     split_column: str | None = setting(None, "tables: column of split names (default: split)")
-    id_column: str | None = setting(None, "tables: column of image ids (default: images' paths)")
+    id_column: str | None = setting(
+        None,
+        "tables: column of image ids (default: images' paths); tars: field of the JSON "
+        "(default: image_id), or __key__ for names of tar and sample",
+    )
+    text_captions: Literal["auto", "one", "lines"] = setting(
+        "auto",
+        "tars: a .txt is one caption, or each of its lines is (auto: as dataset_type.txt says)",
+        changes="contents",
+    )
     delimiter: str | None = setting(
         None, "tables of text: comma, tab, semicolon, bar or a sign (default: as the header shows)"
     )
