@@ -8,6 +8,7 @@ the JSON's `image_id` (or `source.id_column`), as in our own shards, else after 
 sample that cannot be used is set aside with its reason.
 """
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -18,19 +19,33 @@ from pipeline.sources.readers import annotations, fetch, samples, tars
 from pipeline.storage import store
 from schemas.settings import SourceSettings
 
+EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
 SETTINGS = {"image_column", "caption_column", "id_column", "text_captions"}
 RANGE = re.compile(r"(?P<tar>.+)#(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 
 
 def parts(settings: SourceSettings) -> list[str]:
     """The tars, sorted by path."""
-    uri = annotations.path(settings, tars.EXPECTED)
+    uri = annotations.path(settings, EXPECTED)
     if fetch.is_address(uri):
         raise InputError(
             f"source.path {uri} is a web address, of which ranges cannot be relied on; "
             "copy the tars to a folder or an object store"
         )
-    return tars.named(settings)
+    folder = annotations.is_folder(uri)
+    found = (
+        [store.join(uri, name) for name in tars.in_folder(uri)]
+        if folder
+        else annotations.files(settings, EXPECTED)
+    )
+    for file in filter(os.path.islink, found):
+        if not os.path.exists(file):
+            raise InputError(f"{file} is a link to nothing; mend or remove it")
+    if packed := [file for file in found if tars.is_compressed(file)]:
+        raise InputError(f"{packed[0]} is a compressed tar; {tars.FAULTS['compressed tar']}")
+    if not found:
+        raise InputError(f"there is no .tar in source.path {uri}; expected {EXPECTED}")
+    return found
 
 
 def inputs(settings: SourceSettings, part: str) -> list:

@@ -11,11 +11,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations, pictures
-from pipeline.storage import store, text_files
-from schemas.settings import SourceSettings
+from pipeline.storage import store
 
-EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # What can be wrong with a whole tar, and what to do.
@@ -54,23 +51,6 @@ def is_compressed(name: str) -> bool:
     return name.lower().endswith(COMPRESSED)
 
 
-def named(settings: SourceSettings) -> list[str]:
-    """The tars that `source.path` names, in order."""
-    uri = annotations.path(settings, EXPECTED)
-    if annotations.is_folder(uri):
-        found = [store.join(uri, name) for name in in_folder(uri)]
-    else:
-        found = annotations.files(settings, EXPECTED)
-    for file in filter(os.path.islink, found):
-        if not os.path.exists(file):
-            raise InputError(f"{file} is a link to nothing; mend or remove it")
-    if packed := [file for file in found if is_compressed(file)]:
-        raise InputError(f"{packed[0]} is a compressed tar; {FAULTS['compressed tar']}")
-    if not found:
-        raise InputError(f"there is no .tar in source.path {uri}; expected {EXPECTED}")
-    return found
-
-
 def in_folder(folder: str) -> list[str]:
     """Paths of the tars in a folder and the folders in it, sorted; compressed ones among them.
 
@@ -89,7 +69,7 @@ def _walked(folder: str) -> Iterator[str]:
         other = seen.setdefault(os.path.realpath(place), place)
         if other != place:
             raise InputError(f"{place} and {other} are one folder; remove the link")
-        folders[:] = [name for name in folders if not pictures.is_hidden(name)]
+        folders[:] = [name for name in folders if not store.is_hidden(name)]
         yield from (os.path.relpath(os.path.join(place, name), folder) for name in files)
 
 
@@ -105,7 +85,7 @@ def hidden(path: str) -> bool:
     """Whether a file, or a folder that it lies in, is hidden, such as a Mac's ._0.jpg."""
     if path[0] != "." and "/." not in path and "__MACOSX" not in path:
         return False
-    return any(pictures.is_hidden(name) and name not in (".", "..") for name in path.split("/"))
+    return any(store.is_hidden(name) and name not in (".", "..") for name in path.split("/"))
 
 
 # ---- members -------------------------------------------------------------------------------------
@@ -115,7 +95,7 @@ def opened(uri: str, *, whole: bool = False) -> BinaryIO:
     """The tar to read here and there in; a remote one that is read `whole` comes at once."""
     if whole and not store.is_local(uri):
         return io.BytesIO(store.read_bytes(uri))
-    return text_files.binary(uri, EXPECTED)
+    return store.opened(uri)
 
 
 def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
