@@ -30,7 +30,15 @@ def parts(settings: SourceSettings) -> list[str]:
             f"source.path {uri} is a web address, of which ranges cannot be relied on; "
             "copy the tars to a folder or an object store"
         )
-    return tars.named(settings)
+    if annotations.is_folder(uri):
+        found = [store.join(uri, name) for name in tars.in_folder(uri)]
+    else:
+        found = annotations.files(settings, tars.EXPECTED)
+    if not found:
+        raise InputError(f"there is no .tar in source.path {uri}; expected {tars.EXPECTED}")
+    if packed := [file for file in found if tars.is_compressed(file)]:
+        raise InputError(f"{packed[0]} is a compressed tar; {tars.FAULTS['compressed tar']}")
+    return found
 
 
 def inputs(settings: SourceSettings, part: str) -> list:

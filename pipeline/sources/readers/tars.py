@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations, pictures
+from pipeline.sources.readers import pictures
 from pipeline.storage import store, text_files
-from schemas.settings import SourceSettings
 
 EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -52,23 +51,6 @@ def is_tar(name: str) -> bool:
 
 def is_compressed(name: str) -> bool:
     return name.lower().endswith(COMPRESSED)
-
-
-def named(settings: SourceSettings) -> list[str]:
-    """The tars that `source.path` names, in order."""
-    uri = annotations.path(settings, EXPECTED)
-    if annotations.is_folder(uri):
-        found = [store.join(uri, name) for name in in_folder(uri)]
-    else:
-        found = annotations.files(settings, EXPECTED)
-    for file in filter(os.path.islink, found):
-        if not os.path.exists(file):
-            raise InputError(f"{file} is a link to nothing; mend or remove it")
-    if packed := [file for file in found if is_compressed(file)]:
-        raise InputError(f"{packed[0]} is a compressed tar; {FAULTS['compressed tar']}")
-    if not found:
-        raise InputError(f"there is no .tar in source.path {uri}; expected {EXPECTED}")
-    return found
 
 
 def in_folder(folder: str) -> list[str]:
