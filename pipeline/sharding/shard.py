@@ -51,7 +51,25 @@ def plan(recipe: Recipe, root: str) -> Plan:
             fingerprint = store.fingerprint("shard", settings, ingest.digest(rows), listed)
             output = run.folder("shard", f"{name}.parquet")
             pieces.append(Piece(name, output, fingerprint, inputs))
+    if excluded and len(unknown := not_here(excluded, pieces)) == len(excluded):
+        raise InputError(
+            f"shard.exclude {recipe.shard.exclude}: {exclusions.strange(excluded, unknown)}; "
+            "give the list of this collection"
+        )
     return Plan.of("shard", run.folder("shard"), pieces, settings)
+
+
+def not_here(excluded: dict[tuple[str, str], str], pieces: list[Piece]) -> list[tuple[str, str]]:
+    """The listed (kind, id) that no shard has."""
+    here = set().union(*(piece.inputs["excluded"] for piece in pieces))
+    return [key for key in excluded if key not in here]
+
+
+def told(plan: Plan, recipe: Recipe) -> list[str]:
+    """What of the exclusion list is not in the collection: a line, or none."""
+    excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
+    unknown = not_here(excluded, list(plan.pieces))
+    return [f"shard.exclude: {exclusions.strange(excluded, unknown)}"] if unknown else []
 
 
 def write_shard(piece: Piece) -> dict:

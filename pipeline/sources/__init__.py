@@ -34,7 +34,7 @@ from pipeline.sources import (
     webdataset,
 )
 from pipeline.sources.part import Part
-from pipeline.sources.readers import fetch, pictures
+from pipeline.sources.readers import fetch, guess, pictures
 from pipeline.sources.readers.pictures import Stamps
 from pipeline.sources.splits import DROP, Splits
 from pipeline.storage import store
@@ -63,6 +63,11 @@ def source(kind: str) -> ModuleType:
     if kind not in SOURCES:
         raise InputError(f"unknown source.kind {kind!r}{did_you_mean(kind, SOURCES)}")
     return SOURCES[kind]
+
+
+def kind_of(path: str) -> str:
+    """The kind of source that a path is, from what lies there."""
+    return guess.kind_of(path)
 
 
 def read_by(kind: str) -> set[str]:
