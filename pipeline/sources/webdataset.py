@@ -8,7 +8,6 @@ the JSON's `image_id` (or `source.id_column`), as in our own shards, else after 
 sample that cannot be used is set aside with its reason.
 """
 
-import os
 import re
 from collections.abc import Iterator
 
@@ -32,19 +31,14 @@ def parts(settings: SourceSettings) -> list[str]:
             f"source.path {uri} is a web address, of which ranges cannot be relied on; "
             "copy the tars to a folder or an object store"
         )
-    folder = annotations.is_folder(uri)
-    found = (
-        [store.join(uri, name) for name in tars.in_folder(uri)]
-        if folder
-        else annotations.files(settings, EXPECTED)
-    )
-    for file in filter(os.path.islink, found):
-        if not os.path.exists(file):
-            raise InputError(f"{file} is a link to nothing; mend or remove it")
-    if packed := [file for file in found if tars.is_compressed(file)]:
-        raise InputError(f"{packed[0]} is a compressed tar; {tars.FAULTS['compressed tar']}")
+    if annotations.is_folder(uri):
+        found = [store.join(uri, name) for name in tars.in_folder(uri)]
+    else:
+        found = annotations.files(settings, EXPECTED)
     if not found:
         raise InputError(f"there is no .tar in source.path {uri}; expected {EXPECTED}")
+    if packed := [file for file in found if tars.is_compressed(file)]:
+        raise InputError(f"{packed[0]} is a compressed tar; {tars.FAULTS['compressed tar']}")
     return found
 
 

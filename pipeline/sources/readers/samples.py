@@ -57,17 +57,20 @@ class Fault(NamedTuple):
 class Reading(NamedTuple):
     """How samples are read, where settings say more than the members do."""
 
-    picture: str | None = None  # the ending of the picture's member
-    caption: str | None = None  # the ending of the caption's member, or its field of the JSON
+    pictures: tuple[str, ...] = ()  # endings of the picture's member, the first that is there
+    captions: tuple[str, ...] = ()  # fields of the JSON, or endings of the caption's member
     id: str | None = None  # the field of the JSON that every sample must have
     lines: bool | None = None  # whether a text member holds a caption a line; None: not known
 
     @classmethod
     def of(cls, settings: SourceSettings, tar: str) -> "Reading":
         lines = {"auto": lines_of(tar), "lines": True, "one": False}[settings.text_captions]
-        picture = settings.image_column and settings.image_column.lower().removeprefix(".")
-        caption = settings.caption_column and settings.caption_column.removeprefix(".")
-        return cls(picture, caption, settings.id_column, lines)
+        named = (settings.image_column or "").lower(), settings.caption_column or ""
+        pictures, captions = (
+            tuple(name.strip().removeprefix(".") for name in given.split(";") if name.strip())
+            for given in named  # as WebDataset lists names: jpg;png
+        )
+        return cls(pictures, captions, settings.id_column, lines)
 
 
 def lines_of(tar: str) -> bool | None:
@@ -140,9 +143,9 @@ def _add(
         place = f"{member.name!r}, again at byte {member.offset_data:,}"
         sample.wrong("a member that is there twice", place)
         return
-    is_text = ending in TEXTS or ending == "json" or ending == (reading.caption or "").lower()
+    is_text = ending in TEXTS or ending == "json" or ending in _endings(reading.captions)
     if not member.isreg() or member.issparse():
-        if is_text or ending in _payloads(reading.picture):
+        if is_text or ending in _payloads(reading.pictures):
             kind = f"a link to {member.linkname!r}" if member.linkname else "sparse or a device"
             sample.wrong("a member that is no plain file", f"{member.name!r} is {kind}")
         return
@@ -157,10 +160,14 @@ def _add(
 
 
 @functools.cache
-def _payloads(picture: str | None) -> frozenset[str]:
-    """Endings of pictures and features, or the one that was named."""
-    types = (ending[1:] for ending in pictures.TYPES)
-    return frozenset([picture] if picture else [*types, FEATURES])
+def _payloads(named: tuple[str, ...]) -> frozenset[str]:
+    """Endings of pictures and features, or those that were named."""
+    return frozenset(named or [*(ending[1:] for ending in pictures.TYPES), FEATURES])
+
+
+@functools.cache
+def _endings(named: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.lower() for name in named)
 
 
 def _text(file: BinaryIO, member: tarfile.TarInfo) -> str:
@@ -213,8 +220,10 @@ def _there(sample: Sample) -> str:
 
 
 def _find_picture(sample: Sample, reading: Reading) -> None:
-    found = [ending for ending in sample.members if ending in _payloads(reading.picture)]
-    if len(found) > 1:
+    found = [ending for ending in sample.members if ending in _payloads(reading.pictures)]
+    if reading.pictures:
+        found = sorted(found, key=reading.pictures.index)[:1]
+    elif len(found) > 1:
         found = [ending for ending in found if ending != FEATURES]
     if len(found) > 1:
         sample.wrong("two pictures in one sample", _there(sample))
@@ -238,14 +247,13 @@ def _name(about: dict, field: str) -> str | None:
 def _captions(sample: Sample, reading: Reading) -> list[Caption]:
     """The captions of a field of the JSON, else of a text member."""
     about, texts = sample.about, sample.texts
-    fields = [reading.caption] if reading.caption else ["captions", "caption"]
-    for name in fields:
+    for name in reading.captions or ("captions", "caption"):
         value = about.get(name)
         if isinstance(value, str) and "caption_id" in about:
             value = {"caption_id": about["caption_id"], "text": value}
         if found := cells.captions(value):
             return found
-    endings = [reading.caption.lower()] if reading.caption else TEXTS
+    endings = _endings(reading.captions) or TEXTS
     text = next((texts[ending] for ending in endings if ending in texts and ending != "json"), "")
     lines = [line for line in text_files.LINE_END.split(text) if line.strip()]
     sample.by_line = len(lines) > 1

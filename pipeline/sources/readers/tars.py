@@ -68,7 +68,8 @@ def _walked(folder: str) -> Iterator[str]:
     for place, folders, files in os.walk(folder, followlinks=True):
         other = seen.setdefault(os.path.realpath(place), place)
         if other != place:
-            raise InputError(f"{place} and {other} are one folder; remove the link")
+            do = "remove the link, or name the tars by a pattern"
+            raise InputError(f"{place} and {other} are one folder; {do}")
         folders[:] = [name for name in folders if not store.is_hidden(name)]
         yield from (os.path.relpath(os.path.join(place, name), folder) for name in files)
 
@@ -105,7 +106,7 @@ def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     archive, and does not look behind it.
     """
     _begins(file)
-    before, last, end = "", "its beginning", 0
+    before, last, end = "", "", 0  # names of members, and where the last one ends
     try:
         with tarfile.open(
             fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace"
@@ -114,14 +115,18 @@ def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 tar.members.clear()  # type: ignore[attr-defined]  # else it would remember all
                 if tar.offset <= end:  # of a negative size: it would be read for ever
                     raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
-                before, last, end = last, repr(member.name), tar.offset
+                before, last, end = last, member.name, tar.offset
                 yield member
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as why:
         if (size := file.seek(0, io.SEEK_END)) < end:
-            where = f"it ends at byte {size:,}, inside {last}"
-            raise Broken("torn tar", f"after {before}: {where}") from None
-        raise Broken("torn tar", f"after {last}: at byte {end:,}, {why}") from None
+            where = f"it ends at byte {size:,}, inside {last!r}"
+            raise Broken("torn tar", f"{_after(before)}: {where}") from None
+        raise Broken("torn tar", f"{_after(last)}: at byte {end:,}, {why}") from None
     _ends(file, last, end)
+
+
+def _after(name: str) -> str:
+    return f"after {name!r}" if name else "after its beginning"
 
 
 def _begins(file: BinaryIO) -> None:
@@ -146,10 +151,10 @@ def _ends(file: BinaryIO, last: str, end: int) -> None:
     mark = file.read(tarfile.BLOCKSIZE)
     if len(mark) < tarfile.BLOCKSIZE:
         why = f"it ends at byte {end + len(mark):,} without the blocks that close a tar"
-        raise Broken("torn tar", f"after {last}: {why}")
+        raise Broken("torn tar", f"{_after(last)}: {why}")
     if any(mark):
         why = f"no member's header where one should be, at byte {end:,}"
-        raise Broken("torn tar", f"after {last}: {why}")
+        raise Broken("torn tar", f"{_after(last)}: {why}")
     at = end + len(mark)
     while block := file.read(1 << 20):
         if behind := block.lstrip(b"\0"):

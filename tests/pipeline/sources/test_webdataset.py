@@ -178,7 +178,7 @@ def test_links_to_tars_are_followed_and_hidden_ones_passed_over(tmp_path):
     assert "are one folder; remove the link" in refused("webdataset", folder)
     (folder / "again").unlink()
     (folder / "gone.tar").symlink_to(folder / "nothing")
-    assert "gone.tar is a link to nothing" in refused("webdataset", folder)
+    assert "gone.tar does not exist" in refused("webdataset", folder)
 
 
 # ---- captions, ids, endings ----------------------------------------------------------------------
@@ -271,6 +271,7 @@ def test_settings_name_the_members_and_fields(tmp_path):
     assert found() == ("t-1", "B", b"x")
     assert found(caption_column="alt", id_column="url") == ("u", "A", b"x")
     assert found(caption_column="label.txt", id_column="__key__") == ("t-1", "C", b"x")
+    assert found(caption_column="none;text;Label.txt") == ("t-1", "C", b"x")
 
     def wrong(**settings):
         (row,) = one(tmp_path, members, **{"image_column": "image.jpg", **settings})
@@ -289,6 +290,8 @@ def test_a_picture_is_never_chosen_between_two(tmp_path):
     assert load(plain) == b"y"
     first, second = one(tmp_path, members, image_column="jpg")
     assert load(first) == b"x" and load(second) == b"y"
+    first, second = one(tmp_path, members, image_column="png; .jpg")
+    assert load(first) == b"mask" and load(second) == b"y"
 
 
 @pytest.mark.parametrize(
