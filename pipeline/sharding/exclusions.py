@@ -7,10 +7,11 @@
 Other columns may follow; `halftone audit` writes such a list.
 """
 
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.storage import csv_files, parquet
+from pipeline.storage import csv_files, ids, parquet
 from pipeline.storage.run_folder import Files
 from schemas.settings import EvaluateSettings
 
@@ -45,6 +46,11 @@ def rows(uri: str) -> list[dict[str, str]]:
     return out
 
 
+def tell(uri: str, listed: Iterable[tuple[str, str]], here: Container, where: str) -> None:
+    """Says how many of the listed (kind, id) are not among those of `where`."""
+    ids.known(listed, here, f"{uri}, of {where}", refuse=False)
+
+
 def of_evaluation(settings: EvaluateSettings, vectors: Files) -> Excluded:
     """What `evaluate.exclude` takes out of the evaluated split.
 
@@ -58,6 +64,9 @@ def of_evaluation(settings: EvaluateSettings, vectors: Files) -> Excluded:
     for id_, image_id, modality in zip(*table.values(), strict=True):
         if modality == "text":
             captions[image_id].append(id_)
+    there = {("image", image_id) for image_id in captions}
+    there |= {("caption", id_) for own in captions.values() for id_ in own}
+    tell(settings.exclude, listed, there, settings.split)
     images = {
         image_id
         for image_id, own in captions.items()

@@ -38,7 +38,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
     manifest = ingest.read(run.folder("ingest")).combine_chunks()
     shared = {"settings": recipe.shard, "source": recipe.source}
-    pieces = []
+    pieces, found = [], set()
     for split, order in ingest.splits(manifest, recipe.source).items():
         if split == "train":  # packed in random order: near neighbours on disk are not alike
             order = order[np.random.default_rng(recipe.shard.seed).permutation(len(order))]
@@ -46,11 +46,14 @@ def plan(recipe: Recipe, root: str) -> Plan:
             name = f"{split}-{number:06d}"
             rows = manifest.take(order[start : start + recipe.shard.samples])
             left_out = _left_out(rows, excluded)
+            found |= left_out.keys()
             listed = [[*key, reason] for key, reason in sorted(left_out.items())]
             inputs = shared | {"rows": rows, "split": split, "excluded": left_out}
             fingerprint = store.fingerprint("shard", settings, ingest.digest(rows), listed)
             output = run.folder("shard", f"{name}.parquet")
             pieces.append(Piece(name, output, fingerprint, inputs))
+    if excluded:
+        exclusions.tell(recipe.shard.exclude, excluded, found, "this collection")
     return Plan.of("shard", run.folder("shard"), pieces, settings)
 
 
