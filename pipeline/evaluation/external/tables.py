@@ -99,7 +99,10 @@ def _rows(uri: str) -> Rows:
 def _texts(uri: str, name: str, column: pa.ChunkedArray) -> list[str]:
     """Cells as texts: of whole numbers their digits, also of those that were made floats."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    cells = column.to_pylist()
+    try:
+        cells = column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{uri}: {name} holds text that is not UTF-8 ({error})") from error
     for row, cell in enumerate(cells):
         whole = isinstance(cell, float) and cell.is_integer()
         if isinstance(cell, bytes):

@@ -114,7 +114,7 @@ def of_numpy() -> bytes:
     [
         (
             pickle.dumps(np.ones((2, 2))),
-            "is a pickle; give a .npy file of two axes, written by nump",
+            "is a pickle; give a .npy file of two axes",
         ),
         (of_torch(), "is written by torch.save"),
         (b"\x89HDF\r\n\x1a\n", "is HDF5"),

@@ -100,7 +100,7 @@ def test_numbers_are_ids_by_their_digits(tmp_path):
         ({"vector": [[[1.0]]] * 5}, "vector is list<.*; give lists of numbers"),
         (
             {"vector": [[1, 2], [1, 2], [1], [1, 2], [1, 2]]},
-            "row 2: vector holds 1 numbers, the fi",
+            "row 2: vector holds 1 numbers, the",
         ),
         ({"vector": [[1.0], [1.0], None, [1.0], [1.0]]}, "row 2: vector holds none, the first 1"),
         ({"vector": [[1.0], [1.0], [1.0], [None], [1.0]]}, "row 3: vector holds NaN, infinity or"),
