@@ -56,14 +56,17 @@ class SavedModel:
         uint8, or, for a model of region features, an array of those. One that is none is refused,
         with its place and the reason.
         """
-        payloads = []
-        for place, image in enumerate(images, 1):
-            try:
-                payloads.append(self.payload(image))
-            except Rejected as reason:
-                said = f"picture {place} of {len(images)}: {reason}"
-                raise InputError(f"{said}; give what the model was trained on") from reason
-        return self.embed_payloads(payloads, batch_size)
+        parts = [torch.empty(0, self.recipe.model.dim)]
+        for start in range(0, len(images), batch_size):  # no more of them are decoded at a time
+            payloads = []
+            for place, image in enumerate(images[start : start + batch_size], start + 1):
+                try:
+                    payloads.append(self.payload(image))
+                except Rejected as reason:
+                    said = f"picture {place} of {len(images)}: {reason}"
+                    raise InputError(f"{said}; give what the model was trained on") from reason
+            parts.append(self.embed_payloads(payloads, batch_size))
+        return torch.cat(parts)
 
     def payload(self, picture: Picture) -> np.ndarray:
         """The picture, decoded as those of the shards are; `Rejected` with the reason."""
