@@ -20,7 +20,7 @@ from pipeline.retrieval.nearest import top_k
 from pipeline.sharding.given import bytes_of
 from pipeline.sharding.images import Rejected, checked
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training.saved_model import SavedModel, load_model
+from pipeline.training.saved_model import SavedModel, WrongKind, load_model
 from schemas.settings import Recipe
 
 
@@ -69,8 +69,10 @@ class SearchIndex:
         """The model's vector (D,) of a picture, which is treated as those of the shards are."""
         try:
             payload = self._model.payload(picture)
+        except WrongKind as reason:
+            raise InputError(f"the query holds {reason}") from reason
         except Rejected as reason:
-            raise InputError(f"the query is no picture for model {self.name}: {reason}") from reason
+            raise InputError(f"the query is no picture Pillow can read: {reason}") from reason
         return self._model.embed_payloads([payload], 1)[0]
 
     def _images_near(self, queries: list[Query]) -> list[list[Hit]]:

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load
 
 from pipeline import models
-from pipeline.errors import InputError
 from pipeline.models import TwoTower, Vocabulary
 from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.sharding.decoding import decode
@@ -27,6 +26,10 @@ def summary(piece: Piece) -> dict:
     data = store.read_bytes(piece.output)
     own = {"history.json": {"bytes": len(data), "sha256": store.sha256(data)}}
     return {**history["summary"], "files": {**history["summary"]["files"], **own}}
+
+
+class WrongKind(Rejected):
+    """A picture for a model of region features, or the other way round."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class SavedModel:
         """Unit vectors (M, D), float32 on the CPU, of pictures as the shards treat theirs.
 
         A picture is a file's bytes, its path or URI, a data URI, a PIL image, an array (H, W, 3)
-        uint8, or, for a model of region features, an array of those. One that is none is refused,
-        with its place and the reason.
+        uint8, or, for a model of region features, an array of those. Raises `Rejected`, with its
+        place and the reason, where one is none.
         """
         parts = [torch.empty(0, self.recipe.model.dim)]
         for start in range(0, len(images), batch_size):  # no more of them are decoded at a time
@@ -63,21 +66,20 @@ class SavedModel:
                 try:
                     payloads.append(self.payload(image))
                 except Rejected as reason:
-                    said = f"picture {place} of {len(images)}: {reason}"
-                    raise InputError(f"{said}; give what the model was trained on") from reason
+                    raise Rejected(f"picture {place} of {len(images)}: {reason}") from reason
             parts.append(self.embed_payloads(payloads, batch_size))
         return torch.cat(parts)
 
     def payload(self, picture: Picture) -> np.ndarray:
-        """The picture, decoded as those of the shards are; `Rejected` with the reason."""
+        """The picture, decoded as those of the shards are; `Rejected` where it is none."""
         data, ending, holds, *_ = checked(bytes_of(picture), self.shard)
         payload, wanted = decode(data, self.recipe.model.image_size), self.features
         if ending != "npy" and wanted is None:
             return payload
         if ending == "npy" and wanted == payload.shape[-1]:
             return payload
-        takes = "pictures" if wanted is None else f"region features (.npy) {wanted} wide"
-        raise Rejected(f"not what the model takes: {holds}; it takes {takes}")
+        takes = "images" if wanted is None else f"region features (.npy) {wanted} wide"
+        raise WrongKind(f"{holds}, and the model takes {takes}")
 
     @torch.inference_mode()
     def embed_payloads(self, payloads: Sequence[np.ndarray], batch_size: int) -> torch.Tensor:

@@ -246,6 +246,14 @@ def test_a_tower_of_ones_own_goes_along(data, tmp_path, monkeypatch):  # noqa: F
     assert {"scipy", "sklearn"} <= mine <= required(kept) | {"mlflow", "mytower", "shared_layers"}
 
 
+def test_unknown_words_are_a_metric_of_the_training(finished_run):
+    client = mlflow.MlflowClient(f"sqlite:///{Path(finished_run).parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("drawn_tiny").experiment_id
+    (run,) = client.search_runs([experiment], "tags.`halftone.stage` = 'train'")
+    assert 0 <= run.data.metrics["unknown_words_of_val"] < 0.5
+    assert 0 <= run.data.metrics["unknown_words_of_test"] < 0.5
+
+
 def test_code_that_is_not_found_is_named():
     with pytest.raises(logged_model.InputError, match="imports nowhere_at_all, which is not found"):
         logged_model.imports_of(["nowhere_at_all.towers"])

@@ -172,8 +172,8 @@ def test_a_picture_finds_captions_as_its_own_vector_does(gallery):
     ("query", "words"),
     [
         (Query("  "), "the query is empty"),
-        (Query(picture=b"nonsense"), "no picture for model main: not an image"),
-        (Query(picture=b"\xff\xd8\xff\xe0 torn"), "no picture for model main"),
+        (Query(picture=b"nonsense"), "no picture Pillow can read: not an image"),
+        (Query(picture=b"\xff\xd8\xff\xe0 torn"), "no picture Pillow can read"),
         (Query(picture=b"\x93NUMPY torn"), "features do not load"),
     ],
 )
@@ -185,7 +185,7 @@ def test_bad_queries_are_refused_in_a_sentence(gallery, query, words):
 def test_a_features_file_is_refused_by_a_model_of_pictures(gallery):
     buffer = io.BytesIO()
     np.save(buffer, np.ones((3, 8), np.float32))
-    with pytest.raises(InputError, match="features of shape.*takes pictures"):
+    with pytest.raises(InputError, match="holds features of shape.*takes images"):
         gallery.find(Query(picture=buffer.getvalue()))
 
 

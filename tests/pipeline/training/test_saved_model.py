@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import InputError
 from pipeline.evaluation import tower_vectors
 from pipeline.sharding.given import bytes_of
 from pipeline.sharding.images import Rejected
@@ -121,7 +120,7 @@ def test_batches_change_nothing(gallery):
         ("/nowhere/dog.jpg", "file does not open: '/nowhere/dog.jpg'"),
         ("a\0b", "file does not open"),
         ("nope://bucket/dog.jpg", "file does not open"),
-        (np.ones((3, 8), np.float32), r"features of shape \[3, 8\]; it takes pictures"),
+        (np.ones((3, 8), np.float32), r"features of shape \[3, 8\], and the model takes images"),
         (np.array(["dog"]), "not features: an array of <U3"),
         (Image.new("I", (3, 3)), "numbers of unknown range: an image of mode I"),
         (None, "not a picture: NoneType"),
@@ -131,7 +130,7 @@ def test_batches_change_nothing(gallery):
 def test_what_is_no_picture_is_refused_with_its_place(model, picture, reason):
     with pytest.raises(Rejected, match=reason):
         model.payload(picture)
-    with pytest.raises(InputError, match=f"picture 2 of 2: .*{reason}"):
+    with pytest.raises(Rejected, match=f"picture 2 of 2: .*{reason}"):
         model.embed_images([FILES["plain.jpg"], picture])
 
 
@@ -167,7 +166,7 @@ def test_a_model_of_regions_takes_arrays_of_any_count_and_no_pictures(tmp_path):
     longer = [*arrays, np.ones((5, 7), np.float32)]
     torch.testing.assert_close(model.embed_images(longer)[:3], model.embed_images(arrays))
     for wrong in (np.ones((3, 8), np.float32), odd_pictures.scene()):
-        with pytest.raises(Rejected, match="it takes region features .* 7 wide"):
+        with pytest.raises(Rejected, match="takes region features .* 7 wide"):
             model.payload(wrong)
 
 
