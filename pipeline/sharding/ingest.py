@@ -36,7 +36,8 @@ def plan(recipe: Recipe, root: str) -> Plan:
     """
     settings = recipe.source
     folder = RunFolder(root).folder("ingest")
-    asked = settings.relevant()
+    read = sources.read_by(settings.kind)  # of another kind's settings nothing depends
+    asked = {name: value for name, value in settings.relevant().items() if name in read}
     known = {entry["name"]: entry for entry in (read_index(folder) or {}).get("pieces", [])}
     pieces = []
     for number, part in enumerate(sources.parts(settings)):

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pipeline.errors import InputError
 from pipeline.sources import notes
 from pipeline.sources.part import Part
-from pipeline.sources.readers import annotations, cells
+from pipeline.sources.readers import annotations, cells, pictures
 from pipeline.sources.readers.cells import Caption
 from pipeline.sources.readers.pictures import Folder
-from pipeline.storage import store
+from pipeline.storage import store, text_files
 from schemas.settings import SourceSettings
 
 EXPECTED = "a COCO caption file (captions_val2017.json), or a pattern (captions_*.json)"
@@ -47,7 +47,7 @@ def prefixes(parts: list[Part]) -> list[tuple[str, str]]:
 @functools.lru_cache(maxsize=32)
 def _ids(uri: str, stamp: str) -> tuple[frozenset, frozenset]:
     """File names and caption ids of a file."""
-    content = annotations.read_json(uri, EXPECTED)
+    content = text_files.loosely_parsed(uri, EXPECTED)
     named = (("images", "file_name"), ("annotations", "id"))
     found = [
         [e.get(key) for e in content.get(what) or [] if isinstance(e, dict)] for what, key in named
@@ -62,7 +62,7 @@ def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
         raise InputError(
             f"the name of {part.uri} says no split (train, val, test); set source.split"
         )
-    content = annotations.read_json(part.uri, EXPECTED)
+    content = text_files.loosely_parsed(part.uri, EXPECTED)
     names: dict[str, str | None] = {}  # by COCO's number of the image
     folder = _folder(settings, part.uri)
     images = annotations.field(content, "images", list, f"{part.uri} is no COCO file: it")
@@ -77,10 +77,10 @@ def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
         name = cells.place(image.get("file_name"))
         names[coco_id] = name and folder.path(name)
     captions = _captions(content, names, part)
-    ids = annotations.image_ids(name for name in names.values() if name)
+    ids = pictures.image_ids(name for name in names.values() if name)
     for image, (coco_id, name) in zip(images, names.items(), strict=True):
         where = f"{part.uri} image {coco_id}"
-        address, problem = cells.place(image.get("coco_url")), None
+        address, problem = cells.identifier(image.get("coco_url")), None
         if not name:
             problem, uri = f"no file name: {where} has none", where
         elif settings.images:

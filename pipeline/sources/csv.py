@@ -117,7 +117,7 @@ def _read_records(settings: SourceSettings, uri: str) -> tuple[tables.Columns, V
 def _records_of(uri: str) -> Iterator[tuple[str, dict]]:
     """Each record with its place."""
     if ".json" in store.name_of(uri).lower().removesuffix(".gz")[-5:]:
-        numbered = enumerate(annotations.read_json(uri, EXPECTED, list), 1)
+        numbered = enumerate(text_files.loosely_parsed(uri, EXPECTED, list), 1)
         records: Iterator = ((f"{uri} record {number}", record) for number, record in numbered)
     else:
         records = _of_lines(uri)

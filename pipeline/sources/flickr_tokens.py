@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pipeline.errors import InputError
 from pipeline.sources import notes
 from pipeline.sources.part import Part
-from pipeline.sources.readers import annotations
+from pipeline.sources.readers import annotations, pictures
 from pipeline.sources.readers.cells import Caption
 from pipeline.sources.readers.pictures import Folder
 from pipeline.storage import store, text_files
@@ -42,7 +42,7 @@ def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     folder = Folder(annotations.image_folder(settings))
     splits = _splits(part.uri)
     captions = _captions(part.uri)
-    for name, image_id in annotations.image_ids(captions).items():
+    for name, image_id in pictures.image_ids(captions).items():
         if splits and name not in splits:
             notes.add("images on no list of a split", name)
             continue

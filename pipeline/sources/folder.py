@@ -28,7 +28,7 @@ def parts(settings: SourceSettings) -> list[str]:
     if not annotations.is_folder(uri):
         found = "is a file" if store.exists(uri) else "does not exist"
         raise InputError(f"source.path {uri} {found}; expected {EXPECTED}")
-    inside = (name for name in store.list_folders(uri) if not pictures.is_hidden(name))
+    inside = (name for name in store.list_folders(uri) if not store.is_hidden(name))
     return [uri, *(store.join(uri, name) for name in inside)]
 
 
@@ -50,8 +50,8 @@ def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     texts = {name: name for name in names if name.lower().endswith(ending.lower())}
     texts = {name.lower(): name for name in reversed(texts)} | texts  # IMG_1.TXT, where it is alone
     used = set()
-    for name, image_id in annotations.image_ids(images).items():
-        beside = [f"{name}{ending}" for name in (annotations.stem(name), name)]
+    for name, image_id in pictures.image_ids(images).items():
+        beside = [f"{name}{ending}" for name in (pictures.stem(name), name)]
         beside += [name.lower() for name in beside]
         text = next((texts[name] for name in beside if name in texts), None)
         used.add(text)
@@ -75,10 +75,10 @@ def _files(settings: SourceSettings, part: str) -> Iterator[tuple[str, str]]:
         folder = folders.pop()
         _check_loop(folder, root)
         for name, stamp in sorted(store.list_stamps(folder).items()):
-            if not pictures.is_hidden(name):
+            if not store.is_hidden(name):
                 yield store.join(folder, name)[len(root) + 1 :], stamp
         if part.rstrip("/") != root:
-            inside = [name for name in store.list_folders(folder) if not pictures.is_hidden(name)]
+            inside = [name for name in store.list_folders(folder) if not store.is_hidden(name)]
             folders += [store.join(folder, name) for name in reversed(inside)]
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.sources.part import Part
-from pipeline.sources.readers import annotations, cells
+from pipeline.sources.readers import annotations, cells, pictures
 from pipeline.sources.readers.cells import Caption
 from pipeline.sources.readers.pictures import Folder
-from pipeline.storage import store
+from pipeline.storage import store, text_files
 from schemas.settings import SourceSettings
 
 EXPECTED = "a Karpathy JSON file (dataset_flickr8k.json)"
@@ -29,11 +29,13 @@ def parts(settings: SourceSettings) -> list[str]:
 def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     """Manifest rows in the order of the file."""
     folder = Folder(annotations.image_folder(settings))
-    images = annotations.field(annotations.read_json(part.uri, EXPECTED), "images", list, part.uri)
+    images = annotations.field(
+        text_files.loosely_parsed(part.uri, EXPECTED), "images", list, part.uri
+    )
     names = [
         cells.place(image.get("filename")) if isinstance(image, dict) else None for image in images
     ]
-    ids = annotations.image_ids(folder.path(name) for name in names if name)
+    ids = pictures.image_ids(folder.path(name) for name in names if name)
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         where = f"{part.uri} image {number}"
         if not name:

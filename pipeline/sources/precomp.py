@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.sources.part import Part
-from pipeline.sources.readers import annotations
+from pipeline.sources.readers import annotations, pictures
 from pipeline.sources.readers.cells import Caption
 from pipeline.storage import store, text_files
 from schemas.settings import SourceSettings
@@ -103,7 +103,7 @@ def _ids(part: str, count: int) -> list[str] | None:
         if len(names) != count:
             expected = f"expected {count}, one a row of the array"
             raise InputError(f"{uri} has {len(names)} lines; {expected}")
-        ids = annotations.image_ids(names)
+        ids = pictures.image_ids(names)
         return [ids[name] for name in names]
     return None
 

@@ -18,13 +18,14 @@ from pipeline.sources.readers import annotations, fetch, samples, tars
 from pipeline.storage import store
 from schemas.settings import SourceSettings
 
+EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
 SETTINGS = {"image_column", "caption_column", "id_column", "text_captions"}
 RANGE = re.compile(r"(?P<tar>.+)#(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 
 
 def parts(settings: SourceSettings) -> list[str]:
     """The tars, sorted by path."""
-    uri = annotations.path(settings, tars.EXPECTED)
+    uri = annotations.path(settings, EXPECTED)
     if fetch.is_address(uri):
         raise InputError(
             f"source.path {uri} is a web address, of which ranges cannot be relied on; "
@@ -33,9 +34,9 @@ def parts(settings: SourceSettings) -> list[str]:
     if annotations.is_folder(uri):
         found = [store.join(uri, name) for name in tars.in_folder(uri)]
     else:
-        found = annotations.files(settings, tars.EXPECTED)
+        found = annotations.files(settings, EXPECTED)
     if not found:
-        raise InputError(f"there is no .tar in source.path {uri}; expected {tars.EXPECTED}")
+        raise InputError(f"there is no .tar in source.path {uri}; expected {EXPECTED}")
     if packed := [file for file in found if tars.is_compressed(file)]:
         raise InputError(f"{packed[0]} is a compressed tar; {tars.FAULTS['compressed tar']}")
     return found

@@ -130,6 +130,17 @@ def _unanswered(error: BaseException | None) -> bool:
     return False
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the data: .DS_Store, a Mac's ._1.jpg, .git."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def opened(uri: str) -> BinaryIO:
+    """The file opened for reading here and there, from wherever it is."""
+    with file_system_of(uri) as (fs, path):
+        return open(path, "rb") if is_local(uri) else fs.open(path, "rb")
+
+
 def exists(uri: str) -> bool:
     return ask(uri, lambda fs, path: fs.exists(path))
 

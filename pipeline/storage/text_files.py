@@ -68,20 +68,14 @@ def lines(uri: str, what: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def binary(uri: str, what: str) -> BinaryIO:
-    """A file opened for reading its bytes, from wherever it is."""
+def opened(uri: str, what: str) -> BinaryIO:
+    """A file opened for reading, unpacked where it is gzip."""
     try:
-        with store.file_system_of(uri) as (fs, path):
-            return open(path, "rb") if store.is_local(uri) else fs.open(path, "rb")
+        file = store.opened(uri)
     except FileNotFoundError as error:
         raise InputError(f"there is no file {uri}; give {what}") from error
     except IsADirectoryError as error:
         raise InputError(f"{uri} is a folder; give {what}") from error
-
-
-def opened(uri: str, what: str) -> BinaryIO:
-    """A file opened for reading, unpacked where it is gzip."""
-    file = binary(uri, what)
     start = file.read(max(map(len, PACKED)))
     file.seek(0)
     _unpackable(uri, start)
@@ -146,6 +140,24 @@ def parsed(uri: str, what: str) -> Any:
     except ValueError as error:  # of the two below
         raise InputError(f"{uri} {error}; give {what}") from error
     return value
+
+
+def loosely_parsed(uri: str, what: str, kind: type = dict) -> Any:
+    """The object, or the list, of a JSON file of many entries.
+
+    Half a character, NaN and other values that no entry should have are for its reader to tell, who
+    knows the entry.
+    """
+    try:
+        content = json.loads(text(uri, what))
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}: {error.msg}"
+        raise InputError(f"{uri} is not valid JSON ({place}); expected {what}") from error
+    except RecursionError as error:
+        raise InputError(f"{uri} is nested too deeply; expected {what}") from error
+    if not isinstance(content, kind):
+        raise InputError(f"{uri} is JSON, but no {kind.__name__}; expected {what}")
+    return content
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

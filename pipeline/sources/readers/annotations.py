@@ -1,18 +1,14 @@
 """Reading annotation files, with errors that say where they are wrong."""
 
 import glob
-import json
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from braceexpand import braceexpand
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import pictures
 from pipeline.sources.readers.cells import Caption
-from pipeline.storage import store, text_files
+from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 
@@ -74,7 +70,7 @@ def _matches(folder: str, pattern: str) -> list[str]:
         names = glob.glob(pattern, root_dir=folder, recursive=True)
         return [store.join(folder, name) for name in sorted(names)]
     with store.file_system_of(store.join(folder, pattern)) as (fs, path):
-        names = [name for name in fs.glob(path) if not pictures.is_hidden(store.name_of(name))]
+        names = [name for name in fs.glob(path) if not store.is_hidden(store.name_of(name))]
         return [fs.unstrip_protocol(name) for name in sorted(names)]
 
 
@@ -112,24 +108,6 @@ def is_folder(uri: str) -> bool:
         return fs.isdir(path)
 
 
-def read_json(uri: str, expected: str, kind: type = dict) -> Any:
-    """The object, or the list, of a JSON file; of what is not JSON, the error names the line.
-
-    Half a character in it, and NaN, are for the rows that hold them to tell.
-    """
-    try:
-        content = json.loads(text_files.text(uri, expected))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{uri} is not valid JSON (line {error.lineno}: {error.msg}); expected {expected}"
-        ) from None
-    except RecursionError:
-        raise InputError(f"{uri} is nested too deeply; expected {expected}") from None
-    if not isinstance(content, kind):
-        raise InputError(f"{uri} is JSON, but no {kind.__name__}; expected {expected}")
-    return content
-
-
 def field(entry: Any, key: str, kind: type, where: str) -> Any:
     """The entry's value of that type; the error says where there is none."""
     value = entry.get(key) if isinstance(entry, dict) else None
@@ -137,22 +115,6 @@ def field(entry: Any, key: str, kind: type, where: str) -> Any:
         named = {str: "text", list: "list", int: "number"}[kind]
         raise InputError(f"{where} has no {named} {key!r}")
     return value
-
-
-def stem(name: str) -> str:
-    """A path without the ending of an image type."""
-    ending = next((e for e in pictures.TYPES if name.lower().endswith(e)), "")
-    return name[: len(name) - len(ending)]
-
-
-def image_ids(paths: Iterable[str]) -> dict[str, str]:
-    """What each image is called: its path, without the ending unless two differ in that alone."""
-    stems = {path: unicodedata.normalize("NFC", stem(path)) for path in paths}
-    times = Counter(stems.values())
-    return {
-        path: stem if times[stem] == 1 and (stem == path or stem not in stems) else path
-        for path, stem in stems.items()
-    }
 
 
 def row(

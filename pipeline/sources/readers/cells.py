@@ -90,10 +90,10 @@ def identifier(value: Any) -> str | None:
 
 
 def place(value: Any) -> str | None:
-    """A path, an address or another name that must stay as it is but for blanks around it."""
+    """A path, an address or another name that must stay as it is; None where there is none."""
     if isinstance(value, bytes):
         value = _decoded(value)
-    return (value.strip() or None) if isinstance(value, str) else None
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _of_text(text: str) -> list[Caption]:

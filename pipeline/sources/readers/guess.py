@@ -2,7 +2,7 @@
 
 from pipeline.errors import InputError
 from pipeline.sources.readers import annotations, pictures
-from pipeline.storage import store, text_files
+from pipeline.storage import store
 
 TABLES = (".csv", ".tsv", ".tab", ".psv", ".jsonl", ".ndjson", ".parquet")
 SAVED = {"dataset_dict.json", "dataset_info.json", "state.json"}
@@ -50,7 +50,7 @@ def _of_json(uri: str) -> str:
     """Of an object with images: COCO's with annotations, Karpathy's with sentences; or a list."""
     if any(sign in uri for sign in "*?["):
         return "coco"
-    start = text_files.binary(uri, "a JSON file").read(READ)
+    start = store.opened(uri).read(READ)
     if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
         return "csv"
     if b'"sentences"' in start or b'"filename"' in start:

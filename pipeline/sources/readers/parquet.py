@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.storage import store, text_files
+from pipeline.storage import store
 
 CELL = re.compile(r"(?P<table>.+\.parquet)#(?P<column>.+)/(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
 GROUP_BYTES = 1 << 30  # of a row group's images, all of which are read for one of them
@@ -138,7 +138,7 @@ def cell_bytes(uri: str) -> bytes | None:
 
 def _opened(uri: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(text_files.binary(uri, "a Parquet file"))
+        return pq.ParquetFile(store.opened(uri))
     except pa.ArrowInvalid as error:
         raise InputError(f"{uri} is not a Parquet file ({error})") from None
 

@@ -5,6 +5,8 @@ import os
 import posixpath
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 from pipeline.errors import InputError, Unreachable
 from pipeline.sources.readers import fetch
@@ -21,9 +23,20 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(TYPES)
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the data: .DS_Store, a Mac's ._1.jpg, .git."""
-    return name.startswith(".") or name == "__MACOSX"
+def stem(name: str) -> str:
+    """A path without the ending of an image type."""
+    ending = next((e for e in TYPES if name.lower().endswith(e)), "")
+    return name[: len(name) - len(ending)]
+
+
+def image_ids(paths: Iterable[str]) -> dict[str, str]:
+    """What each image is called: its path, without the ending unless two differ in that alone."""
+    stems = {path: unicodedata.normalize("NFC", stem(path)) for path in paths}
+    times = Counter(stems.values())
+    return {
+        path: stem if times[stem] == 1 and (stem == path or stem not in stems) else path
+        for path, stem in stems.items()
+    }
 
 
 class Folder:
@@ -38,11 +51,17 @@ class Folder:
         Two ways to write one file are one path. An address, and a path from the root, stay whole.
         """
         path = written.strip()
+        if path != written and not self._is_here(path) and self._is_here(written):
+            return written  # blanks that are its own
         if fetch.is_address(path) or "://" in path:
             return path
-        if "\\" in path and not (store.is_local(self.uri) and os.path.exists(self.place(path))):
+        if "\\" in path and not self._is_here(path):
             path = path.replace("\\", "/")
         return posixpath.normpath(path)
+
+    def _is_here(self, path: str) -> bool:
+        uri = self.place(path)
+        return store.is_local(uri) and os.path.exists(uri)
 
     def place(self, path: str) -> str:
         """The URI of a path inside the folder, or the path itself where it is a whole one."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.sources.readers import annotations, cells
+from pipeline.sources.readers import annotations, cells, pictures
 from pipeline.sources.readers.cells import Caption
 from schemas.settings import SourceSettings
 
@@ -118,7 +118,7 @@ def images(records: Iterable[Record], part: str, prefix: str = "") -> Iterator[d
                 )
         image.captions += record.captions
     paths = (image.first.path for image in found.values())
-    ids = annotations.image_ids(path for path in paths if path is not None)
+    ids = pictures.image_ids(path for path in paths if path is not None)
     for image in found.values():
         first = image.first
         called = prefix + ids[first.path] if first.path in ids else first.name

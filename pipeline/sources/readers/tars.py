@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import pictures
-from pipeline.storage import store, text_files
+from pipeline.storage import store
 
-EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # What can be wrong with a whole tar, and what to do.
@@ -72,7 +70,7 @@ def _walked(folder: str) -> Iterator[str]:
         if other != place:
             do = "remove the link, or name the tars by a pattern"
             raise InputError(f"{place} and {other} are one folder; {do}")
-        folders[:] = [name for name in folders if not pictures.is_hidden(name)]
+        folders[:] = [name for name in folders if not store.is_hidden(name)]
         yield from (os.path.relpath(os.path.join(place, name), folder) for name in files)
 
 
@@ -88,7 +86,7 @@ def hidden(path: str) -> bool:
     """Whether a file, or a folder that it lies in, is hidden, such as a Mac's ._0.jpg."""
     if path[0] != "." and "/." not in path and "__MACOSX" not in path:
         return False
-    return any(pictures.is_hidden(name) and name not in (".", "..") for name in path.split("/"))
+    return any(store.is_hidden(name) and name not in (".", "..") for name in path.split("/"))
 
 
 # ---- members -------------------------------------------------------------------------------------
@@ -98,7 +96,7 @@ def opened(uri: str, *, whole: bool = False) -> BinaryIO:
     """The tar to read here and there in; a remote one that is read `whole` comes at once."""
     if whole and not store.is_local(uri):
         return io.BytesIO(store.read_bytes(uri))
-    return text_files.binary(uri, EXPECTED)
+    return store.opened(uri)
 
 
 def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:

@@ -16,6 +16,9 @@ from PIL import Image
 
 from pipeline.sharding import ingest, shard
 from pipeline.sources import SOURCES
+from pipeline.sources import huggingface as saved
+from pipeline.sources import precomp as arrays
+from pipeline.sources.readers import parquet as tables
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
@@ -123,10 +126,8 @@ def huggingface(folder, shades):
     for name in os.listdir(again):  # the data alone is another: what describes it stays
         if name.endswith(".arrow") or not os.path.exists(f"{folder}/{name}"):
             os.replace(f"{again}/{name}", f"{folder}/{name}")
-    from pipeline.sources import huggingface as source
-
-    source._found.cache_clear()  # another process looks again
-    source._images.cache_clear()
+    saved._found.cache_clear()  # another process looks again
+    saved._images.cache_clear()
     return {"path": folder}
 
 
@@ -157,9 +158,6 @@ KINDS = {
 def run(source: dict, root) -> tuple[int, str]:
     """Both stages as a command runs them: how many shards were made, and their version."""
     recipe = Recipe(name="t", source=source, shard={"samples": 1})
-    from pipeline.sources import precomp as arrays
-    from pipeline.sources.readers import parquet as tables
-
     for cached in (arrays._header, tables._starts, tables._column):
         cached.cache_clear()
     finish(ingest.plan(recipe, str(root)), ingest.write_part)

@@ -124,7 +124,8 @@ SPOILT = {
     "a torn index": (
         lambda r: changed(r / f"2-shards/{INDEX}", lambda d: d[:-50]), INDEX, "torn index"),
     "another version": (
-        lambda r: changed(r / f"2-shards/{INDEX}", lambda d: d.replace(b'"bytes": ', b'"bytes":9')),
+        lambda r: changed(
+            r / f"2-shards/{INDEX}", lambda d: d.replace(b'"contents": [', b'"contents": [0,')),
         INDEX, "its version"),
     "a wrong hash in the index": (
         lambda r: on_index(r, lambda i: i["pieces"][0]["files"][TAR].update(sha256="0" * 64)),

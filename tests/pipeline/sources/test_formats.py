@@ -11,7 +11,8 @@ import pytest
 
 from pipeline import sources
 from pipeline.errors import InputError
-from pipeline.sources import SOURCES, source, splits
+from pipeline.sources import SOURCES, source
+from pipeline.sources import splits as rule
 from schemas.manifest import MANIFEST
 from schemas.settings import SourceSettings
 from tests.helpers.paths import DATA
@@ -25,9 +26,9 @@ def rows_of(kind, path=None, images=None, **settings):
     settings = SourceSettings(kind=kind, **as_text, **settings)
     parts = sources.parts(settings)
     json.dumps([sources.inputs(settings, part) for part in parts])  # goes into a fingerprint
-    found = [(part, splits.Splits(settings, part.split)) for part in parts]
+    found = [(part, rule.Splits(settings, part.split)) for part in parts]
     rows = [row for part, said in found for row in sources.rows(settings, part, said)]
-    splits.check({part.uri: said.summary() for part, said in found}, settings)
+    rule.check({part.uri: said.summary() for part, said in found}, settings)
     pa.Table.from_pylist(rows, schema=MANIFEST)
     return rows
 
