@@ -57,8 +57,8 @@ class Fault(NamedTuple):
 class Reading(NamedTuple):
     """How samples are read, where settings say more than the members do."""
 
-    pictures: tuple[str, ...] = ()  # endings of the picture's member, the first that is there
-    captions: tuple[str, ...] = ()  # fields of the JSON, or endings of the caption's member
+    picture: tuple[str, ...] = ()  # endings of the picture's member, the first that is there
+    caption: tuple[str, ...] = ()  # fields of the JSON, or endings of the caption's member
     id: str | None = None  # the field of the JSON that every sample must have
     lines: bool | None = None  # whether a text member holds a caption a line; None: not known
 
@@ -66,11 +66,11 @@ class Reading(NamedTuple):
     def of(cls, settings: SourceSettings, tar: str) -> "Reading":
         lines = {"auto": lines_of(tar), "lines": True, "one": False}[settings.text_captions]
         named = (settings.image_column or "").lower(), settings.caption_column or ""
-        pictures, captions = (
+        picture, caption = (
             tuple(name.strip().removeprefix(".") for name in given.split(";") if name.strip())
             for given in named  # as WebDataset lists names: jpg;png
         )
-        return cls(pictures, captions, settings.id_column, lines)
+        return cls(picture, caption, settings.id_column, lines)
 
 
 def lines_of(tar: str) -> bool | None:
@@ -143,9 +143,9 @@ def _add(
         place = f"{member.name!r}, again at byte {member.offset_data:,}"
         sample.wrong("a member that is there twice", place)
         return
-    is_text = ending in TEXTS or ending == "json" or ending in _endings(reading.captions)
+    is_text = ending in TEXTS or ending == "json" or ending in _endings(reading.caption)
     if not member.isreg() or member.issparse():
-        if is_text or ending in _payloads(reading.pictures):
+        if is_text or ending in _payloads(reading.picture):
             kind = f"a link to {member.linkname!r}" if member.linkname else "sparse or a device"
             sample.wrong("a member that is no plain file", f"{member.name!r} is {kind}")
         return
@@ -220,9 +220,9 @@ def _there(sample: Sample) -> str:
 
 
 def _find_picture(sample: Sample, reading: Reading) -> None:
-    found = [ending for ending in sample.members if ending in _payloads(reading.pictures)]
-    if reading.pictures:
-        found = sorted(found, key=reading.pictures.index)[:1]
+    found = [ending for ending in sample.members if ending in _payloads(reading.picture)]
+    if reading.picture:
+        found = sorted(found, key=reading.picture.index)[:1]
     elif len(found) > 1:
         found = [ending for ending in found if ending != FEATURES]
     if len(found) > 1:
@@ -247,13 +247,13 @@ def _name(about: dict, field: str) -> str | None:
 def _captions(sample: Sample, reading: Reading) -> list[Caption]:
     """The captions of a field of the JSON, else of a text member."""
     about, texts = sample.about, sample.texts
-    for name in reading.captions or ("captions", "caption"):
+    for name in reading.caption or ("captions", "caption"):
         value = about.get(name)
         if isinstance(value, str) and "caption_id" in about:
             value = {"caption_id": about["caption_id"], "text": value}
         if found := cells.captions(value):
             return found
-    endings = _endings(reading.captions) or TEXTS
+    endings = _endings(reading.caption) or TEXTS
     text = next((texts[ending] for ending in endings if ending in texts and ending != "json"), "")
     lines = [line for line in text_files.LINE_END.split(text) if line.strip()]
     sample.by_line = len(lines) > 1
