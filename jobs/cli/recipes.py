@@ -25,7 +25,9 @@ def known() -> dict[str, str]:
 
 def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
     """(name, settings) of a recipe's models; `only` picks a variant, or names the one model."""
-    base = _read(recipe)
+    base, given = _read(recipe), overrides.get("source", {})
+    if given.get("kind") not in (None, (base.get("source") or {}).get("kind")):
+        base["source"] = {}  # the recipe's is of other data: nothing of it is meant for these
     variants = base.get("variants") or {}
     if variants and (only is None or only in variants):
         names = [only] if only else list(variants)
@@ -35,8 +37,7 @@ def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, R
     for name in names:
         values = _merged(_merged(base, variants.get(name) or {}), overrides)
         out.append((name, _absolute(_checked(values, recipe))))
-    given = overrides.get("source", {})
-    if "kind" not in given and recipe not in known():  # of those that come along it is known
+    if recipe not in known():  # of those that come along it is known
         given = {**(base.get("source") or {}), **given}
     _check_read(out[0][1], given)
     return out

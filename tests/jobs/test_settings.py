@@ -342,8 +342,13 @@ def test_a_setting_that_the_kind_of_source_does_not_read_is_refused(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("source: {kind: folder, path: pictures, caption_column: text}\n")
     assert "source.caption_column is not read by the folder" in refused("--recipe", str(recipe))
-    # Of another kind than the recipe's its settings are nobody's.
-    assert only("--recipe", str(recipe), "--source.kind", "csv").source.kind == "csv"
+
+
+def test_of_a_recipe_for_other_data_nothing_of_the_source_is_taken():
+    other = only("--recipe", "flickr8k", "--source.kind", "csv", "--source.holdout", "9").source
+    assert (other.kind, other.splits, other.holdout) == ("csv", {}, 9)
+    same = only("--recipe", "flickr8k", "--source.kind", "karpathy").source
+    assert (same.splits, same.holdout) == ({"val": "test"}, 500)
 
 
 @pytest.mark.parametrize("name", sorted(recipes.known()))
