@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jobs.tracking import logged_model
 from pipeline.storage import store
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -294,20 +295,8 @@ def _monitor(uri: str, run_id: str | None, node: str) -> Iterator[None]:
 def _log_model(uri: str, run_id: str, folder: str, model: str, alias: str, score: float) -> None:
     import mlflow
 
-    import pipeline
-    import schemas
-
-    with tempfile.TemporaryDirectory() as copy, _current(uri), mlflow.start_run(run_id=run_id):
-        for name in ("index.json", "vocabulary.json", "model.safetensors"):
-            (Path(copy) / name).write_bytes(store.read_bytes(store.join(folder, name)))
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("model.py")),
-            artifacts={"model": copy},
-            # Our own code goes along, so the model loads where Halftone is not installed.
-            code_paths=[str(Path(package.__path__[0])) for package in (pipeline, schemas)],
-            pip_requirements=["torch", "numpy", "pyarrow", "pillow", "pydantic", "safetensors"],
-        )
+    with _current(uri), mlflow.start_run(run_id=run_id):
+        info = logged_model.log_model(folder)
     client = mlflow.MlflowClient(tracking_uri=uri)
     if not client.search_registered_models(f"name='{model}'"):
         client.create_registered_model(model)

@@ -113,7 +113,8 @@ class Service:
             if query is not None:
                 hits = self._linked(await self._found(query), request)
                 shown = {"hits": hits, "text": query.text}
-                shown["picture"] = preview(query.picture)
+                shown["picture"] = preview(self.gallery, query.picture)
+                shown["told"] = await run_in_threadpool(self.gallery.told, query)
         except HTTPException as refused:
             error, status = refused.detail, refused.status_code
         recipe = self.gallery.recipe
@@ -135,13 +136,14 @@ class Service:
         return HTMLResponse(html, status, HEADERS)
 
     async def json(self, request: Request) -> Response:
-        """{"model", "hits"} for programs."""
+        """{"model", "hits", "told"} for programs."""
         query = await self._query(request)
         if query is None:
             raise HTTPException(400, "the query is empty; give q, or POST a picture")
         hits = [asdict(hit) for hit in self._linked(await self._found(query), request)]
         shown = [{name: hit[name] for name in IN_JSON} for hit in hits]
-        return JSONResponse({"model": self.gallery.name, "hits": shown})
+        told = await run_in_threadpool(self.gallery.told, query)
+        return JSONResponse({"model": self.gallery.name, "hits": shown, "told": told})
 
     async def picture(self, request: Request) -> Response:
         """The picture of a row, no larger than it is shown."""

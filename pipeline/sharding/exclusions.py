@@ -7,6 +7,7 @@
 Other columns may follow; `halftone audit` writes such a list.
 """
 
+import unicodedata
 from collections.abc import Container, Iterable
 from typing import NamedTuple
 
@@ -31,7 +32,8 @@ def read(uri: str) -> dict[tuple[str, str], str]:
     """The reason of every (kind, id) on the list; the first one where an id is there twice."""
     out: dict[tuple[str, str], str] = {}
     for row in rows(uri):
-        out.setdefault((row["kind"], row["id"]), row["reason"])
+        id_ = unicodedata.normalize("NFC", row["id"])  # as the manifest writes ids
+        out.setdefault((row["kind"], id_), row["reason"])
     return out
 
 
@@ -46,9 +48,16 @@ def rows(uri: str) -> list[dict[str, str]]:
     return out
 
 
-def tell(uri: str, listed: Iterable[tuple[str, str]], here: Container, where: str) -> None:
-    """Says how many of the listed (kind, id) are not among those of `where`."""
-    ids.known(listed, here, f"{uri}, of {where}", refuse=False)
+def tell(
+    uri: str,
+    listed: Iterable[tuple[str, str]],
+    here: Container,
+    where: str,
+    *,
+    refuse: bool = False,
+) -> None:
+    """Says how many of the listed (kind, id) are not among those of `where`; may refuse none."""
+    ids.known(listed, here, f"{uri}, of {where}", refuse=refuse)
 
 
 def of_evaluation(settings: EvaluateSettings, vectors: Files) -> Excluded:

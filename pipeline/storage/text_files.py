@@ -6,11 +6,12 @@ that end in any way.
 
 import codecs
 import gzip
+import io
 import json
 import re
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.errors import InputError
 from pipeline.storage import store
@@ -45,9 +46,7 @@ def data(uri: str, what: str, size: int | None = None) -> bytes:
 
 def unpacked(uri: str, found: bytes) -> bytes:
     """The bytes that a file's bytes are gzip of, or they themselves."""
-    for sign, kind in PACKED.items():
-        if found.startswith(sign):
-            raise InputError(f"{uri} is packed by {kind}; unpack it, or pack it by gzip")
+    _unpackable(uri, found)
     if not found.startswith(GZIP):
         return found
     try:
@@ -83,6 +82,57 @@ def lines(uri: str, what: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def opened(uri: str, what: str) -> BinaryIO:
+    """A file opened for reading, unpacked where it is gzip."""
+    try:
+        file = store.opened(uri)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {uri}; give {what}") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{uri} is a folder; give {what}") from error
+    start = file.read(max(map(len, PACKED)))
+    file.seek(0)
+    _unpackable(uri, start)
+    return gzip.GzipFile(fileobj=file) if start.startswith(GZIP) else file  # type: ignore[return-value]
+
+
+def stream(uri: str, what: str) -> Iterator[str]:
+    """The lines of a file of any length without their ends, blank ones too."""
+    number = 0
+    try:
+        with opened(uri, what) as file:
+            start = file.read(4)
+            mark = next((mark for mark in MARKS if start.startswith(mark)), b"")
+            encoding = MARKS.get(mark, "utf-8")
+            file.seek(len(mark))
+            # What is no UTF-8 comes as half characters, so that its line can be told.
+            errors = "surrogateescape" if encoding == "utf-8" else "strict"
+            for line in io.TextIOWrapper(file, encoding, errors, newline=None):
+                number += 1
+                _check_line(uri, number, line, what)
+                yield line.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        said = f"{uri} after line {number} is not {error.encoding.upper()}"
+        raise InputError(f"{said}; save {what} as UTF-8") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{uri} is not gzip, or torn: {error}; pack it again") from error
+
+
+def _check_line(uri: str, number: int, line: str, what: str) -> None:
+    if number == 1 and "\0" in line:
+        said = "UTF-16 without its mark, or no text at all"
+        raise InputError(f"{uri} line {number} holds a zero byte: {said}; save {what} as UTF-8")
+    if line.isascii():
+        return
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        place = f"byte 0x{ord(line[error.start]) & 0xFF:02x} at column {error.start + 1}"
+        raise InputError(
+            f"{uri} line {number} is not UTF-8 ({place}); save {what} as UTF-8"
+        ) from error
+
+
 def parsed(uri: str, what: str) -> Any:
     """The value of a JSON file; a name that an object has twice, and half a character, are faults.
 
@@ -106,6 +156,24 @@ def parsed(uri: str, what: str) -> Any:
     return value
 
 
+def loosely_parsed(uri: str, what: str, kind: type = dict) -> Any:
+    """The object, or the list, of a JSON file of many entries.
+
+    Half a character, NaN and other values that no entry should have are for its reader to tell, who
+    knows the entry.
+    """
+    try:
+        content = json.loads(text(uri, what))
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}: {error.msg}"
+        raise InputError(f"{uri} is not valid JSON ({place}); expected {what}") from error
+    except RecursionError as error:
+        raise InputError(f"{uri} is nested too deeply; expected {what}") from error
+    if not isinstance(content, kind):
+        raise InputError(f"{uri} is JSON, but no {kind.__name__}; expected {what}")
+    return content
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -117,6 +185,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(word: str) -> None:
     raise ValueError(f"holds {word}, which is no number in JSON")
+
+
+def _unpackable(uri: str, start: bytes) -> None:
+    for sign, kind in PACKED.items():
+        if start.startswith(sign):
+            raise InputError(f"{uri} is packed by {kind}; unpack it, or pack it by gzip")
 
 
 def _place(before: str) -> tuple[int, int]:
