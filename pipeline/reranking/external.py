@@ -20,7 +20,6 @@ from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval.scores import Items, MatrixScores, VectorScores
-from pipeline.sources import splits as source_splits
 from pipeline.storage import csv_files, ids, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.training.loop import Loop
@@ -107,7 +106,6 @@ def _rows(items: Items, splits: dict | None, split: str, bank_images: int) -> di
     image_ids, names = items.image_ids, {"train", "val", split}
     splits = dict.fromkeys(image_ids, split) if splits is None else splits
     words = {name.casefold(): name for name in names}
-    words = {word: name for word, name in source_splits.WORDS.items() if name in names} | words
     splits = {image: words.get(word.casefold(), word) for image, word in splits.items()}
     ids.known(splits, set(image_ids), "--splits")
     if out := [id_ for id_ in image_ids if splits.get(id_) not in names]:

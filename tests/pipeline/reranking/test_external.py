@@ -176,10 +176,8 @@ def test_images_of_no_split_are_left_out_and_the_bank_is_cut():
     assert (problem.owner["text"][problem.gallery["text"]] % 2 == 0).all()
 
 
-def test_a_list_of_splits_may_use_the_fields_words_and_is_read_as_spreadsheets_save_it(
-    tmp_path, caplog
-):
-    words = {"train": "Training", "val": "dev", "test": "TEST"}
+def test_a_list_of_splits_is_read_in_any_case_and_as_spreadsheets_save_it(tmp_path, caplog):
+    words = {"train": "Train", "val": "VAL", "test": "Test"}
     lines = [f"{id_} ; {words[split]}" for id_, split in splits().items()]
     (tmp_path / "s.csv").write_bytes("\r\n".join(["image_id;split", *lines, ";"]).encode("utf-16"))
     found = external.read(system(), external.read_splits(f"{tmp_path}/s.csv"), Recipe(name="o"))
@@ -202,6 +200,10 @@ def test_images_that_are_not_listed_and_listed_ones_that_are_not_here_are_told(c
     ):
         listed = {f"{id_}.jpg": split for id_, split in splits().items()}
         external.read(system(), listed, Recipe(name="others"))
+    caplog.clear()
+    other = {id_: split.replace("val", "dev") for id_, split in splits().items()}
+    external.read(system(), other, Recipe(name="others"))
+    assert "10 of 31 images are in none of test, train, val, the first '12' (dev)" in caplog.text
 
 
 def test_pairs_without_a_score_are_not_re_ranked():
