@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import InputError
 from pipeline.retrieval.scores import Items, Matches, MatrixScores, VectorScores, matrix_scores
-from pipeline.storage import csv_files, parquet, store
+from pipeline.storage import csv_files, parquet, store, text_files
 
 JSON_MATCHES = TypeAdapter(dict[Literal["i2t", "t2i"], dict[str, list[str | int]]])
 
@@ -50,7 +50,9 @@ def _items(images: int, texts: int, image_ids: str | None, text_ids: str | None)
     """Ids from files of a line each, else numbers; every image has as many texts."""
     ids = []
     for uri, count in ((image_ids, images), (text_ids, texts)):
-        lines = csv_files.text(uri, "a list of ids").splitlines() if uri else map(str, range(count))
+        lines = (
+            text_files.text(uri, "a list of ids").splitlines() if uri else map(str, range(count))
+        )
         ids.append([line.strip() for line in lines if line.strip()])  # file names may hold spaces
         if len(ids[-1]) != count or len(set(ids[-1])) != count:
             raise InputError(f"{uri} must hold {count:,} different ids, one a line")
@@ -64,7 +66,7 @@ def matches(uri: str) -> Matches:
     """Positives from CSV (image_id, caption_id) or JSON ({i2t: {image: [caption]}, t2i: …})."""
     out: Matches = {"i2t": {}, "t2i": {}}
     if uri.endswith(".json"):
-        text = csv_files.text(uri, "a JSON object of i2t and t2i")
+        text = text_files.text(uri, "a JSON object of i2t and t2i")
         try:
             found = JSON_MATCHES.validate_json(text)
         except ValidationError as error:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.storage import csv_files, store
+from pipeline.storage import csv_files, store, text_files
 from schemas.relevance import Calibration
 
 HEADER = ("image_id", "caption_id", "relevance")
@@ -42,7 +42,7 @@ def overrides(uri: str) -> tuple[Override, ...]:
 @functools.lru_cache(maxsize=4)
 def _calibration(uri: str, state: tuple) -> Calibration:
     try:
-        return Calibration.model_validate_json(csv_files.data(uri, "a fitted map"))
+        return Calibration.model_validate_json(text_files.text(uri, "a fitted map"))
     except ValidationError as error:
         found = error.errors()[0]
         where = ".".join(map(str, found["loc"])) or "its fields"

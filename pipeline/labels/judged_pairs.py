@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.sharding.reading import Shards
-from pipeline.storage import csv_files, store
+from pipeline.storage import csv_files, store, text_files
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import CalibrateSettings
 
@@ -79,7 +79,7 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
 def fingerprint_of_judgements(settings: CalibrateSettings, root: str) -> list:
     """What the judged pairs depend on: hashes of the files, or the version of the shards."""
     named = [(settings.judgements, COLUMNS), (settings.captions, CAPTIONS)]
-    read = [store.sha256(csv_files.data(uri, what)) for uri, what in named if uri]
+    read = [store.sha256(text_files.data(uri, what)) for uri, what in named if uri]
     return read if settings.captions else [*read, RunFolder(root).index("shard")["version"]]
 
 
@@ -133,7 +133,7 @@ def _captions(uri: str) -> dict[str, tuple[str, str]]:
     try:
         return {
             str(caption_id): (str(row["image_id"]), text)
-            for row in map(json.loads, csv_files.text(uri, "captions").splitlines())
+            for row in map(json.loads, text_files.text(uri, "captions").splitlines())
             for caption_id, text in zip(row["caption_ids"], row["captions"], strict=True)
         }
     except (KeyError, TypeError, ValueError) as error:

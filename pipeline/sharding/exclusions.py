@@ -7,6 +7,8 @@
 Other columns may follow; `halftone audit` writes such a list.
 """
 
+import unicodedata
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from pipeline.errors import InputError
@@ -30,8 +32,15 @@ def read(uri: str) -> dict[tuple[str, str], str]:
     """The reason of every (kind, id) on the list; the first one where an id is there twice."""
     out: dict[tuple[str, str], str] = {}
     for row in rows(uri):
-        out.setdefault((row["kind"], row["id"]), row["reason"])
+        id_ = unicodedata.normalize("NFC", row["id"])  # as the manifest writes ids
+        out.setdefault((row["kind"], id_), row["reason"])
     return out
+
+
+def strange(listed: Collection, unknown: Sequence[tuple[str, str]]) -> str:
+    """'2 of 2 listed ids are not here, the first image 3'."""
+    kind, id_ = unknown[0]
+    return f"{len(unknown)} of {len(listed)} listed ids are not here, the first {kind} {id_!r}"
 
 
 def rows(uri: str) -> list[dict[str, str]]:

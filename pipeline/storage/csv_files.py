@@ -1,21 +1,27 @@
-"""CSV files that people wrote: every one is read here, and refused with its line."""
+"""CSV files that people wrote: every one is read here, and refused with its line.
+
+Cells are separated by commas, semicolons, tabs, bars or blanks, whichever the first line has most
+of; blanks around a cell are none of it.
+"""
 
 import csv
-import gzip
 import io
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import InputError
-from pipeline.storage import store
+from pipeline.storage import text_files
+
+SEPARATORS = ",;\t|"  # or blanks, where there is none of these
 
 
 def rows(uri: str, needed: Sequence[str], what: str) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, {column: text}) of every row; the first line must name the `needed` columns.
 
-    Others may follow, and be missing in a row. `what` says in an error what the file was to
-    be: "an exclusion list".
+    In any case of letters. Others may follow, and be missing in a row. `what` says in an error
+    what the file was to be: "an exclusion list".
     """
     header, lines = table(uri, what)
+    header = [_needed(name, header, needed) for name in header]
     if missing := [name for name in needed if name not in header]:
         raise InputError(
             f"{uri} has no column {missing[0]!r}; the first line of {what} names "
@@ -35,48 +41,52 @@ def table(uri: str, what: str) -> tuple[list[str], Iterator[tuple[int, list[str]
 
     Spreadsheets write cleared rows as commas alone: those are empty too.
     """
-    reader = csv.reader(io.StringIO(text(uri, what), newline=""), strict=True)
-
-    def lines() -> Iterator[tuple[int, list[str]]]:
-        try:
-            yield from ((reader.line_num, cells) for cells in reader if any(cells))
-        except csv.Error as error:
-            raise InputError(
-                f"{uri} line {reader.line_num} is not CSV ({error}); quote fields that hold a "
-                "comma, a quote or a line break"
-            ) from error
-
-    def within(width: int) -> Iterator[tuple[int, list[str]]]:
-        for line, cells in found:
-            # A comma in a text that is not quoted would cut the text off there.
-            if any(cells[width:]):
-                raise InputError(
-                    f"{uri} line {line} has {len(cells)} fields, its first line {width} names; "
-                    "quote fields that hold a comma"
-                )
-            yield line, cells
-
-    found = lines()
+    text, skipped = text_files.text(uri, what), 0
+    first, _, rest = text.partition("\n")
+    if first.lower().startswith("sep=") and len(first.strip()) == len("sep=,"):
+        text, skipped = rest, 1  # a spreadsheet's own word on what separates
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **_dialect(text))
+    found = _lines(uri, reader, skipped)
     _, header = next(found, (0, []))
-    if len(header) == 1 and (other := set(header[0]) & set(";\t|")):
-        raise InputError(f"{uri} is separated by {min(other)!r}; save {what} with commas")
-    return [name.strip() for name in header], within(len(header))
+    return header, _within(uri, found, len(header))
 
 
-def text(uri: str, what: str) -> str:
-    """The whole text of a file, gzipped or not, without a byte order mark."""
-    packed = data(uri, what)
+def _needed(name: str, header: list[str], needed: Sequence[str]) -> str:
+    """The needed column that a name stands for, written in other letters; else the name itself."""
+    if name in needed:
+        return name
+    return next((n for n in needed if n not in header and n == name.casefold()), name)
+
+
+def _dialect(text: str) -> dict:
+    """What csv.reader is to know: of the separators that which the first line has most often."""
+    start = text.lstrip("\r\n")
+    first = text_files.LINE_END.split(start, 1)[0]
+    most = max(SEPARATORS, key=first.count)
+    return {"delimiter": most if most in first else " ", "skipinitialspace": True}
+
+
+def _lines(uri: str, reader, skipped: int) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells without the blanks around them) of every row that is not empty."""
+    begins = 1
     try:
-        return (gzip.decompress(packed) if uri.endswith(".gz") else packed).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{uri} is not UTF-8 ({error}); save {what} as UTF-8") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"{uri} is not gzip, or torn: {error}; pack it again") from error
+        for row in reader:
+            if any(cells := [cell.strip() for cell in row]):
+                yield reader.line_num + skipped, cells
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{uri} line {begins + skipped} is not CSV ({error}); quote fields that hold what "
+            "separates them, a quote or a line break"
+        ) from error
 
 
-def data(uri: str, what: str) -> bytes:
-    """A file's bytes, or the sentence that it is not there."""
-    try:
-        return store.read_bytes(store.absolute(uri))
-    except OSError as error:
-        raise InputError(f"there is no file {uri}; give {what}") from error
+def _within(uri: str, lines: Iterator[tuple[int, list[str]]], width: int) -> Iterator:
+    for line, cells in lines:
+        # What separates would cut a text off that is not quoted.
+        if any(cells[width:]):
+            raise InputError(
+                f"{uri} line {line} has {len(cells)} fields, its first line {width} names; "
+                "quote fields that hold what separates them"
+            )
+        yield line, cells

@@ -14,7 +14,7 @@ from pipeline.labels import embed, label
 from pipeline.models import vocabulary_of
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
-from pipeline.storage.run_folder import RunFolder
+from pipeline.storage.run_folder import RunFolder, contents
 from pipeline.training.data import captions_of
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loop import Loop, Report
@@ -30,12 +30,12 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     check(recipe.train)
     shards = RunFolder(root).index("shard")
     folder = RunFolder(root).folder("train", name)
-    used = [entry["files"] for s in ("train", "val") for entry in run_folder.of_split(shards, s)]
+    used = [contents(e) for s in ("train", "val") for e in run_folder.of_split(shards, s)]
     settings = {"model": recipe.model.model_dump(), "train": recipe.train.model_dump()}
     if needs_embeddings(recipe.train):
         embeddings = run_folder.need_index(embed.folder_of(recipe, root), "embed")
         splits = ("train", "val") if recipe.train.select == "best_ndcg" else ("train",)
-        used += [entry["files"] for s in splits for entry in run_folder.of_split(embeddings, s)]
+        used += [contents(e) for s in splits for e in run_folder.of_split(embeddings, s)]
     if needs_labels(recipe.train):
         settings["label"] = label.depends_on(recipe.label)
     relevant = {**settings, "train": recipe.train.relevant()}

@@ -224,8 +224,14 @@ def test_an_exclusion_list_redoes_the_shards_it_touches_and_no_others(tmp_path):
     victim = next(row for row in samples(tmp_path) if row["split"] == "train")
     plan = shard.plan(excluding(recipe, tmp_path, f"image,{victim['image_id']},why"), str(tmp_path))
     assert [made.name for made in plan.pending] == [Path(victim["tar"]).stem]
+    some = excluding(recipe, tmp_path, f"image,{victim['image_id']},why", "caption,nobody#0,why")
+    plan = shard.plan(some, str(tmp_path))
+    assert shard.told(plan, some) == [
+        "shard.exclude: 1 of 2 listed ids are not here, the first caption 'nobody#0'"
+    ]
     nobody = excluding(recipe, tmp_path, "image,nobody,why", "caption,nobody#0,why")
-    assert not shard.plan(nobody, str(tmp_path)).pending
+    with pytest.raises(InputError, match="2 of 2 listed ids are not here, the first image 'nobody"):
+        shard.plan(nobody, str(tmp_path))
 
 
 def test_an_excluded_shard_is_not_written_again(tmp_path):
