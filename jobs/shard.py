@@ -17,8 +17,6 @@ def run(run: Run) -> None:
         index = stage.make(plan, shard.write_shard, check=check)
         if not run.dry:
             stage.note(**shard.totals(index), version=index["version"])
-            for line in shard.told(plan, run.recipe):
-                run.show.line(f"  {line}")
             rejected = store.join(plan.folder, shard.REJECTED)
             if store.exists(rejected):
                 run.show.line(f"  what was rejected, and why: {rejected}")

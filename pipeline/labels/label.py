@@ -41,6 +41,9 @@ def plan(recipe: Recipe, root: str) -> Plan:
     }
     folder = run.folder("label", encoder_label(recipe.embed.encoder))
     _check_calibration(recipe)
+    if settings.overrides is not None:
+        here = parquet.read_tables(embeddings.uris, ["image_id", "caption_id"])
+        decisions.tell(settings.overrides, *(set(column.to_pylist()) for column in here.columns))
     matters = {**depends_on(settings), **settings.relevant("lists")}
     if settings.cross_encoder is not None:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)

@@ -111,7 +111,8 @@ class Service:
         try:
             query = await self._query(request)
             if query is not None:
-                shown = {"hits": self._linked(await self._found(query)), "text": query.text}
+                hits = self._linked(await self._found(query), request)
+                shown = {"hits": hits, "text": query.text}
                 shown["picture"] = preview(self.gallery, query.picture)
                 shown["told"] = await run_in_threadpool(self.gallery.told, query)
         except HTTPException as refused:
@@ -120,6 +121,7 @@ class Service:
         html = render.render(
             "serve.html.j2",
             version="serve",
+            root=request.scope.get("root_path", ""),
             data=recipe.name,
             model=self.gallery.name,
             split=recipe.evaluate.split,
@@ -138,7 +140,7 @@ class Service:
         query = await self._query(request)
         if query is None:
             raise HTTPException(400, "the query is empty; give q, or POST a picture")
-        hits = [asdict(hit) for hit in self._linked(await self._found(query))]
+        hits = [asdict(hit) for hit in self._linked(await self._found(query), request)]
         shown = [{name: hit[name] for name in IN_JSON} for hit in hits]
         told = await run_in_threadpool(self.gallery.told, query)
         return JSONResponse({"model": self.gallery.name, "hits": shown, "told": told})
@@ -193,8 +195,9 @@ class Service:
             raise HTTPException(422, str(answer))
         return answer
 
-    def _linked(self, hits: list[Hit]) -> list[Hit]:
-        return [replace(hit, picture=f"/picture/{self.row[hit.image_id]}") for hit in hits]
+    def _linked(self, hits: list[Hit], request: Request) -> list[Hit]:
+        pictures_ = f"{request.scope.get('root_path', '')}/picture"
+        return [replace(hit, picture=f"{pictures_}/{self.row[hit.image_id]}") for hit in hits]
 
     def _read_picture(self, row: int) -> bytes | None:
         sample = self.gallery.pictures.samples[self.gallery.items.image_ids[row]]

@@ -38,7 +38,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
     manifest = ingest.images(run.folder("ingest")).combine_chunks()
     shared = {"settings": recipe.shard, "source": recipe.source}
-    pieces = []
+    pieces, found = [], set()
     for split, order in ingest.splits(manifest, recipe.source).items():
         if split == "train":  # packed in random order: near neighbours on disk are not alike
             order = order[np.random.default_rng(recipe.shard.seed).permutation(len(order))]
@@ -46,30 +46,15 @@ def plan(recipe: Recipe, root: str) -> Plan:
             name = f"{split}-{number:06d}"
             rows = manifest.take(order[start : start + recipe.shard.samples])
             left_out = _left_out(rows, excluded)
+            found |= left_out.keys()
             listed = [[*key, reason] for key, reason in sorted(left_out.items())]
             inputs = shared | {"rows": rows, "split": split, "excluded": left_out}
             fingerprint = store.fingerprint("shard", settings, ingest.digest(rows), listed)
             output = run.folder("shard", f"{name}.parquet")
             pieces.append(Piece(name, output, fingerprint, inputs))
-    if excluded and len(unknown := not_here(excluded, pieces)) == len(excluded):
-        raise InputError(
-            f"shard.exclude {recipe.shard.exclude}: {exclusions.strange(excluded, unknown)}; "
-            "give the list of this collection"
-        )
+    if excluded:
+        exclusions.tell(recipe.shard.exclude, excluded, found, "this collection", refuse=True)
     return Plan.of("shard", run.folder("shard"), pieces, settings)
-
-
-def not_here(excluded: dict[tuple[str, str], str], pieces: list[Piece]) -> list[tuple[str, str]]:
-    """The listed (kind, id) that no shard has."""
-    here = set().union(*(piece.inputs["excluded"] for piece in pieces))
-    return [key for key in excluded if key not in here]
-
-
-def told(plan: Plan, recipe: Recipe) -> list[str]:
-    """What of the exclusion list is not in the collection: a line, or none."""
-    excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
-    unknown = not_here(excluded, list(plan.pieces))
-    return [f"shard.exclude: {exclusions.strange(excluded, unknown)}"] if unknown else []
 
 
 def write_shard(piece: Piece) -> dict:

@@ -27,10 +27,13 @@ LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines would cut at eight more
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character that JSON writes as two
 
 
-def data(uri: str, what: str) -> bytes:
-    """A file's bytes as they lie there; `what` says in an error what the file was to be."""
+def data(uri: str, what: str, size: int | None = None) -> bytes:
+    """A file's bytes as they lie there, or the first of them.
+
+    `what` says in an error what the file was to be.
+    """
     try:
-        return store.read_bytes(store.absolute(uri))
+        return store.read_bytes(store.absolute(uri), size=size)
     except FileNotFoundError as error:
         raise InputError(f"there is no file {uri}; give {what}") from error
     except IsADirectoryError as error:
@@ -41,9 +44,20 @@ def data(uri: str, what: str) -> bytes:
         ) from error
 
 
+def unpacked(uri: str, found: bytes) -> bytes:
+    """The bytes that a file's bytes are gzip of, or they themselves."""
+    _unpackable(uri, found)
+    if not found.startswith(GZIP):
+        return found
+    try:
+        return gzip.decompress(found)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{uri} is not gzip, or torn: {error}; pack it again") from error
+
+
 def text(uri: str, what: str) -> str:
     """The whole text of a file, gzipped or not, without a byte order mark."""
-    plain = _unpacked(uri, data(uri, what))
+    plain = unpacked(uri, data(uri, what))
     mark = next((mark for mark in MARKS if plain.startswith(mark)), b"")
     plain, encoding = plain[len(mark) :], MARKS.get(mark, "utf-8")
     try:
@@ -171,16 +185,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(word: str) -> None:
     raise ValueError(f"holds {word}, which is no number in JSON")
-
-
-def _unpacked(uri: str, found: bytes) -> bytes:
-    _unpackable(uri, found)
-    if not found.startswith(GZIP):
-        return found
-    try:
-        return gzip.decompress(found)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{uri} is not gzip, or torn: {error}; pack it again") from error
 
 
 def _unpackable(uri: str, start: bytes) -> None:

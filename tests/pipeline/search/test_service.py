@@ -38,9 +38,10 @@ def gallery(finished_run) -> index.SearchIndex:
 
 @pytest.fixture(scope="module")
 def address(gallery) -> str:
-    url = serving.start(gallery.recipe, gallery.root, gallery.name)
-    yield url
-    serving.stop()
+    served = serving.start(gallery.recipe, gallery.root, gallery.name)
+    assert served.url.endswith(str(gallery.recipe.serve.port)) and not served.told
+    yield served.url
+    serving.stop(gallery.recipe.serve.application)
 
 
 @pytest.fixture(scope="module")
