@@ -106,7 +106,7 @@ def _check_free(application: str, path: str, there: dict[str, Any], replace: boo
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(about["last_deployed_time_s"]))
         said = (
             f"this cluster serves the application {name!r} at {about['route_prefix']} "
-            f"({about['status']}, since {since})"
+            f"({getattr(about['status'], 'value', about['status'])}, since {since})"
         )
         if name != application:
             raise InputError(f"{said}; give another --serve.application, which is its path, too")

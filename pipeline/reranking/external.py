@@ -105,8 +105,8 @@ def _rows(items: Items, splits: dict | None, split: str, bank_images: int) -> di
     """{split: rows of its images and texts}; images of no split are left out, and told."""
     image_ids, names = items.image_ids, {"train", "val", split}
     splits = dict.fromkeys(image_ids, split) if splits is None else splits
-    by_word = {name.casefold(): name for name in names}
-    splits = {image: by_word.get(word.casefold(), word) for image, word in splits.items()}
+    words = {name.casefold(): name for name in names}
+    splits = {image: words.get(word.casefold(), word) for image, word in splits.items()}
     ids.known(splits, set(image_ids), "--splits")
     if out := [id_ for id_ in image_ids if splits.get(id_) not in names]:
         LOG.warning(

@@ -1,4 +1,4 @@
-"""Any model's scores from its files: vectors or a matrix (TREC runs: `trec.py`)."""
+"""Any model's scores from its files: vectors or a matrix; runs are read by `evaluation.trec`."""
 
 import hashlib
 import logging

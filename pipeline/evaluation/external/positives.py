@@ -62,10 +62,10 @@ def _tell(uri: str, found: Matches, items: Items) -> None:
 
 def _read(uri: str, items: Items, both: bool) -> Matches:
     first = next(iter(text_files.lines(uri, WHAT)), (0, ""))[1].strip()
-    if first.startswith(("{", "[")):
-        return _of_json(uri, items)
     if _qrel(first):
         return _directed(uri, _qrels(uri), items, both)
+    if first.startswith(("{", "[")):
+        return _of_json(uri, items)
     rows = csv_files.rows(uri, ("image_id", "caption_id"), WHAT)
     return _gathered("i2t", ((row["image_id"], row["caption_id"]) for _, row in rows), both=True)
 

@@ -84,7 +84,7 @@ def _rows(uri: str) -> Rows:
             raise InputError(f"{uri} has no column {missing[0]!r}, but {there}; give {WHAT}")
         table = file.read([by_name[name] for name in COLUMNS])
         columns = [table[by_name[name]] for name in COLUMNS]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise InputError(f"{uri} is no Parquet, or torn ({error}); give {WHAT}") from error
     if not len(table):
         raise InputError(f"{uri} holds no row; give {WHAT}")
