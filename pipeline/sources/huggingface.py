@@ -70,13 +70,10 @@ def load(uri: str) -> bytes:
         return store.read_bytes(uri)
     with _LOCK:  # threads of a shard ask for the same one at once
         images = _images(cell["path"], cell["split"], cell["column"])
-    value = images[int(cell["row"])][cell["column"]]
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if isinstance(data, bytes):
-        return data
-    if isinstance(value, dict) and value.get("path"):
-        return store.read_bytes(value["path"])
-    raise InputError(f"no image in the row: {uri}")
+    found = cells.picture(images[int(cell["row"])][cell["column"]][0].as_py())
+    if found is None:
+        raise InputError(f"no image in the row: {uri}")
+    return store.read_bytes(found) if isinstance(found, str) else found
 
 
 def _records(settings: SourceSettings, path: str, part: str) -> Iterator[tables.Record]:
@@ -127,11 +124,8 @@ def _paths(dataset: Any, column: str, rows: range) -> dict[int, str]:
 
 @functools.lru_cache(maxsize=16)
 def _images(path: str, split: str, column: str):
-    """The column alone, images as the bytes they are stored as."""
-    dataset = _opened(path)[split].select_columns([column])
-    if type(dataset.features[column]).__name__ == "Image":
-        dataset = dataset.cast_column(column, _library().Image(decode=False))
-    return dataset
+    """The column alone, images as they are stored."""
+    return _opened(path)[split].select_columns([column]).with_format("arrow")
 
 
 def _library():

@@ -129,7 +129,7 @@ def _header(uri: str) -> tuple[tuple[int, ...], np.dtype, int]:
         form = np.lib.format
         readers = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
         shape, by_column, dtype = readers[form.read_magic(file)](file)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # of a torn header anything may be raised
         raise InputError(f"{uri} is not a .npy file of numbers ({error})") from None
     if by_column or dtype.kind not in "fiu" or len(shape) not in (2, 3):
         order = "column by column" if by_column else "row by row"

@@ -126,7 +126,7 @@ def told(parts: dict[str, dict]) -> str:
     """Where the splits came from, in words; '' where there is nothing to tell."""
     origins: Counter[str] = sum((Counter(part["origins"]) for part in parts.values()), Counter())
     words = {ROW: "as the rows say", SETTING: "by source.split", NAMES: "as files are named"}
-    words[NOWHERE] = "nothing says a split: all is train"
+    words[NOWHERE] = "all is train, as nothing says one"
     if len(origins) == 1:
         return words[next(iter(origins))]
     return ", ".join(f"{n:,} {words[origin]}" for origin, n in origins.items())

@@ -42,7 +42,7 @@ def test_counts_samples_and_what_was_passed_over(pictures, tmp_path, capsys):
     assert found["samples"][0]["holds"] == "20 × 10"
     assert found["samples"][0]["captions"] == ["picture a", "the a"]
     assert found["passed_over"] == ["files that are no images: 1, the first notes.heic"]
-    assert found["told"] == ["splits: nothing says a split: all is train"]
+    assert found["told"] == ["splits: all is train, as nothing says one"]
     assert "images without a caption: 1, the first f" in found["looks_wrong"]
     assert "all images are in one split, train" in found["looks_wrong"]
 

@@ -89,6 +89,17 @@ def identifier(value: Any) -> str | None:
     return (number[1] if number else name) or None
 
 
+def picture(value: Any) -> bytes | str | None:
+    """The bytes in a cell, alone or in a record or in a list of one; or the path it names."""
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise InputError(f"{len(value)} images in one row, expected one")
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return value if isinstance(value, bytes | str) else None
+
+
 def place(value: Any) -> str | None:
     """A path, an address or another name that must stay as it is; None where there is none."""
     if isinstance(value, bytes):

@@ -5,6 +5,7 @@ Parquet knows no finer place than a row group, so the last groups read are remem
 """
 
 import bisect
+import contextlib
 import functools
 import itertools
 import json
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.sources.readers import cells
 from pipeline.storage import store
 
 CELL = re.compile(r"(?P<table>.+\.parquet)#(?P<column>.+)/(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
@@ -98,15 +100,12 @@ def rows(
     names = [name for name in columns if name]
     named = {column: found for column, found in (labels or {}).items() if column in names}
     with _opened(uri) as file:
-        try:
-            for batch in file.iter_batches(columns=names, batch_size=BATCH_ROWS):
-                for row in batch.to_pylist():
-                    for column, words in named.items():
-                        if isinstance(row[column], int) and 0 <= row[column] < len(words):
-                            row[column] = words[row[column]]
-                    yield tuple(row.get(name) for name in columns)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{uri} is damaged ({error}); write or copy it again") from None
+        for batch in file.iter_batches(columns=names, batch_size=BATCH_ROWS):
+            for row in batch.to_pylist():
+                for column, words in named.items():
+                    if isinstance(row[column], int) and 0 <= row[column] < len(words):
+                        row[column] = words[row[column]]
+                yield tuple(row.get(name) for name in columns)
 
 
 _LOCK = threading.Lock()
@@ -125,22 +124,27 @@ def cell_bytes(uri: str) -> bytes | None:
             raise InputError(f"{cell['table']} has {starts[-1]} rows; there is no row {row}")
         group = bisect.bisect_right(starts, row) - 1
         value = _column(cell["table"], cell["column"], group)[row - starts[group]].as_py()
-    if isinstance(value, list):
-        if len(value) != 1:
-            raise InputError(f"{len(value)} images in one row, expected one: {uri}")
-        value = value[0]
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(data, bytes):
-        path = value.get("path") if isinstance(value, dict) else None
-        raise InputError(f"no bytes in the table{f' (only a path, {path})' if path else ''}: {uri}")
-    return data
+    found = cells.picture(value)
+    if not isinstance(found, bytes):
+        path = f" (only a path, {found})" if found else ""
+        raise InputError(f"no bytes in the table{path}: {uri}")
+    return found
 
 
-def _opened(uri: str) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _opened(uri: str) -> Iterator[pq.ParquetFile]:
+    """The table; what is wrong with it is told whenever it shows."""
     try:
-        return pq.ParquetFile(store.opened(uri))
-    except pa.ArrowInvalid as error:
+        file = pq.ParquetFile(store.opened(uri))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{uri} is not a Parquet file ({error})") from None
+    try:
+        with file:
+            yield file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{uri} is damaged ({error}); write or copy it again") from None
 
 
 @functools.lru_cache(maxsize=64)
