@@ -1,17 +1,12 @@
-"""CSV files that people wrote: every one is read here, and refused with its line.
+"""Tables that people wrote for one purpose: every one is read here, and refused with its line.
 
-Cells are separated by commas, semicolons, tabs, bars or blanks, whichever the first line has most
-of; blanks around a cell are none of it.
+As `delimited` reads any table; blanks around a cell are none of it.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import InputError
-from pipeline.storage import text_files
-
-SEPARATORS = ",;\t|"  # or blanks, where there is none of these
+from pipeline.storage import delimited
 
 
 def rows(uri: str, needed: Sequence[str], what: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -37,18 +32,12 @@ def rows(uri: str, needed: Sequence[str], what: str) -> Iterator[tuple[int, dict
 
 
 def table(uri: str, what: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The names in the first line, and (line, cells) of the others but empty ones.
-
-    Spreadsheets write cleared rows as commas alone: those are empty too.
-    """
-    text, skipped = text_files.text(uri, what), 0
-    first, _, rest = text.partition("\n")
-    if first.lower().startswith("sep=") and len(first.strip()) == len("sep=,"):
-        text, skipped = rest, 1  # a spreadsheet's own word on what separates
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **_dialect(text))
-    found = _lines(uri, reader, skipped)
-    _, header = next(found, (0, []))
-    return header, _within(uri, found, len(header))
+    """The names in the first line, and (line, cells) of the others but empty ones."""
+    try:
+        found = delimited.opened(uri, what)
+    except delimited.Empty:
+        return [], iter(())
+    return found.header, ((line, [cell.strip() for cell in row]) for line, row in found.rows())
 
 
 def _needed(name: str, header: list[str], needed: Sequence[str]) -> str:
@@ -56,37 +45,3 @@ def _needed(name: str, header: list[str], needed: Sequence[str]) -> str:
     if name in needed:
         return name
     return next((n for n in needed if n not in header and n == name.casefold()), name)
-
-
-def _dialect(text: str) -> dict:
-    """What csv.reader is to know: of the separators that which the first line has most often."""
-    start = text.lstrip("\r\n")
-    first = text_files.LINE_END.split(start, 1)[0]
-    most = max(SEPARATORS, key=first.count)
-    return {"delimiter": most if most in first else " ", "skipinitialspace": True}
-
-
-def _lines(uri: str, reader, skipped: int) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells without the blanks around them) of every row that is not empty."""
-    begins = 1
-    try:
-        for row in reader:
-            if any(cells := [cell.strip() for cell in row]):
-                yield reader.line_num + skipped, cells
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(
-            f"{uri} line {begins + skipped} is not CSV ({error}); quote fields that hold what "
-            "separates them, a quote or a line break"
-        ) from error
-
-
-def _within(uri: str, lines: Iterator[tuple[int, list[str]]], width: int) -> Iterator:
-    for line, cells in lines:
-        # What separates would cut a text off that is not quoted.
-        if any(cells[width:]):
-            raise InputError(
-                f"{uri} line {line} has {len(cells)} fields, its first line {width} names; "
-                "quote fields that hold what separates them"
-            )
-        yield line, cells

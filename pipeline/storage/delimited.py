@@ -23,7 +23,12 @@ Quotes = Literal["doubled", "backslash", "none"]
 BLANKS = " "  # separate where no sign does
 DOUBLED = re.compile(r'"(?:[^"]|"")*"')  # a cell whose quotes are closed in it
 SLASHED = re.compile(r'"(?:[^"\\]|\\.)*"')
+OPEN = -1
 Row = tuple[int, list[str]]  # the line that it ends in, and its cells
+
+
+class Empty(InputError):
+    """A file without a line that is not blank."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +45,20 @@ class Table:
     def rows(self) -> Iterator[Row]:
         """Every row but empty ones; one with more cells than the header is refused."""
         for line, cells in _grid(self, self.quotes):
-            if any(cells[len(self.header) :]):
+            # What separates would cut a text off that is not quoted.
+            if any(map(str.strip, cells[len(self.header) :])):
                 raise InputError(
                     f"{self.uri} line {line} has {len(cells)} cells, the header has "
                     f"{len(self.header)}; quote the cells that hold {self.sign!r}"
                 )
-            if any(cells):
+            if any(map(str.strip, cells)):  # spreadsheets write cleared rows as commas alone
                 yield line, cells
 
 
 def opened(
     uri: str,
     what: str,
-    fits: Callable[[list[str]], bool],
+    fits: Callable[[list[str]], bool] | None = None,
     *,
     sign: str | None = None,
     quotes: Quotes | None = None,
@@ -60,7 +66,8 @@ def opened(
 ) -> Table:
     """How a file is to be read; `fits` says whether a header has the columns that are needed.
 
-    `sign`, `quotes` and `header` (of a file without one) are what somebody knows of it.
+    Without it the sign separates that the header has most of, or blanks, where it has none.
+    `sign`, `quotes` and `header` (of a file without one) are what somebody knows of the file.
     """
     first, begins, said = _first(uri, what)
     sign = sign or said
@@ -80,18 +87,19 @@ def _first(uri: str, what: str) -> tuple[str, int, str | None]:
             said = found[1]
         elif line.strip():
             return line, number, said
-    raise InputError(f"{uri} is empty; give {what}")
+    raise Empty(f"{uri} is empty; give {what}")
 
 
 def _sign_of(
-    first: str, fits: Callable[[list[str]], bool], sign: str | None
+    first: str, fits: Callable[[list[str]], bool] | None, sign: str | None
 ) -> tuple[str, list[str]]:
     """What separates, and the header's names: those that fit, else the most names there can be."""
     headers = {s: _names(first, s) for s in ([sign] if sign else SIGNS.values())}
-    fitting = next((s for s, names in headers.items() if fits(names)), None)
-    if not fitting and not sign and fits(names := _names(first, BLANKS)):
-        return BLANKS, names
+    fitting = next((s for s, names in headers.items() if fits and fits(names)), None)
     found = fitting or max(headers, key=lambda s: len(headers[s]))
+    blanks = _names(first, BLANKS)
+    if not fitting and not sign and (fits(blanks) if fits else len(headers[found]) == 1):
+        return BLANKS, blanks
     return found, headers[found]
 
 
@@ -117,7 +125,8 @@ def _grid(table: Table, quotes: Quotes) -> Iterator[Row]:
             begins = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{table.uri} line {table.begins + begins}: {error}; mend the quotes there"
+            f"{table.uri} line {table.begins + begins} is not CSV ({error}); quote cells that hold "
+            "what separates them, a quote or a line break"
         ) from error
 
 
@@ -134,9 +143,11 @@ def _quotes_of(table: Table) -> Quotes:
         return "doubled"  # bare quotes inside a cell stay as they are
     if plain is not None and table.sign == "\t":
         return "none"  # as the standard says of tabs
+    if doubled == OPEN:
+        return "doubled"  # where it is read, it is told where the quote was opened
     slashed = _count(table, "backslash") if "slashed" in kinds else None
     ways: dict[Quotes, int | None] = {"none": plain, "doubled": doubled, "backslash": slashed}
-    found = [way for way, rows in ways.items() if rows is not None]
+    found = [way for way, rows in ways.items() if rows not in (None, OPEN)]
     if len(found) > 1:
         raise InputError(
             f"{table.uri}: its quotes can be meant in {len(found)} ways ({', '.join(found)}), with "
@@ -163,13 +174,16 @@ def _kinds(table: Table) -> set[str]:
 
 
 def _count(table: Table, quotes: Quotes) -> int | None:
-    """The number of rows read in one way, None where not all have as many cells as the header."""
+    """The number of rows read in one way, None where not all have as many cells as the header.
+
+    `OPEN` where all have, but for a quote that is never closed.
+    """
     rows = 0
     try:
         for _, cells in _grid(table, quotes):
             if cells and len(cells) != len(table.header):
                 return None
             rows += bool(cells)
-    except InputError:
-        return None
+    except InputError as error:
+        return OPEN if "unexpected end of data" in str(error) else None
     return rows

@@ -74,7 +74,7 @@ def test_parquet_with_lists_of_captions_in_several_files(tmp_path):
         ),
         ("image,caption,caption\n1.jpg,A,B\n", "has two columns 'caption'"),
         ("image,caption,split\n1.jpg,A,train\n1.jpg,B,val\n", "row 2 puts '1.jpg' in split 'val'"),
-        ('image,caption\n1.jpg,"A dog, a cat\n', "mend the quotes"),
+        ('image,caption\n1.jpg,"A dog, a cat\n', "line 2 is not CSV"),
     ],
 )
 def test_csv_says_what_is_wrong_and_where(text, sentence, tmp_path):
