@@ -76,7 +76,7 @@ def main() -> None:
     name, recipe = recipes.saved(root, settings, None)[0]
     pictures = Pictures(root, recipe.evaluate.split)
     texts = list(pictures.captions.values())
-    url = serving.start(recipe, root, name)
+    url = serving.start(recipe, root, name).url
     print(
         f"{len(pictures.samples):,} images, {options.concurrent} at once, {options.seconds:g} s",
         flush=True,
@@ -97,7 +97,7 @@ def main() -> None:
                 flush=True,
             )
     finally:
-        serving.stop()
+        serving.stop(recipe.serve.application)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from jobs.cli.show import Show
 from jobs.cluster import examine, health
 from jobs.cluster.health import Line
 from jobs.tracking import tracker
+from pipeline.errors import InputError
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -19,10 +20,11 @@ def run(root: str, options) -> None:
     driver = {**health.facts(), "root": root, "mlflow_uri": tracker.default_uri(root)}
     try:
         lines = health.lines(driver, examine.examine(root, driver["mlflow_uri"]))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (InputError, OSError, RuntimeError, ValueError) as error:
         where, said = os.environ.get("RAY_ADDRESS", "this machine"), " ".join(str(error).split())
         do = "start the head, or correct RAY_ADDRESS, RAY_AUTH_MODE and the token"
-        lines = [Line("fail", "ray", where, said[:300], do)]
+        do = "" if isinstance(error, InputError) else do  # its sentence says that already
+        lines = [Line("fail", "ray", where, said[:500], do)]
     if Path("jobs", "doctor.py").exists() and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         lines.append(health.upload(examine.upload(".")))
     if options.json:

@@ -1,5 +1,7 @@
 """halftone ingest: annotations of any known kind become a manifest, one row an image."""
 
+from functools import partial
+
 from jobs.cli import main, scopes
 from jobs.cli.command import Command
 from jobs.cli.run import Run
@@ -10,10 +12,13 @@ def run(run: Run) -> None:
 
     with run.stage("ingest") as stage:
         plan = ingest.plan(run.recipe, run.root)
-        index = stage.make(plan, ingest.write_part, check=lambda made: ingest.check(plan))
+        check = partial(ingest.check, plan, settings=run.recipe.source)
+        index = stage.make(plan, ingest.write_part, check=check)
         if not run.dry:
-            images = {f"{split}_images": n for split, n in ingest.totals(index).items()}
+            images = {f"{split}_images": n for split, n in ingest.totals(plan.folder).items()}
             stage.note(**images, version=index["version"])
+            for line in ingest.told(index):
+                run.show.line(f"  {line}")
 
 
 COMMAND = Command(scopes.data, run, ("source",))

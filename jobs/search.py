@@ -41,8 +41,11 @@ def answer(run: Run) -> None:
     asked = {"words": options.words, "without": options.without, "top": settings.top}
     asked["shades"] = settings.shades and not picture
     query = index.Query(options.query or "", picture, **asked)
-    hits, shown = answered(index.SearchIndex(run.recipe, run.root, run.name), query)
+    gallery = index.SearchIndex(run.recipe, run.root, run.name)
+    hits, shown = answered(gallery, query)
     shown.make()
+    run.results["told"] = told = gallery.told(query)
+    run.show.notes(told)
     run.show.table("", *tables.hits(hits), f"model {run.name}; as a page: {shown.uri}")
     run.results["hits"] = [
         {"image": h.image_id, "score": h.score, "relevance": h.relevance, "text": h.text}

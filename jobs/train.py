@@ -19,13 +19,9 @@ def run(run: Run) -> None:
                 "--resume latest goes on from it, --name NEW keeps it"
             )
         entry = stage.train(plan, train.fit, saved_model.summary)["pieces"][0]
-        stage.note(model=run.name, parameters=entry["parameters"], epoch=entry["epoch"])
-        if "val/rsum" in entry["metrics"]:
-            stage.note(val_rsum=entry["metrics"]["val/rsum"])
-        if entry.get("torn_checkpoints"):
-            stage.note(passed_over_torn=", ".join(entry["torn_checkpoints"]))
-        if entry.get("collapsed"):
-            stage.note(collapsed_in_epochs=str(entry["collapsed"])[1:-1])
+        stage.note(**train.notes(entry, run.name))
+        if stage.made:
+            stage.note(**train.unknown_words(run.root, plan.folder))
         if stage.untold and not run.dry:
             run.track.model("train", plan.folder, entry["metrics"].get("val/rsum", -1.0))
 

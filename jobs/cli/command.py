@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "finished models → what differs, and whether it matters",
     "score": "any model's vectors or scores → figures under the field's protocols",
     "info": "what a run folder holds",
+    "check": "a source → what it holds, and what looks wrong in it",
     "lint": "a run folder or any tars → what is wrong with them",
     "repair": "shards that are broken → the same bytes again",
     "preview": "shards → a page of pictures and captions",

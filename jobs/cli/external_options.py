@@ -6,11 +6,13 @@ from pipeline.storage import store
 PROTOCOLS = ("own", "flickr_1k", "coco_5k", "coco_1k", "cxc", "eccv_caption", "given")
 FILES = (
     ("embeddings", "Parquet file or folder: id, image_id, modality, vector"),
-    ("images", "image vectors (.npy)"),
+    ("images", "image vectors (.npy, .npz, FILE.npz:NAME)"),
     ("texts", "text vectors (.npy), in the order of their images"),
     ("matrix", "similarities, images × texts (.npy)"),
+    ("rows", "what the rows of --matrix are, where it is as high as wide: images or texts"),
     ("image-ids", "the images' ids, one a line"),
     ("text-ids", "the texts' ids, one a line"),
+    ("text-image-ids", "the id of each text's image, one a line (default: as many texts for each)"),
 )
 KINDS = {  # each names a system by itself
     "embeddings": ("embeddings",),
@@ -21,6 +23,8 @@ KINDS = {  # each names a system by itself
 BESIDE = {  # options that say more of some kinds
     "image_ids": ("images", "matrix"),
     "text_ids": ("images", "matrix"),
+    "text_image_ids": ("images", "matrix"),
+    "rows": ("matrix",),
     "image_matrix": ("matrix",),
     "text_matrix": ("matrix",),
 }
@@ -52,12 +56,12 @@ def read(options):
     """The system that the options name, as pipeline.evaluation.external reads it."""
     from pipeline.evaluation import external, trec
 
-    o, ids = options, (options.image_ids, options.text_ids)
+    o, ids = options, (options.image_ids, options.text_ids, options.text_image_ids)
     match kind(options):
         case "embeddings":
             return external.of_table(store.absolute(o.embeddings))
         case "matrix":
-            return external.of_matrix(o.matrix, *ids)
+            return external.of_matrix(o.matrix, *ids, rows=o.rows)
         case "images":
             if not (o.images and o.texts):
                 raise InputError("--images and --texts are the two sides of a system; give both")

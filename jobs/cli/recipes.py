@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ def known() -> dict[str, str]:
 
 def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
     """(name, settings) of a recipe's models; `only` picks a variant, or names the one model."""
-    base = _read(recipe)
+    base, given = _read(recipe), overrides.get("source", {})
+    if given.get("kind") not in (None, (base.get("source") or {}).get("kind")):
+        base["source"] = {}  # the recipe's is of other data: nothing of it is meant for these
     variants = base.get("variants") or {}
     if variants and (only is None or only in variants):
         names = [only] if only else list(variants)
@@ -35,6 +37,9 @@ def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, R
     for name in names:
         values = _merged(_merged(base, variants.get(name) or {}), overrides)
         out.append((name, _absolute(_checked(values, recipe))))
+    if recipe not in known():  # of those that come along it is known
+        given = {**(base.get("source") or {}), **given}
+    _check_read(out[0][1], given)
     return out
 
 
@@ -57,9 +62,26 @@ def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recip
     for name in [name for name in names if only in (None, name)]:
         values = _merged(run.settings(name), overrides)
         out.append((name, _absolute(_checked(values, run.settings_uri(name)))))
+    if out:
+        _check_read(out[0][1], overrides.get("source", {}))
     if only and not out and names:
         raise InputError(f"no model {only!r} in {root}{did_you_mean(only, names)}")
     return out
+
+
+def _check_read(recipe: Recipe, given: Iterable[str]) -> None:
+    """Refuses settings of the source that its kind does not read."""
+    names = {name.partition(".")[0] for name in given} - {"kind"}
+    if not names:
+        return
+    from pipeline import sources  # takes a while, and most commands name none
+
+    if unread := sorted(names - sources.read_by(recipe.source.kind)):
+        reading = [kind for kind in sources.SOURCES if unread[0] in sources.read_by(kind)]
+        raise InputError(
+            f"source.{unread[0]} is not read by the {recipe.source.kind} source; it is a setting "
+            f"of {', '.join(reading)}"
+        )
 
 
 def _read(recipe: str) -> dict:

@@ -37,6 +37,18 @@ def settings(command, options, overrides: dict) -> None:
     command.run(*models_of(options, overrides), options)
 
 
+def source(command, options, overrides: dict) -> None:
+    """`run(root, [(model, recipe), …], options)`, on the source that the command line names."""
+    if options.source is not None:
+        given = overrides.setdefault("source", {})
+        given.setdefault("path", options.source)
+        if "kind" not in given and options.recipe is None:
+            from pipeline import sources
+
+            given["kind"] = sources.kind_of(options.source)
+    command.run(*models_of(options, overrides), options)
+
+
 def each_model(command, options, overrides: dict) -> None:
     """`run(run)` for every model."""
     _runs(command, options, overrides, lambda root, models: models)

@@ -1,7 +1,7 @@
 """What a person sees: a line a stage; a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -33,6 +33,11 @@ class Show:
 
     def line(self, text: str) -> None:
         self.console.print(text)
+
+    def notes(self, sentences: Sequence[str]) -> None:
+        """What a person should know of an answer; their own words are in it, so no markup is."""
+        for sentence in sentences:
+            self.console.print(f"  note: {sentence}", markup=False)
 
     def stage(self, name: str, made: int, kept: int, notes: dict, seconds: float) -> None:
         """The stage's line once it is over."""

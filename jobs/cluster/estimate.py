@@ -86,7 +86,7 @@ def _of_shards(pieces: list[dict]) -> Collection:
 
 
 def _of_manifest(recipe: Recipe, root: str, image_bytes: float) -> Collection:
-    manifest = ingest.read(RunFolder(root).folder("ingest")).combine_chunks()
+    manifest = ingest.images(RunFolder(root).folder("ingest")).combine_chunks()
     lengths = manifest["captions"].combine_chunks().value_lengths().to_numpy()
     splits = ingest.splits(manifest, recipe.source)
     counts = {split: len(order) for split, order in splits.items()}

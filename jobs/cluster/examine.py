@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import os
-import socket
 import time
 import uuid
 from pathlib import Path
@@ -33,10 +31,6 @@ class Examiner:
 
 def examine(root: str, mlflow_uri: str) -> dict[str, dict]:
     """Facts of every node by its name; {"lost": why} of a node that could not be looked at."""
-    host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        # Raises where nobody listens; Ray itself would try for minutes.
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     tasks.connect()
     import ray
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from jobs.cluster import joining
 from pipeline.errors import InputError, Unreachable
 from pipeline.storage.plan import Piece
 
@@ -50,7 +51,10 @@ class NodeFailed(Exception):
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; once per process."""
+    """Join the cluster of RAY_ADDRESS, or start Ray on this machine; once per process.
+
+    Raises `InputError` within seconds where that cluster is gone, or is none.
+    """
     import ray
 
     if ray.is_initialized():
@@ -58,10 +62,10 @@ def connect() -> None:
     _Nodes.alive, _Nodes.not_ready = {}, set()
     for name in ("ray.train", "ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        return
-    start_here()
+    if named := joining.address():
+        joining.join(named, log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        start_here()
 
 
 def start_here(cpus: int | None = None, **options) -> None:

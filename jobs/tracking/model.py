@@ -1,13 +1,14 @@
 """The trained model as MLflow serves it: MLflow runs this file when it loads the model."""
 
 import mlflow
+import pandas
 
 
 class TrackedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-    """Unit vectors, lists of D numbers, of texts and of images.
+    """Unit vectors, lists of D numbers, one a row: of its `text`, or of its `image`.
 
-    An image is a data URI (data:image/jpeg;base64,…), so that both travel as strings, over HTTP
-    too.
+    A row holds one of the two. An image is a file's bytes (in JSON in base64), a data URI, a path
+    or URI of storage, a PIL image, or an array. It is treated as those the model was trained on.
     """
 
     def load_context(self, context) -> None:
@@ -15,15 +16,63 @@ class TrackedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
         self.model = load_model(context.artifacts["model"])
 
-    def predict(self, context, model_input: list[str], params=None) -> list[list[float]]:
-        return [self._vector(item) for item in model_input]
+    def predict(self, context, model_input: pandas.DataFrame, params=None) -> list[list[float]]:
+        from pipeline.errors import InputError
+        from pipeline.sharding.images import Rejected
 
-    def _vector(self, item: str) -> list[float]:
-        import base64
+        try:
+            texts, images = self._given(model_input)
+            vectors = dict(zip(texts, self.model.embed_texts(list(texts.values())), strict=True))
+            vectors |= zip(images, self.model.embed_images(list(images.values())), strict=True)
+        except (InputError, Rejected) as error:
+            raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
+        return [vectors[row].tolist() for row in range(len(model_input))]
 
-        if not item.startswith("data:"):
-            return self.model.embed_texts([item])[0].tolist()
-        return self.model.embed_images([base64.b64decode(item.split(",", 1)[1])])[0].tolist()
+    def _given(self, table: pandas.DataFrame) -> tuple[dict[int, str], dict]:
+        """The texts and the images of a table, by row."""
+        from pipeline.errors import InputError
+
+        columns = [name for name in ("text", "image") if name in table]
+        if not columns:
+            raise InputError(
+                "nothing to embed: give a DataFrame, or records, with a column `text` or `image`; "
+                "other columns, and lists without columns, are not read"
+            )
+        texts, images = {}, {}
+        for row, values in enumerate(zip(*(table[name] for name in columns), strict=True)):
+            there = {n: v for n, v in zip(columns, values, strict=True) if not _missing(v)}
+            if len(there) != 1:
+                found = " and ".join(there) or "neither"
+                raise InputError(f"row {row} holds {found}; give it a text or an image")
+            if "image" in there:
+                images[row] = _picture(there["image"], row)
+            elif isinstance(text := there["text"], str) and text.strip():
+                texts[row] = text
+            else:
+                raise InputError(f"row {row}: text is {text!r:.80}; give it words")
+        return texts, images
+
+
+def _missing(value) -> bool:
+    return value is None or value is pandas.NA or (isinstance(value, float) and value != value)
+
+
+def _picture(value, row: int):
+    """The picture of a row; of a text that is no data URI, no URI and no file its base64."""
+    import os
+
+    from pipeline.sharding.given import base64_bytes
+    from pipeline.sharding.images import Rejected
+
+    if not isinstance(value, str) or value[:5].lower() == "data:" or "://" in value:
+        return value
+    if os.path.isfile(value):
+        return value
+    try:
+        return base64_bytes(value)
+    except Rejected as reason:
+        said = f"row {row}: image {value[:80]!r} is no file, no data URI and no base64 ({reason})"
+        raise Rejected(said) from reason
 
 
 mlflow.models.set_model(TrackedModel())

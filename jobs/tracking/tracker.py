@@ -8,20 +8,17 @@ cannot be written now waits in the run folder; what can never be is told and lef
 import functools
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 
-from jobs.tracking import registration, runs, server, watchers, writing
+from jobs.tracking import logged_model, registration, runs, server, watchers, writing
 from jobs.tracking.errors import Kind, Verdict, reason, told_apart
 from jobs.tracking.folder import Folder, is_of, key
-from jobs.tracking.server import current as _current
-from jobs.tracking.server import default_uri
+from jobs.tracking.server import current, default_uri
 from jobs.tracking.waiting import FILES, Entry, merged
-from pipeline.storage import run_folder, store
+from pipeline.storage import run_folder
 
 PAUSE = 30  # seconds until a server that did not answer is asked again
 _said: set[tuple] = set()  # what this process has said, of which run folder
@@ -368,17 +365,5 @@ def _version(folder: str) -> str:
 def _log_model(uri: str, run_id: str, folder: str):
     import mlflow
 
-    import pipeline
-    import schemas
-
-    with tempfile.TemporaryDirectory() as copy, _current(uri), mlflow.start_run(run_id=run_id):
-        for name in ("index.json", "vocabulary.json", "model.safetensors"):
-            (Path(copy) / name).write_bytes(store.read_bytes(store.join(folder, name)))
-        return mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("model.py")),
-            artifacts={"model": copy},
-            # Our own code goes along, so the model loads where Halftone is not installed.
-            code_paths=[str(Path(package.__path__[0])) for package in (pipeline, schemas)],
-            pip_requirements=["torch", "numpy", "pyarrow", "pillow", "pydantic", "safetensors"],
-        )
+    with current(uri), mlflow.start_run(run_id=run_id):
+        return logged_model.log_model(folder)

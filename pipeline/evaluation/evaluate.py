@@ -15,7 +15,7 @@ from pipeline.evaluation import (
 from pipeline.evaluation.results import Protocol, Result
 from pipeline.labels import label
 from pipeline.sharding import exclusions
-from pipeline.storage import csv_files, parquet, store
+from pipeline.storage import parquet, store, text_files
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder
 from pipeline.training.objective import needs_embeddings
@@ -95,7 +95,7 @@ def write_rankings(piece: Piece) -> dict:
 def results_version(plan: Plan, recipe: Recipe) -> str:
     """What the results of a model's own ranking depend on."""
     uri = recipe.evaluate.judgements
-    people = uri and store.sha256(csv_files.data(uri, "people's judgements"))
+    people = uri and store.sha256(text_files.data(uri, "people's judgements"))
     return results.version(plan, recipe, recipe.evaluate.protocols, people)
 
 

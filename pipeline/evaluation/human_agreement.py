@@ -56,13 +56,17 @@ def measure(system: System, people: Judgements, resamples: int = 1000) -> Result
     image_P = np.array(people.image_ids)[known_P]
     text_P = np.array(people.caption_ids)[known_P]
     relevance_P = people.relevance_P[known_P]
+    rows = np.array([images[i] for i in image_P], int), np.array([texts[t] for t in text_P], int)
+    score_P = system.of_pairs(*rows)
+    if not (scored_P := (score_P > -torch.inf).numpy()).all():  # the others are on no list
+        image_P, text_P, relevance_P = image_P[scored_P], text_P[scored_P], relevance_P[scored_P]
+        score_P = score_P[scored_P]
     if len(np.unique(relevance_P)) < 2:
         raise InputError(
             f"of the {len(known_P):,} pairs of {people.name} {len(image_P):,} are of this gallery, "
             f"whose first image is {items.image_ids[:1]} and caption {items.text_ids[:1]}; "
             "give judgements that differ, of these"
         )
-    score_P = system.of_pairs([images[i] for i in image_P], [texts[t] for t in text_P])
     weight_RP = agreement.resamples(image_P, resamples, intervals.SEED)
     rho_R = agreement.measured(score_P.numpy(), relevance_P, weight_RP, 1.0)["spearman"]
     tau = metrics.kendall_tau(score_P[None], torch.from_numpy(relevance_P)[None])

@@ -42,7 +42,12 @@ def figures(ranking: dict[str, Queries]) -> dict[str, float]:
 
 
 def bootstrap(ranking: dict[str, Queries], resamples: int) -> dict[str, list[float]]:
-    """[low, high] of every figure: the middle 95 % over so many draws of as many images."""
+    """[low, high] of every figure: the middle 95 % over so many draws of as many images.
+
+    Of no queries there is no figure.
+    """
+    if not ranking:
+        return {}
     # How often each image is drawn, the same draws for every figure.
     images = np.unique(np.concatenate([queries.image_ids for queries in ranking.values()]))
     drawn_BM = draw_images(len(images), resamples, SEED)

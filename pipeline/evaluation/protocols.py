@@ -6,6 +6,7 @@ Legend of the shape suffixes: Q queries, P pairs of a query and a positive of it
 import re
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.intervals import Queries, bootstrap, figures
 from pipeline.evaluation.results import Protocol, Result
+from pipeline.evaluation.trec import RunScores
 from pipeline.formulas.metrics_from_ranks import per_query
 from pipeline.retrieval.ranks import Pairs
 from pipeline.retrieval.scores import DIRECTIONS, Items, Matches, System
@@ -44,6 +46,8 @@ def measure(
     system: System, names: list[str], given: Matches | None = None, resamples: int = 1000
 ) -> dict[str, Result]:
     """{name: Result} of a system under protocols; those of one gallery share a pass over it."""
+    if given and isinstance(system, RunScores):
+        system = cast(System, system.asked(given))
     tables: dict[str, Result] = {}
     galleries: dict[tuple, list[str]] = {}
     for name in names:

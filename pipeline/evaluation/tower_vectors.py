@@ -13,7 +13,7 @@ from pipeline.sharding.decoding import stream
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import cache, parquet, store
 from pipeline.storage.plan import Piece, Plan
-from pipeline.storage.run_folder import Files, RunFolder, of_split
+from pipeline.storage.run_folder import Files, RunFolder, contents, of_split
 from pipeline.storage.vector_columns import vector_column
 from pipeline.training.saved_model import SavedModel, load_model
 from schemas.embedding import tower_schema
@@ -34,7 +34,7 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
         Piece(
             name=entry["name"],
             output=store.join(folder, f"{entry['name']}.parquet"),
-            fingerprint=store.fingerprint("vectors", model["version"], entry["files"]),
+            fingerprint=store.fingerprint("vectors", model["version"], contents(entry)),
             inputs={
                 "tar": run.folder("shard", f"{entry['name']}.tar"),
                 "file": entry["files"][f"{entry['name']}.tar"],

@@ -2,8 +2,10 @@
 
 A model that gives every candidate the same score gets chance, never 100 %. A query without a value
 (no positive, no relevance, nothing to order) and a query with a NaN get NaN: average with `nanmean`
-and say how many were left out. `mask_QN` is True for candidates in the list. Values are fractions
-and ranks; percent is for printing.
+and say how many were left out. `mask_QN` is True for candidates in the list; one that is not takes
+no part at all. A score of -inf says that a candidate was not retrieved: a positive is missed,
+relevance is gain that was not had, and orders are compared of the others alone. Values are
+fractions and ranks; percent is for printing.
 
 Legend of the shape suffixes: Q queries, N candidates of a query.
 """
@@ -18,6 +20,7 @@ from pipeline.formulas.kernels.pairs import inversions
 from pipeline.formulas.kernels.rows import block_of, blocks, prepared, rows_in_cache
 from pipeline.formulas.kernels.sort import compiled, largest, order_of_rows, sort_rows_
 from pipeline.formulas.kernels.ties import chance_within, expected_place
+from pipeline.formulas.metrics_from_ranks import NOWHERE
 
 Gain = Callable[[Tensor], Tensor]
 GAINS: dict[str, Gain] = {"exp2": lambda r: torch.exp2(r) - 1, "linear": lambda r: r}
@@ -40,7 +43,7 @@ def recall_at(scores_QN: Tensor, positive_QN: Tensor, k: int, *, mask_QN: Mask =
 
 
 def expected_rank(scores_QN: Tensor, positive_QN: Tensor, *, mask_QN: Mask = None) -> Tensor:
-    """rank_Q: the expected place, from 1, of the first positive.
+    """rank_Q: the expected place, from 1, of the first positive; inf where none was retrieved.
 
     Its median over queries is MedR and its mean MeanR. 1 + how many score above the best positive +
     (t - p) / (p + 1), of t tied with it, p of them positive.
@@ -49,7 +52,8 @@ def expected_rank(scores_QN: Tensor, positive_QN: Tensor, *, mask_QN: Mask = Non
     tensor([2.], dtype=torch.float64)
     """
     above_Q, tied_Q, hits_Q, valued_Q = _best_positive(scores_QN, positive_QN, mask_QN)
-    return expected_place(above_Q, tied_Q, hits_Q).masked_fill(~valued_Q, torch.nan)
+    rank_Q = expected_place(above_Q, tied_Q, hits_Q).masked_fill(above_Q >= NOWHERE, torch.inf)
+    return rank_Q.masked_fill(~valued_Q, torch.nan)
 
 
 def ndcg(
@@ -95,6 +99,7 @@ def kendall_tau(scores_QN: Tensor, relevance_QN: Tensor, *, mask_QN: Mask = None
     >>> kendall_tau(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[0.0, 0.5, 0.5]]))
     tensor([0.8165], dtype=torch.float64)
     """
+    mask_QN = _retrieved(scores_QN, mask_QN)
     scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
     n = scores_QN.shape[1]
     # Outside the list: below all in both orders, so no inversion and one tie, taken off again.
@@ -127,6 +132,7 @@ def spearman(scores_QN: Tensor, relevance_QN: Tensor, *, mask_QN: Mask = None) -
     >>> spearman(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[0.0, 1.0, 0.5]]))
     tensor([0.5000], dtype=torch.float64)
     """
+    mask_QN = _retrieved(scores_QN, mask_QN)
     scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
     ranks = []
     for x_QN in (scores_QN, relevance_QN):
@@ -141,6 +147,14 @@ def spearman(scores_QN: Tensor, relevance_QN: Tensor, *, mask_QN: Mask = None) -
     return rho_Q.masked_fill((scores_QN + relevance_QN).isnan().any(-1), torch.nan)
 
 
+def _retrieved(scores_QN: Tensor, mask_QN: Mask) -> Mask:
+    """The mask without candidates of score -inf."""
+    out_QN = scores_QN == -torch.inf
+    if not out_QN.any():
+        return mask_QN
+    return ~out_QN if mask_QN is None else mask_QN & ~out_QN
+
+
 def _best_positive(scores_QN: Tensor, positive_QN: Tensor, mask_QN: Mask) -> tuple[Tensor, ...]:
     """(above_Q, tied_Q, hits_Q, valued_Q) around the best-scoring positive of each query."""
     scores_QN, positive_QN, mask_QN = prepared(scores_QN, positive_QN, mask_QN)
@@ -153,7 +167,8 @@ def _best_positive(scores_QN: Tensor, positive_QN: Tensor, mask_QN: Mask) -> tup
     best_Q1 = scores_QN.masked_fill(~positive_QN, -torch.inf).amax(-1, keepdim=True)
     tied_QN = scores_QN == best_Q1
     counts = ((scores_QN > best_Q1), tied_QN, tied_QN & positive_QN)
-    return *(count.sum(-1).double() for count in counts), valued_Q
+    above_Q, tied_Q, hits_Q = (count.sum(-1).double() for count in counts)
+    return above_Q.masked_fill(best_Q1[:, 0] == -torch.inf, NOWHERE), tied_Q, hits_Q, valued_Q
 
 
 def _ndcg(scores_RN: Tensor, relevance_RN: Tensor, discount_K: Tensor, gain: Gain) -> Tensor:
@@ -175,7 +190,7 @@ def _ndcg(scores_RN: Tensor, relevance_RN: Tensor, discount_K: Tensor, gain: Gai
     n = scores_RN.shape[1]
     before_N = torch.nn.functional.pad(discount_K.cumsum(0), (1, 0))
     before_N = torch.cat([before_N, before_N[-1:].expand(n - depth)])
-    gain_RN = gain(relevance_RN.double())
+    gain_RN = gain(relevance_RN.double()).masked_fill(scores_RN == -torch.inf, 0)
     if n >= 256 and scores_RN.device.type == "cpu" and (fast := compiled()):
         found_R: Tensor = fast.dcg(
             scores_RN, order_of_rows(scores_RN, descending=True), gain_RN, before_N

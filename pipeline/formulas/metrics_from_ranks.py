@@ -34,6 +34,9 @@ def per_query(
     >>> {k: v.item() for k, v in per_query(*one, 1, ks=(1,)).items()}
     {'R_at_1': 1.0, 'rank': 1.0, 'map_at_r': 0.5, 'r_precision': 0.5}
     """
+    total_Q = torch.bincount(query_P, minlength=queries) if total_Q is None else total_Q
+    listed_P = above_P < NOWHERE
+    query_P, above_P, tied_P = query_P[listed_P], above_P[listed_P], tied_P[listed_P]
     key_P = query_P * (NOWHERE + 1) + above_P
     order_P = key_P.argsort(stable=True)
     query_P, above_P, tied_P = query_P[order_P], above_P[order_P], tied_P[order_P]
@@ -46,9 +49,8 @@ def per_query(
     found_Q = count_Q > 0
     first_P = start_Q[found_Q]
     best = [part[first_P].double() for part in (above_P, tied_P, hits_P)]
-    total_Q = count_Q if total_Q is None else total_Q
     values = {f"R_at_{k}": chance_within(k, *best) for k in ks}
-    values["rank"] = expected_place(*best).masked_fill(best[0] >= NOWHERE, torch.inf)
+    values["rank"] = expected_place(*best)
     for name, of_found in values.items():
         missed = torch.full_like(total_Q, torch.inf if name == "rank" else 0.0, dtype=torch.float64)
         values[name] = missed.masked_scatter(found_Q, of_found)

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pipeline.formulas.kernels import Function, Settings
+from pipeline.formulas.kernels.gradients import first_order
 from pipeline.formulas.kernels.rows import blocks, in_full_precision, summed
 from pipeline.formulas.losses.registry import function_of
 
@@ -105,7 +105,7 @@ class _Streamed(torch.autograd.Function):
         return _one_way(loss, by_image, rows, settings) + _one_way(loss, by_text, rows, settings)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_image_MD, of_text_ND = ctx.saved_tensors
         of_image_MD, of_text_ND = of_image_MD * grad, of_text_ND * grad

@@ -6,12 +6,13 @@ a process.
 
 import contextlib
 import functools
+from collections.abc import Container
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.storage import csv_files, store
+from pipeline.storage import csv_files, ids, store, text_files
 from schemas.relevance import Calibration
 
 HEADER = ("image_id", "caption_id", "relevance")
@@ -39,10 +40,17 @@ def overrides(uri: str) -> tuple[Override, ...]:
     return _overrides(uri, store.state(uri))
 
 
+def tell(uri: str, images: Container[str], captions: Container[str]) -> None:
+    """Says how many of the decided pairs are of an image or a caption that is not here."""
+    listed = [(pair.image_id, pair.caption_id) for pair in overrides(uri)]
+    here = {pair for pair in listed if pair[0] in images and pair[1] in captions}
+    ids.known(listed, here, f"label.overrides {uri}")
+
+
 @functools.lru_cache(maxsize=4)
 def _calibration(uri: str, state: tuple) -> Calibration:
     try:
-        return Calibration.model_validate_json(csv_files.data(uri, "a fitted map"))
+        return Calibration.model_validate_json(text_files.text(uri, "a fitted map"))
     except ValidationError as error:
         found = error.errors()[0]
         where = ".".join(map(str, found["loc"])) or "its fields"

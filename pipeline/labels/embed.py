@@ -17,7 +17,7 @@ from pipeline.labels.encoders import encoder_label, fitted, guards, sentences
 from pipeline.sharding.sidecar import read_sidecar
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
-from pipeline.storage.run_folder import Files, RunFolder
+from pipeline.storage.run_folder import Files, RunFolder, contents
 from pipeline.storage.vector_columns import vector_column, vector_matrix
 from schemas.embedding import embedding_schema
 from schemas.settings import EmbedSettings, Recipe
@@ -77,7 +77,7 @@ def plan_of(settings: EmbedSettings, root: str) -> Plan:
             "members": [(store.join(folder, file), weight) for folder, _, weight in members],
         }
         output = store.join(_folder(settings, root), file)
-        fingerprint = store.fingerprint("embed", matters, entry["files"], parts)
+        fingerprint = store.fingerprint("embed", matters, contents(entry), parts)
         pieces.append(Piece(name, output, fingerprint, inputs, memory))
     return Plan.of("embed", _folder(settings, root), pieces, matters)
 
@@ -111,7 +111,7 @@ def other_sentence_encoders(recipe: Recipe, root: str) -> list[str]:
         matters = index["settings"]
         made = {entry["name"]: entry["fingerprint"] for entry in index["pieces"]}
         if all(
-            made.get(e["name"]) == store.fingerprint("embed", matters, e["files"], [])
+            made.get(e["name"]) == store.fingerprint("embed", matters, contents(e), [])
             for e in shards["pieces"]
         ):
             found.append(matters["encoder"])
@@ -208,7 +208,7 @@ def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
         )
     matters = {"encoder": settings.encoder, "fit_captions": settings.fit_captions}
     output = _terms(settings, root)
-    fingerprint = store.fingerprint("fit", matters, [entry["files"] for entry in train.entries])
+    fingerprint = store.fingerprint("fit", matters, [contents(entry) for entry in train.entries])
     piece = Piece("terms", output, fingerprint, {"sidecars": train.uris, "settings": settings})
     return Plan.of("embed", output.rpartition("/")[0], [piece], matters)
 

@@ -6,13 +6,14 @@ link; an image and a caption are a link for each of the image's other captions.
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.sharding.reading import Shards
-from pipeline.storage import csv_files, store
+from pipeline.storage import csv_files, ids, store, text_files
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import CalibrateSettings
 
@@ -79,7 +80,7 @@ def read(settings: CalibrateSettings, root: str) -> Judged:
 def fingerprint_of_judgements(settings: CalibrateSettings, root: str) -> list:
     """What the judged pairs depend on: hashes of the files, or the version of the shards."""
     named = [(settings.judgements, COLUMNS), (settings.captions, CAPTIONS)]
-    read = [store.sha256(csv_files.data(uri, what)) for uri, what in named if uri]
+    read = [store.sha256(text_files.data(uri, what)) for uri, what in named if uri]
     return read if settings.captions else [*read, RunFolder(root).index("shard")["version"]]
 
 
@@ -103,10 +104,11 @@ def _scaled(score_P: np.ndarray, settings: CalibrateSettings) -> np.ndarray:
 def read_pairs(uri: str) -> list[tuple[str, str, str, float]]:
     """(kind of the first side, its id, caption id, score) of every line."""
     header, lines = csv_files.table(uri, f"judged pairs: {COLUMNS}")
+    header = [name.casefold() for name in header]
     named = [(at, SIDE.fullmatch(name)) for at, name in enumerate(header)]
     sides = [(at, match[1]) for at, match in named if match]
     sides.sort(key=lambda side: side[1] == "caption")  # an image first
-    if len(sides) != 2 or sides[1][1] != "caption" or "score" not in header:
+    if len(sides) != 2 or sides[1][1] != "caption" or header.count("score") != 1:
         raise InputError(f"{uri} has the columns {','.join(header)}; expected {COLUMNS}")
     out, at = [], header.index("score")
     last = max(at, *(column for column, _ in sides))
@@ -127,17 +129,25 @@ def read_pairs(uri: str) -> list[tuple[str, str, str, float]]:
 
 def _captions(uri: str) -> dict[str, tuple[str, str]]:
     """(image id, text) by caption id, from a CSV or JSON lines."""
-    if ".jsonl" not in store.name_of(uri):
-        rows = csv_files.rows(uri, CAPTIONS.split(","), "a list of captions")
-        return {row["caption_id"]: (row["image_id"], row["caption"]) for _, row in rows}
-    try:
-        return {
-            str(caption_id): (str(row["image_id"]), text)
-            for row in map(json.loads, csv_files.text(uri, "captions").splitlines())
-            for caption_id, text in zip(row["caption_ids"], row["captions"], strict=True)
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{uri} holds no captions ({type(error).__name__}: {error}); expected a CSV with "
-            f"{CAPTIONS}, or .jsonl lines with image_id, captions and caption_ids"
-        ) from error
+    found = [*(_of_json_lines if ".jsonl" in store.name_of(uri) else _of_csv)(uri)]
+    ids.unique([caption_id for caption_id, *_ in found], f"{uri}, caption ids")
+    return {caption_id: (image_id, text) for caption_id, image_id, text in found}
+
+
+def _of_csv(uri: str) -> Iterator[tuple[str, str, str]]:
+    for _, row in csv_files.rows(uri, CAPTIONS.split(","), "a list of captions"):
+        yield row["caption_id"], row["image_id"], row["caption"]
+
+
+def _of_json_lines(uri: str) -> Iterator[tuple[str, str, str]]:
+    for number, line in text_files.lines(uri, "captions"):
+        try:
+            row = json.loads(line)
+            for caption_id, text in zip(row["caption_ids"], row["captions"], strict=True):
+                yield str(caption_id), str(row["image_id"]), text
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{uri} line {number} holds no captions ({type(error).__name__}: {error}); "
+                f"expected a CSV with {CAPTIONS}, or .jsonl lines with image_id, captions and "
+                "caption_ids"
+            ) from error

@@ -16,7 +16,7 @@ from pipeline.labels import decisions, embed
 from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import encoder_label, sentences
 from pipeline.labels.relevance_lists import Direction, Lists
-from pipeline.storage import csv_files, parquet, store
+from pipeline.storage import parquet, store, text_files
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder
 from schemas.relevance import ENCODINGS, RELEVANCE
@@ -41,6 +41,9 @@ def plan(recipe: Recipe, root: str) -> Plan:
     }
     folder = run.folder("label", encoder_label(recipe.embed.encoder))
     _check_calibration(recipe)
+    if settings.overrides is not None:
+        here = parquet.read_tables(embeddings.uris, ["image_id", "caption_id"])
+        decisions.tell(settings.overrides, *(set(column.to_pylist()) for column in here.columns))
     matters = {**depends_on(settings), **settings.relevant("lists")}
     if settings.cross_encoder is not None:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
@@ -72,7 +75,7 @@ def depends_on(settings: LabelSettings) -> dict:
     """What the relevance of a pair depends on, files by their contents."""
     out = settings.relevant() | {"calibration": None, "overrides": None}
     if settings.calibration is not None:
-        out["calibration"] = store.sha256(csv_files.data(settings.calibration, "a fitted map"))
+        out["calibration"] = store.sha256(text_files.data(settings.calibration, "a fitted map"))
     if settings.overrides is not None:
         decided = decisions.overrides(settings.overrides)
         out["overrides"] = decided and store.fingerprint(sorted(decided))

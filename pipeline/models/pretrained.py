@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.models.two_tower import TowerInputs
-from pipeline.models.vocabulary import PretrainedTokens
+from pipeline.models.vocabulary import PretrainedPythonTokens, PretrainedTokens, not_installed
 from schemas.settings import ModelSettings
 
 PADDED = ("siglip", "siglip2")  # text models that were trained on captions padded to full length
@@ -131,7 +131,10 @@ def _from_pretrained(kind, settings: ModelSettings):
         raise ValueError("model.pretrained is not given; give a model folder or a hub's name")
     try:
         return kind.from_pretrained(settings.pretrained)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
+        if isinstance(error, ImportError) or "sentencepiece" in str(error):
+            what = f"model.pretrained {settings.pretrained!r}"
+            raise ValueError(not_installed(what, error)) from error
         raise ValueError(
             f"no pretrained model {settings.pretrained!r}: {str(error).splitlines()[0]} "
             "(model.pretrained takes a model folder, or a name that the model hub knows)"
@@ -147,12 +150,14 @@ def tokens(settings: ModelSettings) -> PretrainedTokens:
     tokenizer = _from_pretrained(AutoTokenizer, settings)
     length = min(settings.max_words, text.max_position_embeddings)
     padded = config.model_type in PADDED
-    return PretrainedTokens(
-        tokenizer.backend_tokenizer.to_str(),
-        pad=tokenizer.pad_token_id or 0,
-        length=text.max_position_embeddings if padded else length,
-        padded=padded,
-    )
+    how = {
+        "pad": tokenizer.pad_token_id or 0,
+        "length": text.max_position_embeddings if padded else length,
+        "padded": padded,
+    }
+    if tokenizer.is_fast:
+        return PretrainedTokens(tokenizer.backend_tokenizer.to_str(), **how)
+    return PretrainedPythonTokens(PretrainedPythonTokens.files_of(tokenizer), **how)
 
 
 def _side(model, name: str, projection: str, settings: ModelSettings):

@@ -1,24 +1,48 @@
 """Captions to numbers: our own words, or a pretrained tokenizer's tokens."""
 
-import re
+import base64
+import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from pipeline.models.words import words
+
 PAD, UNKNOWN = "<pad>", "<unk>"
-WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 
-class Vocabulary:
+class Known:
+    """What a vocabulary says of the pieces of a text: words, or a tokenizer's tokens."""
+
+    def pieces(self, text: str) -> list[tuple[str, bool]]:
+        """The pieces of a text in order, and of each whether it is known."""
+        raise NotImplementedError
+
+    def unknown(self, text: str) -> list[str]:
+        """The pieces of a text that are not known, each once."""
+        return list(dict.fromkeys(piece for piece, known in self.pieces(text) if not known))
+
+    def unknown_share(self, texts: Iterable[str]) -> float:
+        """Share of the pieces of all texts that are not known, in [0, 1]."""
+        found = Counter(known for text in texts for _, known in self.pieces(text))
+        return found[False] / max(1, found.total())
+
+
+class Vocabulary(Known):
     """The words of the train captions, the most frequent first; id 0 pads, id 1 is any other word.
 
     >>> vocabulary = Vocabulary.of(["A dog.", "A cat"], min_count=1)
     >>> vocabulary.words
     ['<pad>', '<unk>', 'a', 'cat', 'dog']
-    >>> words, lengths = vocabulary.encode(["A dog!", "the"], max_words=8)
-    >>> words.tolist(), lengths.tolist()
+    >>> ids, lengths = vocabulary.encode(["A dog!", "the"], max_words=8)
+    >>> ids.tolist(), lengths.tolist()
     ([[2, 4], [1, 0]], [2, 1])
+    >>> vocabulary.unknown("The dog"), vocabulary.unknown_share(["The dog", "a cat"])
+    (['the'], 0.25)
     """
 
     def __init__(self, words: list[str]):
@@ -30,13 +54,16 @@ class Vocabulary:
 
     @classmethod
     def of(cls, captions: Iterable[str], *, min_count: int) -> "Vocabulary":
-        counts = Counter(word for caption in captions for word in WORD.findall(caption.lower()))
+        counts = Counter(word for caption in captions for word in words(caption))
         kept = sorted((-n, word) for word, n in counts.items() if n >= min_count)
         return cls([PAD, UNKNOWN, *(word for _, word in kept)])
 
+    def pieces(self, text: str) -> list[tuple[str, bool]]:
+        return [(word, word in self.ids) for word in words(text)]
+
     def ids_of(self, caption: str, max_words: int) -> list[int]:
         """The word ids of a caption; one unknown word where it has none."""
-        return [self.ids.get(word, 1) for word in WORD.findall(caption.lower())[:max_words]] or [1]
+        return [self.ids.get(word, 1) for word in words(caption)[:max_words]] or [1]
 
     def encode(self, captions: list[str], max_words: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Word ids (B, L), padded with 0, and lengths (B,)."""
@@ -48,16 +75,22 @@ class Vocabulary:
         return self.words
 
 
-class PretrainedTokens:
-    """The tokens of a pretrained text model, with its marks at both ends."""
+class PretrainedTokens(Known):
+    """The tokens of a pretrained text model, with its marks at both ends.
+
+    `tokenizer` is the JSON of a tokenizer of the tokenizers package.
+    """
 
     def __init__(self, tokenizer: str, *, pad: int, length: int, padded: bool):
         from tokenizers import Tokenizer
 
         self.state: dict = {"tokenizer": tokenizer, "pad": pad, "length": length, "padded": padded}
-        self.tokenizer = Tokenizer.from_str(tokenizer)
+        self.tokenizer: Any = Tokenizer.from_str(tokenizer)
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length)
+        model = json.loads(tokenizer)["model"]
+        token = model.get("unk_token")
+        self.unknown_id = self.tokenizer.token_to_id(token) if token else model.get("unk_id")
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
@@ -67,15 +100,74 @@ class PretrainedTokens:
 
         At most as many tokens as the model has places for, whatever `max_words` says.
         """
-        ids = [found.ids for found in self.tokenizer.encode_batch(captions)]
+        ids = self.ids_of(captions)
         if self.state["padded"]:
             ids = [row + [self.state["pad"]] * (self.state["length"] - len(row)) for row in ids]
         return pad(ids, self.state["pad"])
 
+    def ids_of(self, captions: list[str]) -> list[list[int]]:
+        """The token ids of every caption, cut to the model's length."""
+        return [found.ids for found in self.tokenizer.encode_batch(captions)]
+
+    def pieces(self, text: str) -> list[tuple[str, bool]]:
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        places = zip(found.offsets, found.ids, strict=True)
+        return [(text[start:end], id_ != self.unknown_id) for (start, end), id_ in places]
+
+
+class PretrainedPythonTokens(PretrainedTokens):
+    """The tokens of a model whose tokenizer is not of the tokenizers package, as of SigLIP.
+
+    `files` are those its tokenizer is made from, by name, in base64.
+    """
+
+    def __init__(self, files: dict[str, str], *, pad: int, length: int, padded: bool):
+        from transformers import AutoTokenizer
+
+        self.state = {"files": files, "pad": pad, "length": length, "padded": padded}
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in files.items():
+                Path(folder, name).write_bytes(base64.b64decode(data))
+            try:
+                self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            except ImportError as error:
+                raise ValueError(not_installed("the tokenizer of this model", error)) from error
+
+    @staticmethod
+    def files_of(tokenizer) -> dict[str, str]:
+        """The files of a tokenizer of transformers, by name, in base64."""
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+            return {path.name: base64.b64encode(path.read_bytes()).decode() for path in files}
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def ids_of(self, captions: list[str]) -> list[list[int]]:
+        limit = {"truncation": True, "max_length": self.state["length"]}
+        return self.tokenizer(captions, **limit)["input_ids"]
+
+    def pieces(self, text: str) -> list[tuple[str, bool]]:
+        tokens = self.tokenizer.tokenize(text)
+        ids = self.tokenizer.convert_tokens_to_ids(tokens)
+        unknown = self.tokenizer.unk_token_id
+        return [(t.strip("▁"), id_ != unknown) for t, id_ in zip(tokens, ids, strict=True)]
+
 
 def vocabulary_of(state: list[str] | dict) -> Vocabulary | PretrainedTokens:
     """The vocabulary that had this `state`."""
-    return Vocabulary(state) if isinstance(state, list) else PretrainedTokens(**state)
+    if isinstance(state, list):
+        return Vocabulary(state)
+    return PretrainedPythonTokens(**state) if "files" in state else PretrainedTokens(**state)
+
+
+def not_installed(what: str, error: Exception) -> str:
+    """The sentence for a package that transformers finds missing, of an error it raised."""
+    said = next(line for line in [*str(error).strip().splitlines(), repr(error)] if line)
+    missing = "sentencepiece" in str(error).lower() or "protobuf" in str(error).lower()
+    do = 'run: pip install "halftone-itr[sentencepiece]"' if missing else "install it"
+    return f"{what} needs a package that is not installed ({said}); {do}"
 
 
 def pad(ids: list[list[int]], value: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

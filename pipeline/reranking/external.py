@@ -1,6 +1,7 @@
 """Re-ranking any system: its vectors or its matrix of scores, in the splits of its images."""
 
 import hashlib
+import logging
 import resource
 import tempfile
 import time
@@ -19,12 +20,14 @@ from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.reranking.similarities import Matrices, Similarities, Towers
 from pipeline.retrieval.scores import Items, MatrixScores, VectorScores
-from pipeline.storage import csv_files, store
+from pipeline.storage import csv_files, ids, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.training.loop import Loop
 from pipeline.training.saved_model import summary
 from schemas.settings import Recipe
 
+ROWS = 256  # looked at together
+LOG = logging.getLogger(__name__)
 Uris = tuple[str | None, str | None]  # of two matrices (.npy), where there are any
 
 
@@ -54,6 +57,7 @@ def read(
     if isinstance(system, VectorScores):
         sims: Similarities = Towers(system.images, system.texts)
     else:
+        _check_scored(system.i2t)
         known = settings.pool == "inductive" and len(rows["train"]["image"])
         of_images, of_texts = (uri and external.array(uri) for uri in matrices)
         sims = Matrices(system.i2t, of_images, of_texts, known=rows["train"] if known else None)
@@ -75,26 +79,51 @@ def read(
     return External(gallery, problems, _version(system, matrices, splits))
 
 
+def _check_scored(i2t_MN: torch.Tensor) -> None:
+    """Refuses pairs without a score: re-ranking compares whole rows."""
+    for start, rows_RN in enumerate(i2t_MN.split(ROWS)):
+        if (none_RN := rows_RN == -torch.inf).any():
+            row, column = torch.nonzero(none_RN)[0].tolist()
+            raise InputError(
+                f"image {start * ROWS + row} and text {column} (from 0) have the score -inf, which "
+                "is none; re-ranking compares whole rows: score every pair"
+            )
+
+
 def read_splits(uri: str) -> dict[str, str]:
-    """{image id: split} of a CSV."""
-    rows = csv_files.rows(uri, ("image_id", "split"), "a list of images and splits")
-    return {row["image_id"]: row["split"] for _, row in rows}
+    """{image id: split} of a CSV; an image that is there twice is in one split."""
+    found: dict[str, str] = {}
+    for line, row in csv_files.rows(uri, ("image_id", "split"), "a list of images and splits"):
+        image, split = row["image_id"], row["split"]
+        if found.setdefault(image, split) != split:
+            said = f"puts image {image!r} in {split}, an earlier line in {found[image]}"
+            raise InputError(f"{uri} line {line} {said}; give an image one split")
+    return found
 
 
 def _rows(items: Items, splits: dict | None, split: str, bank_images: int) -> dict:
-    """{split: rows of its images and texts}; images of no split are left out."""
-    ids = items.image_ids
-    splits = dict.fromkeys(ids, split) if splits is None else splits
+    """{split: rows of its images and texts}; images of no split are left out, and told."""
+    image_ids, names = items.image_ids, {"train", "val", split}
+    splits = dict.fromkeys(image_ids, split) if splits is None else splits
+    words = {name.casefold(): name for name in names}
+    splits = {image: words.get(word.casefold(), word) for image, word in splits.items()}
+    ids.known(splits, set(image_ids), "--splits")
+    if out := [id_ for id_ in image_ids if splits.get(id_) not in names]:
+        LOG.warning(
+            "--splits: %s of %s images are in none of %s, the first %r (%s); they are left out",
+            *(f"{len(out):,}", f"{len(image_ids):,}", ", ".join(sorted(names)), out[0]),
+            splits.get(out[0], "not listed"),
+        )
     found = {}
-    for name in {"train", "val", split}:
-        images = [row for row, id_ in enumerate(ids) if splits.get(id_) == name]
+    for name in names:
+        images = [row for row, id_ in enumerate(image_ids) if splits.get(id_) == name]
         rows = items.of_images(images[:bank_images] if name == "train" else images)
         of_images, of_texts = (torch.from_numpy(part.astype(np.int64)) for part in rows)
         found[name] = {"image": of_images, "text": of_texts}
     if not len(found[split]["image"]):
         raise InputError(
-            f"none of the {len(ids):,} images is in {split}, the split to re-rank; the first "
-            f"image is {ids[0]!r}, the splits are {', '.join(sorted(set(splits.values())))}"
+            f"none of the {len(image_ids):,} images is in {split}, the split to re-rank; the first "
+            f"image is {image_ids[0]!r}, the splits are {', '.join(sorted(set(splits.values())))}"
         )
     return found
 

@@ -146,7 +146,7 @@ def count_columns(
     pairs = query_P.shape[0]
     column_P = query_P - i
     in_order = pairs == scores_RC.shape[1] and (column_P == np.arange(pairs)).all()
-    count_P, gathered_P = np.zeros(pairs, np.float32), np.empty(pairs, np.float32)
+    count_P, gathered_P = np.zeros(pairs, np.float32), np.empty(pairs, scores_RC.dtype)
     beside_P = np.zeros(pairs, np.float32)
     for r in range(scores_RC.shape[0]):
         scores_P = scores_RC[r] if in_order else gathered_P

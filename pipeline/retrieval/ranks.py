@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
+from pipeline.formulas.metrics_from_ranks import NOWHERE
 from pipeline.retrieval import nearest
 
 BLOCK = 2048  # rows and columns of a block of the product
@@ -67,21 +68,26 @@ def of_vectors(images_MD, texts_ND, i2t: Pairs, t2i: Pairs, *, fast: bool | None
 
 
 def of_matrix(scores_MN, i2t: Pairs, t2i: Pairs, *, fast: bool | None = None) -> Both:
-    """(Ranks, Ranks) of the positives of rows and of columns of a float32 matrix."""
+    """(Ranks, Ranks) of the positives of rows and of columns of a matrix of scores.
+
+    Compared in float64 where they are that, else in float32. A score of -inf says that the pair is
+    outside the list: the candidate is never found.
+    """
     scores_MN = torch.as_tensor(scores_MN)
+    dtype = torch.float64 if scores_MN.dtype == torch.float64 else torch.float32
     compiled = _compiled(scores_MN.device) if fast is None else fast
     threshold = [scores_MN[i2t], scores_MN[t2i.candidate_P, t2i.query_P]]
     sides = [
-        _Side(None, None, pairs, None, compiled, known.float())
+        _Side(None, None, pairs, None, compiled, known.to(dtype))
         for pairs, known in zip((i2t, t2i), threshold, strict=True)
     ]
-    block = torch.empty(BLOCK * BLOCK, device=scores_MN.device)
+    block = torch.empty(BLOCK * BLOCK, dtype=dtype, device=scores_MN.device)
     for i in range(0, scores_MN.shape[0], BLOCK):
         for j in range(0, scores_MN.shape[1], BLOCK):
             part_RC = scores_MN[i : i + BLOCK, j : j + BLOCK]
             scores_RC = _view(block, part_RC.shape).copy_(part_RC)
-            if scores_RC.max().isnan():
-                raise InputError("the matrix of scores holds NaN; give every pair a number")
+            if not scores_RC.max() < torch.inf:
+                _refuse(scores_RC, i, j)
             sides[0].absorb(scores_RC, i, j, turned=False)
             sides[1].absorb(scores_RC, j, i, turned=True)
     return sides[0].ranks(), sides[1].ranks()
@@ -103,7 +109,8 @@ class _Side:
         # A scanned score outside [low, high] cannot be on the other side of the positive's own.
         error_P = error_Q[torch.from_numpy(self.query_P)] if error_Q is not None else 0.0
         middle_P = self.threshold_P.double()
-        self.low_P, self.high_P = (middle_P - error_P).float(), (middle_P + error_P).float()
+        ends = middle_P - error_P, middle_P + error_P
+        self.low_P, self.high_P = (end_P.to(self.threshold_P.dtype) for end_P in ends)
         self.above_P, self.tied_P = (np.zeros(len(self.order), np.int64) for _ in range(2))
 
     def _products(self, query_P, candidate_P) -> torch.Tensor:
@@ -153,9 +160,20 @@ class _Side:
 
     def ranks(self) -> Ranks:
         above_P, tied_P = np.empty_like(self.above_P), np.empty_like(self.tied_P)
+        outside_P = (self.threshold_P == -torch.inf).cpu().numpy()
+        self.above_P[outside_P], self.tied_P[outside_P] = NOWHERE, 1
         # Back to the order in which the pairs were given.
         above_P[self.order], tied_P[self.order] = self.above_P, self.tied_P
         return Ranks(above_P, tied_P)
+
+
+def _refuse(scores_RC, i: int, j: int) -> None:
+    """Names a score that orders nothing, in a block that begins at row i and column j."""
+    r, c = torch.nonzero(~(scores_RC < torch.inf))[0].tolist()
+    raise InputError(
+        f"the score in row {i + r}, column {j + c} (from 0) is {scores_RC[r, c].item()}; give "
+        "every pair a number, or -inf to leave it out of the list"
+    )
 
 
 def _compiled(device: torch.device) -> bool:

@@ -4,8 +4,7 @@ Legend of the shape suffixes: Q queries, D width, M images, C captions of an ima
 """
 
 import functools
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,12 +14,13 @@ from pipeline.errors import InputError
 from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions, relevance_of
+from pipeline.models.words import terms
 from pipeline.reports.pictures import Hit, Pictures
 from pipeline.retrieval.nearest import top_k
-from pipeline.sharding.images import Rejected
-from pipeline.storage import store
+from pipeline.sharding.given import bytes_of
+from pipeline.sharding.images import Rejected, checked
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training.saved_model import SavedModel, load_model
+from pipeline.training.saved_model import SavedModel, WrongKind, load_model
 from schemas.settings import Recipe
 
 
@@ -31,7 +31,7 @@ class Query:
     text: str = ""
     picture: bytes | None = None  # an image file, or features (.npy)
     top: int = 8
-    words: str = ""  # all of these in one caption of a result
+    words: str = ""  # all of these, with blanks between, in one caption of a result
     without: str = ""  # none of these in any caption of it
     least: float = -1.0  # score
     shades: bool = False  # whether the relevance of results to the text is wanted
@@ -68,12 +68,12 @@ class SearchIndex:
     def _vector(self, picture: bytes) -> Tensor:
         """The model's vector (D,) of a picture, which is treated as those of the shards are."""
         try:
-            return self._model.embed_images([picture])[0]
+            payload = self._model.payload(picture)
+        except WrongKind as reason:
+            raise InputError(f"the query holds {reason}") from reason
         except Rejected as reason:
             raise InputError(f"the query is no picture Pillow can read: {reason}") from reason
-        except (RuntimeError, ValueError) as error:
-            kind = "images" if self.recipe.model.image == "pixels" else "region features (.npy)"
-            raise InputError(f"model {self.name} takes {kind}; the query is neither") from error
+        return self._model.embed_payloads([payload], 1)[0]
 
     def _images_near(self, queries: list[Query]) -> list[list[Hit]]:
         ids, captions = self.items.image_ids, self.pictures.caption_texts
@@ -114,24 +114,45 @@ class SearchIndex:
         files = embed.files(self.recipe, self.root)
         return Captions.read(files.of_split(self.recipe.evaluate.split))
 
+    def told(self, query: Query) -> list[str]:
+        """Sentences on what of a query came to nothing: unknown words, filters without a match."""
+        out = []
+        if query.picture is None and (unknown := self._model.vocabulary.unknown(query.text)):
+            out.append(f"the model does not know {_quoted(unknown)}")
+        for name, comes_of_it in (("words", "nothing is left"), ("without", "it changes nothing")):
+            asked = _asked(text := getattr(query, name))
+            absent = [w for w, term in asked.items() if not any(term in c for c in self._spaced)]
+            if text.strip() and not asked:
+                out.append(f"there is no word in {name} {text!r}: it changes nothing")
+            elif absent:
+                out.append(f"no caption has {_quoted(absent)}: {comes_of_it}")
+            elif name == "words" and not any(_has_all(c, asked) for c in self._spaced):
+                out.append(f"no caption has all of {_quoted(asked)}: nothing is left")
+        return out
+
     @functools.cached_property
-    def _caption_words(self) -> list[set[str]]:
-        return [_words(self.pictures.captions[id_]) for id_ in self.items.text_ids]
+    def _spaced(self) -> list[str]:
+        """The terms of every caption with blanks between and around them."""
+        return [_spaced(self.pictures.captions[id_]) for id_ in self.items.text_ids]
 
     def _captions_with(self, query: Query) -> Tensor:
         """Rows of the captions that a query's filters let through."""
-        words, without = _words(query.words), _words(query.without)
-        kept = [words <= found and not without & found for found in self._caption_words]
+        words, without = _asked(query.words), _asked(query.without)
+        kept = [_has_all(found, words) and not _has_any(found, without) for found in self._spaced]
         return torch.tensor(kept, dtype=torch.bool).nonzero()[:, 0]
 
     def _images_with(self, query: Query) -> Tensor:
         """Rows of the images that a query's filters let through."""
-        words, without = _words(query.words), _words(query.without)
-        captions = list(zip(self.items.text_image_ids, self._caption_words, strict=True))
-        left = {image_id for image_id, found in captions if words <= found}
-        left -= {image_id for image_id, found in captions if without & found}
+        words, without = _asked(query.words), _asked(query.without)
+        captions = list(zip(self.items.text_image_ids, self._spaced, strict=True))
+        left = {image_id for image_id, found in captions if _has_all(found, words)}
+        left -= {image_id for image_id, found in captions if _has_any(found, without)}
         kept = [image_id in left for image_id in self.items.image_ids]
         return torch.tensor(kept, dtype=torch.bool).nonzero()[:, 0]
+
+    def seen(self, picture: bytes) -> bytes:
+        """The picture as the model sees it: upright, and cut as the shards are."""
+        return checked(picture, self._model.shard).data
 
     def shown(self, hits: list[Hit]) -> list[Hit]:
         """The hits with their pictures in them."""
@@ -161,16 +182,36 @@ def _nearest(
     ]
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
+def _spaced(text: str) -> str:
+    return f" {' '.join(terms(text))} "
+
+
+def _asked(words: str) -> dict[str, str]:
+    """The words of a filter, of each its terms as `_spaced` has them.
+
+    A word of several terms, such as `e-mail` or one of Chinese, is found where they stand together.
+    """
+    return {word: _spaced(word) for word in words.split() if terms(word)}
+
+
+def _has_all(caption: str, asked: dict[str, str]) -> bool:
+    return all(term in caption for term in asked.values())
+
+
+def _has_any(caption: str, asked: dict[str, str]) -> bool:
+    return any(term in caption for term in asked.values())
+
+
+def _quoted(words: Iterable[str]) -> str:
+    return ", ".join(map(repr, words))
 
 
 def read_picture(uri: str) -> bytes:
     """The bytes of a query's picture."""
     try:
-        return store.read_bytes(store.absolute(uri))
-    except OSError as error:
-        raise InputError(f"no picture at {uri}; give a file that exists") from error
+        return bytes_of(uri)
+    except Rejected as reason:
+        raise InputError(f"no picture at {uri}: {reason}; give a file that exists") from reason
 
 
 def default_queries(gallery: SearchIndex) -> list[Query]:

@@ -12,7 +12,7 @@ from pipeline.sharding import images
 from pipeline.storage import store
 from schemas.settings import Recipe
 
-LAYOUT = 1  # counts up when the page changes, so that it is made again
+LAYOUT = 2  # counts up when the page changes, so that it is made again
 PREVIEW = 256  # pixels of the longer side of a query's picture
 
 
@@ -31,7 +31,8 @@ def page(recipe: Recipe, root: str, name: str) -> Page:
 def answer(index: SearchIndex, query: Query) -> tuple[list[Hit], Page]:
     """The hits of one query, and their page."""
     hits = index.find(query)
-    depends = [depends_on(index.recipe, index.root, index.name), query.text, query.picture]
+    asked = [query.text, query.picture, query.words, query.without]
+    depends = [depends_on(index.recipe, index.root, index.name), *asked]
 
     def made(version: str) -> Made:
         return Made(html(index, [query], [hits], version))
@@ -58,7 +59,8 @@ def html(index: SearchIndex, queries: list[Query], found: list[list[Hit]], versi
     for query, hits in zip(queries, found, strict=True):
         own = written_for.get(query.text)
         hits = [replace(hit, own=hit.image_id == own) for hit in index.shown(hits)]
-        shown.append({"text": query.text, "hits": hits, "picture": preview(query.picture)})
+        about = {"text": query.text, "picture": preview(index, query.picture)}
+        shown.append({**about, "hits": hits, "told": index.told(query)})
     recipe = index.recipe
     return render.render(
         "search.html.j2",
@@ -73,8 +75,8 @@ def html(index: SearchIndex, queries: list[Query], found: list[list[Hit]], versi
     )
 
 
-def preview(picture: bytes | None) -> str | None:
-    """A query's picture as a data URI; None of a text or of features."""
+def preview(index: SearchIndex, picture: bytes | None) -> str | None:
+    """A query's picture as the model sees it, as a data URI; None of a text or of features."""
     if picture is None or picture.startswith(b"\x93NUMPY"):
         return None
-    return data_uri(small(images.open_picture(picture), PREVIEW))
+    return data_uri(small(images.open_picture(index.seen(picture)), PREVIEW))

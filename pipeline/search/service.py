@@ -111,14 +111,17 @@ class Service:
         try:
             query = await self._query(request)
             if query is not None:
-                shown = {"hits": self._linked(await self._found(query)), "text": query.text}
-                shown["picture"] = preview(query.picture)
+                hits = self._linked(await self._found(query), request)
+                shown = {"hits": hits, "text": query.text}
+                shown["picture"] = preview(self.gallery, query.picture)
+                shown["told"] = await run_in_threadpool(self.gallery.told, query)
         except HTTPException as refused:
             error, status = refused.detail, refused.status_code
         recipe = self.gallery.recipe
         html = render.render(
             "serve.html.j2",
             version="serve",
+            root=request.scope.get("root_path", ""),
             data=recipe.name,
             model=self.gallery.name,
             split=recipe.evaluate.split,
@@ -133,13 +136,14 @@ class Service:
         return HTMLResponse(html, status, HEADERS)
 
     async def json(self, request: Request) -> Response:
-        """{"model", "hits"} for programs."""
+        """{"model", "hits", "told"} for programs."""
         query = await self._query(request)
         if query is None:
             raise HTTPException(400, "the query is empty; give q, or POST a picture")
-        hits = [asdict(hit) for hit in self._linked(await self._found(query))]
+        hits = [asdict(hit) for hit in self._linked(await self._found(query), request)]
         shown = [{name: hit[name] for name in IN_JSON} for hit in hits]
-        return JSONResponse({"model": self.gallery.name, "hits": shown})
+        told = await run_in_threadpool(self.gallery.told, query)
+        return JSONResponse({"model": self.gallery.name, "hits": shown, "told": told})
 
     async def picture(self, request: Request) -> Response:
         """The picture of a row, no larger than it is shown."""
@@ -191,8 +195,9 @@ class Service:
             raise HTTPException(422, str(answer))
         return answer
 
-    def _linked(self, hits: list[Hit]) -> list[Hit]:
-        return [replace(hit, picture=f"/picture/{self.row[hit.image_id]}") for hit in hits]
+    def _linked(self, hits: list[Hit], request: Request) -> list[Hit]:
+        pictures_ = f"{request.scope.get('root_path', '')}/picture"
+        return [replace(hit, picture=f"{pictures_}/{self.row[hit.image_id]}") for hit in hits]
 
     def _read_picture(self, row: int) -> bytes | None:
         sample = self.gallery.pictures.samples[self.gallery.items.image_ids[row]]

@@ -7,10 +7,12 @@
 Other columns may follow; `halftone audit` writes such a list.
 """
 
+import unicodedata
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.storage import csv_files, parquet
+from pipeline.storage import csv_files, ids, parquet
 from pipeline.storage.run_folder import Files
 from schemas.settings import EvaluateSettings
 
@@ -30,7 +32,8 @@ def read(uri: str) -> dict[tuple[str, str], str]:
     """The reason of every (kind, id) on the list; the first one where an id is there twice."""
     out: dict[tuple[str, str], str] = {}
     for row in rows(uri):
-        out.setdefault((row["kind"], row["id"]), row["reason"])
+        id_ = unicodedata.normalize("NFC", row["id"])  # as the manifest writes ids
+        out.setdefault((row["kind"], id_), row["reason"])
     return out
 
 
@@ -43,6 +46,18 @@ def rows(uri: str) -> list[dict[str, str]]:
             raise InputError(f"{uri} line {line}: {found}; write image or caption, and its id")
         out.append(row)
     return out
+
+
+def tell(
+    uri: str,
+    listed: Iterable[tuple[str, str]],
+    here: Container,
+    where: str,
+    *,
+    refuse: bool = False,
+) -> None:
+    """Says how many of the listed (kind, id) are not among those of `where`; may refuse none."""
+    ids.known(listed, here, f"{uri}, of {where}", refuse=refuse)
 
 
 def of_evaluation(settings: EvaluateSettings, vectors: Files) -> Excluded:
@@ -58,6 +73,9 @@ def of_evaluation(settings: EvaluateSettings, vectors: Files) -> Excluded:
     for id_, image_id, modality in zip(*table.values(), strict=True):
         if modality == "text":
             captions[image_id].append(id_)
+    there = {("image", image_id) for image_id in captions}
+    there |= {("caption", id_) for own in captions.values() for id_ in own}
+    tell(settings.exclude, listed, there, settings.split)
     images = {
         image_id
         for image_id, own in captions.items()

@@ -11,7 +11,7 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from schemas.settings import ShardSettings
 
@@ -30,6 +30,8 @@ UPRIGHT = {
 }
 METADATA = {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"}  # may hold an orientation
 OPENING = threading.Lock()
+# Texts and profiles in PNG files are unpacked to be skipped; over a megabyte is common.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 class Rejected(Exception):

@@ -45,7 +45,7 @@ def _load(kind: str, uri: str, source: SourceSettings, max_bytes: int) -> bytes:
         _check_file(uri, max_bytes)
         data = sources.load(kind, uri, source)
     except FileNotFoundError:
-        raise Rejected(f"file missing: {uri}") from None
+        raise Rejected(f"file missing: {uri}{sources.missing(uri)}") from None
     except Unreachable:  # of the store, not of this picture: the shard is made again
         raise
     except (OSError, InputError, ValueError) as error:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.sharding import sidecar
+from pipeline.sharding.images import open_picture
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 
@@ -50,8 +51,8 @@ class Sample:
 
     def load(self) -> Image.Image | np.ndarray:
         """The picture, or the feature array (R, F)."""
-        data = io.BytesIO(self.read())
-        return np.load(data) if self.member.endswith(".npy") else Image.open(data)
+        data = self.read()
+        return np.load(io.BytesIO(data)) if self.member.endswith(".npy") else open_picture(data)
 
 
 class Shards:

@@ -36,9 +36,9 @@ def plan(recipe: Recipe, root: str) -> Plan:
     run.index("ingest")  # a sentence where it was not finished
     settings = recipe.shard.relevant()
     excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
-    manifest = ingest.read(run.folder("ingest")).combine_chunks()
+    manifest = ingest.images(run.folder("ingest")).combine_chunks()
     shared = {"settings": recipe.shard, "source": recipe.source}
-    pieces = []
+    pieces, found = [], set()
     for split, order in ingest.splits(manifest, recipe.source).items():
         if split == "train":  # packed in random order: near neighbours on disk are not alike
             order = order[np.random.default_rng(recipe.shard.seed).permutation(len(order))]
@@ -46,11 +46,14 @@ def plan(recipe: Recipe, root: str) -> Plan:
             name = f"{split}-{number:06d}"
             rows = manifest.take(order[start : start + recipe.shard.samples])
             left_out = _left_out(rows, excluded)
+            found |= left_out.keys()
             listed = [[*key, reason] for key, reason in sorted(left_out.items())]
             inputs = shared | {"rows": rows, "split": split, "excluded": left_out}
             fingerprint = store.fingerprint("shard", settings, ingest.digest(rows), listed)
             output = run.folder("shard", f"{name}.parquet")
             pieces.append(Piece(name, output, fingerprint, inputs))
+    if excluded:
+        exclusions.tell(recipe.shard.exclude, excluded, found, "this collection", refuse=True)
     return Plan.of("shard", run.folder("shard"), pieces, settings)
 
 
@@ -84,6 +87,8 @@ def write_shard(piece: Piece) -> dict:
         "files": {store.name_of(uri): {"bytes": tar.size, "sha256": tar.digest}},
     }
     table = pa.Table.from_pylist(rows, schema=SIDECAR)
+    # A picture that was touched and not changed ends in the same bytes, and changes nothing after.
+    summary["contents"] = [tar.digest, ingest.digest(table)]
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
@@ -144,13 +149,14 @@ def _sample(
     out = {"image_id": row["image_id"], "split": inputs["split"], "uri": row["uri"]}
     out |= {"captions": captions, "captions_rejected": rejected, "reason": None}
     try:
-        if reason := inputs["excluded"].get(("image", row["image_id"])):
+        if reason := inputs["excluded"].get(("image", row["image_id"])) or row["problem"]:
             raise Rejected(reason)
         if not captions:
             raise Rejected(rejected[0]["reason"] if rejected else "no caption: none is given")
         payload = images.checked(load(), inputs["settings"])
     except Rejected as why:
-        return out | {"captions": row["captions"] or [], "reason": str(why)[:REASON_CHARS]}, None
+        given = [{name: c[name] for name in ("caption_id", "text")} for c in row["captions"] or []]
+        return out | {"captions": given, "reason": str(why)[:REASON_CHARS]}, None
     key = _key(row["image_id"])
     out |= {"key": key, "member": f"{key}.{payload.ending}", "size": len(payload.data)}
     out |= {"width": payload.width, "height": payload.height}
@@ -165,6 +171,8 @@ def _captions(captions: list[dict], inputs: dict) -> tuple[list[dict], list[dict
         reason = None
         if listed := inputs["excluded"].get(("caption", id_)):
             reason = listed
+        elif caption["problem"]:
+            reason = caption["problem"]
         elif not text:
             reason = f"empty caption: {id_}"
         elif "\x00" in text:

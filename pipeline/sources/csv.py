@@ -1,27 +1,33 @@
-"""Tables of captions: .csv, .tsv or .parquet, a row an image, or a caption of one.
+"""Tables of captions: text, JSON lines or Parquet, a row an image, or a caption of one.
 
 `source.path` may name several files (`data/*.parquet`); each is a part, and the rows of an image
-are gathered inside its part. The image column holds paths, relative to `source.images` or to the
-table's folder, whole URIs, or, in Parquet, the images' bytes (alone, or in a struct under `bytes`).
-The caption column holds a text or a list of them, in .csv and .tsv as JSON. An image is called by
-`source.id_column`, else after its path, else after its table and row.
+are gathered inside its part. In text a comma, a tab, a semicolon or a bar separates, which the
+header shows. The image column holds paths, relative to `source.images` or to the table's folder,
+whole URIs, or, in Parquet, the images' bytes (alone, or in a struct under `bytes`). The caption
+column holds a text or a list of them, in a table of text as JSON or as Python prints it. An image
+is called by `source.id_column`, else after its path, else after its table and row.
 """
 
-import csv
+import itertools
 import json
-import sys
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations, parquet, tables
-from pipeline.storage import store
+from pipeline.sources.part import Part
+from pipeline.sources.readers import annotations, cells, parquet, tables
+from pipeline.sources.readers.pictures import Folder
+from pipeline.storage import delimited, store, text_files
 from schemas.settings import SourceSettings
 
-EXPECTED = "a .csv, .tsv or .parquet file, or a pattern of such files (data/*.csv)"
+EXPECTED = "a table (.csv, .tsv, .txt, .jsonl, .json or .parquet), or a pattern (data/*.csv)"
+SETTINGS = {
+    *("images", "image_column", "caption_column", "split_column", "id_column"),
+    *("delimiter", "quotes", "columns"),
+}
 inputs = annotations.stamp_of_part
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
-csv.field_size_limit(sys.maxsize)  # a caption that is too long is the shard stage's to refuse
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+TEXT_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".psv")
 
 
 def parts(settings: SourceSettings) -> list[str]:
@@ -29,9 +35,9 @@ def parts(settings: SourceSettings) -> list[str]:
     return annotations.files(settings, EXPECTED)
 
 
-def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     """Manifest rows, one for each image in the order of first appearance."""
-    return tables.images(_records(settings, part), part, "csv")
+    return tables.images(_records(settings, part), part.uri, part.prefix)
 
 
 def load(uri: str) -> bytes:
@@ -40,56 +46,115 @@ def load(uri: str) -> bytes:
     return store.read_bytes(uri) if data is None else data
 
 
-def _records(settings: SourceSettings, part: str) -> Iterator[tables.Record]:
-    folder = annotations.image_folder(settings) if settings.images else part.rsplit("/", 1)[0]
-    table, _, ending = store.name_of(part).rpartition(".")
-    split_of_all = settings.split or annotations.split_of(part) or "train"
-    in_cells, values = _read(settings, part, f".{ending.lower()}")
-    column = settings.image_column
-    for number, (image, caption, split, image_id) in enumerate(values):
-        path, uri = None, parquet.cell_uri(part, column, number)
-        if not in_cells:
-            path = annotations.image_path(image, column, f"{part} row {number + 1}")
-            uri = annotations.image_uri(folder, path)
-        captions, name = annotations.texts(caption), f"{table}-{number:06d}"
-        split = tables.text(split) or split_of_all
-        yield tables.Record(uri, path, captions, split, tables.text(image_id), name)
+def files_of(uri: str) -> tuple[str, ...]:
+    """The table that a cell is in, or the image file itself."""
+    return (parquet.table_of(uri) or uri,)
 
 
-def _read(settings: SourceSettings, uri: str, ending: str) -> tuple[bool, Iterator[tuple]]:
-    """Whether the images are in the table; image, caption, split and id of each row."""
-    if ending in DELIMITERS:
-        return False, _read_text(settings, uri, DELIMITERS[ending])
-    if ending != ".parquet":
-        raise InputError(f"{uri} is neither .csv, .tsv nor .parquet; expected {EXPECTED}")
-    image, *others = tables.columns(settings, parquet.column_names(uri), uri)
-    in_cells = parquet.holds_bytes(uri, image)
-    return in_cells, parquet.rows(uri, [None if in_cells else image, *others])
+def _records(settings: SourceSettings, part: Part) -> Iterator[tables.Record]:
+    table, columns, values = _read(settings, part.uri)
+    folder = Folder(_folder(settings, part))
+    for number, (where, image, caption, split, image_id) in enumerate(values):
+        path, problem = None, None
+        uri = parquet.cell_uri(part.uri, columns.image, number)
+        if table != "images":
+            written = cells.place(image)
+            problem = None if written else f"no path: {where} has none in {columns.image!r}"
+            path = folder.path(written) if written else None
+            uri = folder.find(path) if path else f"{part.uri}#{where}"
+        called = tables.identifier(image_id, columns.id, where)
+        name = f"{part.name}-{number:06d}"
+        captions = cells.captions(caption)
+        yield tables.Record(uri, path, captions, split, called, name, problem)
 
 
-def _read_text(settings: SourceSettings, uri: str, delimiter: str) -> Iterator[tuple]:
-    lines = (line + "\n" for line in annotations.lines(uri))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, [])
-        columns = tables.columns(settings, header, uri)
-        places = [None if column is None else header.index(column) for column in columns]
-        for row in reader:
-            if row:
-                cells: list = [row[p] if p is not None and p < len(row) else None for p in places]
-                cells[1] = _listed(cells[1])
-                yield tuple(cells)
-    except csv.Error as error:
-        raise InputError(f"{uri} line {reader.line_num}: {error}; mend the quotes there") from None
+def _folder(settings: SourceSettings, part: Part) -> str:
+    return annotations.image_folder(settings) if settings.images else part.uri.rsplit("/", 1)[0]
 
 
-def _listed(caption: str | None) -> str | list[str] | None:
-    """The texts of a cell that is a JSON list of texts, else the cell as it is."""
-    if caption and caption.startswith('["') and caption.endswith('"]'):
-        try:
-            captions = json.loads(caption)
-        except json.JSONDecodeError:
-            return caption
-        if all(isinstance(text, str) for text in captions):
-            return captions
-    return caption
+Values = Iterator[tuple[Any, ...]]  # where, image, caption, split and id of each row
+
+
+def _read(settings: SourceSettings, uri: str) -> tuple[str, tables.Columns, Values]:
+    """What a table is ('images' where it holds them), its columns, the values of its rows."""
+    name = store.name_of(uri).lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        return _read_parquet(settings, uri)
+    if name.endswith(JSON_ENDINGS):
+        return "records", *_read_records(settings, uri)
+    if name.endswith(TEXT_ENDINGS):
+        return "text", *_read_text(settings, uri)
+    raise InputError(f"{uri} is no table that can be read; expected {EXPECTED}")
+
+
+def _read_parquet(settings: SourceSettings, uri: str) -> tuple[str, tables.Columns, Values]:
+    columns = tables.columns(settings, parquet.column_names(uri), uri)
+    in_cells = parquet.holds_bytes(uri, columns.image)
+    image, *others = columns
+    found = parquet.rows(uri, [None if in_cells else image, *others], parquet.labels(uri))
+    numbered = ((f"{uri} row {number}", *row) for number, row in enumerate(found, 1))
+    return "images" if in_cells else "paths", columns, numbered
+
+
+def _read_records(settings: SourceSettings, uri: str) -> tuple[tables.Columns, Values]:
+    """Of JSON lines, or of one JSON list of records; each may name other columns."""
+    records = _records_of(uri)
+    where, first = next(records, (uri, None))
+    if first is None:
+        raise InputError(f"{uri} is empty; expected {EXPECTED}")
+    columns = tables.columns(settings, list(first), where)
+
+    def values() -> Values:
+        for place, record in itertools.chain([(where, first)], records):
+            own = columns
+            if record.keys() != first.keys() and tables.fits(settings, list(record)):
+                own = tables.columns(settings, list(record), place)
+            yield place, *(record.get(name) for name in own)
+
+    return columns, values()
+
+
+def _records_of(uri: str) -> Iterator[tuple[str, dict]]:
+    """Each record with its place."""
+    if ".json" in store.name_of(uri).lower().removesuffix(".gz")[-5:]:
+        numbered = enumerate(text_files.loosely_parsed(uri, EXPECTED, list), 1)
+        records: Iterator = ((f"{uri} record {number}", record) for number, record in numbered)
+    else:
+        records = _of_lines(uri)
+    for where, record in records:
+        if not isinstance(record, dict):
+            raise InputError(f"{where} is no record ({str(record)[:60]!r}); expected {{...}}")
+        yield where, record
+
+
+def _of_lines(uri: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text_files.stream(uri, EXPECTED), 1):
+        if line.strip():
+            try:
+                yield f"{uri} line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{uri} line {number} is not valid JSON ({error.msg})") from None
+
+
+def _read_text(settings: SourceSettings, uri: str) -> tuple[tables.Columns, Values]:
+    table = delimited.opened(
+        uri,
+        EXPECTED,
+        lambda header: tables.fits(settings, header),
+        sign=delimited.SIGNS.get(settings.delimiter or "", settings.delimiter),
+        quotes=settings.quotes,
+        header=list(settings.columns) or None,
+    )
+    columns = tables.columns(settings, table.header, f"{uri} (its first line)")
+    needed = table.header.index(columns.caption)
+    places = [None if name is None else table.header.index(name) for name in columns]
+
+    def values() -> Values:
+        for line, row in table.rows():
+            where = f"{uri} line {line}"
+            given: list = [row[p] if p is not None and p < len(row) else None for p in places]
+            if len(row) <= needed:
+                given[1] = cells.Missing(f"{where} ends before its {columns.caption!r}")
+            yield where, *given
+
+    return columns, values()

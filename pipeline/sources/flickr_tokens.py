@@ -8,11 +8,16 @@ import re
 from collections.abc import Iterator
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations
-from pipeline.storage import store
+from pipeline.sources import notes
+from pipeline.sources.part import Part
+from pipeline.sources.readers import annotations, pictures
+from pipeline.sources.readers.cells import Caption
+from pipeline.sources.readers.pictures import Folder
+from pipeline.storage import store, text_files
 from schemas.settings import SourceSettings
 
 EXPECTED = "a Flickr token file (Flickr8k.token.txt)"
+SETTINGS = {"images"}
 LISTS = {
     "train": "Flickr_8k.trainImages.txt",
     "val": "Flickr_8k.devImages.txt",
@@ -32,18 +37,28 @@ def inputs(settings: SourceSettings, part: str) -> list:
     return annotations.stamps([part, *_lists(part).values()])
 
 
-def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     """Manifest rows in the order in which the images first appear."""
-    folder = annotations.image_folder(settings)
-    lists = _lists(part)
-    lines = ((split, name) for split, uri in lists.items() for name in annotations.lines(uri))
-    splits = {name.strip(): split for split, name in lines}
-    captions = _captions(part)
-    for name, image_id in annotations.image_ids(captions).items():
-        if split := splits.get(name) if lists else "train":
-            texts = [(f"{image_id}#{number}", text) for number, text in captions[name]]
-            uri = store.join(folder, name)
-            yield annotations.row(image_id, uri, split, texts, "flickr_tokens")
+    folder = Folder(annotations.image_folder(settings))
+    splits = _splits(part.uri)
+    captions = _captions(part.uri)
+    for name, image_id in pictures.image_ids(captions).items():
+        if splits and name not in splits:
+            notes.add("images on no list of a split", name)
+            continue
+        texts = [Caption(f"{image_id}#{number}", text) for number, text in captions[name]]
+        yield annotations.row(image_id, folder.find(name), texts, split=splits.get(name))
+
+
+def _splits(uri: str) -> dict[str, str]:
+    """The split of each image on the lists beside the token file."""
+    out: dict[str, str] = {}
+    for split, list_uri in _lists(uri).items():
+        for line in text_files.stream(list_uri, "a list of images"):
+            if (name := line.strip()) and out.setdefault(name, split) != split:
+                on = f"which is on the list of {out[name]} too"
+                raise InputError(f"{list_uri} lists {name!r}, {on}; leave it on one")
+    return out
 
 
 def _lists(uri: str) -> dict[str, str]:
@@ -55,7 +70,7 @@ def _lists(uri: str) -> dict[str, str]:
 def _captions(uri: str) -> dict[str, list[tuple[str, str]]]:
     """Captions with their numbers, by image file name."""
     captions: dict[str, list[tuple[str, str]]] = {}
-    for number, line in enumerate(annotations.lines(uri), 1):
+    for number, line in enumerate(text_files.stream(uri, EXPECTED), 1):
         if not line.strip():
             continue
         if not (match := LINE.fullmatch(line)):

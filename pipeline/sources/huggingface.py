@@ -11,17 +11,22 @@ import functools
 import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations, tables
+from pipeline.sources.part import Part
+from pipeline.sources.readers import annotations, cells, tables
+from pipeline.sources.readers.pictures import Folder
 from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a folder that Dataset.save_to_disk wrote, or hf://OWNER/NAME"
+SETTINGS = {"images", "image_column", "caption_column", "split_column", "id_column"}
 NAME = re.compile(
     r"hf://(datasets/)?(?P<name>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<config>.+))?"
 )
 CELL = re.compile(r"(?P<path>.+)#(?P<split>[^#/]+)/(?P<column>.+)/(?P<row>\d+)", re.DOTALL)
+NAMED = False  # a data set's splits are no files
 PART_ROWS = 10_000  # of a part
 
 
@@ -37,15 +42,26 @@ def parts(settings: SourceSettings) -> list[str]:
 
 
 def inputs(settings: SourceSettings, part: str) -> list:
-    """The fingerprint that the library gives a split."""
-    dataset = _opened(annotations.path(settings, EXPECTED))
-    return [dataset[part.split(":")[0]]._fingerprint]
+    """The fingerprint that the library gives a split, and the stamps of its files."""
+    dataset = _opened(annotations.path(settings, EXPECTED))[part.split(":")[0]]
+    return [dataset._fingerprint, *annotations.stamps(_files(dataset))]
 
 
-def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     """Manifest rows, one for each image in the order of first appearance."""
     path = annotations.path(settings, EXPECTED)
-    return tables.images(_records(settings, path, part), f"{path} {part}", "huggingface")
+    return tables.images(_records(settings, path, part.uri), f"{path} {part.uri}")
+
+
+def files_of(uri: str) -> tuple[str, ...]:
+    """The files of the data set that a row is in, or the image file itself."""
+    if not (cell := CELL.fullmatch(uri)):
+        return (uri,)
+    return _files(_opened(cell["path"])[cell["split"]])
+
+
+def _files(dataset: Any) -> tuple[str, ...]:
+    return tuple(file["filename"] for file in dataset.cache_files)
 
 
 def load(uri: str) -> bytes:
@@ -54,43 +70,62 @@ def load(uri: str) -> bytes:
         return store.read_bytes(uri)
     with _LOCK:  # threads of a shard ask for the same one at once
         images = _images(cell["path"], cell["split"], cell["column"])
-    value = images[int(cell["row"])][cell["column"]]
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if isinstance(data, bytes):
-        return data
-    if isinstance(value, dict) and value.get("path"):
-        return store.read_bytes(value["path"])
-    raise InputError(f"no image in the row: {uri}")
+    found = cells.picture(images[int(cell["row"])][cell["column"]][0].as_py())
+    if found is None:
+        raise InputError(f"no image in the row: {uri}")
+    return store.read_bytes(found) if isinstance(found, str) else found
 
 
 def _records(settings: SourceSettings, path: str, part: str) -> Iterator[tables.Record]:
     split, start, stop = part.split(":")
     dataset = _opened(path)[split]
-    there = dataset.column_names
-    image, caption, split_column, id_column = tables.columns(settings, there, f"{path} {split}")
-    written = getattr(dataset.features[image], "dtype", None) in ("string", "large_string")
-    wanted = {caption, split_column, id_column, image if written else None} - {None}
-    folder = annotations.image_folder(settings) if settings.images else path
-    known = settings.split or annotations.SPLIT_WORDS.get(split, split)
+    columns = tables.columns(settings, dataset.column_names, f"{path} {split}")
+    features = dataset.features
+    written = getattr(features[columns.image], "dtype", None) in ("string", "large_string")
+    names = _names(features.get(columns.split))
+    wanted = {*columns} - {None, None if written else columns.image}
+    folder = Folder(annotations.image_folder(settings) if settings.images else path)
     table = dataset.select_columns(sorted(wanted)).select(range(int(start), int(stop)))
+    own = split if _is_divided(path) else None
+    paths = _paths(dataset, columns.image, range(int(start), int(stop)))
     for number, row in enumerate(table, int(start)):
-        written_path, uri = None, f"{path}#{split}/{image}/{number}"
-        if written:
-            where = f"{path} {split} row {number}"
-            written_path = annotations.image_path(row[image], image, where)
-            uri = annotations.image_uri(folder, written_path)
-        captions, name = annotations.texts(row[caption]), f"{split}-{number:06d}"
-        image_id, said = tables.text(row.get(id_column)), tables.text(row.get(split_column))
-        yield tables.Record(uri, written_path, captions, said or known, image_id, name)
+        where = f"{path} {split} row {number}"
+        place = cells.place(row[columns.image]) if written else paths.get(number)
+        written_path, uri, problem = None, f"{path}#{split}/{columns.image}/{number}", None
+        if place:
+            written_path = folder.path(place)
+            uri = folder.find(written_path)
+        elif written:
+            problem = f"no path: {where} has none in {columns.image!r}"
+        said = row.get(columns.split)
+        said = names[said] if names and isinstance(said, int) and 0 <= said < len(names) else said
+        image_id = tables.identifier(row.get(columns.id), columns.id, where)
+        captions = cells.captions(row[columns.caption])
+        name = f"{split}-{number:06d}"
+        said = own if cells.is_none(said) else said
+        yield tables.Record(uri, written_path, captions, said, image_id, name, problem)
+
+
+def _names(feature: Any) -> list[str]:
+    """What the numbers of a column of class labels are called."""
+    return list(getattr(feature, "names", None) or [])
+
+
+def _paths(dataset: Any, column: str, rows: range) -> dict[int, str]:
+    """The files of a column of images that name them and do not hold their bytes, by row."""
+    if type(dataset.features[column]).__name__ != "Image":
+        return {}
+    table = dataset.with_format("arrow").select_columns([column]).select(rows)[:]
+    cells_ = table[column].combine_chunks()
+    held, named = cells_.field("bytes").is_valid(), cells_.field("path").to_pylist()
+    pairs = zip(rows, held.to_pylist(), named, strict=True)
+    return {row: path for row, there, path in pairs if path and not there}
 
 
 @functools.lru_cache(maxsize=16)
 def _images(path: str, split: str, column: str):
-    """The column alone, images as the bytes they are stored as."""
-    dataset = _opened(path)[split].select_columns([column])
-    if type(dataset.features[column]).__name__ == "Image":
-        dataset = dataset.cast_column(column, _library().Image(decode=False))
-    return dataset
+    """The column alone, images as they are stored."""
+    return _opened(path)[split].select_columns([column]).with_format("arrow")
 
 
 def _library():
@@ -106,9 +141,21 @@ def _library():
 _LOCK = threading.Lock()
 
 
-@functools.lru_cache(maxsize=4)
 def _opened(path: str) -> dict:
     """The splits by name; rows stay on disk until they are asked for."""
+    found = _found(path)
+    return dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
+
+
+def _is_divided(path: str) -> bool:
+    """Whether a data set says its splits."""
+    found = _found(path)
+    return isinstance(found, dict) or found.split is not None
+
+
+@functools.lru_cache(maxsize=4)
+def _found(path: str) -> Any:
+    """A `Dataset`, or a dictionary of them by split."""
     library = _library()
     if not path.startswith("hf://") and not annotations.is_folder(path):
         raise InputError(f"source.path {path} does not exist; expected {EXPECTED}")
@@ -124,5 +171,4 @@ def _opened(path: str) -> dict:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"source.path {path}: {reason}; expected {EXPECTED}") from None
-    one = isinstance(found, library.Dataset)
-    return {str(found.split or "train"): found} if one else dict(found)
+    return found

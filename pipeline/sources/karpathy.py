@@ -6,16 +6,19 @@
 COCO's "restval" is train.
 """
 
-import functools
 from collections.abc import Iterator
+from typing import Any
 
-from pipeline.sources.readers import annotations
-from pipeline.storage import store
+from pipeline.sources.part import Part
+from pipeline.sources.readers import annotations, cells, pictures
+from pipeline.sources.readers.cells import Caption
+from pipeline.sources.readers.pictures import Folder
+from pipeline.storage import store, text_files
 from schemas.settings import SourceSettings
 
 EXPECTED = "a Karpathy JSON file (dataset_flickr8k.json)"
+SETTINGS = {"images"}
 inputs = annotations.stamp_of_part
-_field = functools.partial(annotations.field, expected=EXPECTED)
 
 
 def parts(settings: SourceSettings) -> list[str]:
@@ -23,23 +26,34 @@ def parts(settings: SourceSettings) -> list[str]:
     return [annotations.file(settings, EXPECTED)]
 
 
-def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     """Manifest rows in the order of the file."""
-    folder = annotations.image_folder(settings)
-    images = _field(annotations.read_json(part, EXPECTED), "images", list, part)
-    names = [_field(im, "filename", str, f"{part} image {n}") for n, im in enumerate(images)]
-    ids = annotations.image_ids(names)
+    folder = Folder(annotations.image_folder(settings))
+    images = annotations.field(
+        text_files.loosely_parsed(part.uri, EXPECTED), "images", list, part.uri
+    )
+    names = [
+        cells.place(image.get("filename")) if isinstance(image, dict) else None for image in images
+    ]
+    ids = pictures.image_ids(folder.path(name) for name in names if name)
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
-        where = f"{part} image {number}"
-        split = _field(image, "split", str, where)
-        inside = [image["filepath"]] if image.get("filepath") else []
-        split = "train" if split == "restval" else split
-        uri = store.join(folder, *inside, name)
-        captions = list(_captions(image, ids[name], where))
-        yield annotations.row(ids[name], uri, split, captions, "karpathy")
+        where = f"{part.uri} image {number}"
+        if not name:
+            problem = f"no file name: {where} has no text 'filename'"
+            yield annotations.row(f"image-{number}", f"{part.uri}#{number}", [], problem=problem)
+            continue
+        inside = cells.place(image.get("filepath"))
+        path = folder.path(store.join(inside, name) if inside else name)
+        captions = list(_captions(image.get("sentences"), where))
+        split = cells.identifier(image.get("split"))
+        yield annotations.row(ids[folder.path(name)], folder.find(path), captions, split=split)
 
 
-def _captions(image: dict, image_id: str, where: str) -> Iterator[tuple[str, str]]:
-    for k, sentence in enumerate(_field(image, "sentences", list, where)):
-        text = _field(sentence, "raw", str, f"{where} sentence {k}")
-        yield str(sentence.get("sentid", f"{image_id}#{k}")), text
+def _captions(sentences: Any, where: str) -> Iterator[Caption]:
+    if not isinstance(sentences, list):
+        yield Caption(None, "", f"no caption: {where} has no list 'sentences'")
+        return
+    for sentence in sentences:
+        record = sentence if isinstance(sentence, dict) else {"raw": sentence}
+        found = cells.captions({**record, "raw": record.get("raw")})
+        yield found[0] if found else Caption(None, "", f"no caption: {where} has a null sentence")

@@ -16,11 +16,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations
-from pipeline.storage import store
+from pipeline.sources.part import Part
+from pipeline.sources.readers import annotations, pictures
+from pipeline.sources.readers.cells import Caption
+from pipeline.storage import store, text_files
 from schemas.settings import SourceSettings
 
 EXPECTED = "a folder with train_ims.npy and train_caps.txt, or that folder and a name's beginning"
+SETTINGS: set[str] = set()
 SPLITS = {"train": "train", "dev": "val", "val": "val", "test": "test", "testall": "test"}
 HEADER_BYTES = 4096  # enough for the header of a plain array
 REPEATS = 5  # captions of an image in the public features, and copies of its row in some
@@ -56,26 +59,27 @@ def _ids_file(part: str) -> list[str]:
     return [uri] if store.exists(uri) else []
 
 
-def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     """Manifest rows of a split, one for each image in the order of the array."""
-    array_uri = f"{part}_ims.npy"
+    begin = part.uri
+    array_uri = f"{begin}_ims.npy"
     count = _header(array_uri)[0][0]
-    lines = list(annotations.lines(f"{part}_caps.txt"))
+    lines = list(text_files.stream(f"{begin}_caps.txt", "a caption a line"))
     if not count or not lines or len(lines) % count:
         raise InputError(
-            f"{part}_caps.txt has {len(lines)} lines, {array_uri} has {count} rows; "
+            f"{begin}_caps.txt has {len(lines)} lines, {array_uri} has {count} rows; "
             "expected as many lines, or a whole multiple of the rows"
         )
     copies = REPEATS if len(lines) == count and _repeated(array_uri) else 1
     per_image = copies * len(lines) // count
-    ids = _ids(part, count)
-    split = SPLITS[max((name for name in SPLITS if part.endswith(name)), key=len)]
+    ids = _ids(begin, count)
+    split = SPLITS[max((name for name in SPLITS if begin.endswith(name)), key=len)]
     for row in range(0, count, copies):
         image_id = ids[row] if ids else f"{split}-{row // copies:06d}"
         start = row // copies * per_image
         texts = lines[start : start + per_image]
-        captions = [(f"{image_id}#{k}", text) for k, text in enumerate(texts)]
-        yield annotations.row(image_id, f"{array_uri}#{row}", split, captions, "precomp")
+        captions = [Caption(None, text) for text in texts]
+        yield annotations.row(image_id, f"{array_uri}#{row}", captions, split=split)
 
 
 def load(uri: str) -> bytes:
@@ -88,13 +92,18 @@ def load(uri: str) -> bytes:
     return file.getvalue()
 
 
+def files_of(uri: str) -> tuple[str, ...]:
+    """The array that a row is in."""
+    return (uri.rpartition("#")[0],)
+
+
 def _ids(part: str, count: int) -> list[str] | None:
     for uri in _ids_file(part):
-        names = [line.strip() for line in annotations.lines(uri)]
+        names = [line.strip() for line in text_files.stream(uri, "an id a line")]
         if len(names) != count:
             expected = f"expected {count}, one a row of the array"
             raise InputError(f"{uri} has {len(names)} lines; {expected}")
-        ids = annotations.image_ids(names)
+        ids = pictures.image_ids(names)
         return [ids[name] for name in names]
     return None
 
@@ -120,7 +129,7 @@ def _header(uri: str) -> tuple[tuple[int, ...], np.dtype, int]:
         form = np.lib.format
         readers = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
         shape, by_column, dtype = readers[form.read_magic(file)](file)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # of a torn header anything may be raised
         raise InputError(f"{uri} is not a .npy file of numbers ({error})") from None
     if by_column or dtype.kind not in "fiu" or len(shape) not in (2, 3):
         order = "column by column" if by_column else "row by row"

@@ -3,73 +3,76 @@
     000000010.jpg 000000010.txt 000000010.json        members of one name, up to its first dot
 
 `source.path` names the tars: one, a folder of them, `data/*.tar` or `data/{00000..00099}.tar`. They
-stay as they are; an image is read by its range of bytes (`TAR#OFFSET+SIZE`). Captions are those of
-the JSON (`captions` or `caption`), else the .txt is one. An image is called by the JSON's
-`image_id`, as in our own shards, else after its tar and name. A sample without an image or a
-caption is kept for the shard stage to set aside.
+stay as they are; an image is read by its range of bytes (`TAR#OFFSET+SIZE`). An image is called by
+the JSON's `image_id` (or `source.id_column`), as in our own shards, else after its tar and name. A
+sample that cannot be used is set aside with its reason.
 """
 
-import json
 import re
-import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import BinaryIO
 
 from pipeline.errors import InputError
-from pipeline.sources.readers import annotations, fetch
+from pipeline.sources import notes
+from pipeline.sources.part import Part
+from pipeline.sources.readers import annotations, fetch, samples, tars
 from pipeline.storage import store
 from schemas.settings import SourceSettings
 
 EXPECTED = "a .tar, a folder of them, or a pattern (data/*.tar, data/{00000..00099}.tar)"
-inputs = annotations.stamp_of_part
+SETTINGS = {"image_column", "caption_column", "id_column", "text_captions"}
 RANGE = re.compile(r"(?P<tar>.+)#(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
-MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # a sample's name, and the suffix
-PAYLOADS = (*(ending[1:] for ending in annotations.IMAGE_TYPES), "npy")
-TEXT_BYTES = 1 << 24  # of a .txt or .json member; a longer one is no caption
-
-
-@dataclass
-class _Sample:
-    """The members of one name: where the image is, and what was read of the others."""
-
-    name: str
-    suffixes: list[str] = field(default_factory=list)
-    image: str | None = None  # URI of its range
-    text: str | None = None
-    about: dict = field(default_factory=dict)
 
 
 def parts(settings: SourceSettings) -> list[str]:
-    """The tars, sorted by name."""
+    """The tars, sorted by path."""
     uri = annotations.path(settings, EXPECTED)
     if fetch.is_address(uri):
         raise InputError(
             f"source.path {uri} is a web address, of which ranges cannot be relied on; "
             "copy the tars to a folder or an object store"
         )
-    if not annotations.is_folder(uri):
-        return annotations.files(settings, EXPECTED)
-    names = sorted(name for name in store.list_files(uri) if name.endswith(".tar"))
-    if not names:
+    if annotations.is_folder(uri):
+        found = [store.join(uri, name) for name in tars.in_folder(uri)]
+    else:
+        found = annotations.files(settings, EXPECTED)
+    if not found:
         raise InputError(f"there is no .tar in source.path {uri}; expected {EXPECTED}")
-    return [store.join(uri, name) for name in names]
+    if packed := [file for file in found if tars.is_compressed(file)]:
+        raise InputError(f"{packed[0]} is a compressed tar; {tars.FAULTS['compressed tar']}")
+    return found
 
 
-def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
-    """Manifest rows in the order of the tar."""
-    folder, name = part.split("/")[-2:]
-    named = annotations.split_of(name) or annotations.SPLIT_WORDS.get(folder.lower())
-    split_of_all = settings.split or named or "train"
-    for sample in _samples(part):
-        image_id = sample.about.get("image_id")
-        if not isinstance(image_id, str):
-            image_id = f"{name.removesuffix('.tar')}-{sample.name}"
-        split = sample.about.get("split")
-        split = split if isinstance(split, str) else split_of_all
-        uri = sample.image or f"{part}#{sample.name}"
-        captions = list(_captions(sample, image_id))
-        yield annotations.row(image_id, uri, split, captions, "webdataset")
+def inputs(settings: SourceSettings, part: str) -> list:
+    """The tar's stamp, and whether a .txt was said to hold one caption or several."""
+    said = samples.Reading.of(settings, part).lines
+    return annotations.stamps([part]) + ([] if said is None else [["lines", said]])
+
+
+def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
+    """What is said of each image in the order of the tar, of those with an id of their own last."""
+    used, first = 0, ""
+    for image in samples.images(_samples(settings, part.uri), part.name):
+        sample, problem = image.sample, None
+        if sample.faults:
+            kind, detail = sample.faults[0]
+            problem = f"{kind}: {detail} in {part.uri}; {samples.FAULTS[kind]}"
+            first = first or problem
+        used += not problem
+        place = sample.picture
+        uri = (
+            f"{part.uri}#{place.offset_data}+{place.size}" if place else f"{part.uri}#{sample.key}"
+        )
+        yield annotations.row(
+            image.image_id, uri, image.captions, split=sample.split, problem=problem
+        )
+    if first and not used:
+        notes.add("tars in which no sample can be used", f"{part.uri}, for {first}")
+
+
+def files_of(uri: str) -> tuple[str, ...]:
+    """The tar that an image is in."""
+    place = RANGE.fullmatch(uri)
+    return (place["tar"],) if place else ()
 
 
 def load(uri: str) -> bytes:
@@ -83,78 +86,18 @@ def load(uri: str) -> bytes:
     return data
 
 
-def _captions(sample: _Sample, image_id: str) -> Iterator[tuple[str, str]]:
-    found = next((sample.about[k] for k in ("captions", "caption") if sample.about.get(k)), None)
-    captions = found if isinstance(found, list) else [found or sample.text]
-    for k, caption in enumerate(captions):
-        known = caption.get("caption_id") if isinstance(caption, dict) else None
-        for text in annotations.texts(caption):
-            yield str(known or f"{image_id}#{k}"), text
+def one_image(uris: list[str]) -> bool:
+    """Whether rows of several tars with one id are of one picture: members of one size."""
+    places = [RANGE.fullmatch(uri) for uri in uris]
+    return all(places) and len({place["size"] for place in places}) == 1
 
 
-def _samples(part: str) -> Iterator[_Sample]:
-    """Samples of a tar that is whole: neighbouring members with one name up to the first dot."""
-    sample = None
-    for member, data in _members(part):
-        if not (named := MEMBER.fullmatch(member.name)):
-            continue  # of no sample, such as README or a Mac's ._000000010.jpg
-        name, suffix = named.groups()
-        if sample is None or sample.name != name:
-            if sample:
+def _samples(settings: SourceSettings, part: str) -> Iterator[samples.Sample]:
+    reading = samples.Reading.of(settings, part)
+    try:
+        with tars.opened(part) as file:
+            for sample in samples.read(file, reading):
+                sample.members, sample.texts, sample.about = {}, {}, {}  # a tar may hold millions
                 yield sample
-            sample = _Sample(name)
-        _add(sample, suffix.lower(), member, data, part)
-    if sample:
-        yield sample
-
-
-def _add(sample: _Sample, suffix: str, member: tarfile.TarInfo, data: bytes | None, part: str):
-    if suffix in sample.suffixes:
-        twice = f"{part} has two members {member.name!r} in one sample"
-        raise InputError(f"{twice}; rename one of them")
-    sample.suffixes.append(suffix)
-    if suffix in PAYLOADS and not sample.image:
-        sample.image = f"{part}#{member.offset_data}+{member.size}"
-    elif data is not None and suffix in ("txt", "json"):
-        try:
-            text = data.decode("utf-8")
-            if suffix == "txt":
-                sample.text = text
-            elif isinstance(about := json.loads(text), dict):
-                sample.about = about
-        except ValueError as error:
-            kind = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
-            raise InputError(f"{part} member {member.name!r} is not {kind}: {error}") from None
-
-
-def _members(part: str) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Regular members, with their bytes where they are texts; refuses a tar that is torn."""
-    last = "its beginning"
-    with annotations.opened(part) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as tar:
-                while member := tar.next():
-                    tar.members.clear()  # type: ignore[attr-defined]  # else it would remember all
-                    if member.isreg() and not member.issparse():
-                        yield member, _text(file, member)
-                    last = repr(member.name)
-                # A tar ends with a block of zeros; one cut between members, or with a bad header,
-                # does not.
-                file.seek(tar.offset)
-                block = file.read(tarfile.BLOCKSIZE)
-                if len(block) < tarfile.BLOCKSIZE or any(block):
-                    raise tarfile.ReadError("there is neither a member nor the mark of the end")
-        except (tarfile.TarError, OSError) as error:
-            raise InputError(
-                f"{part} is not a whole .tar after {last} ({error}); copy it again, unpack it if "
-                "it is compressed, or leave it out of source.path"
-            ) from None
-
-
-def _text(file: BinaryIO, member: tarfile.TarInfo) -> bytes | None:
-    if not member.name.lower().endswith((".txt", ".json")) or member.size > TEXT_BYTES:
-        return None
-    file.seek(member.offset_data)
-    if len(data := file.read(member.size)) < member.size:
-        raise tarfile.ReadError(f"it ends inside {member.name!r}")
-    return data
+    except tars.Broken as broken:
+        raise InputError(f"{part} is broken: {broken}") from None

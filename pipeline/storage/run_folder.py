@@ -106,9 +106,18 @@ class RunFolder:
         return yaml.safe_load(store.read_bytes(self.settings_uri(name)))
 
 
+def contents(entry: dict) -> Any:
+    """What a piece holds, for the fingerprints of what depends on it (JSON-able).
+
+    The hashes of its files; or what its summary says in their place, where files may differ that
+    hold the same.
+    """
+    return entry.get("contents") or entry["files"]
+
+
 def version(entries: Iterable[dict]) -> str:
     """Hash of what the pieces hold."""
-    return store.fingerprint([entry["files"] for entry in entries])
+    return store.fingerprint([contents(entry) for entry in entries])
 
 
 def read_index(folder: str) -> dict | None:

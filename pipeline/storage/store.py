@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -73,12 +74,23 @@ def file_system_of(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     (no route, no credentials, no such scheme) is told as bad input.
     """
     try:
-        yield fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        yield _file_system(uri)
     except (OSError, InputError):
         raise
     except Exception as error:  # the stores' libraries have no common base
         kind = Unreachable if _unanswered(error) else InputError
         raise kind(f"{uri} cannot be reached: {error}") from error
+
+
+def _file_system(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """As `fsspec.core.url_to_fs`, for which `::` in a name would chain two file systems."""
+    if is_local(uri):
+        return fsspec.filesystem("file"), uri.removeprefix("file://")
+    protocol = uri.partition("://")[0]
+    if "::" not in uri:
+        return fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    fs = fsspec.filesystem(protocol, use_listings_cache=False)
+    return fs, fs._strip_protocol(uri)
 
 
 def ask(uri: str, question: Callable[[fsspec.AbstractFileSystem, str], Answer]) -> Answer:
@@ -118,6 +130,17 @@ def _unanswered(error: BaseException | None) -> bool:
     return False
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the data: .DS_Store, a Mac's ._1.jpg, .git."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def opened(uri: str) -> BinaryIO:
+    """The file opened for reading here and there, from wherever it is."""
+    with file_system_of(uri) as (fs, path):
+        return open(path, "rb") if is_local(uri) else fs.open(path, "rb")
+
+
 def exists(uri: str) -> bool:
     return ask(uri, lambda fs, path: fs.exists(path))
 
@@ -125,6 +148,15 @@ def exists(uri: str) -> bool:
 def list_files(folder: str) -> dict[str, int]:
     """Size in bytes of every file directly in a folder, by name; empty where there is no folder."""
     return {name_of(e["name"]): e["size"] for e in _entries(folder) if e["type"] == "file"}
+
+
+def list_stamps(folder: str) -> dict[str, str]:
+    """What changes with the contents of every file directly in a folder, by name.
+
+    Links that lead nowhere are among them.
+    """
+    files = (entry for entry in _entries(folder) if entry["type"] in ("file", "link"))
+    return {name_of(e["name"]): "-".join(map(str, _stamp(e))) for e in files}
 
 
 def list_folders(folder: str) -> list[str]:
@@ -145,12 +177,20 @@ def _remote_entries(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
 
 
 def _local_entries(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
+    """What lies in a folder; links count as what they lead to."""
     with os.scandir(path) as scan:
         found = list(scan)
     entries = []
     for entry in found:
-        with contextlib.suppress(FileNotFoundError):  # moved meanwhile: others write here too
-            entries.append(fs.info(entry))
+        try:
+            info = entry.stat()
+        except OSError:  # a link that leads nowhere; or moved meanwhile, others write here too
+            if entry.is_symlink():
+                entries.append({"name": entry.path, "size": 0, "type": "link"})
+            continue
+        kind = {stat.S_IFDIR: "directory", stat.S_IFREG: "file"}.get(stat.S_IFMT(info.st_mode))
+        about = {"name": entry.path, "size": info.st_size, "mtime": info.st_mtime}
+        entries.append({**about, "type": kind or "other"})
     return entries
 
 
@@ -162,7 +202,10 @@ def remove(uri: str) -> None:
 
 def stamp(uri: str) -> list:
     """[size, what changes with the contents] of a file, to notice that it was changed."""
-    info = ask(uri, lambda fs, path: fs.info(path))
+    return _stamp(ask(uri, lambda fs, path: fs.info(path)))
+
+
+def _stamp(info: dict) -> list:
     changes = (info[key] for key in ("ETag", "mtime", "LastModified", "created") if key in info)
     return [info.get("size"), str(next(changes, ""))]
 

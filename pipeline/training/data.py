@@ -47,6 +47,16 @@ class Batch:
         return [Batch(*part) for part in parts]
 
 
+def captions_of(root: str, split: str) -> list[str]:
+    """The texts of a split's captions, in order."""
+    run = RunFolder(root)
+    names = [entry["name"] for entry in run_folder.of_split(run.index("shard"), split)]
+    tables = [
+        sidecar.read_sidecar(run.folder("shard", f"{n}.parquet"), ["captions"]) for n in names
+    ]
+    return [c["text"] for table in tables for row in table["captions"].to_pylist() for c in row]
+
+
 class Split:
     """The samples of a split, addressed by row: sidecars in memory, image bytes in the tars."""
 

@@ -1,25 +1,23 @@
 """A trained model of a run folder: texts and images become unit vectors of one space."""
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load
 
 from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
 from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.sharding.decoding import decode
-from pipeline.sharding.images import checked
+from pipeline.sharding.given import Picture, bytes_of
+from pipeline.sharding.images import Rejected, checked
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed import ProcessGroup
-from schemas.settings import Recipe
+from schemas.settings import Recipe, ShardSettings
 
 
 def summary(piece: Piece) -> dict:
@@ -30,16 +28,19 @@ def summary(piece: Piece) -> dict:
     return {**history["summary"], "files": {**history["summary"]["files"], **own}}
 
 
-Picture = bytes | str | Path | Image.Image | np.ndarray
+class WrongKind(Rejected):
+    """A picture for a model of region features, or the other way round."""
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """Two towers in evaluation mode, with the words they know and their settings."""
+    """Two towers in evaluation mode, with the words they know and how their pictures were made."""
 
     towers: TwoTower
     vocabulary: Vocabulary | PretrainedTokens
     recipe: Recipe
+    shard: ShardSettings  # of the shards that it was trained on
+    features: int | None  # width of a region vector; None: it takes pictures
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
@@ -54,13 +55,31 @@ class SavedModel:
     def embed_images(self, images: Sequence[Picture], batch_size: int = 256) -> torch.Tensor:
         """Unit vectors (M, D), float32 on the CPU, of pictures as the shards treat theirs.
 
-        A picture is a file's bytes, its path or URI, a PIL image, an array (H, W, 3) uint8, or,
-        for a model of region features, an array of those. Raises `Rejected` with the reason where
-        one is no picture.
+        A picture is a file's bytes, its path or URI, a data URI, a PIL image, an array (H, W, 3)
+        uint8, or, for a model of region features, an array of those. Raises `Rejected`, with its
+        place and the reason, where one is none.
         """
-        how, size = self.recipe.shard, self.recipe.model.image_size
-        payloads = [decode(checked(_bytes_of(i), how).data, size) for i in images]
-        return self.embed_payloads(payloads, batch_size)
+        parts = [torch.empty(0, self.recipe.model.dim)]
+        for start in range(0, len(images), batch_size):  # no more of them are decoded at a time
+            payloads = []
+            for place, image in enumerate(images[start : start + batch_size], start + 1):
+                try:
+                    payloads.append(self.payload(image))
+                except Rejected as reason:
+                    raise Rejected(f"picture {place} of {len(images)}: {reason}") from reason
+            parts.append(self.embed_payloads(payloads, batch_size))
+        return torch.cat(parts)
+
+    def payload(self, picture: Picture) -> np.ndarray:
+        """The picture, decoded as those of the shards are; `Rejected` where it is none."""
+        data, ending, holds, *_ = checked(bytes_of(picture), self.shard)
+        payload, wanted = decode(data, self.recipe.model.image_size), self.features
+        if ending != "npy" and wanted is None:
+            return payload
+        if ending == "npy" and wanted == payload.shape[-1]:
+            return payload
+        takes = "images" if wanted is None else f"region features (.npy) {wanted} wide"
+        raise WrongKind(f"{holds}, and the model takes {takes}")
 
     @torch.inference_mode()
     def embed_payloads(self, payloads: Sequence[np.ndarray], batch_size: int) -> torch.Tensor:
@@ -69,7 +88,8 @@ class SavedModel:
         def encoded(part: Sequence[np.ndarray]) -> torch.Tensor:
             return self.towers.encode_image(torch.from_numpy(np.stack(part)).to(self.device))
 
-        return self._in_batches(payloads, batch_size, encoded)
+        alike = len({(payload.shape, payload.dtype) for payload in payloads}) <= 1
+        return self._in_batches(payloads, batch_size if alike else 1, encoded)
 
     def _in_batches(self, some: Sequence, size: int, encoded: Callable) -> torch.Tensor:
         parts = [encoded(some[start : start + size]).cpu() for start in range(0, len(some), size)]
@@ -80,31 +100,19 @@ class SavedModel:
         return next(self.towers.parameters()).device
 
 
-def _bytes_of(picture: Picture) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, str | Path):
-        return store.read_bytes(store.absolute(str(picture)))
-    if isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.dtype == np.uint8:
-        picture = Image.fromarray(picture)
-    buffer = io.BytesIO()
-    if isinstance(picture, np.ndarray):
-        np.save(buffer, picture)
-    else:
-        picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def load_model(folder: str) -> SavedModel:
     """The trained model of a folder of stage 5, in evaluation mode on the GPU if there is one."""
     index = run_folder.need_index(folder, "train")
     vocabulary = models.vocabulary_of(store.read_json(store.join(folder, "vocabulary.json")))
     about = index["pieces"][0]
     recipe = Recipe(**about["recipe"])
+    # Of a model trained before it was kept, the settings it was trained with.
+    shard = ShardSettings(**about["shard"]) if "shard" in about else recipe.shard
     known = {name: about[name] for name in ("features", "architecture")}
     model = models.build(recipe.model, vocabulary=vocabulary, **known)
     model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
-    return SavedModel(model.eval().to(ProcessGroup().device), vocabulary, recipe)
+    model = model.eval().to(ProcessGroup().device)
+    return SavedModel(model, vocabulary, recipe, shard, about["features"])
 
 
 def best_val(root: str, name: str) -> float:

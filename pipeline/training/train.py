@@ -6,13 +6,16 @@ under Ray Train alike.
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from pipeline.labels import embed, label
+from pipeline.models import vocabulary_of
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
-from pipeline.storage.run_folder import RunFolder
+from pipeline.storage.run_folder import RunFolder, contents
+from pipeline.training.data import captions_of
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loop import Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
@@ -27,12 +30,12 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     check(recipe.train)
     shards = RunFolder(root).index("shard")
     folder = RunFolder(root).folder("train", name)
-    used = [entry["files"] for s in ("train", "val") for entry in run_folder.of_split(shards, s)]
+    used = [contents(e) for s in ("train", "val") for e in run_folder.of_split(shards, s)]
     settings = {"model": recipe.model.model_dump(), "train": recipe.train.model_dump()}
     if needs_embeddings(recipe.train):
         embeddings = run_folder.need_index(embed.folder_of(recipe, root), "embed")
         splits = ("train", "val") if recipe.train.select == "best_ndcg" else ("train",)
-        used += [entry["files"] for s in splits for entry in run_folder.of_split(embeddings, s)]
+        used += [contents(e) for s in splits for e in run_folder.of_split(embeddings, s)]
     if needs_labels(recipe.train):
         settings["label"] = label.depends_on(recipe.label)
     relevant = {**settings, "train": recipe.train.relevant()}
@@ -84,3 +87,24 @@ def probe(piece: Piece) -> dict:
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "parameters": sum(p.numel() for p in training.learner.model.parameters()),
     }
+
+
+def notes(entry: dict, name: str) -> dict[str, Any]:
+    """What is worth a word of a finished training, from its entry in the index."""
+    found = {"model": name, "parameters": entry["parameters"], "epoch": entry["epoch"]}
+    if "val/rsum" in entry["metrics"]:
+        found["val_rsum"] = entry["metrics"]["val/rsum"]
+    if entry.get("torn_checkpoints"):
+        found["passed_over_torn"] = ", ".join(entry["torn_checkpoints"])
+    if entry.get("collapsed"):
+        found["collapsed_in_epochs"] = str(entry["collapsed"])[1:-1]
+    return found
+
+
+def unknown_words(root: str, folder: str) -> dict[str, float]:
+    """Share of the words that a model does not know, of each split it was not trained on."""
+    vocabulary = vocabulary_of(store.read_json(store.join(folder, "vocabulary.json")))
+    entries = RunFolder(root).index("shard")["pieces"]
+    splits = dict.fromkeys(e["split"] for e in entries if e["samples"] and e["split"] != "train")
+    texts = {split: captions_of(root, split) for split in splits}
+    return {f"unknown_words_of_{k}": vocabulary.unknown_share(v) for k, v in texts.items()}

@@ -165,6 +165,7 @@ class TowerTrainer:
             "metrics": chosen.metrics,
             "parameters": sum(p.numel() for p in self.learner.model.parameters()),
             "features": self.train_split.features,
+            "shard": RunFolder(self.piece.inputs["root"]).index("shard")["settings"],
             "architecture": self.architecture,
             "recipe": self.about["settings"],
         }

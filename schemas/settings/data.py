@@ -14,16 +14,47 @@ class SourceSettings(Section):
     split: str | None = setting(None, "split where no row says one (default: as files are named)")
     splits: dict[str, str] = setting({}, "rename splits, as {val: test}; 'drop' leaves one out")
     holdout: int = setting(0, "images cut from the end of train to become val (count)", ge=0)
-    image_column: str = setting("image", "tables: column of image paths, URLs or bytes")
-    caption_column: str = setting("caption", "tables: column of captions")
-    split_column: str = setting("split", "tables: column of split names (optional)")
-    id_column: str | None = setting(None, "tables: column of image ids (default: images' paths)")
+    image_column: str | None = setting(
+        None,
+        "tables: column of image paths, URLs or bytes (default: image, filepath, url, …); tars: "
+        "ending of the picture's member (default: of an image type)",
+    )
+    caption_column: str | None = setting(
+        None,
+        "tables: column of captions (default: caption, text, title, …); tars: field of the JSON, "
+        "or ending of a text member (default: captions, caption, .txt)",
+    )
+    split_column: str | None = setting(None, "tables: column of split names (default: split)")
+    id_column: str | None = setting(
+        None,
+        "tables: column of image ids (default: images' paths); tars: field of the JSON "
+        "(default: image_id), or __key__ for names of tar and sample",
+    )
+    text_captions: Literal["auto", "one", "lines"] = setting(
+        "auto",
+        "tars: a .txt is one caption, or each of its lines is (auto: as dataset_type.txt says)",
+        changes="contents",
+    )
+    delimiter: str | None = setting(
+        None, "tables of text: comma, tab, semicolon, bar or a sign (default: as the header shows)"
+    )
+    quotes: Literal["doubled", "backslash", "none"] | None = setting(
+        None, "tables of text: how a quote is written inside quotes (default: as all lines agree)"
+    )
+    columns: tuple[str, ...] = setting((), "tables of text without a header: names of the columns")
+    caption_ending: str = setting(".txt", "folder: ending of the files of captions")
     fetch_timeout: float = setting(
         20.0, "URLs: longest silence, and download, of one try (seconds)", gt=0, changes="how"
     )
     fetch_retries: int = setting(3, "URLs: tries after a failed one (count)", ge=0, changes="how")
     fetch_threads: int = setting(16, "URLs: fetched at once by a task (count)", ge=1, changes="how")
     fetch_max_bytes: int = setting(50_000_000, "URLs: longest body (bytes)", ge=1, changes="how")
+    fetch_agent: str = setting(
+        "halftone", "URLs: User-Agent; some servers want an address to write to", changes="how"
+    )
+    fetch_respects: tuple[str, ...] = setting(
+        ("noai", "noimageai"), "URLs: words of X-Robots-Tag that keep an image out", changes="how"
+    )
     train_images: int = setting(2000, "drawn: scenes to draw for train (count)", ge=0)
     val_images: int = setting(200, "drawn: scenes to draw for val (count)", ge=0)
     test_images: int = setting(500, "drawn: scenes to draw for test (count)", ge=0)

@@ -62,6 +62,11 @@ class ServeSettings(Section):
 
     host: str = setting("127.0.0.1", "address it listens on; 0.0.0.0 lets in all who reach it")
     port: int = setting(8100, "port it listens on", ge=1, le=65535)
+    application: str = setting(
+        "halftone",
+        "its name among the cluster's services; another than halftone is its path, too",
+        pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]*",
+    )
     replicas: int = setting(1, "copies of the model that answer (count)", ge=1)
     concurrent: int = setting(256, "requests a replica has in hand (count)", ge=1)
     together: int = setting(32, "queries that go through the model at once (count)", ge=1)

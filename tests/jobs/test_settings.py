@@ -9,7 +9,7 @@ import yaml
 from jobs.cli import main, options, recipes, scopes
 from jobs.cli.command import COMMANDS, Command, command_of
 from pipeline.errors import InputError
-from schemas.settings import SECTIONS, Recipe
+from schemas.settings import SECTIONS, Recipe, SourceSettings
 from tests.helpers.paths import ROOT
 
 FOLDER = ROOT / "recipes"
@@ -235,7 +235,10 @@ def test_overrides_do_not_leak_from_one_resolution_into_the_next():
         ),
         (["--source.splits", "{val: test}"], "source", "splits", {"val": "test"}),
         (["--source.splits.val", "drop"], "source", "splits", {"val": "drop"}),
-        (["--source.caption_column", "123"], "source", "caption_column", "123"),
+        (
+            ["--source.kind", "csv", "--source.caption_column", "123"],
+            *("source", "caption_column", "123"),
+        ),
     ],
 )
 def test_a_flag_sets_its_setting(argv, section, name, value):
@@ -315,7 +318,8 @@ def test_paths_are_made_absolute_because_workers_run_elsewhere(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "encoder").mkdir()
     recipe = only(
-        *("--recipe", "drawn_tiny", "--source.path", "a.json", "--source.images", "s3://b/images"),
+        *("--recipe", "drawn_tiny", "--source.kind", "coco", "--source.path", "a.json"),
+        *("--source.images", "s3://b/images"),
         *("--encoder", "encoder", "--leaprr.lists", "runs/other", "--train.resume", "latest"),
         *("--model.pretrained", "encoder", "--calibrate.encoders", "[encoder, tfidf]"),
     )
@@ -326,6 +330,41 @@ def test_paths_are_made_absolute_because_workers_run_elsewhere(tmp_path, monkeyp
     assert recipe.leaprr.lists == str(tmp_path / "runs" / "other")
     assert recipe.train.resume == "latest" and recipe.rerank.weights is None
     assert only("--recipe", "drawn_tiny").leaprr.lists == "val"
+
+
+def test_a_setting_that_the_kind_of_source_does_not_read_is_refused(tmp_path):
+    tars = ("--recipe", "flickr8k", "--source.kind", "webdataset")
+    said = refused(*tars, "--source.images", "pictures")
+    assert "source.images is not read by the webdataset source; it is a setting of" in said
+    assert "source.fetch_threads is not read by the folder" in refused(
+        *("--recipe", "flickr8k", "--source.kind", "folder", "--source.fetch_threads", "4")
+    )
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("source: {kind: folder, path: pictures, caption_column: text}\n")
+    assert "source.caption_column is not read by the folder" in refused("--recipe", str(recipe))
+
+
+def test_of_a_recipe_for_other_data_nothing_of_the_source_is_taken():
+    other = only("--recipe", "flickr8k", "--source.kind", "csv", "--source.holdout", "9").source
+    assert (other.kind, other.splits, other.holdout) == ("csv", {}, 9)
+    same = only("--recipe", "flickr8k", "--source.kind", "karpathy").source
+    assert (same.splits, same.holdout) == ({"val": "test"}, 500)
+
+
+@pytest.mark.parametrize("name", sorted(recipes.known()))
+def test_recipes_set_nothing_of_the_source_that_it_does_not_read(name):
+    from pipeline import sources
+
+    (_, recipe), *_ = recipes.resolve(name, {}, None)
+    own = recipes._read(name).get("source", {})
+    assert own.keys() <= sources.read_by(recipe.source.kind)
+
+
+def test_every_setting_of_the_source_is_read_by_some_kind():
+    from pipeline import sources
+
+    read = set().union(*map(sources.read_by, sources.SOURCES))
+    assert read == set(SourceSettings.model_fields)
 
 
 def test_every_setting_that_is_a_path_is_made_absolute():

@@ -62,7 +62,8 @@ def test_the_model_loads_again_in_a_new_process(client, runs, finished_run, tmp_
     code = (
         "import mlflow, json, sys; mlflow.set_tracking_uri(sys.argv[1]);"
         "m = mlflow.pyfunc.load_model(f'models:/{sys.argv[2]}');"
-        "print(json.dumps(m.predict(['a red circle', sys.argv[3]])))"
+        "rows = [{'text': 'a red circle'}, {'image': sys.argv[3]}];"
+        "print(json.dumps(m.predict(rows)))"
     )
     uri = f"sqlite:///{Path(finished_run).parent / 'mlflow.db'}"
     picture = "data:image/jpeg;base64," + base64.b64encode(drawn.load("drawn:0/test/3/48")).decode()

@@ -60,6 +60,8 @@ ODD = {
 OTHERWISE = {
     "source.kind": ("csv", {"source": {"path": f"{GIVEN}/captions.csv"}}),
     "source.splits": {"val": "drop"},
+    "source.columns": ["image", "caption"],
+    "source.fetch_respects": ["noindex"],
     "embed.encoder": "tfidf",
     "embed.members": ({"tfidf": 2}, {"embed": {"encoder": "ensemble", "members": {"lsa": 1}}}),
     "embed.fit_captions": (9, {"embed": {"encoder": "tfidf"}}),
@@ -278,6 +280,8 @@ def other(field):
     default, options = field.default, typing.get_args(field.annotation)
     if typing.get_origin(field.annotation) is typing.Literal:
         return next(option for option in options if option != default)
+    if literal := [o for kind in options for o in typing.get_args(kind)]:
+        return literal[0]
     if isinstance(default, bool):
         return not default
     if isinstance(default, int) or int in options:

@@ -11,7 +11,7 @@ from pipeline.storage import store
 OPTIONS = (
     ("run-i2t", "TREC run of images as queries"),
     ("run-t2i", "TREC run of texts as queries"),
-    ("positives", "CSV or JSON of the pairs that match"),
+    ("positives", "CSV, JSON or qrels (A.qrels,B.qrels) of the pairs that match"),
     ("people", "CSV of people's image_id,caption_id,score, to measure agreement with"),
     ("protocol", ", ".join(external_options.PROTOCOLS)),
     ("write-trec", "folder for TREC runs and qrels"),
@@ -23,18 +23,19 @@ def arguments(parser) -> None:
 
 
 def run(root: str, options) -> None:
-    from pipeline.evaluation import external, human_agreement, protocols, tower_vectors, trec
+    from pipeline.evaluation import human_agreement, protocols, tower_vectors, trec
+    from pipeline.evaluation.external import positives
     from pipeline.evaluation.results import sentence
     from pipeline.reports import tables
 
-    given = external.matches(options.positives) if options.positives else None
-    names = (options.protocol or ("given" if given else "own")).split(",")
-    if given and "given" not in names:
+    names = (options.protocol or ("given" if options.positives else "own")).split(",")
+    if options.positives and "given" not in names:
         raise InputError("--positives are the pairs of the protocol given; name it, or leave them")
     if external_options.kind(options):
         system = external_options.read(options)
     else:
         system = tower_vectors.read_vectors(recipes.saved(root, {}, options.name), root)
+    given = positives.matches(options.positives, system.items) if options.positives else None
     found = protocols.measure(system, names, given)
     if options.people:
         found["judgements"] = human_agreement.measure(system, human_agreement.read(options.people))

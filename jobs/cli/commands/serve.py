@@ -8,6 +8,11 @@ from jobs.cli.run import Run
 from jobs.cluster import serving
 
 
+def arguments(parser) -> None:
+    about = "put this in the place of the application of its name, which the cluster serves"
+    parser.add_argument("--replace", action="store_true", default=False, help=about)
+
+
 def run(run: Run) -> None:
     from pipeline.evaluation import tower_vectors
     from pipeline.search import service
@@ -16,17 +21,21 @@ def run(run: Run) -> None:
     tower_vectors.evaluated(run.recipe, run.root, run.name)  # a sentence now, not from a replica
     if run.dry:
         return run.show.line(f"  would serve model {run.name} at {settings.host}:{settings.port}")
-    if service.allowed_hosts(settings) == ["*"]:
-        run.show.line(f"  no password: all who reach {settings.host}:{settings.port} can search")
-    url = serving.start(run.recipe, run.root, run.name)
-    places = {"search": url, "JSON": f"{url}/search?q=a+dog+in+the+snow"}
-    run.show.where({**places, "health": f"{url}/healthz", "metrics": f"{url}/metrics"})
-    sys.stdout.flush()  # into a file, too, before the wait
+    served = serving.start(run.recipe, run.root, run.name, replace=run.options.replace)
     try:
-        serving.wait()
+        if served.told:
+            run.show.line(f"  {served.told}")
+        if service.allowed_hosts(served.settings) == ["*"]:
+            where = f"{served.settings.host}:{served.settings.port}"
+            run.show.line(f"  no password: all who reach {where} can search")
+        url = served.url
+        places = {"search": f"{url}/", "JSON": f"{url}/search?q=a+dog+in+the+snow"}
+        run.show.where({**places, "health": f"{url}/healthz", "metrics": f"{url}/metrics"})
+        sys.stdout.flush()  # into a file, too, before the wait
+        serving.wait(settings.application)
     finally:
-        serving.stop()
+        serving.stop(settings.application)
     return None
 
 
-COMMAND = Command(scopes.best_model, run, ("serve", "search", "evaluate"))
+COMMAND = Command(scopes.best_model, run, ("serve", "search", "evaluate"), arguments=arguments)

@@ -11,9 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pipeline.formulas.kernels import Function, Kernel, Mask, Value
+from pipeline.formulas.kernels.gradients import first_order
 
 # Elements of a block's largest temporary: few enough that a block's few dozen passes stay in a CPU
 # core's cache, and enough that a GPU is busy.
@@ -23,10 +23,13 @@ R = TypeVar("R")
 Target = TypeVar("Target", Tensor, None)
 
 
-def prepared(scores_QN: Tensor, target_QN: Target, mask_QN: Mask) -> tuple[Tensor, Target, Mask]:
+def prepared(
+    scores_QN: Tensor, target_QN: Target, mask_QN: Mask, *, unscored: bool = False
+) -> tuple[Tensor, Target, Mask]:
     """(scores_QN, target_QN, mask_QN): checked, in float32 or float64, and 0 where masked out.
 
-    The zeros keep whatever is in padding, NaN included, out of the value and the gradient.
+    The zeros keep whatever is in padding, NaN included, out of the value and the gradient. With
+    `unscored` a candidate of score -inf is masked out too.
     """
     others: list[Tensor] = [x for x in (target_QN, mask_QN) if x is not None]
     if scores_QN.dim() != 2 or any(x.shape != scores_QN.shape for x in others):
@@ -37,6 +40,8 @@ def prepared(scores_QN: Tensor, target_QN: Target, mask_QN: Mask) -> tuple[Tenso
     scores_QN = scores_QN.to(loss_dtype(scores_QN))
     if target_QN is not None and target_QN.dtype != torch.bool:
         target_QN = target_QN.detach().to(scores_QN.dtype)
+    if unscored:
+        mask_QN = _scored(scores_QN.detach(), mask_QN)
     if mask_QN is not None:
         scores_QN = scores_QN.masked_fill(~mask_QN, 0)
         target_QN = None if target_QN is None else target_QN.masked_fill(~mask_QN, 0)
@@ -48,13 +53,14 @@ def loss_dtype(scores_QN: Tensor) -> torch.dtype:
     return torch.float64 if scores_QN.dtype == torch.float64 else torch.float32
 
 
-def sound(scores_QN: Tensor, target_QN: Tensor) -> Tensor:
-    """sound_Q: 1, or NaN for a query with a NaN.
-
-    Times the loss it takes NaN to value and gradient, past any comparison that would drop it.
-    """
-    total_Q = scores_QN.detach().sum(-1) + target_QN.sum(-1)
-    return torch.where(total_Q.isnan(), torch.nan, torch.ones_like(total_Q))
+def _scored(scores_QN: Tensor, mask_QN: Mask) -> Mask:
+    """mask_QN without the candidates of score -inf; None where it is known that all are in."""
+    # On a processor a look is cheap; elsewhere it would wait for the device: always a mask there.
+    look = scores_QN.device.type == "cpu" and not torch.compiler.is_compiling()
+    if look and (scores_QN.numel() == 0 or scores_QN.amin() > -torch.inf):
+        return mask_QN
+    scored_QN = scores_QN != -torch.inf
+    return scored_QN if mask_QN is None else scored_QN & mask_QN
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -114,9 +120,9 @@ def rowwise(kernel: Kernel, rows: int, scores_QN: Tensor, *others: Tensor | None
 def summed(
     loss: Function, scores_RN: Tensor, target_RN: Tensor, **settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """(sum of the loss over the rows, its gradient by scores_RN)."""
+    """(sum of the loss over the rows, its gradient by scores_RN), of float32 for scores of less."""
     with torch.enable_grad():
-        scores_RN = scores_RN.detach().requires_grad_()
+        scores_RN = scores_RN.detach().to(loss_dtype(scores_RN)).requires_grad_()
         total = loss(scores_RN, target_RN, **settings).sum()
         return total.detach().double(), torch.autograd.grad(total, scores_RN)[0]
 
@@ -161,7 +167,7 @@ class _Rowwise(torch.autograd.Function):
         return loss_Q
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad_Q: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_QN,) = ctx.saved_tensors
         return gradient_QN * grad_Q[:, None], None, None, *[None] * ctx.count

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pipeline.formulas.kernels import Mask
 from pipeline.formulas.kernels.binned import Grid, cells_per_tau, grid_length
+from pipeline.formulas.kernels.gradients import first_order, over_temperature
 from pipeline.formulas.kernels.rows import (
     block_of,
     blocks,
@@ -29,7 +29,7 @@ METHODS = ("auto", "dense", "chunked", "binned", "fast")
 def smooth_rank(
     scores_QN: Tensor,
     *,
-    tau: float,
+    tau: float | Tensor,
     mask_QN: Mask = None,
     method: str = "auto",
     error: float = 4e-5,
@@ -45,15 +45,28 @@ def smooth_rank(
     has (score range) / tau x 3 cells or more; where it would be dearer than the pairs, `chunked`
     steps in. `fast` is `binned` compiled by numba, for float32 on a CPU. `auto` takes `fast` or
     else `binned` for lists of 128 or more that are not float64, and an exact method otherwise.
-    Scores of less precision are taken to float32. NaN or inf makes all ranks of its query NaN. The
-    sum is that of S-NDCG in Listwise ITR (arXiv 2305.16566); the binned method is ours.
+    Scores of less precision are taken to float32. NaN or inf makes all ranks of its query NaN.
+    `tau` may be a learned tensor. The sum is that of S-NDCG in Listwise ITR (arXiv 2305.16566); the
+    binned method is ours.
 
     >>> smooth_rank(torch.tensor([[0.9, 0.1, 0.5]]), tau=1e-3)
     tensor([[1., 3., 2.]])
     """
     scores_QN, _, mask_QN = prepared(scores_QN, None, mask_QN)
+    scores_QN, tau = with_tau(scores_QN, tau)
     rank_QN: Tensor = _SmoothRank.apply(scores_QN, mask_QN, tau, method, error)
     return rank_QN if mask_QN is None else rank_QN.masked_fill(~mask_QN, torch.inf)
+
+
+def with_tau(scores_QN: Tensor, tau: float | Tensor) -> tuple[Tensor, float]:
+    """(scores_QN, tau) of the same ranks, tau a number: it acts on scores / tau alone.
+
+    So a tau that is a tensor gets its gradient from the scores'.
+
+    >>> with_tau(torch.tensor([[1.0, 2.0]]), torch.tensor(0.5))
+    (tensor([[2., 4.]]), 1.0)
+    """
+    return (over_temperature(scores_QN, tau), 1.0) if torch.is_tensor(tau) else (scores_QN, tau)
 
 
 def stepper(
@@ -144,7 +157,7 @@ class _SmoothRank(torch.autograd.Function):
         return rank_QN
 
     @staticmethod
-    @once_differentiable
+    @first_order
     @in_full_precision
     def backward(ctx: Any, grad_QN: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scores_QN, mask_QN = ctx.saved_tensors

@@ -4,8 +4,9 @@ A loss is `f(scores_QN, target_QN, *, mask_QN=None, **settings) -> loss_Q`: one 
 lower is better; the caller averages. The target is `relevance_QN` for the names in GRADED and
 boolean `positive_QN` for the others. `mask_QN` is True for candidates in the list. Lists may be of
 any shape Q x N: a batch, some rows of a global batch, or queries against a memory bank. Scores of
-less than float32 are taken to float32.
-To add one: a function, a row in `registry.py`, and its slow twin in tests/reference.py.
+less than float32 are taken to float32; a score of -inf is outside the list.
+To add one: a function that `of_lists` makes a loss, a row in `registry.py`, and its slow twin in
+tests/reference.py.
 
 Legend of the shape suffixes: Q queries, N candidates of a query.
 """

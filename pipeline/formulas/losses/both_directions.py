@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pipeline.formulas.kernels import Function, Settings
+from pipeline.formulas.kernels.gradients import first_order
 from pipeline.formulas.kernels.rows import (
     add_block_,
     block_of,
@@ -51,7 +51,9 @@ def _turned(settings: Settings) -> Settings:
 class _BothDirections(torch.autograd.Function):
     """Block by block into one gradient matrix: half the memory of two losses side by side.
 
-    The backward pass gives that matrix away; should it be called again, it is computed again.
+    It is of float32 for scores of less: without the loss scale, which comes in from above, most of
+    a long list's gradient is below the range of float16. The backward pass gives the matrix away;
+    should it be called again, it is computed again.
     """
 
     @staticmethod
@@ -64,20 +66,21 @@ class _BothDirections(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradient_QN, ctx.gradient_QN = ctx.gradient_QN, None
         if gradient_QN is None:
             scores_QN, target_QN = ctx.saved_tensors
             _, gradient_QN = _both_ways(scores_QN, ctx.loss, target_QN, ctx.settings)
-        return gradient_QN.mul_(grad), None, None, None
+        return gradient_QN.mul_(grad).to(ctx.saved_tensors[0].dtype), None, None, None
 
 
 def _both_ways(
     scores_QN: Tensor, loss: Function, target_QN: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """(loss, gradient_QN) of both directions."""
-    gradient_QN = torch.zeros_like(scores_QN, memory_format=torch.contiguous_format)
+    dtype = loss_dtype(scores_QN)
+    gradient_QN = torch.zeros(scores_QN.shape, dtype=dtype, device=scores_QN.device)
     total = torch.zeros((), dtype=torch.float64, device=scores_QN.device)
     for scores, target, given, gradient in (
         (scores_QN, target_QN, settings, gradient_QN),

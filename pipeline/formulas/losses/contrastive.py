@@ -9,16 +9,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.formulas.kernels import Mask
-from pipeline.formulas.kernels.rows import differentiated, prepared, rows_in_cache, rowwise, sound
+from pipeline.formulas.kernels.gradients import over_temperature, refuse_learned
+from pipeline.formulas.kernels.lists import of_lists
+from pipeline.formulas.kernels.rows import differentiated, rows_in_cache, rowwise
 
 
+@of_lists(graded=False, learned=("tau",))
 def triplet(
     scores_QN: Tensor,
     positive_QN: Tensor,
     *,
     margin: float = 0.2,
     negatives: str = "hardest",
-    tau: float = 0.05,
+    tau: float | Tensor = 0.05,
     mining: float = 1.0,
     mask_QN: Mask = None,
 ) -> Tensor:
@@ -41,9 +44,8 @@ def triplet(
     """
     if negatives not in ("hardest", "soft", "all"):
         raise ValueError(f"negatives must be 'hardest', 'soft' or 'all', got {negatives!r}")
-    scores_QN, positive_QN, mask_QN = _boolean(scores_QN, positive_QN, mask_QN)
-    if scores_QN.shape[1] == 0:
-        return scores_QN.sum(-1)
+    if negatives != "soft":
+        refuse_learned(f"triplet of {negatives} negatives", {"tau": tau}, ())
     mining = 0.0 if negatives == "all" else mining
 
     def row_loss(scores_RN: Tensor, positive_RN: Tensor, mask_RN: Mask) -> Tensor:
@@ -58,16 +60,18 @@ def triplet(
             hidden_RN = scores_RN.masked_fill(~negative_RN, -1e30)
             hard_R = hidden_RN.amax(-1)
             if negatives == "soft":
-                hard_R = tau * (hidden_RN / tau).logsumexp(-1)
+                hard_R = tau * over_temperature(hidden_RN, tau, "tau").logsumexp(-1)
             hinge_P = hinge_P + mining * (hard_R[row_P] + bar_P).relu()
         sum_R = torch.zeros_like(scores_RN[:, 0]).index_add(0, row_P, hinge_P)
         return sum_R / positive_RN.sum(-1).clamp(min=1)
 
+    if torch.is_tensor(tau) and tau.requires_grad:  # a kernel gives the scores' gradient alone
+        return row_loss(scores_QN, positive_QN, mask_QN)
     rows = rows_in_cache(2 * scores_QN.shape[1], scores_QN.device)
-    loss_Q = rowwise(differentiated(row_loss), rows, scores_QN, positive_QN, mask_QN)
-    return loss_Q * sound(scores_QN, positive_QN)
+    return rowwise(differentiated(row_loss), rows, scores_QN, positive_QN, mask_QN)
 
 
+@of_lists(graded=False, learned=("temperature",))
 def info_nce(
     scores_QN: Tensor,
     positive_QN: Tensor,
@@ -86,15 +90,16 @@ def info_nce(
     >>> info_nce(torch.tensor([[0.5, 0.5]]), torch.tensor([[True, False]]))
     tensor([0.6931])
     """
-    scores_QN, positive_QN, mask_QN = _boolean(scores_QN, positive_QN, mask_QN)
-    return _info_nce(scores_QN, scores_QN / temperature, positive_QN, mask_QN, positives)
+    logits_QN = over_temperature(scores_QN, temperature)
+    return _info_nce(logits_QN, positive_QN, mask_QN, positives)
 
 
+@of_lists(graded=True, learned=("temperature",))
 def masked_info_nce(
     scores_QN: Tensor,
     relevance_QN: Tensor,
     *,
-    temperature: float = 0.05,
+    temperature: float | Tensor = 0.05,
     ignore_above: float = 0.5,
     positive_at: float = 1.0,
     positives: str = "any",
@@ -110,20 +115,19 @@ def masked_info_nce(
     >>> masked_info_nce(torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[1.0, 0.7, 0.1]]))
     tensor([0.6931])
     """
-    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
     positive_QN = relevance_QN >= positive_at
     kept_QN = positive_QN | ~(relevance_QN > ignore_above)
     if mask_QN is not None:
         positive_QN, kept_QN = positive_QN & mask_QN, kept_QN & mask_QN
-    loss_Q = _info_nce(scores_QN, scores_QN / temperature, positive_QN, kept_QN, positives)
-    return loss_Q * sound(scores_QN, relevance_QN)
+    return _info_nce(over_temperature(scores_QN, temperature), positive_QN, kept_QN, positives)
 
 
+@of_lists(graded=True, learned=("temperature",))
 def adaptive_info_nce(
     scores_QN: Tensor,
     relevance_QN: Tensor,
     *,
-    temperature: float = 0.05,
+    temperature: float | Tensor = 0.05,
     margin: float = 0.2,
     positive_at: float = 1.0,
     positives: str = "any",
@@ -139,15 +143,14 @@ def adaptive_info_nce(
     >>> adaptive_info_nce(torch.tensor([[0.5, 0.4]]), torch.tensor([[1.0, 0.5]]))
     tensor([0.6931])
     """
-    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
     positive_QN = relevance_QN >= positive_at
     if mask_QN is not None:
         positive_QN = positive_QN & mask_QN
     raised_QN = scores_QN + (margin * (1 - relevance_QN)).masked_fill(positive_QN, 0)
-    loss_Q = _info_nce(scores_QN, raised_QN / temperature, positive_QN, mask_QN, positives)
-    return loss_Q * sound(scores_QN, relevance_QN)
+    return _info_nce(over_temperature(raised_QN, temperature), positive_QN, mask_QN, positives)
 
 
+@of_lists(graded=False, learned=("scale", "bias"))
 def siglip(
     scores_QN: Tensor,
     positive_QN: Tensor,
@@ -164,27 +167,14 @@ def siglip(
     >>> siglip(torch.tensor([[1.0, 1.0]]), torch.tensor([[True, False]]))
     tensor([1.3863])
     """
-    scores_QN, positive_QN, mask_QN = _boolean(scores_QN, positive_QN, mask_QN)
     logits_QN = scores_QN * scale + bias
     loss_QN = F.softplus(torch.where(positive_QN, -logits_QN, logits_QN))
     return (loss_QN if mask_QN is None else loss_QN.masked_fill(~mask_QN, 0)).sum(-1)
 
 
-def _boolean(scores_QN: Tensor, positive_QN: Tensor, mask_QN: Mask) -> tuple[Tensor, Tensor, Mask]:
-    if positive_QN.dtype != torch.bool:
-        raise ValueError(
-            f"positive_QN must be boolean, got {positive_QN.dtype}; graded losses take relevance"
-        )
-    return prepared(scores_QN, positive_QN, mask_QN)
-
-
-def _info_nce(
-    scores_QN: Tensor, logits_QN: Tensor, positive_QN: Tensor, mask_QN: Mask, positives: str
-) -> Tensor:
+def _info_nce(logits_QN: Tensor, positive_QN: Tensor, mask_QN: Mask, positives: str) -> Tensor:
     if positives not in ("any", "each"):
         raise ValueError(f"positives must be 'any' or 'each', got {positives!r}")
-    if scores_QN.shape[1] == 0:
-        return scores_QN.sum(-1)
     if mask_QN is not None:
         logits_QN = logits_QN.masked_fill(~mask_QN, -1e30)
     found_QN = logits_QN.masked_fill(~positive_QN, -1e30)
@@ -194,4 +184,4 @@ def _info_nce(
         others_Q1 = logits_QN.masked_fill(positive_QN, -1e30).logsumexp(-1, keepdim=True)
         loss_QN = F.softplus(others_Q1 - logits_QN).masked_fill(~positive_QN, 0)
         loss_Q = loss_QN.sum(-1) / positive_QN.sum(-1).clamp(min=1)
-    return loss_Q.masked_fill(~positive_QN.any(-1), 0) * sound(scores_QN, positive_QN)
+    return loss_Q.masked_fill(~positive_QN.any(-1), 0)

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from pipeline.formulas.kernels import Kernel, Mask, Value
+from pipeline.formulas.kernels.lists import of_lists
 from pipeline.formulas.kernels.pairs import hinge_counts
-from pipeline.formulas.kernels.rows import prepared, rows_in_cache, rowwise, sound
+from pipeline.formulas.kernels.rows import rows_in_cache, rowwise
+from pipeline.formulas.kernels.smooth_rank import with_tau
 from pipeline.formulas.kernels.sort import largest, order_of_rows, sort_rows_
 
 
+@of_lists(graded=True)
 def kendall_rank(
     scores_QN: Tensor,
     relevance_QN: Tensor,
@@ -50,15 +53,10 @@ def kendall_rank(
         )
     if gap is None:
         gap = 0.3 if window is None else 0.0
-    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
-    n = scores_QN.shape[1]
-    if n == 0:
-        return scores_QN.sum(-1)
     settings = (gap, margin)
     kernel = _all_pairs(*settings) if window is None else _window_ends(*settings, window, hardest)
-    rows = rows_in_cache(2 * n, scores_QN.device)
+    rows = rows_in_cache(2 * scores_QN.shape[1], scores_QN.device)
     loss_Q = rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
-    loss_Q = loss_Q * sound(scores_QN, relevance_QN)
     if average == "pairs":
         pairs_Q = pair_count(relevance_QN, gap=gap, mask_QN=mask_QN).to(loss_Q.dtype)
         loss_Q = loss_Q * (pairs_Q / pairs_Q.mean().clamp(min=1e-30))
@@ -128,26 +126,27 @@ def _window_ends(gap: float, margin: float, window: int, hardest: int | None) ->
     return kernel
 
 
+@of_lists(graded=True, learned=("tau",))
 def kendall_smooth(
-    scores_QN: Tensor, relevance_QN: Tensor, *, tau: float = 0.01, mask_QN: Mask = None
+    scores_QN: Tensor, relevance_QN: Tensor, *, tau: float | Tensor = 0.01, mask_QN: Mask = None
 ) -> Tensor:
     """loss_Q: 1 - smooth Kendall tau_b, in [0, 2]; 0 where relevance orders nothing.
 
     tau_b is the correlation of two matrices of signs over the pairs: sum a b / sqrt(sum a^2 sum
     b^2), with a = sign(r_j - r_k) and b = 2 sigmoid((s_j - s_k) / tau) - 1; tau -> 0 gives
-    `metrics.kendall_tau`, ties and all. `tau` is in units of the scores. O(N^2) time, memory of one
-    piece of the pairs at a time. The smooth variant is ours.
+    `metrics.kendall_tau`, ties and all. `tau` is in units of the scores and may be learned. O(N^2)
+    time, memory of one piece of the pairs at a time. The smooth variant is ours.
 
     >>> kendall_smooth(torch.tensor([[0.3, 0.2, 0.1]]), torch.tensor([[0.0, 0.5, 1.0]]))
     tensor([2.])
     """
+    scores_QN, tau = with_tau(scores_QN, tau)
     if not tau > 0:
         raise ValueError(f"tau must be above 0, got {tau}")
-    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
     n = scores_QN.shape[1]
     kernel = _sign_correlation(tau, rows_in_cache(n, scores_QN.device))
     rows = rows_in_cache(n * n, scores_QN.device)
-    return rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN) * sound(scores_QN, relevance_QN)
+    return rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
 
 
 def _sign_correlation(tau: float, chunk: int) -> Kernel:

@@ -7,16 +7,19 @@ import torch
 from torch import Tensor
 
 from pipeline.formulas.kernels import Kernel, Mask, Value
-from pipeline.formulas.kernels.rows import prepared, rowwise, sound
-from pipeline.formulas.kernels.smooth_rank import Step, stepper
+from pipeline.formulas.kernels.gradients import over_temperature
+from pipeline.formulas.kernels.lists import of_lists
+from pipeline.formulas.kernels.rows import rowwise
+from pipeline.formulas.kernels.smooth_rank import Step, stepper, with_tau
 from pipeline.formulas.kernels.sort import order_of_rows, sort_rows_
 
 
+@of_lists(graded=True, learned=("tau",))
 def smooth_ndcg(
     scores_QN: Tensor,
     relevance_QN: Tensor,
     *,
-    tau: float = 0.01,
+    tau: float | Tensor = 0.01,
     mask_QN: Mask = None,
     method: str = "auto",
     error: float = 4e-5,
@@ -24,9 +27,9 @@ def smooth_ndcg(
     """loss_Q: 1 - smooth NDCG of each query's list, in [0, 1).
 
     DCG = sum of (2^r - 1) / log2(1 + rank), the rank smooth with temperature `tau` in units of the
-    scores, and IDCG the DCG of the order by relevance. A list with no gain in it has nothing to
-    order: 0, and no gradient. `method` and `error` are those of `smooth_rank`. Relevance below 0
-    has no meaning here.
+    scores (it may be learned), and IDCG the DCG of the order by relevance. A list with no gain in
+    it has nothing to order: 0, and no gradient. `method` and `error` are those of `smooth_rank`.
+    Relevance below 0 has no meaning here.
     S-NDCG of Listwise ITR (arXiv 2305.16566), as the authors' code computes it; they give the text
     side the relevance un-transposed, `both_directions` transposes it. A partner of `triplet` or
     `info_nce` more than a loss of its own.
@@ -34,9 +37,7 @@ def smooth_ndcg(
     >>> smooth_ndcg(torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     tensor([0.0000, 0.3691])
     """
-    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
-    if scores_QN.shape[1] == 0:
-        return scores_QN.sum(-1)
+    scores_QN, tau = with_tau(scores_QN, tau)
     step, rows = stepper(scores_QN.detach(), tau=tau, method=method, error=error)
     kernel = _ndcg_kernel(step, scores_QN, min(rows, len(scores_QN)))
     return rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
@@ -67,18 +68,21 @@ def _ndcg_kernel(step: Step, like_QN: Tensor, rows: int) -> Kernel:
     return kernel
 
 
-def _log_share(x_QN: Tensor, temperature: float, mask_QN: Mask) -> Tensor:
+def _log_share(
+    x_QN: Tensor, temperature: float | Tensor, mask_QN: Mask, name: str = "temperature"
+) -> Tensor:
     """Log softmax over the list; candidates outside it have none of the share."""
-    x_QN = x_QN / temperature
+    x_QN = over_temperature(x_QN, temperature, name)
     return (x_QN if mask_QN is None else x_QN.masked_fill(~mask_QN, -1e30)).log_softmax(-1)
 
 
+@of_lists(graded=True, learned=("temperature", "target_temperature"))
 def soft_label_kl(
     scores_QN: Tensor,
     relevance_QN: Tensor,
     *,
-    temperature: float = 0.05,
-    target_temperature: float = 0.1,
+    temperature: float | Tensor = 0.05,
+    target_temperature: float | Tensor = 0.1,
     mask_QN: Mask = None,
 ) -> Tensor:
     """loss_Q: KL divergence of the scores' softmax from the relevance's, in nats.
@@ -92,18 +96,18 @@ def soft_label_kl(
     >>> soft_label_kl(scores, torch.full((2, 2), 0.3))
     tensor([0.0000, 0.4338])
     """
-    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
-    target_QN = _log_share(relevance_QN, target_temperature, mask_QN)
+    target_QN = _log_share(relevance_QN, target_temperature, mask_QN, "target_temperature")
     log_ratio_QN = target_QN - _log_share(scores_QN, temperature, mask_QN)
     return _list_sum(target_QN.exp() * log_ratio_QN, mask_QN)
 
 
+@of_lists(graded=True, learned=("temperature", "target_temperature"))
 def list_net(
     scores_QN: Tensor,
     relevance_QN: Tensor,
     *,
-    temperature: float = 0.05,
-    target_temperature: float = 0.1,
+    temperature: float | Tensor = 0.05,
+    target_temperature: float | Tensor = 0.1,
     mask_QN: Mask = None,
 ) -> Tensor:
     """loss_Q: cross entropy of the scores' softmax under the relevance's, in nats.
@@ -116,8 +120,7 @@ def list_net(
     >>> list_net(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.3, 0.3]]))
     tensor([0.6931])
     """
-    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
-    target_QN = _log_share(relevance_QN, target_temperature, mask_QN).exp()
+    target_QN = _log_share(relevance_QN, target_temperature, mask_QN, "target_temperature").exp()
     return _list_sum(-target_QN * _log_share(scores_QN, temperature, mask_QN), mask_QN)
 
 
@@ -125,8 +128,13 @@ def _list_sum(value_QN: Tensor, mask_QN: Mask) -> Tensor:
     return (value_QN if mask_QN is None else value_QN.masked_fill(~mask_QN, 0)).sum(-1)
 
 
+@of_lists(graded=True, learned=("temperature",))
 def list_mle(
-    scores_QN: Tensor, relevance_QN: Tensor, *, temperature: float = 0.05, mask_QN: Mask = None
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
+    *,
+    temperature: float | Tensor = 0.05,
+    mask_QN: Mask = None,
 ) -> Tensor:
     """loss_Q: -log likelihood of the order by relevance, in nats.
 
@@ -138,11 +146,7 @@ def list_mle(
     >>> list_mle(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.5]]))
     tensor([0.6931])
     """
-    scores_QN, relevance_QN, mask_QN = prepared(scores_QN, relevance_QN, mask_QN)
-    if scores_QN.shape[1] == 0:
-        return scores_QN.sum(-1)
-    sound_Q = sound(scores_QN, relevance_QN)
-    logits_QN = scores_QN / temperature
+    logits_QN = over_temperature(scores_QN, temperature)
     if mask_QN is not None:  # to the end of the order, with no weight
         logits_QN = logits_QN.masked_fill(~mask_QN, -1e30)
         relevance_QN = relevance_QN.masked_fill(~mask_QN, -torch.inf)
@@ -155,4 +159,4 @@ def list_mle(
     new_QN[:, 1:] = relevance_QN[:, 1:] != relevance_QN[:, :-1]
     group_start_QN = torch.where(new_QN, place_N, 0).cummax(1).values
     value_QN = from_here_QN.gather(1, group_start_QN) - logits_QN
-    return sound_Q * _list_sum(value_QN, None if mask_QN is None else mask_QN.gather(1, order_QN))
+    return _list_sum(value_QN, None if mask_QN is None else mask_QN.gather(1, order_QN))

@@ -1,9 +1,9 @@
 """Encoders that are fitted on the train captions and need no weights.
 
-A fitted encoder is a table of terms, the most frequent of the captions: words, or (`trigrams`) the
-three-letter pieces of words, which also match `dog` with `dogs`. `lsa` turns the words' tf-idf into
-its leading singular directions. The last dimension is left to captions of no known term: they are
-like each other and unlike all others.
+A fitted encoder is a table of terms, the most frequent of the captions: words of two letters or
+more, or (`trigrams`) the three-letter pieces of words, which also match `dog` with `dogs`. `lsa`
+turns the words' tf-idf into its leading singular directions. The last dimension is left to captions
+of no known term: they are like each other and unlike all others.
 """
 
 import re
@@ -74,4 +74,9 @@ def _kind(encoder: str) -> tuple[str, int]:
 def _vectorizer(kind: str, **settings):
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(**KINDS[kind][0], sublinear_tf=True, **settings)
+    from pipeline.models import words  # torch comes with it
+
+    pieces = KINDS[kind][0]
+    if pieces is WORDS:
+        settings |= {"tokenizer": words.long_terms, "token_pattern": None, "lowercase": False}
+    return TfidfVectorizer(**pieces, sublinear_tf=True, **settings)

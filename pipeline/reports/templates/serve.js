@@ -19,7 +19,7 @@ async function show(address, options) {
 function asked(text) {
   const values = new FormData(form);
   if (text === null) values.delete("q");
-  return "/?" + new URLSearchParams(values);
+  return new URL(form.action).pathname + "?" + new URLSearchParams(values);
 }
 
 function search(address) {

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sharding.checks import hashes, tar_reader
+from pipeline.sharding.checks import hashes
 from pipeline.sharding.images import open_picture
 from pipeline.sharding.sidecar import EXCLUDED, read_sidecar
+from pipeline.sources.readers import tars
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
-from pipeline.storage.run_folder import RunFolder
+from pipeline.storage.run_folder import RunFolder, contents
 from schemas.hashes import HASHES
 from schemas.settings import Recipe
 
@@ -35,7 +36,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     for entry, sidecar in zip(shards.entries, shards.uris, strict=True):
         tar = sidecar.removesuffix(".parquet") + ".tar"
         inputs = {"tar": tar, "sidecar": sidecar, "split": entry["split"]}
-        fingerprint = store.fingerprint("audit", HASHING, entry["files"])
+        fingerprint = store.fingerprint("audit", HASHING, contents(entry))
         output = store.join(folder, f"{entry['name']}.parquet")
         pieces.append(Piece(entry["name"], output, fingerprint, inputs))
     return Plan.of("audit", folder, pieces, {})
@@ -51,7 +52,7 @@ def write_hashes(piece: Piece) -> dict:
         return summary
     columns = ["image_id", "captions", "member", "offset", "size"]
     rows = []
-    with tar_reader.open_tar(piece.inputs["tar"]) as file:
+    with tars.opened(piece.inputs["tar"], whole=True) as file:
         for row in read_sidecar(piece.inputs["sidecar"], columns).to_pylist():
             file.seek(row["offset"])
             rows.append(_hashed(row, file.read(row["size"])))

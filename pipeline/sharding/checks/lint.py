@@ -4,7 +4,6 @@ A run folder, a folder of shards, any folder of WebDataset tars (or of folders o
 """
 
 import itertools
-import re
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +12,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.sharding.checks.shard_check import AGAIN, IDS, Finding, check_shard
+from pipeline.sources import part
+from pipeline.sources.readers import tars
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
@@ -24,73 +25,83 @@ ANY_SIZE = ShardSettings(max_pixels=2**40)  # what was sharded was found small e
 def plan(uri: str, *, decode: bool = True) -> tuple[list[Piece], list[Finding]]:
     """A piece for every shard and for the files of every other stage; and what is wrong at once."""
     uri = store.absolute(uri)
-    if uri.endswith(".tar"):
+    if tars.is_tar(uri) or tars.is_compressed(uri):
         if not store.exists(uri):
             raise InputError(f"no tar at {uri}; give a tar, a folder of tars or a run folder")
-        beside, _ = _shards(uri.rpartition("/")[0], decode)
-        return [piece for piece in beside if piece.output == uri], []
-    folders = store.list_folders(uri)
-    pieces: list[Piece] = []
-    found: list[Finding] = []
-    if run_folder.FOLDERS["shard"] in folders:
+        folder, _, name = uri.rpartition("/")
+        if not _is_ours(folder):
+            return _foreign(folder, [name], decode)
+        return [piece for piece in _ours(folder, decode)[0] if piece.output == uri], []
+    if run_folder.FOLDERS["shard"] in store.list_folders(uri):
         pieces, found = _stages(uri)
-        shards, more = _shards(RunFolder(uri).folder("shard"), decode)
+        shards, more = _ours(RunFolder(uri).folder("shard"), decode)
         return pieces + shards, found + more
-    if _tars_in(uri) or store.exists(store.join(uri, run_folder.INDEX)):
-        return _shards(uri, decode)
-    for name in folders:
-        for tar in _tars_in(inside := store.join(uri, name)):
-            settings = ShardSettings() if decode else None
-            about = {"tar": store.join(inside, tar), "split": name, "settings": settings}
-            pieces.append(_piece(f"{name}/{_stem(tar)}", about))
-    if not pieces:
+    if _is_ours(uri):
+        return _ours(uri, decode)
+    if not (names := tars.in_folder(uri)):
         raise InputError(f"no tar in {uri} or its folders; give a run folder or a folder of tars")
-    return pieces, found
+    return _foreign(uri, names, decode)
 
 
 def _piece(name: str, about: dict[str, Any]) -> Piece:
-    split = re.sub(r"[-_.]?\d*$", "", name.rpartition("/")[2])
-    common = {"sidecar": "", "entry": {}, "repair": "", "split": split, "kind": "shard"}
+    common = {"sidecar": "", "entry": {}, "repair": "", "kind": "shard", "name": name}
     return Piece(name, about.get("tar", ""), "", common | about)
+
+
+def _foreign(folder: str, names: list[str], decode: bool) -> tuple[list[Piece], list[Finding]]:
+    """Tars of any tool, by their paths inside a folder."""
+    pieces, found, settings = [], [], ShardSettings() if decode else None
+    for one in part.of([store.join(folder, name) for name in names]):
+        if tars.is_compressed(one.uri):
+            kind = "compressed tar"
+            found.append(Finding(one.uri, f"{kind}: by its name", tars.FAULTS[kind]))
+        else:
+            about = {"tar": one.uri, "split": one.split, "settings": settings}
+            pieces.append(_piece(one.name, about))
+    return pieces, found
+
+
+def _is_ours(folder: str) -> bool:
+    """Whether a folder of shards is Halftone's: it has an index, a place in a run, or a sidecar."""
+    names = store.list_files(folder)
+    if run_folder.INDEX in names or folder.rpartition("/")[2] == run_folder.FOLDERS["shard"]:
+        return True
+    sidecars = (name for name in names if name.endswith(".parquet"))
+    return _is_sidecar(store.join(folder, next(sidecars, "none")))
 
 
 def _stem(uri: str) -> str:
     return store.name_of(uri).rpartition(".")[0]
 
 
-def _tars_in(folder: str) -> list[str]:
-    return sorted(name for name in store.list_files(folder) if name.endswith(".tar"))
-
-
-def _shards(folder: str, decode: bool) -> tuple[list[Piece], list[Finding]]:
-    """The shards of one folder: of Halftone with sidecars and an index, or tars alone."""
+def _ours(folder: str, decode: bool) -> tuple[list[Piece], list[Finding]]:
+    """The shards of one folder, with their sidecars and their index."""
     names = store.list_files(folder)
     root, _, last = folder.rpartition("/")
     repair = f"`halftone repair --root {root}` writes it again"
     repair = repair if last == run_folder.FOLDERS["shard"] else ""
     entries, found = _index(folder, repair)
-    sidecars = (name for name in names if name.endswith(".parquet"))
-    ours = bool(entries or repair) or _is_sidecar(store.join(folder, next(sidecars, "none")))
-    stems = {_stem(n) for n in names if n.endswith(".tar") or (ours and n.endswith(".parquet"))}
+    stems = {_stem(n) for n in names if n.endswith((".tar", ".parquet"))}
     pieces = []
     for name in [*entries, *sorted(stems - entries.keys())]:
         tar, sidecar = f"{name}.tar", f"{name}.parquet"
         about = {
             "tar": store.join(folder, tar) if tar in names else "",
-            "sidecar": store.join(folder, sidecar) if ours and sidecar in names else "",
+            "sidecar": store.join(folder, sidecar) if sidecar in names else "",
             "entry": entries.get(name, {}),
             "repair": repair,
-            "settings": (ANY_SIZE if ours else ShardSettings()) if decode else None,
+            "settings": ANY_SIZE if decode else None,
+            "split": name.rpartition("-")[0],
         }
         if entries and name not in entries:
             file = store.join(folder, tar if tar in names else sidecar)
             found.append(Finding(file, "a shard that the index does not name", "remove it"))
             continue
         do, mends = repair or AGAIN, name if repair else ""
-        for part, file in (("tar", tar), ("sidecar", sidecar)):
-            if ours and not about[part]:
-                other = "sidecar" if part == "tar" else "tar"
-                what = f"missing {part}: its {other} or the index names it"
+        for which, file in (("tar", tar), ("sidecar", sidecar)):
+            if not about[which]:
+                other = "sidecar" if which == "tar" else "tar"
+                what = f"missing {which}: its {other} or the index names it"
                 found.append(Finding(store.join(folder, file), what, do, mends))
         if about["tar"]:
             pieces.append(_piece(name, about))
@@ -167,12 +178,14 @@ def check(piece: Piece) -> dict:
 
 def across(checked: dict[str, dict]) -> list[Finding]:
     """Ids that are there twice, and pictures that two splits share, over all checked pieces."""
-    table = pa.concat_tables(done["ids"] for done in checked.values())
+    table = pa.concat_tables([IDS.empty_table(), *(done["ids"] for done in checked.values())])
     captions = table["caption_ids"].combine_chunks()
     parents = pc.list_parent_indices(captions)
     of_captions = table.select(["split", "tar"]).take(parents)
+    # One picture may stand in several tars, each time with others of its captions.
+    images = table.group_by(["image_id", "split", "sha256"]).aggregate([("tar", "min")])
     ids = {
-        "image": table.select(["image_id", "split", "tar"]).rename_columns(["id", "split", "tar"]),
+        "image": images.rename_columns(["id", "split", "sha256", "tar"]),
         "caption": of_captions.append_column("id", captions.flatten()),
     }
     twice = [_twice(kind, rows) for kind, rows in ids.items()]

@@ -1,5 +1,7 @@
 """One shard against itself, its sidecar and its entry in the index."""
 
+import hashlib
+import io
 import json
 from collections import Counter
 from typing import BinaryIO, NamedTuple
@@ -7,9 +9,14 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sharding.checks import tar_reader
+from pipeline.errors import InputError
+from pipeline.sharding import images
+from pipeline.sources.readers import samples, tars
+from pipeline.sources.readers.samples import Sample
+from pipeline.sources.splits import Splits
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece
+from schemas.settings import SourceSettings
 
 # Of every sample, for what only shows over all shards: ids, split, hash of the picture's bytes.
 IDS = pa.schema(
@@ -17,19 +24,16 @@ IDS = pa.schema(
     + [("caption_ids", pa.list_(pa.string()))]
 )
 AGAIN = "write or copy the tar again"
-EXCLUDE = "list it in `shard.exclude`, or mend the source, and run `halftone shard`"
+UNUSABLE = "a member that cannot be used"
+NO_CAPTION = "a caption that cannot be used"
+NO_SPLIT = "a split that cannot be used"
 # What can be wrong inside a tar, and what to do where no repair from a manifest would help.
 ADVICE = {
-    "torn tar": AGAIN,
-    "a member that is no plain file": "write the tar from plain files",
-    "a member without a key": "name members KEY.ending",
-    "a key with a slash": "name members KEY.ending without folders",
-    "a dot in the key, which WebDataset cuts at its first dot": "take the dots out of the keys",
-    "a member that is there twice": "give every sample a key of its own",
-    "a sample whose members are not adjacent": "sort the members by key before packing",
-    "a sample without picture or features": "add KEY.jpg, KEY.png or KEY.npy, or take it out",
-    "a sample without caption": "add KEY.txt, or KEY.json with a caption, or take it out",
-    "a member that cannot be used": EXCLUDE,
+    **tars.FAULTS,
+    **samples.FAULTS,
+    NO_CAPTION: "mend it, or take it out",
+    NO_SPLIT: "say what it is by source.splits",
+    UNUSABLE: "list it in `shard.exclude`, or mend the source, and run `halftone shard`",
 }
 
 
@@ -71,26 +75,41 @@ def check_shard(piece: Piece) -> dict:
     about = piece.inputs
     found = Found(piece.name, about["repair"])
     rows = _sidecar(about, found) if about["sidecar"] else None
-    records: list[dict] = []
-    with tar_reader.open_tar(about["tar"]) as file:
-        _same_bytes(about, about["tar"], *tar_reader.digest(file), found)
+    read: list[Sample] = []
+    hashes: dict[str, str] = {}  # of pictures and features by key
+    with tars.opened(about["tar"], whole=True) as file:
+        _same_bytes(about, about["tar"], *_digest(file), found)
         found.intact = bool(about["entry"]) and not found.first
-        samples, whole = _samples(file, about["tar"], found)
-        rows = rows if whole else None  # of half a tar nothing more needs to be said
-        for sample in samples:
-            records.append(_sample(file, sample, about, found))
-            if rows is not None:
-                row = rows.pop(sample.key, None)
-                _same_as_sidecar(sample, records[-1], row, about["sidecar"], found)
-    for key in rows or ():
-        found.add(about["tar"], "a sample of the sidecar that is not in the tar", repr(key))
-    counted = {"samples": len(records), "captions": sum(len(r["captions"]) for r in records)}
+        try:
+            for sample in samples.read(file, samples.Reading(lines=samples.lines_of(about["tar"]))):
+                read.append(sample)
+                hashes[sample.key] = _check_payload(file, sample, about, found)
+            whole = True
+        except tars.Broken as broken:
+            found.add(about["tar"], broken.kind, broken.detail)
+            rows, whole = None, False  # of half a tar no more needs to be said
+    if rows is not None:
+        _same_as_sidecar(read, hashes, rows, about, found)
+    table = [_ids(image, hashes, about, found) for image in samples.images(read, about["name"])]
+    for sample in read if whole else ():
+        for fault in sample.faults:
+            found.add(about["tar"], *fault)
+        for caption in sample.captions if not sample.faults else ():
+            if caption.problem:
+                found.add(about["tar"], NO_CAPTION, f"{sample.key!r}: {caption.problem}")
+    counted = {"samples": len(read), "captions": sum(len(row["caption_ids"]) for row in table)}
     for name, count in counted.items() if whole else ():
         told = about["entry"].get(name, count)  # by the index, or by the sidecar's summary
         if told != count:
             found.add(about["tar"], "wrong count", f"{count:,} {name} in it, {told:,} recorded")
-    ids = pa.Table.from_pylist(records, schema=IDS)
-    return {"findings": found.findings(), "samples": len(records), "ids": ids}
+    ids = pa.Table.from_pylist(table, schema=IDS)
+    return {"findings": found.findings(), "samples": len(read), "ids": ids}
+
+
+def _digest(file: BinaryIO) -> tuple[int, str]:
+    """Bytes and sha256 of a whole file."""
+    value = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return file.seek(0, io.SEEK_END), value
 
 
 def _sidecar(about: dict, found: Found) -> dict[str, dict] | None:
@@ -120,87 +139,60 @@ def _same_bytes(about: dict, uri: str, size: int, sha256: str, found: Found) -> 
         found.add(uri, "other bytes", f"{size:,} bytes, sha256 {sha256[:12]}…, where {told}")
 
 
-def _samples(file: BinaryIO, tar: str, found: Found) -> tuple[list[tar_reader.Sample], bool]:
-    """The tar's whole samples in order, and whether it could be read to its end."""
-    samples: list[tar_reader.Sample] = []
-    seen: set[str] = set()
+def _check_payload(file: BinaryIO, sample: Sample, about: dict, found: Found) -> str:
+    """The sha256 of a sample's picture or features, which are checked as `shard` checks them."""
+    if (member := sample.picture) is None:
+        return ""
+    file.seek(member.offset_data)
+    data = file.read(member.size)
     try:
-        for info in tar_reader.members(file):
-            if info.isdir():
-                continue
-            name = tar_reader.NAME.fullmatch(info.name)
-            if not name or not info.isfile():
-                kind = (
-                    "a member without a key" if info.isfile() else "a member that is no plain file"
-                )
-                found.add(tar, kind, repr(info.name))
-                continue
-            key, ending = name.groups()
-            if "/" in key:
-                found.add(tar, "a key with a slash", repr(info.name))
-            if "." in ending:
-                kind = "a dot in the key, which WebDataset cuts at its first dot"
-                found.add(tar, kind, repr(info.name))
-            if not samples or samples[-1].key != key:
-                if key in seen:
-                    found.add(tar, "a sample whose members are not adjacent", repr(info.name))
-                seen.add(key)
-                samples.append(tar_reader.Sample(key))
-            if ending in samples[-1].members:
-                found.add(tar, "a member that is there twice", repr(info.name))
-            samples[-1].members[ending] = info
-    except tar_reader.Torn as error:
-        found.add(tar, "torn tar", str(error))
-        return samples[:-1], False
-    return samples, True
+        if about["settings"]:
+            images.checked(data, about["settings"])
+    except images.Rejected as reason:
+        found.add(about["tar"], UNUSABLE, f"{member.name!r}: {reason}")
+    return store.sha256(data)
 
 
-def _sample(file: BinaryIO, sample: tar_reader.Sample, about: dict, found: Found) -> dict:
-    """Ids, split and hash of a sample whose members were looked at."""
-    texts: dict[str, bytes] = {}
-    sha256, payload, tar = None, sample.payload(), about["tar"]
-    for ending, info in sample.members.items():
-        data = tar_reader.content(file, info)
-        if problem := tar_reader.unusable(info.name, data, about["settings"]):
-            found.add(tar, "a member that cannot be used", f"{info.name!r}: {problem}")
-        elif ending in ("json", "txt"):
-            texts[ending] = data
-        if info is payload:
-            sha256 = store.sha256(data)
-    described = json.loads(texts.get("json", b"{}"))
-    captions = described.get("captions", [])
-    captions = captions if isinstance(captions, list) else [captions]
-    if payload is None:
-        found.add(tar, "a sample without picture or features", repr(sample.key))
-    if "txt" not in sample.members and not captions and not described.get("caption"):
-        found.add(tar, "a sample without caption", repr(sample.key))
+def _ids(image: samples.Image, hashes: dict[str, str], about: dict, found: Found) -> dict:
+    """What of an image, of one sample or more, must fit those of other tars."""
+    split = about["split"]
+    try:
+        split = Splits(SourceSettings(), split).of(image.sample.split)
+    except InputError as why:
+        found.add(about["tar"], NO_SPLIT, f"{image.sample.key!r}: {why}")
     return {
-        "image_id": str(described.get("image_id", sample.key)),
-        "split": str(described.get("split", about["split"])),
-        "sha256": sha256,
-        "tar": tar,
-        "caption_ids": [c.get("caption_id") for c in captions if isinstance(c, dict)],
-        "captions": captions,
-        "text": texts.get("txt", b"").decode(),
+        "image_id": image.image_id,
+        "split": split,
+        "sha256": hashes[image.sample.key] or None,
+        "tar": about["tar"],
+        "caption_ids": [caption.id for caption in image.captions],
     }
 
 
 def _same_as_sidecar(
-    sample: tar_reader.Sample, record: dict, row: dict | None, sidecar: str, found: Found
+    read: list[Sample], hashes: dict[str, str], rows: dict[str, dict], about: dict, found: Found
 ) -> None:
-    if row is None:
-        found.add(sidecar, "a sample of the tar that is not in the sidecar", repr(sample.key))
-        return
-    payload = sample.payload()
-    place = payload and (payload.name, payload.offset_data, payload.size)
-    told = row["captions"][0]["text"] if row["captions"] else ""
-    for kind, same in (
-        ("a member at another place than the sidecar says",
-         place == (row["member"], row["offset"], row["size"])),
-        ("a member with another sha256 than the sidecar says", record["sha256"] == row["sha256"]),
-        ("a sample described otherwise in the sidecar",
-         all(record[name] == row[name] for name in ("image_id", "split", "captions"))
-         and record["text"] == told),
-    ):  # fmt: skip
-        if not same:
-            found.add(sidecar, kind, repr(sample.key))
+    sidecar = about["sidecar"]
+    for sample in read:
+        row = rows.pop(sample.key, None)
+        if row is None:
+            what = "a sample of the tar that is not in the sidecar"
+            found.add(sidecar, what, repr(sample.key))
+            continue
+        payload = sample.picture
+        place = payload and (payload.name, payload.offset_data, payload.size)
+        captions = [{"caption_id": c.id, "text": c.text} for c in sample.captions]
+        first = row["captions"][0]["text"] if row["captions"] else ""
+        for kind, same in (
+            ("a member at another place than the sidecar says",
+             place == (row["member"], row["offset"], row["size"])),
+            ("a member with another sha256 than the sidecar says",
+             hashes[sample.key] == row["sha256"]),
+            ("a sample described otherwise in the sidecar",
+             (sample.image_id, sample.split, captions, sample.texts.get("txt"))
+             == (row["image_id"], row["split"], row["captions"], first)),
+        ):  # fmt: skip
+            if not same:
+                found.add(sidecar, kind, repr(sample.key))
+    for key in rows:
+        found.add(about["tar"], "a sample of the sidecar that is not in the tar", repr(key))

@@ -31,9 +31,12 @@ from pipeline.errors import InputError
 from pipeline.sources.drawn import captions as drawn_captions
 from pipeline.sources.drawn import scenes as drawn_scenes
 from pipeline.sources.drawn.scenes import COLOURS, GROUNDS, MOST_THINGS, SHAPES, SIZES, TEXTURES
+from pipeline.sources.part import Part
 from pipeline.sources.readers import annotations
+from pipeline.sources.readers.cells import Caption
 from schemas.settings import SourceSettings
 
+SETTINGS = {"train_images", "val_images", "test_images", "image_size", "seed"}
 PART_SCENES = 1000  # scenes of a part
 DRAWN_BY = f"Pillow={PIL.__version__}"  # in a row's uri, so that a shard is redone by another one
 SCENES_BLOCK = 32  # scenes whose relevance is computed at once: keeps the work in cache
@@ -64,9 +67,9 @@ def parts(settings: SourceSettings) -> list[str]:
     ]
 
 
-def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
+def rows(settings: SourceSettings, part: Part) -> Iterator[dict]:
     """Manifest rows of a range of scenes, each with the facts of the scene and of its captions."""
-    split, start, stop = part.split(":")
+    split, start, stop = part.uri.split(":")
     for index in range(int(start), int(stop)):
         scene = drawn_scenes.scene(settings.seed, split, index)
         rng = random.Random(f"captions {settings.seed}/{split}/{index}")
@@ -76,8 +79,8 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
         facts = [scene_facts(scene), *map(caption_facts, written)]
         truth = zip([image_id, *ids], facts, strict=True)
         uri = f"drawn:{settings.seed}/{split}/{index}/{settings.image_size}?{DRAWN_BY}"
-        texts = list(zip(ids, (caption.text for caption in written), strict=True))
-        yield annotations.row(image_id, uri, split, texts, "drawn") | {
+        texts = [Caption(id_, caption.text) for id_, caption in zip(ids, written, strict=True)]
+        yield annotations.row(image_id, uri, texts, split=split) | {
             "width": settings.image_size,
             "height": settings.image_size,
             "truth": [{"id": id_, "facts": fact} for id_, fact in truth],
@@ -87,6 +90,11 @@ def rows(settings: SourceSettings, part: str) -> Iterator[dict]:
 def inputs(settings: SourceSettings, part: str) -> list:
     """What draws: another version may draw other pixels."""
     return [DRAWN_BY]
+
+
+def files_of(uri: str) -> tuple[str, ...]:
+    """None: a scene lies in no file."""
+    return ()
 
 
 def load(uri: str) -> bytes:

@@ -1,6 +1,7 @@
 """Bytes at http(s) addresses, fetched as if every server were slow, broken or lying."""
 
 import random
+import re
 import time
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import urljoin
@@ -13,7 +14,7 @@ from schemas.settings import SourceSettings
 CHUNK = 1 << 16  # bytes asked for at once; the limits are checked in between
 REDIRECTS = 5  # followed for one address
 BACKOFF, LONGEST_WAIT = 0.5, 30.0  # before the first try again, and before any (seconds)
-HEADERS = {"User-Agent": "halftone", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+HEADERS = {"Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 
 
 class FetchFailed(OSError):
@@ -55,7 +56,7 @@ def fetch(url: str, settings: SourceSettings) -> bytes:
 def _try(url: str, settings: SourceSettings) -> bytes:
     deadline = time.monotonic() + settings.fetch_timeout
     try:
-        with _response(url, settings.fetch_timeout, deadline) as response:
+        with _response(url, settings, deadline) as response:
             status = response.status_code
             if status == 429 or status >= 500:
                 failure = _Passing(f"fetch failed ({status}): {url}")
@@ -63,6 +64,7 @@ def _try(url: str, settings: SourceSettings) -> bytes:
                 raise failure
             if status != 200:
                 raise FetchFailed(f"fetch failed ({status}): {url}")
+            _check_robots(url, response, settings)
             return _body(response, url, settings.fetch_max_bytes, deadline)
     except (requests.Timeout, urllib3.exceptions.TimeoutError):
         raise _Passing(f"fetch timed out: {url}") from None
@@ -74,12 +76,23 @@ def _try(url: str, settings: SourceSettings) -> bytes:
         raise _Passing(f"fetch failed (no connection): {url}") from None
 
 
-def _response(url: str, timeout: float, deadline: float) -> requests.Response:
+def _check_robots(url: str, response: requests.Response, settings: SourceSettings) -> None:
+    """Keeps to what a server asks of those who collect images for training."""
+    said = re.split(r"[,:;\s]+", response.headers.get("x-robots-tag", "").lower())
+    if asked := [word for word in settings.fetch_respects if word.lower() in said]:
+        raise FetchFailed(f"fetch refused (X-Robots-Tag {asked[0]}): {url}")
+
+
+def _response(url: str, settings: SourceSettings, deadline: float) -> requests.Response:
     """The response after at most `REDIRECTS` redirects, its body unread."""
     there = url
     for _ in range(REDIRECTS + 1):
         response = _SESSION.get(
-            there, headers=HEADERS, timeout=timeout, stream=True, allow_redirects=False
+            there,
+            headers={**HEADERS, "User-Agent": settings.fetch_agent},
+            timeout=settings.fetch_timeout,
+            stream=True,
+            allow_redirects=False,
         )
         if not response.is_redirect:
             return response

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs import embed, ingest, shard
+from jobs.cli.show import Show
 from pipeline.evaluation import evaluate, graded_relevance, results
 from pipeline.storage import run_folder, store
 from pipeline.storage.run_folder import RunFolder
@@ -100,7 +101,7 @@ class Here:
 
     def __init__(self, recipe: Recipe, root: str):
         self.recipe, self.root, self.name, self.dry = recipe, root, "main", False
-        self.run, self.made, self.notes = self, 0, {}
+        self.run, self.made, self.notes, self.show = self, 0, {}, Show(quiet=True)
 
     @contextlib.contextmanager
     def stage(self, name: str):

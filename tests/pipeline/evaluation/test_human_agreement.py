@@ -147,6 +147,22 @@ def test_judgements_that_say_nothing_are_refused(tmp_path, text, sentence):
         human_agreement.measure(gallery, human_agreement.read(str(uri)), 20)
 
 
+def test_one_judged_caption_an_image_orders_no_query_and_has_its_other_figures(tmp_path):
+    uri = tmp_path / "p.csv"
+    uri.write_text("Image_ID;Caption_ID;Score\n0;0;1\n1;1;2\n2;2;4\n3;3;3\n")
+    items = Items([*"0123"], [*"0123"], [*"0123"])
+    scores = torch.eye(4) * torch.tensor([0.1, 0.2, 0.4, -torch.inf])
+    for last, pairs in ((0.3, 4), (-torch.inf, 3)):  # what has no score agrees with nobody
+        scores[3, 3] = last
+        scores = scores.nan_to_num(nan=0.0, neginf=-torch.inf)
+        found = human_agreement.measure(
+            matrix_scores(items, scores), human_agreement.read(str(uri)), 20
+        )
+        assert found.metrics == pytest.approx({"judged_spearman": 1, "judged_kendall": 1})
+        assert found.protocol.pairs == pairs and found.protocol.pairs_left_out == 4 - pairs
+        assert "whose judgements differ: none" in sentence(found.protocol)
+
+
 def test_a_run_of_lists_has_no_score_for_every_pair(tmp_path):
     uri = tmp_path / "p.csv"
     uri.write_text("image_id,caption_id,score\ni,t,1\ni,u,2\n")

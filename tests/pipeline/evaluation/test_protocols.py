@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from jobs.cli import main
-from pipeline.errors import InputError
-from pipeline.evaluation import external, protocols
+from pipeline.evaluation import protocols
+from pipeline.evaluation.external import positives
 from pipeline.evaluation.results import sentence
 from pipeline.retrieval.scores import Items, VectorScores, matrix_scores
-from pipeline.storage import store
 
 torch.set_num_threads(1)
 
@@ -103,7 +102,7 @@ def test_pmrp_is_r_precision_on_the_pairs_of_its_files(coco, theirs, rankings, t
         "t2i": {str(q): list(map(name, of)) for q, of in planted["t2i"].items()},
     }
     (tmp_path / "pm.json").write_text(json.dumps(given))
-    matches = external.matches(str(tmp_path / "pm.json"))
+    matches = positives.matches(str(tmp_path / "pm.json"), coco.items)
     found = protocols.measure(coco, ["given"], matches, 20)["given"].metrics
     for way in ("i2t", "t2i"):
         assert 0.1 < expected[way] < 0.9
@@ -178,7 +177,7 @@ def test_who_is_on_no_list_is_not_found(files, capsys):
     (files / "a.run").write_text("t0 Q0 i0 1 0.9 x\nt1 Q0 i1 1 0.9 x\n")
     argv = ["--run-t2i", "a.run", "--positives", "pairs.csv"]
     table = score(capsys, *argv)["metrics"]
-    assert table["t2i_R_at_1"] == table["t2i_R_at_10"] == 50
+    assert table["t2i_R_at_1"] == table["t2i_R_at_10"] == 100 / 16  # fourteen are on no list
 
 
 def test_constant_scores_give_chance(files, capsys):
@@ -186,16 +185,6 @@ def test_constant_scores_give_chance(files, capsys):
     table = score(capsys, "--matrix", "matrix.npy")["metrics"]
     assert table["t2i_R_at_1"] == pytest.approx(100 / 8)
     assert table["i2t_R_at_1"] == pytest.approx(100 * 2 / 16)
-
-
-def test_arrays_are_read_wherever_they_lie(tmp_path):
-    np.save(tmp_path / "matrix.npy", np.eye(3))
-    elsewhere = f"memory://{tmp_path.name}/matrix.npy"
-    store.write_bytes(elsewhere, (tmp_path / "matrix.npy").read_bytes())
-    for uri in (f"{tmp_path}/matrix.npy", f"file://{tmp_path}/matrix.npy", elsewhere):
-        assert (external.array(uri) == np.eye(3)).all()
-    with pytest.raises(InputError, match="memory://.*is no array"):
-        external.array("memory://nowhere.npy")
 
 
 def test_a_sixth_caption_is_dropped_where_the_protocol_has_five():
@@ -216,7 +205,7 @@ def test_a_sixth_caption_is_dropped_where_the_protocol_has_five():
         ([*ARRAYS, "--protocol", "flickr_1k"], "1,000 images"),
         ([*ARRAYS, "--protocol", "flikr_1k"], "flickr_1k"),
         ([*ARRAYS, "--protocol", "eccv_caption"], "ids must be theirs"),
-        (["--matrix", "nothing.npy"], "no array"),
+        (["--matrix", "nothing.npy"], "there is no file nothing.npy"),
         (["--run-i2t", "pairs.csv"], "write query Q0"),
         ([*ARRAYS, "--protocol", "given"], "--positives"),
         (["--run-i2t", "a.run"], "--positives"),
@@ -232,39 +221,3 @@ def test_what_cannot_be_scored_is_said_in_a_sentence(files, capsys, argv, senten
     with pytest.raises(SystemExit) as stop:
         main.main("score", argv)
     assert stop.value.code == 2 and sentence in capsys.readouterr().err
-
-
-def test_positives_may_differ_between_directions(tmp_path):
-    uri = tmp_path / "pairs.json"
-    uri.write_text(json.dumps({"i2t": {"i0": ["t1", "gone"]}}))
-    items = Items(["i0"], ["t0", "t1"], ["i0"] * 2)
-    gallery = matrix_scores(items, torch.tensor([[0.1, 0.9]]))
-    table = protocols.measure(gallery, ["given"], external.matches(str(uri)), 20)["given"]
-    assert table.metrics["i2t_map_at_r"] == 0.5  # of two, the one that is in no gallery is missed
-    with pytest.raises(InputError, match="image_id,caption_id"):
-        (tmp_path / "bad.csv").write_text("a,b\n")
-        external.matches(str(tmp_path / "bad.csv"))
-
-
-def test_ids_are_a_line_each_and_may_hold_spaces(tmp_path):
-    np.save(tmp_path / "m.npy", np.eye(2))
-    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfa dog.jpg\r\nIMG 2.jpg\r\n\r\n")
-    found = external.of_matrix(str(tmp_path / "m.npy"), str(tmp_path / "ids.txt"), None)
-    assert found.items.image_ids == ["a dog.jpg", "IMG 2.jpg"]
-    with pytest.raises(InputError, match="there is no file .*gone.txt"):
-        external.of_matrix(str(tmp_path / "m.npy"), None, str(tmp_path / "gone.txt"))
-
-
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ('{"i2t": {"i0": "t1"}}', "i2t.i0: "),  # not its letters
-        ('{"i2t": ["t1"]}', "i2t: "),
-        ('{"i2c": {}}', "i2c"),
-        ("image_id,caption_id\n", "the file: Invalid JSON"),
-    ],
-)
-def test_positives_in_another_shape_are_refused_with_the_place(tmp_path, text, place):
-    (tmp_path / "pairs.json").write_text(text)
-    with pytest.raises(InputError, match=place):
-        external.matches(str(tmp_path / "pairs.json"))

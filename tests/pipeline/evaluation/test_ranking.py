@@ -11,6 +11,7 @@ import torch
 from pipeline.evaluation import evaluate, ranking, results, tower_vectors
 from pipeline.formulas.metrics import expected_rank, ndcg, recall_at
 from pipeline.sources import drawn
+from pipeline.sources.part import Part
 from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import embedding_schema, tower_schema
@@ -201,7 +202,7 @@ def test_ranks_do_not_depend_on_how_the_split_is_cut_into_shards_and_blocks(
 def test_truth_ndcg_is_that_of_the_true_relevance_where_the_source_knows_it(tmp_path):
     vectors = write_run(tmp_path)
     images, texts = ids_of("test", "i2t"), ids_of("test", "t2i")
-    facts, scenes = {}, drawn.rows(SourceSettings(), "test:0:7")
+    facts, scenes = {}, drawn.rows(SourceSettings(), Part("test:0:7"))
     for image, scene in zip(images, scenes, strict=True):
         own = [image, *(text for text in texts if image_of(text) == image)]
         known = [fact["facts"] for fact in scene["truth"]]

@@ -1,6 +1,7 @@
 """Metrics against every way of breaking ties, scikit-learn and scipy."""
 
 import itertools
+import math
 import warnings
 
 import numpy as np
@@ -258,3 +259,26 @@ def test_the_largest_of_a_row(n, count):
 def test_unknown_gain_is_refused():
     with pytest.raises(ValueError, match="exp2"):
         metrics.ndcg(torch.zeros(1, 2), torch.zeros(1, 2), gain="cubic")
+
+
+def test_a_candidate_of_minus_infinity_was_not_retrieved():
+    """Missed for recall, rank and gain; left out where orders are compared."""
+    out = -torch.inf
+    scores = torch.tensor([[0.5, out, 0.1, out], [out, 0.2, out, 0.3], [out] * 4])
+    positive = torch.tensor([[False, True, False, True], [True, True, False, False], [True] * 4])
+    for k in (1, 4, 10):
+        assert metrics.recall_at(scores, positive, k).tolist() == [0, float(k > 1), 0]
+    assert metrics.expected_rank(scores, positive).tolist() == [torch.inf, 2, torch.inf]
+    gains = metrics.ndcg(scores, positive.double(), gain="linear")
+    half = 1 / math.log2(3)
+    assert gains.tolist() == pytest.approx([0, half / (1 + half), 0])
+    long = torch.full((2, 900), out, dtype=torch.float64)
+    long[0, 5], relevance = 1, torch.ones(2, 900, dtype=torch.float64)
+    ideal = sum(1 / math.log2(2 + i) for i in range(10))
+    assert metrics.ndcg(long, relevance, k=10).tolist() == pytest.approx([1 / ideal, 0])
+    judged = torch.tensor([[3.0, 9.0, 1.0, 8.0], [7.0, 1.0, 8.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+    for metric in (metrics.kendall_tau, metrics.spearman):
+        found = metric(scores, judged)
+        assert found[:2].tolist() == pytest.approx([1, 1]) and found[2].isnan()
+        masked = metric(scores, judged, mask_QN=torch.tensor([[True, True, False, True]] * 3))
+        assert masked[1].item() == pytest.approx(1)

@@ -172,6 +172,16 @@ def test_an_encoder_that_is_not_there_is_named(tmp_path, content):
         sentences.encode(["a"], EmbedSettings(encoder=str(folder)))
 
 
+def test_an_encoder_that_lacks_a_package_says_what_to_install(monkeypatch):
+    def none(*given, **how):
+        raise ImportError("\nT5Tokenizer requires the SentencePiece library but it was not found")
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", none)
+    said = r'needs a package.*SentencePiece library.*pip install "halftone-itr\[sentencepiece\]"'
+    with pytest.raises(InputError, match=said):
+        sentences.load.__wrapped__("some/t5")
+
+
 # ---- what stands for the weights ---------------------------------------------------------------
 
 

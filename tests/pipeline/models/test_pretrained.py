@@ -1,7 +1,9 @@
 """Towers of Hugging Face models, made tiny on the spot."""
 
+import io
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModel,
+    AutoTokenizer,
     BertConfig,
     BertModel,
     CLIPConfig,
@@ -22,6 +25,7 @@ from pipeline import models as towers
 from pipeline.models import TwoTower
 from pipeline.training import saved_model
 from schemas.settings import ModelSettings
+from tests.helpers.paths import ROOT
 from tests.helpers.stages import TINY
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its users)
@@ -229,3 +233,78 @@ def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa:
     after = model.image.encoder.state_dict()
     first, last = (f"encoder.layers.{n}.mlp.fc1.weight" for n in (0, 2))
     assert torch.equal(before[first], after[first]) and not torch.equal(before[last], after[last])
+
+
+# ---- tokenizers that are not of the tokenizers package -----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sentence_pieces(tmp_path_factory) -> str:
+    """The folder of a SigLIP as it is published: the model beside a SentencePiece file."""
+    spm = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    written = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS * 20), model_writer=written, vocab_size=len(WORDS) + 8,
+        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("sentence-pieces")
+    (folder / "spiece.model").write_bytes(written.getvalue())
+    about = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 12, "do_lower_case": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    torch.manual_seed(0)
+    text = TEXT | {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
+    config = SiglipConfig(text_config=text, vision_config=VISION)
+    SiglipModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_siglip_of_sentence_pieces_gives_the_models_own_features(sentence_pieces):
+    model, vocabulary = build(sentence_pieces)
+    tokenizer = AutoTokenizer.from_pretrained(sentence_pieces)
+    assert not tokenizer.is_fast
+    long = ["A red circle, on THE sand!", "star " * 40]
+    own = tokenizer(long, padding="max_length", max_length=12, truncation=True)["input_ids"]
+    words, lengths = vocabulary.encode(long, 64)
+    assert words.tolist() == own and lengths.tolist() == [12, 12]
+    whole = AutoModel.from_pretrained(sentence_pieces).eval()
+    with torch.inference_mode():
+        texts = model.eval().encode_text(words, lengths)
+        own = whole.get_text_features(input_ids=words).pooler_output
+    torch.testing.assert_close(texts, torch.nn.functional.normalize(own, dim=1))
+
+
+def test_it_is_made_again_from_what_a_trained_model_keeps(sentence_pieces, tmp_path):
+    copy = tmp_path / "weights"
+    shutil.copytree(sentence_pieces, copy)
+    _, vocabulary = build(str(copy))
+    state = json.loads(json.dumps(vocabulary.state))
+    shutil.rmtree(copy)
+    again = towers.vocabulary_of(state)
+    assert len(again) == len(vocabulary)
+    for one, other in zip(again.encode(CAPTIONS, 64), vocabulary.encode(CAPTIONS, 64), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("folder", ["sentence_pieces", "siglip"])
+def test_unknown_tokens_are_named(request, folder):
+    _, vocabulary = build(request.getfixturevalue(folder))
+    assert vocabulary.unknown("a star 狗") == ["狗"]
+    assert vocabulary.unknown_share(CAPTIONS) == 0 < vocabulary.unknown_share(["狗 star"]) < 1
+
+
+def test_a_missing_package_is_named_with_the_command(sentence_pieces, monkeypatch):
+    """As on a machine without sentencepiece."""
+    state = build(sentence_pieces)[1].state
+    missing = "\nSiglipTokenizer requires the SentencePiece library but it was not found"
+
+    def none(*given, **how):
+        raise ImportError(missing)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", none)
+    said = r'needs a package.*SentencePiece library.*pip install "halftone-itr\[sentencepiece\]"'
+    for make in (lambda: build(sentence_pieces), lambda: towers.vocabulary_of(state)):
+        with pytest.raises(ValueError, match=said):
+            make()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "sentencepiece" in project["optional-dependencies"]

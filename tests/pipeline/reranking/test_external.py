@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jobs.cli import main
+from pipeline.errors import InputError
 from pipeline.reranking import external, fitting
 from pipeline.reranking.leaprr.model import LeaPRR
 from pipeline.reranking.leaprr.pairs import galleries
@@ -173,6 +174,43 @@ def test_images_of_no_split_are_left_out_and_the_bank_is_cut():
     assert problem.bank["image"].tolist() == [22, 24, 26]
     assert problem.bank["text"].tolist() == [44, 45, 48, 49, 52, 53]
     assert (problem.owner["text"][problem.gallery["text"]] % 2 == 0).all()
+
+
+def test_a_list_of_splits_is_read_in_any_case_and_as_spreadsheets_save_it(tmp_path, caplog):
+    words = {"train": "Train", "val": "VAL", "test": "Test"}
+    lines = [f"{id_} ; {words[split]}" for id_, split in splits().items()]
+    (tmp_path / "s.csv").write_bytes("\r\n".join(["image_id;split", *lines, ";"]).encode("utf-16"))
+    found = external.read(system(), external.read_splits(f"{tmp_path}/s.csv"), Recipe(name="o"))
+    assert {name: len(p.gallery["image"]) for name, p in found.problems.items()} == SIZES
+    assert not caplog.messages
+    (tmp_path / "s.csv").write_text("image_id,split\n0,test\n1,train\n0,val\n")
+    with pytest.raises(InputError, match="line 4 puts image '0' in val, an earlier line in test"):
+        external.read_splits(f"{tmp_path}/s.csv")
+
+
+def test_images_that_are_not_listed_and_listed_ones_that_are_not_here_are_told(caplog):
+    listed = {f"{id_}.jpg" if int(id_) % 2 else id_: split for id_, split in splits().items()}
+    external.read(system(), listed, Recipe(name="others"))
+    assert "--splits: 15 of 31 listed ids are not here, the first '1.jpg'" in caplog.text
+    assert "--splits: 15 of 31 images are in none of test, train, val, the first '1' (not" in (
+        caplog.text
+    )
+    with pytest.raises(
+        InputError, match="31 of 31 listed ids are not here, the first '0.jpg'; ids"
+    ):
+        listed = {f"{id_}.jpg": split for id_, split in splits().items()}
+        external.read(system(), listed, Recipe(name="others"))
+    caplog.clear()
+    other = {id_: split.replace("val", "dev") for id_, split in splits().items()}
+    external.read(system(), other, Recipe(name="others"))
+    assert "10 of 31 images are in none of test, train, val, the first '12' (dev)" in caplog.text
+
+
+def test_pairs_without_a_score_are_not_re_ranked():
+    scores = system()
+    scores.i2t[7, 3] = -torch.inf
+    with pytest.raises(InputError, match="image 7 and text 3 .from 0. have the score -inf, which"):
+        external.read(scores, splits(), Recipe(name="others"))
 
 
 def test_train_is_dealt_into_galleries_and_banks_of_its_own():

@@ -108,6 +108,11 @@ def test_a_positive_that_no_list_holds_is_never_found():
     assert values["R_at_10"].tolist() == [0, 1, 0]
     assert values["rank"].tolist() == [np.inf, 1, np.inf]
     assert values["map_at_r"].tolist() == [0, 0.5, 0] == values["r_precision"].tolist()
+    nowhere = torch.full((3,), metrics_from_ranks.NOWHERE)
+    values = metrics_from_ranks.per_query(
+        torch.tensor([0, 0, 1]), nowhere, torch.ones(3, dtype=int), 2
+    )
+    assert values["R_at_10"].tolist() == [0, 0] and values["rank"].tolist() == [np.inf] * 2
 
 
 def test_scores_that_are_no_numbers_are_refused():
@@ -115,5 +120,41 @@ def test_scores_that_are_no_numbers_are_refused():
     bad = torch.tensor([[float("nan"), 1.0]])
     with pytest.raises(InputError, match="NaN"):
         ranks.of_vectors(bad, bad, pairs, pairs)
-    with pytest.raises(InputError, match="NaN"):
-        ranks.of_matrix(bad, pairs, pairs)
+    scores = torch.zeros(3, 5)
+    for value in (torch.nan, torch.inf):
+        scores[2, 4] = value
+        with pytest.raises(InputError, match=f"score in row 2, column 4 .from 0. is {value}; give"):
+            ranks.of_matrix(scores, pairs, pairs)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_pair_without_a_score_is_never_found_and_takes_no_place(monkeypatch, fast):
+    monkeypatch.setattr(ranks, "BLOCK", 16)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(30, 50, generator=generator)
+    scores[torch.rand(30, 50, generator=generator) < 0.4] = -torch.inf
+    scores[3], scores[:, 7] = -torch.inf, -torch.inf
+    positive = torch.rand(30, 50, generator=generator) < 0.2
+    pairs = pairs_of(positive), pairs_of(positive.T)
+    found = ranks.of_matrix(scores, *pairs, fast=fast)
+    for side, pair, rows, own in zip(
+        found, pairs, (scores, scores.T), (positive, positive.T), strict=True
+    ):
+        values = per_query(pair, side, len(own))
+        for query, (row, mine) in enumerate(zip(rows, own, strict=True)):
+            listed = row[row > -torch.inf].sort(descending=True).values.tolist()
+            places = [listed.index(s) + 1 for s in row[mine].tolist() if s > -torch.inf]
+            if mine.any():
+                first = min(places, default=np.inf)
+                assert values["rank"][query] == first
+                assert values["R_at_5"][query] == (first <= 5)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_scores_in_float64_are_told_apart(fast):
+    scores = 1e6 + torch.arange(12, dtype=torch.float64).reshape(2, 6) * 1e-6
+    assert len(scores.float().unique()) == 1
+    pairs = Pairs(np.array([0, 1]), np.array([4, 0])), Pairs(np.array([3]), np.array([0]))
+    i2t, t2i = ranks.of_matrix(scores, *pairs, fast=fast)
+    assert i2t.above_P.tolist() == [1, 5] and i2t.tied_P.tolist() == [1, 1]
+    assert t2i.above_P.tolist() == [1]

@@ -12,8 +12,8 @@ import torch
 from jobs.cli import recipes
 from jobs.cli.main import main
 from pipeline.errors import InputError
+from pipeline.models.words import terms
 from pipeline.reports.tables import SHADES
-from pipeline.search import index
 from pipeline.search import page as search_page
 from pipeline.search.index import Query, SearchIndex
 
@@ -61,8 +61,8 @@ def test_filters_take_out_before_the_nearest_are_chosen(gallery):
         kept = [
             h.image_id
             for h in all_hits
-            if any(set(words.split()) <= index._words(c) for c in captions(h.image_id))
-            and not any(set(without.split()) & index._words(c) for c in captions(h.image_id))
+            if any(set(words.split()) <= set(terms(c)) for c in captions(h.image_id))
+            and not any(set(without.split()) & set(terms(c)) for c in captions(h.image_id))
         ]
         assert [h.image_id for h in hits] == kept
         few = gallery.find(Query("a red circle", top=2, words=words, without=without))
@@ -72,6 +72,75 @@ def test_filters_take_out_before_the_nearest_are_chosen(gallery):
     assert [h.id for h in above] == [h.id for h in all_hits if h.score >= middle]
     assert len(above) == every // 2 + 1
     assert gallery.find(Query("a red circle", words="nobodysaysthis", shades=True)) == []
+
+
+CAPTIONS = [
+    "一只狗在草地上",
+    "一只猫，热的狗",
+    "热狗",
+    "หมาวิ่ง",
+    "कुत्ता पार्क में",
+    "الْكَلْبُ يَجْرِي",
+    "an e-mail of a cafe\u0301",
+    "an e of no mail",
+]
+
+
+@pytest.fixture
+def of_all_scripts(gallery, monkeypatch) -> SearchIndex:
+    """The gallery with the first images' captions of other scripts, one each."""
+    index = SearchIndex(gallery.recipe, gallery.root, gallery.name)
+    texts = dict.fromkeys(index.items.text_ids, "one word")
+    for image_id, text in zip(index.items.image_ids, CAPTIONS, strict=False):
+        first = index.items.text_ids[index.items.text_image_ids.index(image_id)]
+        texts[first] = text
+    monkeypatch.setattr(index.pictures, "captions", texts)
+    return index
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("狗", {0, 1, 2}),
+        ("热狗", {2}),  # together, in this order
+        ("热 狗", {1, 2}),
+        ("หมา", {3}),
+        ("कुत्ता", {4}),
+        ("कुत्", set()),
+        ("الْكَلْبُ", {5}),
+        ("E-Mail", {6}),
+        ("e mail", {6, 7}),
+        ("caf\u00e9", {6}),
+        ("CAFE\u0301", {6}),
+    ],
+)
+def test_filters_find_the_words_of_every_script(of_all_scripts, words, found):
+    ids = of_all_scripts.items.image_ids
+    every = len(ids)
+    kept = {h.image_id for h in of_all_scripts.find(Query("a", top=every, words=words))}
+    left = {h.image_id for h in of_all_scripts.find(Query("a", top=every, without=words))}
+    assert kept == {ids[number] for number in found}
+    if " " not in words:
+        assert left == set(ids) - kept
+    told = of_all_scripts.told(Query("a", words=words))
+    assert told == ([] if found else [f"no caption has {words!r}: nothing is left"])
+
+
+def test_what_came_to_nothing_is_told(gallery):
+    told = gallery.told
+    assert told(Query("a red circle", words="red", without="blue")) == []
+    assert told(Query("a red Zebra, zebra 狗")) == ["the model does not know 'zebra', '狗'"]
+    assert told(Query(picture=b"", words="a")) == []
+    assert told(Query("a", words="red 猫", without="猫 zebra")) == [
+        "no caption has '猫': nothing is left",
+        "no caption has '猫', 'zebra': it changes nothing",
+    ]
+    assert told(Query("a", without="!?")) == [
+        "there is no word in without '!?': it changes nothing"
+    ]
+    every = " ".join(sorted({w for c in gallery.pictures.captions.values() for w in terms(c)}))
+    (sentence,) = told(Query("a", words=every))
+    assert sentence.startswith("no caption has all of 'a', ") and sentence.endswith("is left")
 
 
 def test_shades_are_the_relevance_of_the_labels(gallery):
@@ -96,7 +165,7 @@ def test_a_picture_finds_captions_as_its_own_vector_does(gallery):
     assert [h.id for h in hits] == [gallery.items.text_ids[i] for i in best.indices]
     assert [h.text for h in hits] == [gallery.pictures.captions[h.id] for h in hits]
     some = gallery.find(Query(picture=data, top=4, without="a"))
-    assert all("a" not in index._words(h.text) for h in some)
+    assert all("a" not in terms(h.text) for h in some)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +185,7 @@ def test_bad_queries_are_refused_in_a_sentence(gallery, query, words):
 def test_a_features_file_is_refused_by_a_model_of_pictures(gallery):
     buffer = io.BytesIO()
     np.save(buffer, np.ones((3, 8), np.float32))
-    with pytest.raises(InputError, match="takes images"):
+    with pytest.raises(InputError, match="holds features of shape.*takes images"):
         gallery.find(Query(picture=buffer.getvalue()))
 
 
@@ -129,6 +198,9 @@ def test_the_terminal_shows_shades_and_the_page_has_everything_in_it(finished_ru
     assert any(shade in said for shade in SHADES)
     page = Path(finished_run, "search.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "data:image/jpeg" in page
+    told = json.loads(out)["models"]["main"]["told"]
+    assert told == ["the model does not know 'script', 'alert'"] and told[0] in said
+    assert "the model does not know &#39;script&#39;" in page
 
 
 @pytest.mark.parametrize(

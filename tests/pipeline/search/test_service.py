@@ -38,9 +38,10 @@ def gallery(finished_run) -> index.SearchIndex:
 
 @pytest.fixture(scope="module")
 def address(gallery) -> str:
-    url = serving.start(gallery.recipe, gallery.root, gallery.name)
-    yield url
-    serving.stop()
+    served = serving.start(gallery.recipe, gallery.root, gallery.name)
+    assert served.url.endswith(str(gallery.recipe.serve.port)) and not served.told
+    yield served.url
+    serving.stop(gallery.recipe.serve.application)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def test_it_answers_as_the_gallery_does(gallery, address):
         hits = gallery.find(Query(text, top=5, shades=True))
         assert got["model"] == "main"
         assert [h["id"] for h in got["hits"]] == [h.id for h in hits]
+        assert got["told"] == gallery.told(Query(text))
         for field in ("score", "relevance"):
             expected = [getattr(h, field) for h in hits]
             assert [h[field] for h in got["hits"]] == pytest.approx(expected, abs=1e-4)

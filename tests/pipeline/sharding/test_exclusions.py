@@ -14,7 +14,8 @@ from pipeline.reranking import rerank
 from pipeline.sharding import exclusions
 from pipeline.storage import parquet
 from pipeline.storage.run_folder import Files, RunFolder
-from schemas.settings import EvaluateSettings, RerankSettings
+from schemas.settings import EvaluateSettings, Recipe, RerankSettings
+from tests.helpers.stages import SCENES, sharded
 from tests.pipeline.evaluation.test_ranking import (
     candidates_of,
     image_of,
@@ -197,3 +198,14 @@ def test_a_list_that_leaves_nothing_is_refused(evaluated, tmp_path):
     uri = listed(tmp_path, "kind,id,reason\n" + "".join(f"image,{i},x\n" for i in images))
     with pytest.raises(InputError, match="takes all 7 images of test out"):
         evaluate.plan(excluding(uri), str(root), "main")
+
+
+def test_who_is_listed_and_not_here_is_told(evaluated, tmp_path, caplog):
+    uri = listed(tmp_path, "kind,id,reason\nimage,test-000000/0,x\nimage,gone,x\ncaption,a#1,x\n")
+    evaluate.plan(recipe_of(evaluate={"exclude": uri}), str(evaluated[0]), "main")
+    assert f"{uri}, of test: 2 of 3 listed ids are not here, the first ('image', 'gone')" in (
+        caplog.text
+    )
+    shards = Recipe(name="t", source=SCENES, shard={"exclude": uri})
+    with pytest.raises(InputError, match="of this collection: 3 of 3 listed ids are not here"):
+        sharded(shards, tmp_path / "run")

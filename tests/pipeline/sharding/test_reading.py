@@ -56,6 +56,12 @@ def test_every_sample_is_what_its_tar_holds(shards):
     ]
 
 
+def test_a_picture_is_as_large_as_the_shards_took_it(shards, monkeypatch):
+    """`shard.max_pixels` was checked when they were written; Pillow has a limit of its own."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 // 3)
+    assert [sample.load().size for sample in shards.samples("val")] == [(32, 32)] * 5
+
+
 def test_a_sample_is_found_by_its_image_and_no_other_bytes_are_read(shards, monkeypatch):
     whole = {sample.image_id: sample.read() for sample in shards.samples()}
     shards.sample("train-000000")  # reads the sidecars

@@ -217,15 +217,20 @@ def test_excluded_images_and_captions_are_left_out_and_cost_no_budget(tmp_path):
     assert shard.write_shard(shard.plan(recipe, f"{tmp_path}/run").pieces[0])["samples"] == 3
 
 
-def test_an_exclusion_list_redoes_the_shards_it_touches_and_no_others(tmp_path):
+def test_an_exclusion_list_redoes_the_shards_it_touches_and_no_others(tmp_path, caplog):
     recipe = drawn()
     index = sharded(recipe, tmp_path)
     assert len(index["pieces"]) == 5
     victim = next(row for row in samples(tmp_path) if row["split"] == "train")
     plan = shard.plan(excluding(recipe, tmp_path, f"image,{victim['image_id']},why"), str(tmp_path))
     assert [made.name for made in plan.pending] == [Path(victim["tar"]).stem]
+    some = excluding(recipe, tmp_path, f"image,{victim['image_id']},why", "caption,nobody#0,why")
+    shard.plan(some, str(tmp_path))
+    said = "1 of 2 listed ids are not here, the first ('caption', 'nobody#0')"
+    assert said in caplog.text
     nobody = excluding(recipe, tmp_path, "image,nobody,why", "caption,nobody#0,why")
-    assert not shard.plan(nobody, str(tmp_path)).pending
+    with pytest.raises(InputError, match="2 of 2 listed ids are not here, the first .*nobody"):
+        shard.plan(nobody, str(tmp_path))
 
 
 def test_an_excluded_shard_is_not_written_again(tmp_path):

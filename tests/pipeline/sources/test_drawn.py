@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import sources
 from pipeline.errors import InputError
 from pipeline.sources import drawn
 from pipeline.sources.drawn.scenes import PALETTE, RADIUS
@@ -25,7 +26,7 @@ SETTINGS = SourceSettings(train_images=60, val_images=0, test_images=40)
 
 
 def rows_of(split, settings=SETTINGS):
-    parts = [part for part in drawn.parts(settings) if part.startswith(f"{split}:")]
+    parts = [part for part in sources.parts(settings) if part.uri.startswith(f"{split}:")]
     return [row for part in parts for row in drawn.rows(settings, part)]
 
 
@@ -219,18 +220,18 @@ def test_every_attribute_ground_and_number_is_spoken_of(rows):
 def test_rows_are_manifest_rows_with_their_truth(rows):
     assert [row["image_id"] for row in rows[:2]] == ["train-000000", "train-000001"]
     for row in rows:
-        assert set(row) == {*MANIFEST.names, "truth"}
+        assert set(row) <= {*MANIFEST.names, "truth", "named"}
         ids = [row["image_id"], *(caption["caption_id"] for caption in row["captions"])]
         assert [truth["id"] for truth in row["truth"]] == ids
-        assert (row["split"], row["source"]) == ("train", "drawn")
+        assert row["split"] == "train"
 
 
 def test_parts_cover_every_scene_once_and_do_not_change_it(monkeypatch):
     settings = SourceSettings(train_images=25, val_images=3, test_images=0)
-    whole = [row for part in drawn.parts(settings) for row in drawn.rows(settings, part)]
+    whole = [row for part in sources.parts(settings) for row in drawn.rows(settings, part)]
     monkeypatch.setattr(drawn, "PART_SCENES", 10)
     assert len(drawn.parts(settings)) == 4
-    cut = [row for part in drawn.parts(settings) for row in drawn.rows(settings, part)]
+    cut = [row for part in sources.parts(settings) for row in drawn.rows(settings, part)]
     assert cut == whole
     assert Counter(row["split"] for row in whole) == {"train": 25, "val": 3}
 
@@ -239,8 +240,9 @@ def test_another_process_draws_and_writes_the_same(rows):
     program = (
         "import hashlib, json\n"
         "from pipeline.sources import drawn\n"
+        "from pipeline.sources.part import Part\n"
         "from schemas.settings import SourceSettings\n"
-        "rows = list(drawn.rows(SourceSettings(), 'train:3:6'))\n"
+        "rows = list(drawn.rows(SourceSettings(), Part('train:3:6')))\n"
         "digests = [hashlib.sha256(drawn.load(row['uri'])).hexdigest() for row in rows]\n"
         "print(json.dumps([rows, digests]))"
     )

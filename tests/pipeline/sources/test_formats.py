@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline import sources
 from pipeline.errors import InputError
 from pipeline.sources import SOURCES, source
+from pipeline.sources import splits as rule
 from schemas.manifest import MANIFEST
 from schemas.settings import SourceSettings
 from tests.helpers.paths import DATA
@@ -22,10 +24,11 @@ def rows_of(kind, path=None, images=None, **settings):
     """All rows of a source, each checked against the manifest's schema."""
     as_text = {"path": path and str(path), "images": images and str(images)}
     settings = SourceSettings(kind=kind, **as_text, **settings)
-    module = source(kind)
-    parts = module.parts(settings)
-    json.dumps([module.inputs(settings, part) for part in parts])  # goes into a fingerprint
-    rows = [row for part in parts for row in module.rows(settings, part)]
+    parts = sources.parts(settings)
+    json.dumps([sources.inputs(settings, part) for part in parts])  # goes into a fingerprint
+    found = [(part, rule.Splits(settings, part.split)) for part in parts]
+    rows = [row for part, said in found for row in sources.rows(settings, part, said)]
+    rule.check({part.uri: said.summary() for part, said in found}, settings)
     pa.Table.from_pylist(rows, schema=MANIFEST)
     return rows
 
@@ -63,11 +66,11 @@ def test_a_path_that_is_missing_or_wrong_is_named(kind, tmp_path):
 
 def test_another_version_of_what_draws_changes_rows_and_what_they_depend_on(monkeypatch):
     module, settings = source("drawn"), SourceSettings(train_images=1)
-    part, *_ = module.parts(settings)
-    (before,), inputs = module.rows(settings, part), module.inputs(settings, part)
+    part, *_ = sources.parts(settings)
+    (before,), inputs = module.rows(settings, part), module.inputs(settings, part.uri)
     monkeypatch.setattr(module, "DRAWN_BY", "Pillow=0.1")
     (after,) = module.rows(settings, part)
-    assert module.inputs(settings, part) != inputs
+    assert module.inputs(settings, part.uri) != inputs
     assert after["uri"] != before["uri"], "so the shard is made again"
     assert module.load(after["uri"]) == module.load(before["uri"])
 
@@ -95,11 +98,13 @@ def test_karpathy_rows(tmp_path, images):
         "image_id": "1",
         "uri": f"{images}/1.jpg",
         "split": "train",
-        "captions": [{"caption_id": "7", "text": "A dog ."}],
+        "captions": [{"caption_id": "7", "text": "A dog .", "problem": None}],
         "width": None,
         "height": None,
         "sha256": None,
         "source": "karpathy",
+        "stamp": None,
+        "problem": None,
     }
     assert (second["image_id"], second["split"]) == ("COCO_2", "train")
     assert second["uri"] == f"{images}/val2014/COCO_2.jpg"
@@ -110,17 +115,49 @@ def test_karpathy_rows(tmp_path, images):
     ("content", "sentence"),
     [
         ("{'images': []}", "is not valid JSON (line 1"),
-        ([], "has no list 'images'"),
+        ([], "is JSON, but no dict"),
         ({"image": []}, "has no list 'images'"),
-        ({"images": [image_entry(), image_entry(filename=None)]}, "image 1 has no text 'filename'"),
-        ({"images": [{"filename": "1.jpg", "sentences": []}]}, "image 0 has no text 'split'"),
-        ({"images": ["1.jpg"]}, "image 0 has no text 'filename'"),
-        ({"images": [image_entry(sentences="A dog")]}, "image 0 has no list 'sentences'"),
-        ({"images": [image_entry(sentences=[{}])]}, "image 0 sentence 0 has no text 'raw'"),
+        (
+            {"images": [image_entry(), {"filename": "2.jpg", "sentences": []}]},
+            "says no split for 1 of its images, for others it does",
+        ),
     ],
 )
 def test_karpathy_says_what_is_wrong_and_where(content, sentence, tmp_path, images):
     assert sentence in refused("karpathy", write_json(tmp_path, content), images)
+
+
+def test_one_bad_entry_of_a_karpathy_file_is_set_aside(tmp_path, images):
+    entries = [
+        *(image_entry(), image_entry(filename=None), image_entry(filename="2.jpg", sentences="A")),
+        image_entry(filename="3.jpg", sentences=[{}, {"raw": float("nan")}, {"raw": "A cat."}]),
+    ]
+    rows = rows_of("karpathy", write_json(tmp_path, {"images": entries}), images)
+    assert [row["problem"] for row in rows][2:] == [None, None]
+    assert rows[1]["problem"].startswith("no file name: ")
+    assert [bool(c["problem"]) for row in rows[2:] for c in row["captions"]] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_restval_may_be_dropped_by_its_own_name(tmp_path, images):
+    splits = ("train", "restval", "val", "Test")
+    entries = [
+        image_entry(filename=f"{k}.jpg", split=split, sentences=[{"raw": "A dog."}])
+        for k, split in enumerate(splits)
+    ]
+    path = write_json(tmp_path, {"images": entries})
+    found = [row["split"] for row in rows_of("karpathy", path, images)]
+    assert found == ["train", "train", "val", "test"]
+    rows = rows_of("karpathy", path, images, splits={"restval": "drop"})
+    assert [row["split"] for row in rows] == ["train", "val", "test"]
+    said = refused("karpathy", path, images, splits={"tset": "val"})
+    assert (
+        "source.splits names 'tset', and no image is in such a split; did you mean 'test'" in said
+    )
 
 
 def test_the_image_folder_must_be_there(tmp_path, images):

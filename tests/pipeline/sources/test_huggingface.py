@@ -19,7 +19,7 @@ def datasets(monkeypatch, tmp_path):
     datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
     datasets.disable_progress_bars()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    huggingface._opened.cache_clear()
+    huggingface._found.cache_clear()
     huggingface._images.cache_clear()
     return datasets
 
@@ -102,7 +102,7 @@ def test_images_kept_as_files_beside_the_table(datasets, tmp_path):
         {"image": datasets.Image(decode=False), "caption": datasets.Value("string")}
     )
     dataset = datasets.Dataset.from_dict({"image": cells, "caption": ["a", "b"]}, features)
-    huggingface._opened.cache_clear()
+    huggingface._found.cache_clear()
     dataset.save_to_disk(tmp_path / "saved", num_proc=None)
     first, second = rows_of("huggingface", tmp_path / "saved")
     assert source("huggingface").load(first["uri"]) == b"a file"
@@ -136,6 +136,6 @@ def test_a_name_of_the_hub_is_looked_up_with_its_revision_and_configuration(data
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch, tmp_path):
-    huggingface._opened.cache_clear()
+    huggingface._found.cache_clear()
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "needs the datasets library; run `pip install" in refused("huggingface", tmp_path)

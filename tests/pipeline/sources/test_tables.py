@@ -16,7 +16,7 @@ from tests.pipeline.sources.test_formats import captions, refused, rows_of
 
 CSV = '''image,caption,split
 a/1.jpg,"A dog, running",test
-2.jpg,"He said ""hi""",
+2.jpg,"He said ""hi""",train
 a/1.jpg,A dog,test
 '''
 
@@ -38,10 +38,14 @@ def test_csv_with_other_columns_and_folder(tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     path = tmp_path / "table.tsv"
-    path.write_text("\ufefftext\tfile\nA dog, running\t1.jpg\n\n\t2.jpg\nhttp\ts3://b/3.png\n")
+    path.write_text("\ufefftext\tfile\nA dog, running\t1.jpg\n\n\t2.jpg\nhttp\tmemory://b/3.png\n")
     rows = rows_of("csv", path, images, image_column="file", caption_column="text")
-    assert [row["uri"] for row in rows] == [f"{images}/1.jpg", f"{images}/2.jpg", "s3://b/3.png"]
-    assert captions(rows[1]) == [("2#0", "")], "the shard stage quarantines it"
+    assert [row["uri"] for row in rows] == [
+        f"{images}/1.jpg",
+        f"{images}/2.jpg",
+        "memory://b/3.png",
+    ]
+    assert captions(rows[1]) == [("2#0", "")], "the shard stage sets it aside"
     assert {row["split"] for row in rows} == {"train"}
 
 
@@ -59,11 +63,18 @@ def test_parquet_with_lists_of_captions_in_several_files(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("image,captions\n1.jpg,A dog\n", "no column 'caption' (source.caption_column); did you"),
-        ("", "has no column 'image' (source.image_column)"),
-        ("image,caption\n1.jpg,A\n,A dog\n", "row 2 has no path in 'image'"),
+        (
+            "image,words\n1.jpg,A dog\n",
+            "it has 'image', 'words': name one by source.caption_column",
+        ),
+        ("", "table.csv is empty"),
+        (
+            "image,caption\n1.jpg,A red, white and blue flag\n",
+            "line 2 has 3 cells, the header has 2",
+        ),
+        ("image,caption,caption\n1.jpg,A,B\n", "has two columns 'caption'"),
         ("image,caption,split\n1.jpg,A,train\n1.jpg,B,val\n", "row 2 puts '1.jpg' in split 'val'"),
-        ('image,caption\n1.jpg,"A dog\n', "mend the quotes"),
+        ('image,caption\n1.jpg,"A dog, a cat\n', "line 2 is not CSV"),
     ],
 )
 def test_csv_says_what_is_wrong_and_where(text, sentence, tmp_path):
@@ -73,7 +84,9 @@ def test_csv_says_what_is_wrong_and_where(text, sentence, tmp_path):
 
 def test_csv_refuses_files_it_cannot_read(tmp_path):
     (tmp_path / "table.xlsx").write_bytes(b"PK")
-    assert "is neither .csv, .tsv nor .parquet" in refused("csv", tmp_path / "table.xlsx")
+    assert "is no table that can be read; expected a table (.csv" in refused(
+        "csv", tmp_path / "table.xlsx"
+    )
     (tmp_path / "table.parquet").write_bytes(b"PAR1")
     assert "is not a Parquet file" in refused("csv", tmp_path / "table.parquet")
     assert "no file matches source.path" in refused("csv", tmp_path / "*.csv")
@@ -82,26 +95,28 @@ def test_csv_refuses_files_it_cannot_read(tmp_path):
 
 
 def test_rows_without_a_split_are_of_the_one_the_table_is_named_after(tmp_path):
-    for name in ("coco_val2017", "train-00000-of-00001", "test_of_train", "captions"):
+    for name in ("coco_val2017", "train-00000-of-00001", "dev_captions"):
         (tmp_path / f"{name}.csv").write_text(f"image,caption\n{name}.jpg,A dog\n")
     splits = {row["image_id"]: row["split"] for row in rows_of("csv", f"{tmp_path}/*.csv")}
     assert splits == {
-        "captions": "train",
         "coco_val2017": "val",
-        "test_of_train": "train",
+        "dev_captions": "val",
         "train-00000-of-00001": "train",
     }
-    rows = rows_of("csv", f"{tmp_path}/captions.csv", split="test")
+    (tmp_path / "test_of_train.csv").write_text("image,caption\n1.jpg,A dog\n")
+    said = refused("csv", f"{tmp_path}/*.csv")
+    assert "test_of_train.csv says no split for 1 of its images" in said
+    rows = rows_of("csv", f"{tmp_path}/test_of_train.csv", split="test")
     assert [row["split"] for row in rows] == ["test"]
 
 
-def test_lists_of_captions_in_a_csv_are_json(tmp_path):
+def test_lists_of_captions_in_a_csv_may_be_json(tmp_path):
     lists = [json.dumps(["one, two", 'say "hi"']), "[sic] a dog", '["torn', '["a", 1, "b"]', "[]"]
     cells = ['"' + text.replace('"', '""') + '"' for text in lists]
     table = "image,caption\n" + "".join(f"{k}.jpg,{cell}\n" for k, cell in enumerate(cells))
     (tmp_path / "table.csv").write_text(table)
     found = [[text for _, text in captions(row)] for row in rows_of("csv", tmp_path / "table.csv")]
-    assert found == [["one, two", 'say "hi"'], *[[text] for text in lists[1:]]]
+    assert found == [["one, two", 'say "hi"'], ["[sic] a dog"], [""], ["a", "", "b"], []]
 
 
 def test_images_that_differ_in_their_ending_alone_are_two(tmp_path):
@@ -217,14 +232,22 @@ def test_captions_may_be_records(tmp_path):
     (row,) = rows_of("csv", tmp_path / "t.parquet")
     assert [text for _, text in captions(row)] == ["one", "two"]
     write_cells(tmp_path / "t.parquet", BYTES[:1], caption=[{"words": "one"}])
-    sentence = refused("csv", tmp_path / "t.parquet")
-    assert "a caption is a record of ['words']; expected a text under one of the names" in sentence
+    (row,) = rows_of("csv", tmp_path / "t.parquet")
+    assert "a record of ['words']" in row["captions"][0]["problem"]
 
 
 def test_splits_and_ids_may_be_numbers(tmp_path):
-    write_cells(tmp_path / "t.parquet", BYTES[:2], split=[0, None], id=[0, 1])
-    rows = rows_of("csv", tmp_path / "t.parquet", id_column="id")
-    assert [(row["image_id"], row["split"]) for row in rows] == [("0", "0"), ("1", "train")]
+    write_cells(tmp_path / "t.parquet", BYTES[:2], split=[0, 1], id=[0, 1])
+    how = {"id_column": "id", "splits": {"0": "train", "1": "val"}}
+    rows = rows_of("csv", tmp_path / "t.parquet", **how)
+    assert [(row["image_id"], row["split"]) for row in rows] == [("0", "train"), ("1", "val")]
+    assert "found a split called '0'" in refused("csv", tmp_path / "t.parquet")
+    write_cells(tmp_path / "t.parquet", BYTES[:2], split=[1, 0])
+    table = pq.read_table(tmp_path / "t.parquet")
+    about = {"info": {"features": {"split": {"names": ["test", "train"], "_type": "ClassLabel"}}}}
+    labelled = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    pq.write_table(labelled, tmp_path / "t.parquet")
+    assert [row["split"] for row in rows_of("csv", tmp_path / "t.parquet")] == ["train", "test"]
 
 
 def test_a_damaged_table_is_named(tmp_path):

@@ -21,6 +21,12 @@ def rows(path, data: bytes) -> list[tuple[int, dict[str, str]]]:
         b"id , score\na,1\nb,2",
         b"id,score\ra,1\rb,2\r",
         b"id,score\r\na,1,\r\nb,2,,\r\n,,\r\n,\r\n",  # as a spreadsheet leaves it
+        b"ID;Score\na;1\nb;2\n",
+        b"id\tscore\na\t 1\nb\t2 \t\n",
+        b"id | score\na | 1\n b|2",
+        b"id  score\n a 1 \nb    2\n",
+        "id,score\na,1\nb,2\n".encode("utf-16"),
+        b'id, score\n"a", "1"\nb, 2\n',
     ],
 )
 def test_a_table_is_read_with_any_line_end_and_mark(tmp_path, data):
@@ -45,15 +51,22 @@ def test_quoted_fields_empty_lines_and_more_columns_are_kept_apart(tmp_path):
         (b"id,score\na,1\nb\n", "line 3 ends before its score: b"),
         (b'id,score\na,1\n"b,2\n', "line 3 is not CSV"),
         (b"id,score\n\xff,1\n", "is not UTF-8"),
-        (b"id,score\na, b,1\n", "line 2 has 3 fields, its first line 2 names; quote"),
-        (b"id;score\na;1\n", "is separated by ';'; save a list with commas"),
-        (b"id\tscore\na\t1\n", r"is separated by '\\t'"),
+        (b"id,score\na, b,1\n", "line 2 has 3 cells, the header has 2; quote"),
+        (b"id;score\na;1;c\n", "line 2 has 3 cells"),
+        (b"id;score\na,1\n", "line 2 ends before its score: a,1"),
+        (b"id score\na dog 1\n", "line 2 has 3 cells"),
+        (b'id,score\n"a\nb,1\n', "line 2 is not CSV .unexpected end of data"),
         (b"id,score,score\na,1,2\n", "two columns 'score'; leave one"),
     ],
 )
 def test_what_is_no_table_is_refused_with_its_place(tmp_path, data, sentence):
     with pytest.raises(InputError, match=sentence):
         rows(tmp_path / "t.csv", data)
+
+
+def test_what_a_spreadsheet_says_of_its_separator_is_no_header(tmp_path):
+    found = rows(tmp_path / "t.csv", b"sep=;\r\nid;score\r\na,b;1\r\n")
+    assert found == [(3, {"id": "a,b", "score": "1"})]
 
 
 def test_a_missing_file_and_a_torn_archive_are_told(tmp_path):

@@ -278,6 +278,15 @@ def test_a_listing_bears_with_files_that_vanish(tmp_path):
     busy.result()
 
 
+def test_a_link_to_a_file_is_a_file_and_one_to_nothing_is_none(tmp_path):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside/file").write_bytes(b"four")
+    (tmp_path / "link").symlink_to(tmp_path / "inside/file")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "folder").symlink_to(tmp_path / "inside")
+    assert store.list_files(str(tmp_path)) == {"link": 4}
+
+
 def test_other_users_of_a_shared_folder_may_read_what_was_written(tmp_path):
     store.write_bytes(str(tmp_path / "file"), b"1")
     assert (tmp_path / "file").stat().st_mode & 0o444 == 0o444

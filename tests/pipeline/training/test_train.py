@@ -1,5 +1,7 @@
 """Training: resuming, choosing, refusing."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions
 from pipeline.sharding import ingest, shard
 from pipeline.sharding.images import Rejected
+from pipeline.sharding.reading import Shards
 from pipeline.sources import drawn
 from pipeline.storage import store
 from pipeline.training import saved_model, train, validation
@@ -195,6 +198,19 @@ def test_a_loaded_model_encodes_as_the_trained_one(data):
     torch.testing.assert_close(together, model.embed_texts(texts, batch_size=1))
     assert model.embed_texts([]).shape == model.embed_images([]).shape == (0, together.shape[1])
     torch.testing.assert_close(together.norm(dim=1), torch.ones(2))
+
+
+def test_words_that_the_model_does_not_know_are_counted(data):
+    recipe, root = data
+    fit(recipe, root, "loaded")
+    folder = f"{root}/5-model/loaded"
+    found = train.unknown_words(root, folder)
+    assert set(found) == {"unknown_words_of_val", "unknown_words_of_test"}
+    kept = set(store.read_json(f"{folder}/vocabulary.json"))
+    words = [w for sample in Shards(root).samples("test") for c in sample.captions
+             for w in re.findall(r"[^\W_]+", c["text"].lower())]  # fmt: skip
+    expected = sum(word not in kept for word in words) / len(words)
+    assert 0 < found["unknown_words_of_test"] == pytest.approx(expected)
 
 
 def test_a_picture_has_one_vector_however_it_is_given(data, tmp_path):
