@@ -4,7 +4,6 @@ from jobs.cli import main, scopes
 from jobs.cli.command import Command
 from jobs.cli.run import Run
 from pipeline.errors import InputError
-from pipeline.storage import store
 
 
 def run(run: Run) -> None:
@@ -23,7 +22,7 @@ def run(run: Run) -> None:
         stage.note(**train.notes(entry, run.name))
         if stage.made:
             stage.note(**train.unknown_words(run.root, plan.folder))
-            run.track.records("train", store.read_json(plan.pieces[0].output)["records"])
+        if stage.untold and not run.dry:
             run.track.model("train", plan.folder, entry["metrics"].get("val/rsum", -1.0))
 
 

@@ -1,6 +1,10 @@
 """The command line: `halftone STAGE …` and `python -m jobs.STAGE …` are the same."""
 
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 from jobs.cli.command import COMMANDS, command_of
 from pipeline.errors import InputError
@@ -29,7 +33,8 @@ def main(name: str | None = None, argv: list[str] | None = None) -> None:
 
     try:
         command = command_of(name)
-        command.scope(command, *options.parse(name, command, argv))
+        with _ended_by_sigterm():
+            command.scope(command, *options.parse(name, command, argv))
     except InputError as error:
         print(f"halftone {name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -40,6 +45,25 @@ def main(name: str | None = None, argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"\nhalftone {name}: stopped; the same command goes on.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process as Ctrl-C does, through whatever is to be put in order."""
+
+    def end(signum, frame) -> None:
+        raise SystemExit(128 + signum)
+
+    first = threading.current_thread() is threading.main_thread()
+    if not first or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:  # Ray puts its own there
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -68,9 +68,11 @@ class Run:
             return
         except BaseException as error:
             self.show.failed(name)
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # Ctrl-C, SIGTERM
             if stage.worked:
                 self.track.log(name, tags={"halftone.error": f"{type(error).__name__}: {error}"})
-                self.track.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            if self.begun:  # stages that came to their end stay as they ended
+                self.track.finish("KILLED" if stopped else "FAILED")
             raise
         stage.end()
 
@@ -95,9 +97,12 @@ class Run:
             places |= {"MLflow": f"{command('mlflow')} {opens}", "then": self.track.url()}
         self.show.where(places)
 
-    def begin(self) -> None:
-        """There is work to do: the resolved settings go to the run folder and to MLflow."""
-        if not self.begun:
+    def begin(self, anew: bool = False) -> None:
+        """There is work to do: the resolved settings go to the run folder and to MLflow.
+
+        Where other MLflow runs begin (`anew`), what is known already is told to them too.
+        """
+        if anew or not self.begun:
             self.begun = True
             values = self.recipe.model_dump(mode="json")
             text = yaml.safe_dump(values, sort_keys=False).encode()
@@ -105,6 +110,8 @@ class Run:
             params = {f"{s}.{key}": value for s in SECTIONS for key, value in values[s].items()}
             self.track.log("", params={"recipe": self.recipe.name, **params})
             self.track.artifact("", "settings.yaml", text)
+            for prefix, metrics in self.results.get("metrics", {}).items():
+                self.track.log("", metrics={f"{prefix}/{k}": v for k, v in metrics.items()})
 
 
 @dataclass
@@ -118,6 +125,7 @@ class Stage:
     kept: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
     worked: bool = False
+    seen: list[str] = field(default_factory=list)  # fingerprints of what it makes, in order
 
     def make(
         self,
@@ -129,8 +137,7 @@ class Stage:
         **extra,
     ) -> dict:
         """The plan's index, after its pending pieces were made; `check` sees them before it is."""
-        pending = plan.pending
-        self.kept += len(plan.pieces) - len(pending)
+        pending = self._pending(plan)
         if self.run.dry:
             return self._would(plan, pending)
         if plan.complete:
@@ -148,21 +155,29 @@ class Stage:
         self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict], epochs: int = 0
     ) -> dict:
         """The plan's index, after its one piece was trained on Ray Train's workers."""
-        pending = plan.pending
-        self.kept += len(plan.pieces) - len(pending)
+        pending, piece = self._pending(plan), plan.pieces[0]
         if self.run.dry:
             return self._would(plan, pending)
         if not pending:
+            if self.untold:
+                self.run.track.records(self.name, store.read_json(piece.output)["records"])
             return plan.index if plan.complete else plan.finish({})
         self.start()
-        piece = plan.pieces[0]
         epochs = epochs or self.run.recipe.train.epochs
         with self.run.show.training(epochs, piece):
             track = self.run.track
             watchers = track.recorder(self.name), track.monitor(self.name)
             training.train(fit, piece, self.run.recipe.train, *watchers, self.run.show.line)
         self.made += 1
+        self.run.track.records(self.name, store.read_json(piece.output)["records"])
         return plan.finish({piece.name: summary(piece)})
+
+    def _pending(self, plan: Plan) -> list[Piece]:
+        """The pieces that are still to be made; the rest are counted as kept."""
+        pending = plan.pending
+        self.kept += len(plan.pieces) - len(pending)
+        self.seen.append(store.fingerprint([(p.name, p.fingerprint) for p in plan.pieces]))
+        return pending
 
     def _would(self, plan: Plan, pending: list[Piece]) -> dict:
         """A dry run's line; the index of the last time, if there was one."""
@@ -193,19 +208,34 @@ class Stage:
         from pipeline.evaluation.results import FILE, read, write
 
         uri = store.join(plan.folder, FILE)
+        self.seen.append(version)
         if (found := read(uri, label, version)) is None:
             self.start()
             write(uri, found := measure(plan, *about, label), version)
         return found
 
+    @property
+    def _of(self) -> dict[str, str]:
+        """The fingerprints of what it makes, by their turn."""
+        return {str(turn): fingerprint for turn, fingerprint in enumerate(self.seen)}
+
     def start(self) -> None:
-        """The stage has work to do: its MLflow run begins, its settings the parameters."""
-        if not self.worked:
+        """The stage has work to do: its MLflow run begins, its settings the parameters.
+
+        What was made before from other settings or data is of other runs: these are new ones then.
+        """
+        anew = bool(self.run.track.begin(self.name, self._of))
+        if anew or not self.worked:
             self.worked = True
             section = self.run.recipe.model_dump(mode="json").get(self.name, {})
             params = {f"{self.name}.{key}": value for key, value in section.items()}
-            self.run.begin()
+            self.run.begin(anew)
             self.run.track.log(self.name, params=params)
+
+    @property
+    def untold(self) -> bool:
+        """Whether MLflow is to hear of what the stage made: now, or before it was killed."""
+        return self.worked or bool(self.run.track.unfinished(self.name, self._of))
 
     def note(self, **notes) -> None:
         """Figures for the stage's line, and numbers for its MLflow run."""
@@ -216,7 +246,7 @@ class Stage:
         self.run.results.setdefault("metrics", {})[prefix] = metrics
         shown = ("rsum", "i2t_R_at_1", "t2i_R_at_1", "i2t_ndcg_truth", "t2i_ndcg_truth")
         self.note(**{name: metrics[name] for name in shown if name in metrics})
-        if self.worked:
+        if self.untold and not self.run.dry:
             self.run.track.log("", metrics={f"{prefix}/{k}": v for k, v in metrics.items()})
             self.run.track.log(self.name, metrics=metrics)
 
@@ -226,9 +256,11 @@ class Stage:
         if self.run.dry:
             return
         self.run.show.stage(self.name, self.made, self.kept, self.notes, seconds)
-        if self.worked:
+        if self.untold:
             numbers = {k: v for k, v in self.notes.items() if isinstance(v, int | float)}
-            self.run.track.log(self.name, metrics={**numbers, "seconds": seconds})
+            spent = {"seconds": seconds} if self.worked else {}
+            self.run.track.log(self.name, metrics={**numbers, **spent})
+            self.run.track.end(self.name)
 
 
 def command(name: str) -> str:

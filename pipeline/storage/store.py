@@ -327,6 +327,23 @@ def _to_disk(path: str) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Alone among the processes that enter this: by a lock on a local file, which stays.
+
+    Nothing is locked where the file is remote, or its file system has no locks.
+    """
+    if not is_local(uri):
+        yield
+        return
+    path = uri.removeprefix("file://")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "ab") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

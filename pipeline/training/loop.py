@@ -173,11 +173,12 @@ class Loop:
         checkpoint, files = found
         self.trainer.restore(checkpoint, files)
         self.epoch, self.step, self.best = checkpoint.epoch, checkpoint.step, checkpoint.best
-        if mine or self.trainer.same_batches(checkpoint):
-            self.records = checkpoint.records
-            self.reported = len(self.records)
-        else:  # the epoch that was begun is begun again, with the batches there are now
+        self.records = checkpoint.records
+        if not (mine or self.trainer.same_batches(checkpoint)):
+            # The epoch that was begun is begun again, with the batches there are now.
             self.step = self.epoch * self.trainer.steps
+            self.records = at_pace(self.records, self.epoch, self.trainer.steps)
+        self.reported = len(self.records) if mine else 0  # its record begins with theirs
         if elsewhere:  # the best one so far lies elsewhere
             self.best = {"step": 0, "epoch": self.epoch}
             if self.over:
@@ -201,3 +202,20 @@ class Loop:
             history = {"summary": summary, "records": self.records}
             store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})
         self.world.barrier()
+
+
+def at_pace(records: list[dict], epochs: int, steps: int) -> list[dict]:
+    """The records of the first `epochs` epochs, as if those had had `steps` steps each.
+
+    So the course of a training that goes on with other batches is one curve.
+    """
+    ends = {record["epoch"]: record["step"] for record in records if "epoch" in record}
+    if epochs not in ends:
+        return []
+    pace = epochs * steps / ends[epochs]
+    kept: dict[tuple, dict] = {}  # where steps become one, the last of them
+    for record in records:
+        if record["step"] <= ends[epochs]:
+            step = max(1, round(record["step"] * pace))
+            kept[step, "epoch" in record] = {**record, "step": step}
+    return list(kept.values())

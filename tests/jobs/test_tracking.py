@@ -3,9 +3,11 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from jobs.tracking import tracker as mlflow_tracker
+from jobs.cli.main import main
 from jobs.tracking.tracker import Tracker
+from jobs.tracking.watchers import Recorder
 from pipeline.sources import drawn
 from pipeline.storage import store
+from tests.helpers.mlflow_server import client_of, curve, runs_of
+from tests.helpers.stages import TINY
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +125,6 @@ def test_the_model_is_registered_and_the_best_version_has_an_alias(client, runs,
     assert client.get_model_version_by_alias("drawn_tiny", "main").version == version.version
 
 
-@pytest.mark.parametrize(
-    ("name", "alias"),
-    [("info_nce+smooth_ndcg", "info_nce-smooth_ndcg"), ("v2", "model-v2"), ("best", "model-best")],
-)
-def test_any_models_name_makes_an_alias(name, alias):
-    assert mlflow_tracker._alias(name) == alias
-
-
 def test_the_load_of_the_node_is_logged(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     publish, published = SystemMetricsMonitor.publish_metrics, threading.Event()
@@ -152,27 +149,89 @@ def test_the_load_of_the_node_is_logged(tmp_path, monkeypatch):
 def test_a_server_that_goes_away_ends_no_training_and_is_asked_once(monkeypatch):
     asked = []
 
-    def no_answer(uri, run_id, records):
+    def no_answer(client, run_id, records, refused):
         asked.append(records)
         raise MlflowException("API request failed: connection refused")
 
-    monkeypatch.setattr(mlflow_tracker, "_record", no_answer)
-    record = mlflow_tracker._Recorder("http://127.0.0.1:9", "run")
+    monkeypatch.setattr("jobs.tracking.writing.records", no_answer)
+    record = Recorder("http://127.0.0.1:9", "run")
     record([{"step": 1, "train/loss": 2.0}])
     record([{"step": 2, "train/loss": 1.0}])
     assert len(asked) == 1
+    record.again = 0.0  # a minute later
+    record([])
+    assert [r["step"] for r in asked[1]] == [1, 2]
 
 
 def test_what_waits_is_written_by_a_run_that_has_nothing_to_do(tmp_path, monkeypatch):
     root = str(tmp_path / "run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = Tracker("experiment", root, "main")
-    away.away = True
     away.log("train", metrics={"seconds": 3.0})
     away.finish()
     assert store.exists(f"{root}/tracking-pending.json")
-    Tracker("experiment", root, "main").finish()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    back = Tracker("experiment", root, "main")
+    back.finish()
     assert not store.exists(f"{root}/tracking-pending.json")
-    client = MlflowClient(away.uri)
+    client = MlflowClient(back.uri)
     experiment = client.get_experiment_by_name("experiment").experiment_id
     (train,) = client.search_runs([experiment], "tags.`halftone.stage` = 'train'")
     assert train.data.metrics["seconds"] == 3.0 and train.info.status == "FINISHED"
+
+
+def test_a_folder_that_is_trained_again_with_other_settings_has_new_runs(
+    finished_run, tmp_path, ray_here, capsys
+):
+    root = str(shutil.copytree(finished_run, tmp_path / "runs/again"))
+    shutil.copy(Path(finished_run).parent / "mlflow.db", tmp_path / "runs/mlflow.db")
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    store.write_json(  # it was tracked there, at this place
+        f"{root}/tracking.json",
+        {uri: next(iter(store.read_json(f"{root}/tracking.json").values()))},
+    )
+    models = store.read_json(f"{root}/tracking-models.json")
+    store.write_json(f"{root}/tracking-models.json", {**models, "root": root})
+    before = {r.info.run_id: dict(r.data.params) for r in runs_of(uri, "drawn_tiny")}
+    flags = ["--root", root, "--batch-size", "24", "--train.epochs", "5", "--resume", "latest"]
+    main("train", flags)
+    main("train", flags)
+    found = runs_of(uri, "drawn_tiny")
+    new = {r.info.run_name: r for r in found if r.info.run_id not in before}
+    assert set(new) == {"main", "train"} and len(found) == len(before) + 2
+    assert {r.info.run_id: dict(r.data.params) for r in found if r.info.run_id in before} == before
+    for run in new.values():
+        assert run.info.status == "FINISHED" and run.data.params["train.batch_size"] == "24"
+        assert not [tag for tag in run.data.tags if tag.startswith("changed.")]
+    records = store.read_json(f"{root}/5-model/main/history.json")["records"]
+    steps = [record["step"] for record in records if "train/loss" in record]
+    assert sorted(step for step, _ in curve(uri, new["train"], "train/loss")) == steps
+    assert sorted(steps) == steps and steps[0] == 7  # from the beginning, at the new pace
+    client = client_of(uri)
+    version = client.get_model_version_by_alias("drawn_tiny", "main")
+    assert version.run_id == new["train"].info.run_id and int(version.version) == 2
+    assert "MLflow" not in capsys.readouterr().err  # nothing had to be told
+
+
+@pytest.mark.own_cluster
+def test_sigterm_leaves_what_was_finished_finished(tmp_path):
+    root = tmp_path / "runs/ended"
+    command = [sys.executable, "-m", "jobs", "run", *TINY, "--root", str(root)]
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    process = subprocess.Popen([*command, "--encoder", "tfidf"], env=environment)
+    deadline = time.monotonic() + 600
+    while "shard" not in _open(root):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(600) != 0
+    found = runs_of(f"sqlite:///{tmp_path}/runs/mlflow.db", "drawn_tiny")
+    status = {r.info.run_name: r.info.status for r in found}
+    assert status == {"ingest": "FINISHED", "shard": "KILLED", "main": "KILLED"}
+
+
+def _open(root: Path) -> dict:
+    """The stages of a run that have begun and not ended."""
+    path = root / "tracking-models.json"
+    return store.read_json(str(path))["models"]["main"]["open"] if path.exists() else {}

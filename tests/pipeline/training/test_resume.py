@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.storage import store
 from pipeline.training import train
 from pipeline.training.learner import Learner
-from pipeline.training.loop import Loop
+from pipeline.training.loop import Loop, at_pace
 from pipeline.training.trainer import TowerTrainer
 from tests.helpers import gloo
 from tests.pipeline.training.test_train import (
@@ -174,6 +174,21 @@ def test_other_batches_begin_the_epoch_again(data, tiny_encoder, monkeypatch):  
     flags = ("--train.epochs", "3", "--batch-size", "32", "--resume", "latest")
     fit(recipe_with(tiny_encoder, *flags), root, "rebatched")
     assert [step for step, _ in seen] == list(range(30, 45))
+    records = store.read_json(f"{root}/5-model/rebatched/history.json")["records"]
+    ends = [(r["step"], r["epoch"]) for r in records if "epoch" in r]
+    assert ends == [(15, 1), (30, 2), (45, 3)]  # one curve, from its beginning
+
+
+def test_steps_of_before_are_told_at_the_new_pace():
+    before = [{"step": step, "train/loss": 1.0 / step} for step in range(1, 26)]
+    before[10:10] = [{"step": 10, "epoch": 1, "val/rsum": 5.0}]
+    before[21:21] = [{"step": 20, "epoch": 2, "val/rsum": 6.0}]
+    half = at_pace(before, 2, 5)  # 10 steps an epoch become 5
+    assert [r["step"] for r in half if "epoch" not in r] == list(range(1, 11))
+    assert [(r["step"], r["val/rsum"]) for r in half if "epoch" in r] == [(5, 5.0), (10, 6.0)]
+    twice = at_pace(before, 1, 20)
+    assert [r["step"] for r in twice] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 20]
+    assert at_pace(before, 0, 5) == at_pace([], 1, 5) == []
 
 
 def test_another_model_goes_on_from_a_named_checkpoint(data, tiny_encoder, monkeypatch):  # noqa: F811
