@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.sources.part import Part
 from pipeline.sources.readers import annotations, cells, parquet, tables
 from pipeline.sources.readers.pictures import Folder
-from pipeline.storage import delimited, store, text_files
+from pipeline.storage import csv_files, store, text_files
 from schemas.settings import SourceSettings
 
 EXPECTED = "a table (.csv, .tsv, .txt, .jsonl, .json or .parquet), or a pattern (data/*.csv)"
@@ -137,11 +137,11 @@ def _of_lines(uri: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_text(settings: SourceSettings, uri: str) -> tuple[tables.Columns, Values]:
-    table = delimited.opened(
+    table = csv_files.opened(
         uri,
         EXPECTED,
         lambda header: tables.fits(settings, header),
-        sign=delimited.SIGNS.get(settings.delimiter or "", settings.delimiter),
+        sign=csv_files.SIGNS.get(settings.delimiter or "", settings.delimiter),
         quotes=settings.quotes,
         header=list(settings.columns) or None,
     )

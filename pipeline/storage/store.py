@@ -9,11 +9,13 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -86,11 +88,11 @@ def _file_system(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """As `fsspec.core.url_to_fs`, for which `::` in a name would chain two file systems."""
     if is_local(uri):
         return fsspec.filesystem("file"), uri.removeprefix("file://")
-    protocol = uri.partition("://")[0]
     if "::" not in uri:
         return fsspec.core.url_to_fs(uri, use_listings_cache=False)
-    fs = fsspec.filesystem(protocol, use_listings_cache=False)
-    return fs, fs._strip_protocol(uri)
+    cut = uri.rindex("/", 0, uri.index("::"))
+    fs, path = fsspec.core.url_to_fs(uri[:cut], use_listings_cache=False)
+    return fs, path.rstrip("/") + uri[cut:]
 
 
 def ask(uri: str, question: Callable[[fsspec.AbstractFileSystem, str], Answer]) -> Answer:
@@ -196,8 +198,18 @@ def _local_entries(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
 
 def remove(uri: str) -> None:
     """Remove a file or a folder with all it holds; nothing happens where there is none."""
+
+    def rm(fs: fsspec.AbstractFileSystem, path: str) -> None:
+        if not glob.has_magic(path):
+            fs.rm(path, recursive=True)
+            return
+        for file in fs.find(path):  # a name with * or [ would stand for others too
+            fs.rm_file(file)
+        if is_local(uri) and fs.isdir(path):
+            shutil.rmtree(path)
+
     with contextlib.suppress(FileNotFoundError):
-        ask(uri, lambda fs, path: fs.rm(path, recursive=True))
+        ask(uri, rm)
 
 
 def stamp(uri: str) -> list:

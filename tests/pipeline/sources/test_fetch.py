@@ -41,6 +41,13 @@ class Hostile(http.server.BaseHTTPRequestHandler):
     def ok(self, _):
         self.send(body=IMAGE, content_type="image/jpeg")
 
+    def noai(self, _):
+        self.send(body=IMAGE, x_robots_tag="otherbot: noindex, noai")
+
+    def who(self, _):
+        agent = self.headers["User-Agent"]
+        self.send(200 if "@" in agent else 403, IMAGE)
+
     def empty(self, _):
         self.send()
 
@@ -187,6 +194,11 @@ def test_what_passes_is_tried_again_and_redirects_are_followed(server, name, tim
     assert server.asked[name.replace("-", "_")] == times
 
 
+def test_what_a_server_asks_for_is_a_setting(server):
+    assert load(server, "noai", fetch_respects=[]) == IMAGE
+    assert load(server, "who", fetch_agent="me (me@example.org)") == IMAGE
+
+
 @pytest.mark.parametrize(
     ("name", "reason", "times"),
     [
@@ -203,6 +215,8 @@ def test_what_passes_is_tried_again_and_redirects_are_followed(server, name, tim
         ("moved-in-circles", "fetch failed (redirected over 5 times)", 6),
         ("moved-to-a-file", "fetch failed (not an http address)", 1),
         ("web-page", "fetch failed (a web page)", 1),
+        ("noai", "fetch refused (X-Robots-Tag noai)", 1),
+        ("who", "fetch failed (403)", 1),
         ("no-answer", "fetch failed (no connection)", 3),
         ("no-http", "fetch failed (no connection)", 3),
     ],

@@ -97,6 +97,17 @@ def test_an_empty_file_is_a_file(folder):
     assert store.read_bytes(uri) == b"" and store.stamp(uri)[0] == 0
 
 
+@pytest.mark.parametrize("name", ["a::b", "what?", "50% off {x}", "data [v2]", "a#1", "ü", "a b"])
+def test_names_may_hold_what_other_programs_take_for_signs(folder, name):
+    uri = store.join(folder, name, "x::y.json")
+    store.write_json(uri, {"n": 1})
+    assert store.read_json(uri) == {"n": 1} and store.exists(uri)
+    assert list(store.list_files(store.join(folder, name))) == ["x::y.json"]
+    assert name in store.list_folders(folder)
+    store.remove(store.join(folder, name))
+    assert not store.exists(uri)
+
+
 def test_a_file_that_is_not_there_is_the_same_error_everywhere(folder):
     for read in (store.read_bytes, parquet.read_table, store.stamp):
         with pytest.raises(FileNotFoundError):

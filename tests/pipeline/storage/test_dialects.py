@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.storage import delimited
+from pipeline.storage import csv_files
 from tests.helpers.fuzz import fuzzed, resaved
 
 COLUMNS = {"image", "caption"}
@@ -18,7 +18,7 @@ def read(folder, data, name="t.csv", **how):
     """The rows of a file's bytes as dictionaries."""
     path = folder / name
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    table = delimited.opened(str(path), "a table", lambda h: set(h) >= COLUMNS, **how)
+    table = csv_files.opened(str(path), "a table", lambda h: set(h) >= COLUMNS, **how)
     return [dict(zip(table.header, cells, strict=False)) for _, cells in table.rows()]
 
 
@@ -26,7 +26,7 @@ def captions(*args, **how):
     return [row.get("caption") for row in read(*args, **how)]
 
 
-@pytest.mark.parametrize("sign", [*delimited.SIGNS.values(), " "])
+@pytest.mark.parametrize("sign", [*csv_files.SIGNS.values(), " "])
 def test_the_sign_is_the_one_that_gives_the_columns(sign, tmp_path):
     rows = [["image", "n", "caption"], ["a.jpg", "1", "dog"], ["b.jpg", "2", "cat"]]
     text = "\n".join(sign.join(row) for row in rows)
@@ -105,7 +105,7 @@ def test_any_table_is_read_as_it_was_written_or_refused(data, tmp_path_factory):
     """Whichever program wrote it, and whatever saved it again."""
     folder = tmp_path_factory.getbasetemp()
     rows = data.draw(st.lists(st.tuples(st.uuids().map(str), TEXTS), min_size=1, max_size=6))
-    sign = data.draw(st.sampled_from(list(delimited.SIGNS.values())))
+    sign = data.draw(st.sampled_from(list(csv_files.SIGNS.values())))
     how = data.draw(st.sampled_from(["minimal", "all", "backslash", "none"]))
     kinds = {
         "minimal": {},
