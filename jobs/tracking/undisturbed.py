@@ -3,9 +3,9 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
+ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -17,8 +17,10 @@ def undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in ENDING}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    handlers: dict[int, Callable] = {}
+    for number in ENDING:
+        if callable(handler := signal.getsignal(number)):
+            handlers[number] = handler
     came: list[tuple] = []
 
     def note(number, frame) -> None:
