@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -68,7 +69,8 @@ class Run:
             return
         except BaseException as error:
             self.show.failed(name)
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # Ctrl-C, SIGTERM
+            if stopped := isinstance(error, KeyboardInterrupt | SystemExit):  # Ctrl-C, SIGTERM
+                signal.alarm(0)  # Ray ends the process three seconds after a SIGTERM
             if stage.worked:
                 self.track.log(name, tags={"halftone.error": f"{type(error).__name__}: {error}"})
             if self.begun:  # stages that came to their end stay as they ended

@@ -17,6 +17,7 @@ from jobs.tracking import logged_model, registration, runs, server, watchers, wr
 from jobs.tracking.errors import Kind, Verdict, reason, told_apart
 from jobs.tracking.folder import Folder, is_of, key
 from jobs.tracking.server import current, default_uri
+from jobs.tracking.undisturbed import undisturbed
 from jobs.tracking.waiting import FILES, Entry, merged
 from pipeline.storage import run_folder
 
@@ -179,11 +180,12 @@ class Tracker:
             return self._kept(self.folder.waiting.add(new)) if new else None
         waiting = self.folder.waiting.of(self.name)
         left = all_of_it = merged([*waiting, *new])
-        try:
-            left = self._put_all(all_of_it)
-        finally:  # stopped in the middle: all is written again, which changes nothing
-            if waiting or left:
-                self._kept(self.folder.waiting.replace(waiting, left))
+        with undisturbed():
+            try:
+                left = self._put_all(all_of_it)
+            finally:  # stopped in the middle: all is written again, which changes nothing
+                if waiting or left:
+                    self._kept(self.folder.waiting.replace(waiting, left))
         return None
 
     def _ask_again(self) -> None:
