@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -17,8 +17,8 @@ def undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in ENDING}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    before = {number: signal.getsignal(number) for number in ENDING}
+    handlers: dict[int, Callable] = {n: h for n, h in before.items() if callable(h)}
     came: list[tuple] = []
 
     def note(number, frame) -> None:
