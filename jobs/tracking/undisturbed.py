@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
+ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -17,8 +17,10 @@ def undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in ENDING}
-    handlers: dict[int, Callable] = {n: h for n, h in before.items() if callable(h)}
+    handlers: dict[int, Callable] = {}
+    for number in ENDING:
+        if callable(handler := signal.getsignal(number)):
+            handlers[number] = handler
     came: list[tuple] = []
 
     def note(number, frame) -> None:
