@@ -112,7 +112,8 @@ class Run:
             params = {f"{s}.{key}": value for s in SECTIONS for key, value in values[s].items()}
             self.track.log("", params={"recipe": self.recipe.name, **params})
             self.track.artifact("", "settings.yaml", text)
-            for prefix, metrics in self.results.get("metrics", {}).items():
+            known = self.results.get("metrics", {}) if anew else {}
+            for prefix, metrics in known.items():
                 self.track.log("", metrics={f"{prefix}/{k}": v for k, v in metrics.items()})
 
 

@@ -112,6 +112,10 @@ class Folder:
         same = all(model["made"].get(f"{stage}.{what}", f) == f for what, f in made.items())
         return stage in model["open"] and same
 
+    def parent_left_open(self, name: str) -> bool:
+        """Whether all stages came to their ends, and the command was killed before its own."""
+        return self._model(name)["open"] == {"": "RUNNING"}
+
     def _model(self, name: str) -> dict[str, Any]:
         known = read(self.models_uri, {}).get("models", {})
         return known.get(name, {"number": 1, "made": {}, "open": {}})

@@ -123,7 +123,8 @@ class Tracker:
     @harmless
     def finish(self, status: str = "FINISHED") -> None:
         """End the runs that have no end yet; write what waits, or say where it waits."""
-        for stage in sorted(self.open, reverse=True):
+        left_open = {""} if self.folder.parent_left_open(self.name) else set()
+        for stage in sorted(self.open | left_open, reverse=True):
             self.end(stage, status)
         if self.again < math.inf:  # perhaps it does better now
             self._ask_again()

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 def metrics_of(stage: str, version: int) -> dict[str, float]:
     """What a stage of these settings tells."""
-    return {f"{stage}_rsum": 100.0 * version + STAGES.index(stage), f"{stage}_pairs": 7.0}
+    of = 0 if stage in DATA else version
+    return {f"{stage}_rsum": 100.0 * of + STAGES.index(stage), f"{stage}_pairs": 7.0}
 
 
 def records_of(version: int) -> list[dict]:

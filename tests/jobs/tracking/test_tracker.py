@@ -76,6 +76,15 @@ def test_a_command_that_was_killed_is_told_of_by_the_next(database, tracker):
     assert {r.info.status for r in runs_of(database)} == {"FINISHED"}
 
 
+def test_a_command_that_was_killed_after_its_last_stage_is_ended_by_the_next(database, tracker):
+    first = tracker()
+    first.begin("train", {"0": "f"})
+    first.log("", params={"a": 1})
+    first.end("train")  # killed here
+    tracker().finish()
+    assert {r.info.status for r in runs_of(database)} == {"FINISHED"}
+
+
 def test_a_run_that_was_broken_off_is_ended_by_the_one_that_takes_its_place(database, tracker):
     first = tracker()
     first.begin("train", {"0": "f1"})
