@@ -12,6 +12,8 @@ def run(run: Run) -> None:
 
     with run.stage("label") as stage:
         plan = label.plan(run.recipe, run.root)
+        if plan.pending and not run.dry:
+            label.check_decided(run.recipe, run.root)
         index = stage.make(plan, label.write_relevance)
         entries = index["pieces"]
         stage.note(lists=sum(entry["queries"] for entry in entries), **label.recalls(entries))

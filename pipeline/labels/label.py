@@ -41,9 +41,6 @@ def plan(recipe: Recipe, root: str) -> Plan:
     }
     folder = run.folder("label", encoder_label(recipe.embed.encoder))
     _check_calibration(recipe)
-    if settings.overrides is not None:
-        here = parquet.read_tables(embeddings.uris, ["image_id", "caption_id"])
-        decisions.tell(settings.overrides, *(set(column.to_pylist()) for column in here.columns))
     matters = {**depends_on(settings), **settings.relevant("lists")}
     if settings.cross_encoder is not None:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
@@ -57,6 +54,16 @@ def plan(recipe: Recipe, root: str) -> Plan:
         output = store.join(folder, f"{name}.parquet")
         pieces.append(Piece(name, output, fingerprint, inputs, int(BYTES * numbers[split])))
     return Plan.of("label", folder, pieces, matters)
+
+
+def check_decided(recipe: Recipe, root: str) -> None:
+    """Tells how many of the decided pairs are of nobody here; refuses where all are."""
+    if recipe.label.overrides is None:
+        return
+    uris = embed.files(recipe, root).uris
+    tables = [parquet.read_columns(uri, ["image_id", "caption_id"]) for uri in uris]
+    here = pa.concat_tables(tables).columns
+    decisions.tell(recipe.label.overrides, *(set(column.to_pylist()) for column in here))
 
 
 def _check_calibration(recipe: Recipe) -> None:

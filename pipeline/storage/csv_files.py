@@ -24,6 +24,10 @@ BLANKS = " "  # separate where no sign does
 DOUBLED = re.compile(r'"(?:[^"]|"")*"')  # a cell whose quotes are closed in it
 SLASHED = re.compile(r'"(?:[^"\\]|\\.)*"')
 OPEN = -1
+CLOSED = {  # a cell by whether it is whole with doubled quotes, and with slashes
+    **{(True, False): "doubled", (False, True): "slashed"},
+    **{(True, True): "either", (False, False): "bare"},
+}
 Row = tuple[int, list[str]]  # the line that it ends in, and its cells
 
 
@@ -174,16 +178,16 @@ def _quotes_of(table: Table) -> Quotes:
     if not kinds:
         return "none"
     plain = _count(table, "none")
-    if plain is not None and "bare" not in kinds:  # every quoted cell is closed in its line
-        return "backslash" if "slashed" in kinds else "doubled"
+    if plain is not None and not kinds & {"bare"} and not {"doubled", "slashed"} <= kinds:
+        return "backslash" if "slashed" in kinds else "doubled"  # all are closed in their lines
     doubled = _count(table, "doubled")
     if plain is not None and plain == doubled:
         return "doubled"  # bare quotes inside a cell stay as they are
     if plain is not None and table.sign == "\t":
         return "none"  # as the standard says of tabs
-    if doubled == OPEN:
+    slashed = _count(table, "backslash") if kinds & {"slash", "slashed"} else None
+    if doubled == OPEN and slashed in (None, OPEN):
         return "doubled"  # where it is read, it is told where the quote was opened
-    slashed = _count(table, "backslash") if "slashed" in kinds else None
     ways: dict[Quotes, int | None] = {"none": plain, "doubled": doubled, "backslash": slashed}
     found = [way for way, rows in ways.items() if rows not in (None, OPEN)]
     if len(found) > 1:
@@ -195,18 +199,20 @@ def _quotes_of(table: Table) -> Quotes:
 
 
 def _kinds(table: Table) -> set[str]:
-    """The quotes a file holds: cells 'doubled' or 'slashed' inside quotes, and 'bare' ones."""
+    """The quotes a file holds: cells closed by doubling, slashes or 'either', and 'bare' ones.
+
+    And whether any follows a 'slash' where cells are not closed in their line.
+    """
     found: set[str] = set()
     for line in itertools.islice(text_files.stream(table.uri, table.what), table.begins, None):
         if '"' not in line:
             continue
-        if '\\"' in line:
-            found.add("slashed")
         for cell in map(str.strip, line.split(table.sign)):
             if '"' in cell:
-                closed = DOUBLED.fullmatch(cell) or SLASHED.fullmatch(cell)
-                found.add("doubled" if closed else "bare")
-        if {"bare", "slashed"} <= found:
+                ways = bool(DOUBLED.fullmatch(cell)), bool(SLASHED.fullmatch(cell))
+                found.add(CLOSED[ways])
+        if '\\"' in line and "bare" in found:
+            found.add("slash")
             break
     return found
 

@@ -8,7 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.storage.store import exists, join, name_of, read_bytes, sha256, stamp, write_bytes
+from pipeline.storage.store import (
+    exists,
+    join,
+    name_of,
+    opened,
+    read_bytes,
+    sha256,
+    stamp,
+    write_bytes,
+)
 
 FINGERPRINT = b"halftone.fingerprint"
 SUMMARY = b"halftone.summary"
@@ -44,6 +53,12 @@ def write_table(
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
+
+
+def read_columns(uri: str, columns: list[str]) -> pa.Table:
+    """Some columns of a file, without the bytes of the others."""
+    with opened(uri) as file:
+        return pq.read_table(file, columns=columns).replace_schema_metadata()
 
 
 def read_tables(

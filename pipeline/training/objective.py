@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import torch
 
@@ -79,8 +80,12 @@ class Objective:
         rows_B = self.world.gather(batch.image_rows)
         same_nB = batch.image_rows[:, None] == rows_B[None, :]
         relevance = (None, None) if self.captions is None else self._relevance(batch, same_nB)
-        i2t = self.loss.terms(images_nD @ texts_BD.T, same_nB, relevance[0], time=epoch)
-        t2i = self.loss.terms(texts_nD @ images_BD.T, same_nB, relevance[1], time=epoch)
+        how: dict[str, Any] = {
+            "time": epoch,
+            "scored": True,
+        }  # products of unit vectors are never -inf
+        i2t = self.loss.terms(images_nD @ texts_BD.T, same_nB, relevance[0], **how)
+        t2i = self.loss.terms(texts_nD @ images_BD.T, same_nB, relevance[1], **how)
         terms = {name: (i2t[name].mean() + t2i[name].mean()) / 2 for name in i2t}
         return functools.reduce(torch.add, terms.values()), terms
 

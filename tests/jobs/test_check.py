@@ -100,6 +100,14 @@ def test_the_kind_of_a_source_is_seen(name, kind, pictures, tmp_path):
     assert sources.kind_of(name if "://" in name else str(tmp_path / name)) == kind
 
 
+def test_a_source_of_which_nothing_can_be_used_cannot_be_read(tmp_path, capsys):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO(b""))
+    status, found = checked(tmp_path / "0.tar", capsys=capsys, root=tmp_path)
+    assert status == 1 and found["told"] == []
+    assert "none of 1 images can be used, the first: a sample without" in found["errors"][0]
+
+
 def test_what_cannot_be_read_ends_with_a_sentence(pictures, tmp_path, capsys):
     (pictures / "t.csv").write_text("image,caption\na.jpg,red, white\n")
     status, found = checked(pictures / "t.csv", capsys=capsys, root=tmp_path)

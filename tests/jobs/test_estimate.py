@@ -53,11 +53,9 @@ class Peak(TorchDispatchMode):
 
 @pytest.fixture
 def torch_alone(monkeypatch):
-    """As on a GPU: nothing is done by numba, and there is always a mask."""
-    for module in ("sort", "pairs", "smooth_rank"):
+    """As on a GPU: nothing is done by numba."""
+    for module in ("sort", "pairs"):
         monkeypatch.setattr(f"pipeline.formulas.kernels.{module}.compiled", lambda: None)
-    kernels = "pipeline.formulas.kernels.rows"
-    monkeypatch.setattr(f"{kernels}._scored", lambda scores, mask: scores != -torch.inf)
 
 
 def peak(names: list[str], size: int) -> int:

@@ -20,13 +20,19 @@ def of_lists(*, graded: bool, learned: tuple[str, ...] = ()) -> Callable[[F], F]
     It gets scores_QN of float32 or float64, N > 0, relevance_QN or boolean positive_QN, and
     mask_QN; what is masked out is 0. Whatever it returns, a query with a number that is not finite
     in its list has the loss and the gradient NaN. `learned` are the settings that may be tensors
-    with a gradient.
+    with a gradient. The loss may be told that all candidates are `scored`, none by -inf: then it
+    does not look, and a device other than the processor carries no mask for it.
     """
 
     def decorator(function: F) -> F:
         @functools.wraps(function)
         def loss(
-            scores_QN: Tensor, target_QN: Tensor, *, mask_QN: Mask = None, **settings: Any
+            scores_QN: Tensor,
+            target_QN: Tensor,
+            *,
+            mask_QN: Mask = None,
+            scored: bool = False,
+            **settings: Any,
         ) -> Tensor:
             refuse_learned(function.__name__, settings, learned)
             if not graded and target_QN.dtype != torch.bool:
@@ -34,7 +40,7 @@ def of_lists(*, graded: bool, learned: tuple[str, ...] = ()) -> Callable[[F], F]
                     f"positive_QN must be boolean, got {target_QN.dtype}; graded losses take "
                     "relevance"
                 )
-            lists = prepared(scores_QN, target_QN, mask_QN, unscored=True)
+            lists = prepared(scores_QN, target_QN, mask_QN, unscored=not scored)
             scores_QN, target_QN, mask_QN = lists
             if scores_QN.shape[1] == 0:
                 return scores_QN.sum(-1)

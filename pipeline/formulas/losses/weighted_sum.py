@@ -90,8 +90,9 @@ class WeightedSum:
         *,
         time: float = 0,
         mask_QN: Mask = None,
+        scored: bool = False,
     ) -> dict[str, Tensor]:
-        """{name: weight x loss_Q} at that time."""
+        """{name: weight x loss_Q} at that time; `scored`: it is known that no score is -inf."""
         terms = {}
         for name, settings in self.losses.items():
             now = {setting: scheduled(value, time) for setting, value in settings.items()}
@@ -100,5 +101,6 @@ class WeightedSum:
                 terms[name] = scores_QN[:, :0].to(loss_dtype(scores_QN)).sum(-1)
             else:
                 target_QN = relevance_QN if LOSSES[name].graded else positive_QN
-                terms[name] = weight * LOSSES[name](scores_QN, target_QN, mask_QN=mask_QN, **now)
+                now |= {"mask_QN": mask_QN, "scored": scored}
+                terms[name] = weight * LOSSES[name](scores_QN, target_QN, **now)
         return terms

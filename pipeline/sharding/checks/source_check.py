@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import sources
 from pipeline.errors import InputError
 from pipeline.sharding import images, loading
+from pipeline.sharding.ingest import UNUSABLE
 from pipeline.sources import notes
 from pipeline.sources import splits as splits_rule
 from pipeline.sources.splits import Splits
@@ -78,7 +79,7 @@ class _Seen:
 def _odd(row: dict, texts: list[str]):
     """(what looks wrong, with what) of one row."""
     if row["problem"]:
-        yield "images that cannot be used", row["problem"]
+        yield UNUSABLE, row["problem"]
     elif row["stamp"] is None and _is_file(row["uri"]):
         yield "files missing", row["uri"] + sources.missing(row["uri"])
     for caption in row["captions"]:
@@ -121,11 +122,15 @@ def summed(looked: list[dict], settings: SourceSettings) -> dict[str, Any]:
         errors.append(str(error))
     if not splits and not errors:
         errors.append(f"{settings.path or settings.kind} holds no image")
+    unusable, first = odd.get(UNUSABLE, (0, ""))
+    if splits and unusable == splits.total():  # as `ingest` refuses it
+        errors.append(f"none of {unusable} images can be used, the first: {first}")
+    origins = splits_rule.told(said)
     return {
         "images": splits.total(),
         "captions": captions,
         "splits": dict(splits),
-        "told": [f"splits: {splits_rule.told(said)}"] if said else [],
+        "told": [f"splits: {origins}"] if origins else [],
         "passed_over": notes.told(notes.summed([part["passed"] for part in looked])),
         "looks_wrong": wrong,
         "errors": errors,

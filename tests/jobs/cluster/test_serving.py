@@ -64,7 +64,13 @@ def serving(finished_run, environment, tmp_path, *argv) -> Iterator[str]:
     log = tmp_path / f"serve-{len(list(tmp_path.iterdir()))}.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            command(finished_run, *argv), env=environment, cwd=ROOT, stdout=out, stderr=out
+            command(finished_run, *argv),
+            env=environment,
+            cwd=ROOT,
+            stdout=out,
+            stderr=out,
+            # Of tests that run in the background it would inherit that Ctrl-C is not heard.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         for _ in range(1200):

@@ -177,11 +177,11 @@ def test_decided_pairs_of_nobody_here_are_told_and_refused_where_all_are(tmp_pat
     head, known = "image_id;caption_id;relevance\n", "train-000000/0;train-000001/0#2;0.25\n"
     uri = written(tmp_path, "decided.csv", f"{head}{known}gone;train-000001/0#2;0.5\n")
     recipe = Recipe(name="t", embed={"encoder": "hand"}, label={"overrides": uri})
-    label.plan(recipe, str(tmp_path))
+    label.check_decided(recipe, str(tmp_path))
     assert "decided.csv: 1 of 2 listed ids are not here, the first ('gone', " in caplog.text
     written(tmp_path, "decided.csv", f"{head}train-000000/0.jpg;train-000001/0#2;0.25\n")
     with pytest.raises(InputError, match="label.overrides .*1 of 1 listed ids are not here"):
-        label.plan(recipe, str(tmp_path))
+        label.check_decided(recipe, str(tmp_path))
 
 
 def test_files_count_by_their_contents(tmp_path):

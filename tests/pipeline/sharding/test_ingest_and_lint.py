@@ -84,7 +84,7 @@ TARS = {
     "a broken later header": changed(tar(GOOD), 4 * 512 + 3),
     "a negative size": negative(),
     "a web page": b"<html>" + b"not found" * 100,
-    "gzip": gzip.compress(tar(GOOD)),
+    "gzip": gzip.compress(tar(GOOD), mtime=0),
     "joined": tar(GOOD) + tar([("c.jpg", b"x"), ("c.txt", "a cow")]),
     "appended behind the end": tar(GOOD)[: END + 1024] + tar([("c.jpg", b"x"), ("c.txt", "cow")]),
     "a byte behind the end": tar(GOOD) + bytes(3 << 20) + b"x",

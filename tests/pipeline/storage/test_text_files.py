@@ -41,8 +41,8 @@ def test_text_is_read_however_it_is_coded_packed_and_named(tmp_path, mark, encod
         (codecs.BOM_UTF16_LE + b"a\0\n\0\x00\xd8a\0", "line 2 is not UTF-16-LE"),
         ("one\ntwo".encode("utf-16-le"), "line 1 holds a zero byte: UTF-16 without its mark"),
         (b"one\ntw\0o", "line 2 holds a zero byte"),
-        (gzip.compress(b"one\n" * 99)[:20], "is not gzip, or torn: "),
-        (gzip.compress(b"one\n" * 99)[:-6] + b"abcdef", "is not gzip, or torn: "),
+        (gzip.compress(b"one\n" * 99, mtime=0)[:20], "is not gzip, or torn: "),
+        (gzip.compress(b"one\n" * 99, mtime=0)[:-6] + b"abcdef", "is not gzip, or torn: "),
         (b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"\xff" * 30, "is not gzip, or torn: "),
         (bz2.compress(b"one"), "is packed by bzip2; unpack it"),
         (lzma.compress(b"one"), "is packed by xz"),
@@ -87,7 +87,7 @@ def test_json_that_says_two_things_or_nothing_is_refused(tmp_path, text, sentenc
 
 
 def test_json_is_read_packed_with_a_mark_and_with_escapes(tmp_path):
-    packed = gzip.compress(codecs.BOM_UTF8 + b'{"a": ["\\ud83d\\ude00", 1e3, null]}')
+    packed = gzip.compress(codecs.BOM_UTF8 + b'{"a": ["\\ud83d\\ude00", 1e3, null]}', mtime=0)
     (tmp_path / "words.json").write_bytes(packed)
     assert text_files.parsed(str(tmp_path / "words.json"), "words") == {
         "a": ["\U0001f600", 1e3, None]

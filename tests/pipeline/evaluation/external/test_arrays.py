@@ -38,7 +38,7 @@ def test_they_are_read_wherever_they_lie_and_however_they_are_packed(tmp_path, m
     monkeypatch.chdir(tmp_path)
     here = saved(tmp_path / "a.npy", NUMBERS)
     data = (tmp_path / "a.npy").read_bytes()
-    (tmp_path / "a.npy.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "a.npy.gz").write_bytes(gzip.compress(data, mtime=0))
     store.write_bytes(f"memory://{tmp_path.name}/a.npy", data)
     saved(tmp_path / "one.npz", None, scores=NUMBERS)
     np.savez_compressed(tmp_path / "two.npz", scores=NUMBERS, images=NUMBERS + 1)
