@@ -36,6 +36,7 @@ def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, R
     out = []
     for name in names:
         values = _merged(_merged(base, variants.get(name) or {}), overrides)
+        values["place"] = list(variants).index(name) if name in variants else 0
         out.append((name, _absolute(_checked(values, recipe))))
     if recipe not in known():  # of those that come along it is known
         given = {**(base.get("source") or {}), **given}
@@ -56,12 +57,16 @@ def seeded(models: list[tuple[str, Recipe]], seeds: str) -> list[tuple[str, Reci
 
 
 def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
-    """(name, settings) of the models in a run folder, from the settings that were kept there."""
+    """(name, settings) of the models in a run folder, from the settings that were kept there.
+
+    In the order of their recipe.
+    """
     run, out = RunFolder(root), []
     names = run.models()
     for name in [name for name in names if only in (None, name)]:
         values = _merged(run.settings(name), overrides)
         out.append((name, _absolute(_checked(values, run.settings_uri(name)))))
+    out.sort(key=lambda model: (model[1].place, model[0]))
     if out:
         _check_read(out[0][1], overrides.get("source", {}))
     if only and not out and names:

@@ -30,11 +30,19 @@ class Model(Result):
 def read(run: str, *, reranked: bool = False) -> Model:
     """The model that RUN or RUN:MODEL names, as trained or re-ranked."""
     root, name = _model(run)
-    files = RunFolder(root).files("reranked" if reranked else "evaluate", name)
-    label = f"{store.name_of(root)}:{name}"
-    found = results.need(files.folder, label, "rerank" if reranked else "evaluate")
     recipe = Recipe(**RunFolder(root).settings(name))
-    about = {**_flat(recipe.model_dump(mode="json")), **_versions(root, name, recipe)}
+    return of_folder(root, name, recipe, f"{store.name_of(root)}:{name}", reranked=reranked)
+
+
+def of_folder(root: str, name: str, recipe: Recipe, label: str, *, reranked: bool = False) -> Model:
+    """A model of a run folder that was made with the recipe, under that label."""
+    stage = "reranked" if reranked else "evaluate"
+    files = RunFolder(root).files(stage, name)
+    found = results.need(files.folder, label, "rerank" if reranked else "evaluate")
+    about = {
+        **_flat(recipe.model_dump(mode="json", exclude={"place"})),
+        **_versions(root, name, recipe),
+    }
     return Model(**vars(found), about=about, queries=ranking.queries(files.uris))
 
 
@@ -94,12 +102,12 @@ def same_versions(base: Model, other: Model) -> str:
     return f"The same: {', '.join(alike)}." if alike else "No version is the same."
 
 
-def p_values(base: Model, other: Model) -> dict[str, float]:
+def p_values(base: Model, other: Model, permutations: int = PERMUTATIONS) -> dict[str, float]:
     """Of every figure's difference; none where the two did not answer the same queries."""
     a, b = ({way: _in_order(q) for way, q in r.queries.items()} for r in (base, other))
     if not all(np.array_equal(queries.query_ids, b[way].query_ids) for way, queries in a.items()):
         return {}
-    found = permutation(a, b, PERMUTATIONS)
+    found = permutation(a, b, permutations)
     ours, theirs = base.protocol.settings, other.protocol.settings
     for kind, matters in GRADED.items():
         if any(ours.get(name) != theirs.get(name) for name in matters):

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,11 +21,12 @@ def render(template: str, **values) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing, and what it shows."""
+    """A drawing, what it shows, and its numbers as a table (columns, rows)."""
 
     name: str
     svg: str
     caption: str
+    numbers: tuple[list[str], list[list[str]]] = ([], [])
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,19 @@ class Page:
         return made
 
 
-def figure(draw, *, width: float = 6.0, height: float = 3.0) -> str:
-    """SVG of what `draw(axes)` draws, in the page's own text colour, light or dark."""
+def figure(
+    draw,
+    *,
+    width: float = 6.0,
+    height: float = 3.0,
+    panels: int = 0,
+    heights: Sequence[float] | None = None,
+) -> str:
+    """SVG of what `draw(axes)` draws, in the page's own text colour, light or dark.
+
+    With `panels` it is given so many axes, one below the other, that share their x; `heights` are
+    those of the panels, to each other. What has a `gid` is of that class: `model-0`, ….
+    """
     import matplotlib
 
     ink = "#010203"  # stands for currentColor until the picture is made
@@ -87,9 +100,13 @@ def figure(draw, *, width: float = 6.0, height: float = 3.0) -> str:
     with matplotlib.rc_context(style):
         from matplotlib.figure import Figure
 
-        picture = Figure(figsize=(width, height), layout="constrained")
-        draw(picture.subplots())
+        tall = height * (1 + 0.55 * max(0, panels - 1)) if heights is None else height * 1.2
+        picture = Figure(figsize=(width, tall), layout="constrained")
+        shape = {"sharex": True, "squeeze": False, "height_ratios": heights}
+        several = picture.subplots(max(1, panels), 1, **shape)[:, 0]  # type: ignore[call-overload]
+        draw(several if panels else several[0])
         buffer = io.StringIO()
         picture.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(ink, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(ink, "currentColor")
+    return re.sub(r'<g id="(model-\d+)"', r'<g class="\1"', svg)

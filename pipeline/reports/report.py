@@ -1,29 +1,35 @@
 """The report: one self-contained page about all the models of a run folder."""
 
 import contextlib
-import json
-from collections import Counter
+import functools
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline.errors import InputError, StageMissing
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import compare, evaluate
 from pipeline.evaluation import results as measured
 from pipeline.evaluation.graded_relevance import GradedRelevance, judge_of
 from pipeline.evaluation.results import Protocol, Result
 from pipeline.labels.encoders import encoder_label
 from pipeline.reports import false_negatives, figures, render, tables
-from pipeline.reports.examples import Examples
 from pipeline.reports.pictures import Pictures
-from pipeline.reports.render import Made, Page
-from pipeline.storage import parquet, store
-from pipeline.storage.run_folder import Files, RunFolder
+from pipeline.reports.render import Figure, Made, Page
+from pipeline.reports.sections import (
+    caption_kinds,
+    curves,
+    differences,
+    hubs,
+    made_of,
+    results_table,
+    shades,
+)
+from pipeline.reports.sections.examples import Examples, Thumbnails, hit, suspects
+from pipeline.reports.sections.systems import COLOURS, STAGES, System
+from pipeline.storage import store
+from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
 
-LAYOUT = 4  # counts up when the page changes, so that it is made again
-STAGES = {"evaluate": "as trained", "reranked": "re-ranked"}  # whose rankings there may be
+LAYOUT = 5  # counts up when the page changes, so that it is made again
+GALLERIES = 6  # models whose queries are shown: the best on val
 Models = dict[str, dict[str, Result]]  # results by model and stage
 
 
@@ -31,9 +37,10 @@ Models = dict[str, dict[str, Result]]  # results by model and stage
 class Report:
     """The models of a run folder that stand in one table, and what they do; read once."""
 
-    recipe: Recipe  # of the last model, whose examples are shown
+    recipe: Recipe  # of the last model that was asked for
     root: str
     models: Models
+    recipes: dict[str, Recipe]  # of the models
     undecided: list[dict]  # likely false negatives of the evaluated split
 
     @property
@@ -46,7 +53,7 @@ class Report:
             uri=store.join(root, "report.html"),
             layout=LAYOUT,
             depends=[told, recipe.about, settings, self.undecided],
-            render=lambda version: build(recipe, root, self.models, self.undecided, version),
+            render=lambda version: build(recipe, root, self, version),
             artifact="report.html",
         )
 
@@ -54,12 +61,38 @@ class Report:
         """Of some of the models, each with what re-ranking made of it."""
         return [result for name in names for result in self.models[name].values()]
 
+    @functools.cached_property
+    def systems(self) -> list[System]:
+        """Every ranking of the models, each model's as trained before its re-ranked ones."""
+        out, run = [], RunFolder(self.root)
+        for number, (name, of_model) in enumerate(self.models.items()):
+            for stage, result in of_model.items():
+                recipe, again = self.recipes[name], stage == "reranked"
+                model = compare.of_folder(self.root, name, recipe, result.label, reranked=again)
+                out.append(System(name, number, stage, model, run.files(stage, name)))
+        return out
+
+    @functools.cached_property
+    def histories(self) -> dict[str, dict]:
+        """The training of every model."""
+        run = RunFolder(self.root)
+        return {n: store.read_json(run.folder("train", n, "history.json")) for n in self.models}
+
+    def galleries(self) -> list[list[System]]:
+        """The systems of each model whose queries are shown, the best on val first."""
+
+        def on_val(name: str) -> float:
+            return self.histories[name].get("summary", {}).get("metrics", {}).get("val/rsum", -1.0)
+
+        order = sorted(self.models, key=on_val, reverse=True)[:GALLERIES]
+        return [[s for s in self.systems if s.model == name] for name in order]
+
 
 def read(recipe: Recipe, root: str, saved: list[tuple[str, Recipe]], names: list[str]) -> Report:
     """The report of the models `names`, the recipe of the last of them given.
 
-    Beside them stand those of the run folder's models (name, settings) that were measured by the
-    same protocol, if nothing they depend on has changed since.
+    They stand in the order of `saved`. Beside them stand those of the run folder's models (name,
+    settings) that were measured by the same protocol, if nothing they depend on has changed since.
     """
     known = {name: results_of(root, name) for name in dict.fromkeys([*dict(saved), *names])}
     if missing := ", ".join(name for name in names if "evaluate" not in known[name]):
@@ -71,7 +104,11 @@ def read(recipe: Recipe, root: str, saved: list[tuple[str, Recipe]], names: list
                 if evaluate.plan(settings, root, name).complete:
                     beside.append(name)
     undecided = false_negatives.undecided(recipe, root)[: recipe.report.suspects]
-    return Report(recipe, root, {name: known[name] for name in [*beside, *names]}, undecided)
+    recipes = {**dict(saved), names[-1]: recipe}
+    shown = [name for name in recipes if name in beside or name in names]
+    models = {name: known[name] for name in dict.fromkeys([*shown, *names])}
+    recipes = {name: recipes.get(name, recipe) for name in models}
+    return Report(recipe, root, models, recipes, undecided)
 
 
 def results_of(root: str, name: str) -> dict[str, Result]:
@@ -91,64 +128,100 @@ def _comparable(of_model: dict[str, Result]) -> Protocol | None:
     return replace(of_model["evaluate"].protocol, labels_trained_on=None)
 
 
-def build(recipe: Recipe, root: str, models: Models, undecided: list[dict], version: str) -> Made:
-    """The page and its figures; pictures and examples are of the last model."""
-    run, label = RunFolder(root), encoder_label(recipe.embed.encoder)
-    splits = store.read_json(run.folder("label", label, "histograms.json"))["splits"]
-    # Relevance in the train split, or in the evaluated one where there is none.
-    histograms = splits.get("train") or splits[recipe.evaluate.split]
-    uris = {name: run.folder("train", name, "history.json") for name in models}
-    histories = {name: store.read_json(uri)["records"] for name, uri in uris.items()}
-    rankings = {}
-    for name, of_model in models.items():
-        rankings |= {r.label: _captions(run.files(s, name)) for s, r in of_model.items()}
+def build(recipe: Recipe, root: str, report: Report, version: str) -> Made:
+    """The page and its figures."""
+    systems, histories = report.systems, report.histories
     relevance = GradedRelevance(judge_of(recipe, root))
-    drawn = [
-        *figures.curves(histories),
-        figures.spread(histograms, f"Relevance by {recipe.embed.encoder}, map {recipe.label.map}"),
-        figures.recall(rankings, relevance),
+    drawn = [*curves.figures(systems, histories), *_shades(recipe, root, systems, relevance)]
+    thumbnails = Thumbnails(Pictures(root, recipe.evaluate.split))
+    galleries = report.galleries()
+    shown = [
+        {"model": some[0].model, "number": some[0].number, "method": _method(some)}
+        | Examples(recipe.report, some, relevance, thumbnails).shown()
+        for some in galleries
     ]
-    *_, (name, of_model) = models.items()
-    mine = {STAGES[stage]: rankings[r.label].to_pylist() for stage, r in of_model.items()}
-    examples = Examples(recipe.report, mine, relevance, Pictures(root, recipe.evaluate.split))
-    found = [result for of_model in models.values() for result in of_model.values()]
-    columns, rows = tables.models(found)
-    protocol, truth = found[-1].protocol, any("true" in column for column in columns)
+    suspected = suspects(report.undecided, thumbnails)
+    best = galleries[0][0]
+    results: list[Result] = [system.measured for system in systems]
+    truth = relevance.facts is not None
     html = render.render(
         "report.html.j2",
         version=version,
         data=recipe.name,
         about=recipe.about or "A Halftone run.",
-        protocol=protocol,
-        protocol_line=measured.sentence(protocol),
-        intervals=any(result.intervals for result in found),
-        columns=columns,
-        rows=rows,
+        protocol=best.measured.protocol,
+        # Whether training used the labels is told of each model by itself.
+        protocol_line=measured.sentence(replace(best.measured.protocol, labels_trained_on=None)),
+        intervals=any(result.intervals for result in results),
+        table=results_table.table(systems),
+        level=results_table.LEVEL,
+        lower=results_table.LOWER_IS_BETTER,
+        permutations=results_table.PERMUTATIONS,
+        seeds=tables.seeds(results),
+        others=_other_protocols(systems),
         figures=drawn,
-        model=name,
-        shade="true relevance" if truth else f"relevance by {protocol.label_encoder}",
+        costs=curves.costs(systems, histories),
+        kinds=caption_kinds.table(systems, thumbnails.pictures.captions),
+        differences=differences.table(best, systems),
+        hubs=hubs.table(systems, root, recipe.evaluate.split),
+        hub_depth=hubs.DEPTH,
+        hub_pictures=_hubs(galleries[0], thumbnails),
+        best=best.model,
+        left_out=len(report.models) - len(galleries),
+        galleries=shown,
+        suspects=suspected,
+        shade="true relevance" if truth else f"relevance by {best.measured.protocol.label_encoder}",
         encoder=recipe.embed.encoder,
-        facts=_facts(recipe, root),
-        **examples.shown(undecided),
+        facts=made_of.data(root),
+        settings=made_of.settings(systems),
+        colours=COLOURS,
+        thumbnails=thumbnails.uris(),
     )
     return Made(html, figures=drawn)
 
 
-def _captions(files: Files) -> pa.Table:
-    """The rankings of captions as queries, of all shards, in order."""
-    table = parquet.read_tables(files.uris)
-    return table.filter(pc.equal(table["direction"], "t2i"))
+def _shades(recipe: Recipe, root: str, systems: list[System], relevance) -> list[Figure]:
+    """How relevance is spread, how true it is where that is known, and what of it is found."""
+    folder = RunFolder(root).folder("label", encoder_label(recipe.embed.encoder), "histograms.json")
+    splits = store.read_json(folder)["splits"]
+    # Relevance in the train split, or in the evaluated one where there is none.
+    histograms = splits.get("train") or splits[recipe.evaluate.split]
+    title = f"Relevance by {recipe.embed.encoder}, map {recipe.label.map}"
+    truth = shades.against_truth(relevance)
+    spread = figures.spread(histograms, title)
+    return [spread, *([truth] if truth else []), shades.recall(systems, relevance)]
 
 
-def _facts(recipe: Recipe, root: str) -> list[tuple[str, str]]:
-    shards = RunFolder(root).index("shard")
-    counts: Counter[str] = Counter()
-    for entry in shards["pieces"]:
-        counts[entry["split"]] += entry["samples"]
-    sections = recipe.model_dump(mode="json")
-    return [
-        ("data version", shards["version"]),
-        ("images", ", ".join(f"{split} {count:,}" for split, count in counts.items())),
-        ("seed", str(recipe.train.seed)),
-        *((name, json.dumps(sections[name])) for name in ("embed", "label", "model", "train")),
-    ]
+def _method(systems: list[System]) -> str:
+    """How the model's rankings were re-ranked."""
+    protocol = systems[-1].measured.protocol
+    return f"{protocol.rerank}, {protocol.pool}".capitalize()
+
+
+def _hubs(systems: list[System], thumbnails: Thumbnails) -> list[tuple[str, list[tuple]]]:
+    """The images that most captions find, of each of a model's rankings: (hit, how many)."""
+    out = []
+    for system in systems:
+        top = hubs.hubness(system, "t2i").top
+        found = [(hit(thumbnails, image_id, float("nan"), 0.0), n) for image_id, n in top]
+        out.append((STAGES[system.stage], found))
+    return out
+
+
+def _other_protocols(systems: list[System]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(sentence, columns, rows) of every other protocol that systems were measured by."""
+    out = []
+    for name in dict.fromkeys(name for system in systems for name in system.measured.tables):
+        found = [(s.label, s.measured.tables[name]) for s in systems if name in s.measured.tables]
+        keys = list(dict.fromkeys(key for _, result in found for key in result.metrics))
+        rows = []
+        for label, result in found:
+            cells = [
+                f"{tables.figure(k, result.metrics[k])} {tables.interval(result, k)}".strip()
+                if k in result.metrics
+                else "–"
+                for k in keys
+            ]
+            rows.append([label, *cells])
+        out.append((measured.sentence(found[-1][1].protocol), ["", *keys], rows))
+    return out

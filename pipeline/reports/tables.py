@@ -13,22 +13,6 @@ from pipeline.reports.pictures import Hit
 Table = tuple[list[str], list[list[str]]]
 
 RECALLS = ["i2t R@1   5    10", "t2i R@1   5    10"]  # a direction in one cell
-COLUMNS = {
-    "i2t_R_at_1": "i2t R@1",
-    "i2t_R_at_5": "R@5",
-    "i2t_R_at_10": "R@10",
-    "t2i_R_at_1": "t2i R@1",
-    "t2i_R_at_5": "R@5",
-    "t2i_R_at_10": "R@10",
-    "rsum": "rSum",
-    "i2t_MedR": "MedR i2t",
-    "t2i_MedR": "t2i",
-    "i2t_ndcg_truth": "true NDCG i2t",
-    "t2i_ndcg_truth": "t2i",
-    "i2t_ndcg_label": "label NDCG i2t",
-    "t2i_ndcg_label": "t2i",
-}
-LOWER_IS_BETTER = {"i2t_MedR", "t2i_MedR"}
 COSTS = {"ms_per_query": "ms a query", "peak_mb": "MB"}
 AGREEMENT = {"spearman": "Spearman", "pearson": "Pearson", "auc": "AUC", "error": "error"}
 SHADES = "○◔◑◕●"  # of relevance, from 0 to 1
@@ -76,27 +60,6 @@ def _labels(results: list[Result]) -> list[str]:
         f"{result.label}: {method}" if several and method != "none" else result.label
         for result, method in zip(results, methods, strict=True)
     ]
-
-
-def models(results: list[Result]) -> tuple[list[str], list[list[dict]]]:
-    """Column titles and rows of {text, interval, best}; the best as trained, and re-ranked."""
-    shown = [key for key in COLUMNS if any(key in result.metrics for result in results)]
-    rows = []
-    for result, label in zip(results, _labels(results), strict=True):
-        method = result.protocol.rerank
-        rivals = [r.metrics for r in results if r.protocol.rerank == method]
-        row = [{"text": label, "interval": "", "best": False}]
-        for key in shown:
-            pick = min if key in LOWER_IS_BETTER else max
-            values = [metrics[key] for metrics in rivals if key in metrics]
-            cell = {"text": "–", "interval": ""}
-            if key in result.metrics:
-                cell["text"] = figure(key, result.metrics[key])
-                cell["interval"] = interval(result, key, "{}–{}")
-            best = len(values) > 1 and result.metrics.get(key) == pick(values)
-            row.append({**cell, "best": best})
-        rows.append(row)
-    return [""] + [COLUMNS[key] for key in shown], rows
 
 
 def models_in_short(results: list[Result]) -> Table:

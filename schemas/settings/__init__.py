@@ -23,6 +23,7 @@ class Recipe(Section):
 
     name: str = setting(..., "what run folders and experiments are called after")
     about: str = setting("", "one line for `halftone recipes`")
+    place: int = setting(0, "of a model among those of its recipe (count)", ge=0)
     source: SourceSettings = SourceSettings()
     shard: ShardSettings = ShardSettings()
     embed: EmbedSettings = EmbedSettings()

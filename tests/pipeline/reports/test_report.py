@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +23,10 @@ from pipeline.evaluation import results as evaluation_results
 from pipeline.evaluation.graded_relevance import GradedRelevance, judge_of
 from pipeline.evaluation.results import Protocol, Result
 from pipeline.labels import label as label_stage
-from pipeline.reports import false_negatives, figures, render, report, tables
-from pipeline.reports.examples import Examples
+from pipeline.reports import false_negatives, pictures, render, report
 from pipeline.reports.pictures import Pictures
+from pipeline.reports.sections import results_table, shades
+from pipeline.reports.sections.examples import Examples, Thumbnails
 from pipeline.storage import parquet, store
 from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import embedding_schema, tower_schema
@@ -35,6 +37,7 @@ from tests.helpers.stages import finish, sharded
 HOSTILE = '<script>alert("x")</script> & מזל'
 IMAGES = 1000
 FIGURES = ("loss", "val", "relevance", "recall")
+HAND = "train/info_nce"
 
 
 def photograph(rng) -> bytes:
@@ -115,7 +118,7 @@ def large(tmp_path_factory) -> tuple[str, Recipe]:
         intervals = {"rsum": [metrics["rsum"] - 1.25, metrics["rsum"] + 2.5]}
         found = {"metrics": metrics, "intervals": intervals, "protocol": plan.settings | protocol}
         store.write_json(f"{root}/{stage}/main/metrics.json", found)
-    records = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0, "val/rsum": 9.0}]
+    records = [{"step": 1, "train/loss": 2.0, HAND: 2.0}, {"step": 2, HAND: 1.0, "val/rsum": 9.0}]
     store.write_json(f"{root}/5-model/main/history.json", {"records": records})
     return str(root), recipe
 
@@ -144,12 +147,16 @@ def test_every_picture_is_in_it_once(page):
     assert named == set(re.findall(r"^\.(p\d+)\{", page, re.M))
 
 
-def test_it_loads_nothing_and_runs_nothing(page):
+def test_it_loads_nothing_and_runs_its_own_script_alone(page):
+    own = resources.files("pipeline.reports").joinpath("templates/report.js").read_text()
+    assert page.count("<script") == 1 and f"<script>{own.strip()}" in page
+    page = page.replace("<script>", "", 1)
     for outside in (
         'src="http',
         'href="http',
         "<script",
         "<link",
+        "fetch(",
         "url(http",
         "@import",
         "<iframe",
@@ -160,8 +167,9 @@ def test_it_loads_nothing_and_runs_nothing(page):
 
 def test_it_shows_every_part(page):
     for title in (
-        *("Results on", "How it got there", "What it finds", "Worst failures"),
-        *("What re-ranking changed", "Likely false negatives", "What it was made of"),
+        *("Results on", "Query by query", "Kinds of caption", "Hubs", "How it got there"),
+        *("What it finds", "Worst failures", "What re-ranking changed"),
+        *("Likely false negatives", "What it was made of", "What they share"),
     ):
         assert title in page, title
     for name in ("Training loss", "rSum on val", "Relevance by hand", "Recall by relevance"):
@@ -174,65 +182,68 @@ def test_intervals_stand_below_their_numbers(page, large):
     rsum = metrics["rsum"]
     assert f"{rsum:.1f}<small>{rsum - 1.25:.1f}–{rsum + 2.5:.1f}</small>" in page
     assert "95 % interval" in page
-    columns, rows = tables.models([*report.results_of(large[0], "main").values()])
-    at = columns.index("i2t R@1")
-    assert rows[0][at]["text"] == f"{metrics['i2t_R_at_1']:.1f}" and not rows[0][at]["interval"]
+    (block, _) = table_of(large).blocks
+    cell = block.rows[0].cells[1]
+    assert cell.text == f"{metrics['i2t_R_at_1']:.1f}" and not cell.interval
+
+
+def table_of(large) -> results_table.Table:
+    root, recipe = large
+    return results_table.table(report.read(recipe, root, [], ["main"]).systems)
 
 
 def test_recall_by_relevance_is_that_of_a_plain_count(large, monkeypatch):
     root, recipe = large
-    monkeypatch.setattr(figures, "QUERIES", 40)
-    monkeypatch.setattr(figures, "FEWEST", 1)
+    monkeypatch.setattr(shades, "QUERIES", 40)
+    monkeypatch.setattr(shades, "FEWEST", 1)
     graded = GradedRelevance(judge_of(recipe, root))
-    ranked = report._captions(RunFolder(root).files("evaluate", "main"))
-    assert len(ranked) == IMAGES
-    found = figures.recall_by_relevance(ranked, graded)
+    systems = report.read(recipe, root, [], ["main"]).systems
+    counted = shades.found_by_relevance(systems, graded)
+    found, low, high = shades.shares(*counted["main"])
+    assert list(counted) == ["main", "main, re-ranked"]
+    asked = systems[0].measured.queries["t2i"].query_ids
+    chosen = asked[pictures.spaced(len(asked), 40)].tolist()
+    lists = systems[0].lists("t2i", chosen)
     there, early = [0] * 10, [0] * 10
-    for row in ranked.to_pylist()[::25]:
-        (relevance,) = graded("t2i", [row["query_id"]])["ndcg_label"].tolist()
+    for query_id in chosen:
+        (relevance,) = graded("t2i", [query_id])["ndcg_label"].tolist()
         for image_id, r in zip(graded.captions.image_ids, relevance, strict=True):
             there[min(int(r * 10), 9)] += 1
-            early[min(int(r * 10), 9)] += image_id in row["candidate_id"][:10]
+            early[min(int(r * 10), 9)] += image_id in lists[query_id]["candidate_id"][:10]
     expected = [e / t if t else float("nan") for e, t in zip(early, there, strict=True)]
     assert np.allclose(found, expected, equal_nan=True) and found[-1] > 3 * 10 / IMAGES
+    known = np.isfinite(found)
+    assert (low[known] <= found[known]).all() and (found[known] <= high[known]).all()
+
+
+def examples_of(recipe: Recipe, root: str, *, again: bool = False) -> Examples:
+    """Of the model main, as trained and if need be re-ranked."""
+    systems = report.read(recipe, root, [], ["main"]).systems
+    relevance = GradedRelevance(judge_of(recipe, root))
+    thumbnails = Thumbnails(Pictures(root, recipe.evaluate.split))
+    return Examples(recipe.report, systems if again else systems[:1], relevance, thumbnails)
 
 
 def test_failures_and_changes_are_the_largest_there_are(large):
     root, recipe = large
     few = {"queries": 3, "worst": 4, "moved": 2, "results": 5}
     settings = recipe.model_copy(update={"report": recipe.report.model_copy(update=few)})
-    shown = examples_of(settings, root)
-    ranks = shown.ranks["as trained"]
-    worst = [query["rankings"][0]["rank"] for query in shown.worst()]
-    assert worst == sorted(ranks.values(), reverse=True)[:4]
-    assert all(query["own"].own for query in shown.worst())
-    best, last = min(ranks, key=ranks.get), max(ranks, key=ranks.get)
-    shown.rankings["re-ranked"] = {
-        c: {
-            **row,
-            "rank": {best: 500.0, last: 2.0}.get(c, row["rank"]),
-            "candidate_id": row["candidate_id"][1:] + row["candidate_id"][:1],
-        }
-        for c, row in shown.rankings["as trained"].items()
-    }
-    del shown.ranks
+    shown = examples_of(settings, root, again=True)
+    ids, ranks = shown.ranks[0]
+    found = shown.shown()
+    assert [q["rankings"][0]["rank"] for q in found["worst"]] == sorted(ranks, reverse=True)[:4]
+    assert all(query["own"].own for query in found["worst"])
+    best, last = ranks.argmin(), ranks.argmax()
+    after = ranks.copy()
+    after[best], after[last] = 500.0, 2.0
+    shown.ranks[1] = ids, after
     (helped, gains), (hurt, losses) = shown.moved()
     assert helped.startswith("Helped (1 of") and hurt.startswith("Hurt (1 of")
-    assert gains[0]["rankings"][0]["rank"] == ranks[last]
-    assert losses[0]["rankings"][1]["rank"] == 500
-    assert gains[0]["rankings"][0]["before"] == [None] * 5
-    assert gains[0]["rankings"][1]["before"] == [2, 3, 4, 5, 6]
-    assert len(shown.drawn()) == 3 and len(shown.drawn()[0]["rankings"][0]["hits"]) == 5
-
-
-def examples_of(recipe: Recipe, root: str, *stages: str) -> Examples:
-    """Of the model main, as trained."""
-    run = RunFolder(root)
-    rankings = {"as trained": report._captions(run.files("evaluate", "main")).to_pylist()}
-    if stages:
-        rankings |= {"re-ranked": report._captions(run.files("reranked", "main")).to_pylist()}
-    relevance = GradedRelevance(judge_of(recipe, root))
-    return Examples(recipe.report, rankings, relevance, Pictures(root, recipe.evaluate.split))
+    assert gains == [ids[last]] and losses == [ids[best]]
+    (query,) = shown.shown()["moved"][0][1]
+    assert query["rankings"][0]["before"] == [None] * 5
+    assert query["rankings"][1]["before"] == [1, 2, 3, 4, 5]  # the lists are the same by hand
+    assert len(found["drawn"]) == 3 and len(found["drawn"][0]["rankings"][0]["hits"]) == 5
 
 
 def test_the_page_is_made_again_when_what_it_shows_changes(large):
@@ -248,7 +259,9 @@ def test_figures_are_drawn_once_for_the_page_and_for_mlflow(large, tmp_path, mon
     settings = yaml.safe_dump(recipe.model_dump(mode="json")).encode()
     store.write_bytes(f"{root}/settings-main.yaml", settings)
     drawn, logged, figure = [], [], render.figure
-    monkeypatch.setattr(render, "figure", lambda *how, **more: drawn.append(1) or figure(*how))
+    monkeypatch.setattr(
+        render, "figure", lambda *how, **more: drawn.append(1) or figure(*how, **more)
+    )
     monkeypatch.setattr(Tracker, "artifact", lambda self, stage, name, data: logged.append(name))
     main.main("report", ["--root", str(root)])
     assert logged == ["report.html", *(f"figures/{n}.svg" for n in FIGURES)]
@@ -292,8 +305,7 @@ def test_a_finished_run_has_a_report_with_true_relevance(finished_run):
     assert [result.label for result in results] == ["main", "main, re-ranked"]
     assert f"{results[0].metrics['rsum']:.1f}" in page
     ((_, recipe),) = recipes.saved(finished_run, {}, None)
-    shown = examples_of(recipe, finished_run, "re-ranked")
-    for query in shown.drawn():
+    for query in examples_of(recipe, finished_run, again=True).shown()["drawn"]:
         for ranking in query["rankings"]:
             assert sum(hit.own for hit in ranking["hits"]) == (ranking["rank"] <= 8)
 
@@ -344,5 +356,7 @@ def test_models_measured_alike_stand_in_one_table(tmp_path, monkeypatch):
     known = [(name, Recipe(name="t")) for name in (*models, "never evaluated")]
     found = report.read(Recipe(name="t"), root, known, ["mine"])
     assert list(found.models) == ["other", "mine"]
+    found = report.read(Recipe(name="t"), root, known, ["other"])
+    assert list(found.models) == ["other", "mine"]  # in their own order, whichever is asked for
     with pytest.raises(InputError, match="no metrics of never evaluated.*`halftone evaluate`"):
         report.read(Recipe(name="t"), root, known, ["mine", "never evaluated"])

@@ -33,18 +33,6 @@ def test_rows_name_the_method_where_several_re_rank():
     assert tables._labels([base, one, two])[:2] == ["a", "a, re-ranked: inverted softmax"]
 
 
-def test_the_best_of_the_page_is_told_for_rankings_of_one_kind():
-    models = [result("a", rsum=1.0, i2t_MedR=2.0), result("b", rsum=2.0, i2t_MedR=3.0)]
-    columns, rows = tables.models([*models, result("b, re-ranked", "krnn", rsum=9.0)])
-    assert columns == ["", "rSum", "MedR i2t"]
-    assert [[cell["best"] for cell in row[1:]] for row in rows] == [
-        [False, True],
-        [True, False],
-        [False, False],
-    ]
-    assert rows[2][2]["text"] == "–"
-
-
 def test_methods_are_told_with_a_star_and_by_what_it_was_given():
     found = [
         Result(method, {**RECALLS, "rsum": 160.0}, {"rsum": [1, 2.25]}, Protocol(), cost)
