@@ -1,6 +1,5 @@
 """Finished models side by side: what differs in how they were made, and in what they do."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation import ranking, results
 from pipeline.evaluation.intervals import Queries, permutation
-from pipeline.evaluation.results import Result
+from pipeline.evaluation.results import Model
 from pipeline.labels.encoders import encoder_label
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
@@ -17,14 +16,6 @@ from schemas.settings import Recipe
 PERMUTATIONS = 10_000
 # What an NDCG is comparable under: any, and one against the encoder's relevance.
 GRADED = {"ndcg": ("gain", "ndcg_at"), "ndcg_label": ("label_encoder", "label_map")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model(Result):
-    """One model of a run folder and its rankings."""
-
-    about: dict[str, Any]  # settings by dotted name, and versions
-    queries: dict[str, Queries]
 
 
 def read(run: str, *, reranked: bool = False) -> Model:

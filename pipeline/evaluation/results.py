@@ -1,10 +1,11 @@
 """Results: figures with their intervals, and the protocol they were made by; metrics.json."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from pipeline.errors import StageMissing
 from pipeline.evaluation import ranking
-from pipeline.evaluation.intervals import bootstrap, figures
+from pipeline.evaluation.intervals import Queries, bootstrap, figures
 from pipeline.storage import store
 from pipeline.storage.plan import Plan
 from schemas.settings import Recipe
@@ -96,6 +97,14 @@ class Result:
         return cls(label, found["metrics"], intervals, protocol, cost, tables)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Model(Result):
+    """One model of a run folder and its rankings."""
+
+    about: dict[str, Any]  # settings by dotted name, and versions
+    queries: dict[str, Queries]
+
+
 def of_ranking(plan: Plan, recipe: Recipe, cost: dict[str, float], label: str) -> Result:
     """The means over all queries of a finished ranking, with intervals; `cost` is what it took."""
     found = ranking.queries([piece.output for piece in plan.pieces])
@@ -133,6 +142,17 @@ def digits(name: str) -> int:
     if name in ("rsum", "peak_mb") or "_R_at_" in name or "MedR" in name:
         return 1
     return 2 if name == "ms_per_query" else 3
+
+
+def figure(name: str, value: float, sign: str = "") -> str:
+    """A figure with as many digits as its name asks for."""
+    return f"{value:{sign}.{digits(name)}f}"
+
+
+def interval(result: Result, name: str, form: str = "[{}, {}]") -> str:
+    """Both ends of a figure's interval; nothing where it has none."""
+    ends = result.intervals.get(name)
+    return form.format(*(figure(name, end) for end in ends)) if ends else ""
 
 
 def sentence(protocol: Protocol) -> str:

@@ -217,7 +217,7 @@ def _other_protocols(systems: list[System]) -> list[tuple[str, list[str], list[l
         rows = []
         for label, result in found:
             cells = [
-                f"{tables.figure(k, result.metrics[k])} {tables.interval(result, k)}".strip()
+                f"{measured.figure(k, result.metrics[k])} {measured.interval(result, k)}".strip()
                 if k in result.metrics
                 else "–"
                 for k in keys

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from pipeline.evaluation import compare
-from pipeline.evaluation.results import Result, digits
+from pipeline.evaluation.results import Result, figure, interval
 from pipeline.labels import calibration_report
 from pipeline.labels.calibrate import Candidate
 from pipeline.reports.pictures import Hit
@@ -17,17 +17,6 @@ COSTS = {"ms_per_query": "ms a query", "peak_mb": "MB"}
 AGREEMENT = {"spearman": "Spearman", "pearson": "Pearson", "auc": "AUC", "error": "error"}
 SHADES = "○◔◑◕●"  # of relevance, from 0 to 1
 SEEDED = re.compile(r"(?P<model>.+)\.seed\d+(?P<rest>, re-ranked)?")  # `halftone run --seeds`
-
-
-def figure(name: str, value: float, sign: str = "") -> str:
-    """A figure with as many digits as its name asks for."""
-    return f"{value:{sign}.{digits(name)}f}"
-
-
-def interval(result: Result, name: str, form: str = "[{}, {}]") -> str:
-    """Both ends of a figure's interval; nothing where it has none."""
-    ends = result.intervals.get(name)
-    return form.format(*(figure(name, end) for end in ends)) if ends else ""
 
 
 def _recalls(metrics: dict[str, float]) -> list[str]:

@@ -7,9 +7,9 @@ has one.
 import numpy as np
 
 from pipeline.evaluation.intervals import Queries, bootstrap, figures
+from pipeline.evaluation.results import figure
 from pipeline.models.words import words
 from pipeline.reports.sections.systems import System
-from pipeline.reports.tables import figure
 
 NUMBERS = "two three four five six seven eight nine ten eleven twelve dozen several"
 COLOURS = (

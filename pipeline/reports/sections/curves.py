@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from pipeline.formulas.losses import LOSSES
 from pipeline.reports import render
 from pipeline.reports.render import Figure
 from pipeline.reports.sections.systems import System
 
+OF_A_LOSS = "train.losses."  # what a loss's settings begin with
 Histories = dict[str, dict]  # history.json by model
 
 
@@ -15,7 +15,8 @@ def figures(systems: list[System], histories: Histories) -> Iterator[Figure]:
     records = {name: history["records"] for name, history in histories.items()}
     models = [system for system in systems if system.stage == "evaluate"]
     known = {key for rows in records.values() for row in rows for key in row}
-    terms = [name for name in LOSSES if f"train/{name}" in known]
+    named = (k.split(".")[2] for s in models for k in s.measured.about if k.startswith(OF_A_LOSS))
+    terms = [name for name in dict.fromkeys(named) if f"train/{name}" in known]
     keys = {f"train/{name}": name for name in terms} or {"train/loss": "loss"}
 
     def losses(axes) -> None:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from pipeline.evaluation import compare
+from pipeline.evaluation.results import figure, interval
 from pipeline.reports.sections.systems import STAGES, System
-from pipeline.reports.tables import figure, interval
 
 # Groups of columns: name in metrics to title.
 GROUPS = {

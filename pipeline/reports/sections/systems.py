@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.evaluation.compare import Model
+from pipeline.evaluation.results import Model
 from pipeline.storage import parquet
 from pipeline.storage.run_folder import Files
 

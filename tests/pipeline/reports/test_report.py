@@ -322,8 +322,8 @@ def test_in_a_browser_it_fits_the_screen_and_is_readable(page, tmp_path, screen,
     ):
         colour = "getComputedStyle(document.querySelector('{}')).{}"
         for words, paper in (("body", "body"), ("p.soft", "body"), ("td", ".scroll")):
-            shades = (colour.format(words, "color"), colour.format(paper, "backgroundColor"))
-            ink, ground = (luminance(tab.evaluate(shade)) for shade in shades)
+            tones = (colour.format(words, "color"), colour.format(paper, "backgroundColor"))
+            ink, ground = (luminance(tab.evaluate(shade)) for shade in tones)
             assert (ink < ground) == (scheme == "light")
             assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) > 4.5  # WCAG AA
         picture = tab.locator(".pic").first

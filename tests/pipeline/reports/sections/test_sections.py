@@ -4,9 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.evaluation.compare import Model
 from pipeline.evaluation.intervals import Queries, figures
-from pipeline.evaluation.results import Protocol
+from pipeline.evaluation.results import Model, Protocol
 from pipeline.reports.sections import (
     caption_kinds,
     curves,
@@ -187,9 +186,10 @@ def test_each_term_of_the_losses_has_an_axis_of_its_own():
         "a": {"records": [{"step": 1, "train/info_nce": 4.0}, {"step": 2, "train/info_nce": 2.0}]},
         "b": {"records": [{"step": 1, "train/triplet": 0.5, "val/rsum": 3.0, "epoch": 1}]},
     }
-    systems = [system("a", [1]), system("b", [1], number=1)]
+    about = [{f"train.losses.{name}.weight": 1.0} for name in ("info_nce", "triplet")]
+    systems = [system("a", [1], about=about[0]), system("b", [1], number=1, about=about[1])]
     loss, val = curves.figures(systems, histories)
-    assert sorted(loss.numbers[1]) == [
+    assert loss.numbers[1] == [
         ["a", "info_nce", "4", "2", "4", "2"],
         ["b", "triplet", "0.5", "0.5", "0.5", "0.5"],
     ]
