@@ -3,7 +3,6 @@
 from jobs.cli import main, scopes
 from jobs.cli.command import Command
 from jobs.cli.run import Run
-from pipeline.errors import InputError
 
 
 def run(run: Run) -> None:
@@ -31,10 +30,7 @@ def forecast(run: Run, plan) -> None:
     from jobs.cluster import estimate
     from pipeline.training.train import probe
 
-    try:
-        found, settings = probe(plan.pieces[0]), run.recipe.train
-    except InputError as error:
-        return run.show.line(f"  {error}")
+    found, settings = probe(plan.pieces[0]), run.recipe.train
     size, minutes = settings.batch_size, found["steps_per_epoch"] * found["seconds_per_step"] / 60
     found["loss_bytes"] = estimate.loss_bytes(list(settings.losses), size // settings.workers, size)
     run.results["forecast"] = found

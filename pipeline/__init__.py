@@ -12,3 +12,14 @@
 docs/library.md shows each at work. All else may change without a word. Importing `pipeline` imports
 nothing: every import above brings what it needs.
 """
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`__version__`, of the installed package."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("halftone-itr")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+import pipeline
 from jobs.cli.command import COMMANDS, command_of
 from pipeline.errors import InputError
 
@@ -16,7 +17,8 @@ usage: halftone COMMAND [--recipe NAME|FILE] [--root URI] [--section.key VALUE â
 
 {}
 
-`halftone COMMAND --help` shows every setting with its default and unit."""
+`halftone COMMAND --help` shows every setting with its values, default and unit.
+`halftone --version` says which this is."""
 
 
 def main(name: str | None = None, argv: list[str] | None = None) -> None:
@@ -26,6 +28,9 @@ def main(name: str | None = None, argv: list[str] | None = None) -> None:
         if not argv or argv[0] in ("-h", "--help"):
             lines = [f"  {name:<9} {about}" for name, about in COMMANDS.items()]
             print(OVERVIEW.format("\n".join(lines)))
+            raise SystemExit(0)
+        if argv[0] == "--version":
+            print(f"halftone {pipeline.__version__}")
             raise SystemExit(0)
         name, *argv = argv
     from jobs.cli import options

@@ -39,6 +39,7 @@ def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
     """Of all options; settings of other sections than the command's are read, and not shown."""
     parser = argparse.ArgumentParser(
         f"halftone {name}",
+        usage=f"halftone {name} [options] [--section.key VALUE …]",
         description=COMMANDS[name],
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -48,7 +49,7 @@ def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
     for flag, about in (
         ("--recipe", f"name or YAML file (default: --root's own, or {DEFAULT})"),
         ("--root", "run folder, URI (default runs/RECIPE)"),
-        ("--name", "the model: a variant's name, or a new one"),
+        ("--name", "the model: a variant's name, or with --recipe a new one"),
         ("--seeds", "each model once for each of these training seeds: 0,1,2"),
     ):
         parser.add_argument(flag, default=None, help=about)
@@ -63,11 +64,11 @@ def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
         shown = section in command.sections
         group = parser.add_argument_group(f"{section} settings") if shown else parser
         for key, default, about in recipes.settings_of(section):
-            dotted = f"{section}.{key}"
+            dotted, values = f"{section}.{key}", recipes.values_of(section, key)
             text = f"{about} (default {written(default)})".replace("%", "%%")
             flags = [f"--{dotted}"] + ([aliases[dotted]] if dotted in aliases else [])
             told = text if shown else argparse.SUPPRESS
-            group.add_argument(*flags, dest=dotted, metavar="V", help=told)
+            group.add_argument(*flags, dest=dotted, metavar=values, help=told)
     return parser
 
 
@@ -92,5 +93,7 @@ def _deeper(rest: list[str], aliases: list[str]) -> list[tuple[str, str]]:
 
 
 def written(default) -> str:
-    """A setting's default in its help."""
-    return json.dumps(default) if isinstance(default, dict | tuple | list) else str(default)
+    """A setting's default in its help, as one would type it."""
+    if default is None:
+        return "none"
+    return default if isinstance(default, str) else json.dumps(default)

@@ -5,7 +5,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -37,7 +37,7 @@ def resolve(recipe: str, overrides: dict, only: str | None) -> list[tuple[str, R
     for name in names:
         values = _merged(_merged(base, variants.get(name) or {}), overrides)
         values["place"] = list(variants).index(name) if name in variants else 0
-        out.append((name, _absolute(_checked(values, recipe))))
+        out.append((name, _absolute(_checked(values, recipe, overrides))))
     if recipe not in known():  # of those that come along it is known
         given = {**(base.get("source") or {}), **given}
     _check_read(out[0][1], given)
@@ -65,7 +65,7 @@ def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recip
     names = run.models()
     for name in [name for name in names if only in (None, name)]:
         values = _merged(run.settings(name), overrides)
-        out.append((name, _absolute(_checked(values, run.settings_uri(name)))))
+        out.append((name, _absolute(_checked(values, run.settings_uri(name), overrides))))
     out.sort(key=lambda model: (model[1].place, model[0]))
     if out:
         _check_read(out[0][1], overrides.get("source", {}))
@@ -154,7 +154,8 @@ def _merged(base: dict, over: dict) -> dict:
     return out
 
 
-def _checked(values: dict, recipe: str) -> Recipe:
+def _checked(values: dict, recipe: str, overrides: dict) -> Recipe:
+    """The recipe of these values; an error names the file, or the option that was typed."""
     try:
         return Recipe(**values)
     except ValidationError as error:
@@ -169,7 +170,11 @@ def _checked(values: dict, recipe: str) -> Recipe:
             raise InputError(f"unknown setting {name!r}{near}") from error
         found = f" (found {problem['input']!r})" if len(path) > 1 else ""
         message = problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"{recipe}: {name}: {message}{found}") from error
+        typed = len(path) > 1 and any(
+            key.split(".")[0] == path[1] for key in overrides.get(path[0], {})
+        )
+        said = f"--{name}" if typed else f"{recipe}: {name}"
+        raise InputError(f"{said}: {message}{found}") from error
 
 
 def _absolute_folder(name: str) -> str:
@@ -222,11 +227,36 @@ def _absolute(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=sections)
 
 
+KINDS = {bool: "true|false", int: "N", float: "X", str: "TEXT"}  # of a setting's values
+
+
 def settings_of(section: str) -> Iterator[tuple[str, Any, str]]:
     """(name, default, description) of every setting of a section."""
     model: type[BaseModel] = Recipe.model_fields[section].annotation  # type: ignore[assignment]
     for name, info in model.model_fields.items():
         yield name, info.default, info.description or ""
+
+
+def values_of(section: str, name: str) -> str:
+    """What a setting may be, in short: its words, or the kind of its value."""
+    annotation = Recipe.model_fields[section].annotation.model_fields[name].annotation
+    kinds: list[str] = []
+
+    def look(at: Any) -> None:
+        inner = get_args(at)
+        if get_origin(at) is Literal:
+            kinds.extend(map(str, inner))
+        elif get_origin(at) is dict:
+            kinds.append("{…}")
+        elif inner:  # an option, a union, a tuple: what is in it
+            for one in inner:
+                look(one)
+        elif at in KINDS:
+            kinds.append(KINDS[at])
+
+    look(annotation)
+    words = "|".join(dict.fromkeys(kinds)) or "V"
+    return f"[{words}, …]" if get_origin(annotation) is tuple else words
 
 
 def is_nested(section: str, name: str) -> bool:

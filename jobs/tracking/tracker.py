@@ -148,7 +148,7 @@ class Tracker:
         """The words after `mlflow` that open the UI, where no server runs."""
         if self.uri.startswith("http"):
             return None
-        return f"ui --backend-store-uri {self.uri} --port 5000"
+        return f"ui --backend-store-uri {self.uri} --port 5000 --workers 1"
 
     def say(self, text: str, about: str = "") -> None:
         """A sentence about MLflow, once in a process; of those about one thing the first."""

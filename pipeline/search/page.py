@@ -12,7 +12,7 @@ from pipeline.sharding import images
 from pipeline.storage import store
 from schemas.settings import Recipe
 
-LAYOUT = 2  # counts up when the page changes, so that it is made again
+LAYOUT = 3  # counts up when the page changes, so that it is made again
 PREVIEW = 256  # pixels of the longer side of a query's picture
 
 
@@ -60,6 +60,7 @@ def html(index: SearchIndex, queries: list[Query], found: list[list[Hit]], versi
         own = written_for.get(query.text)
         hits = [replace(hit, own=hit.image_id == own) for hit in index.shown(hits)]
         about = {"text": query.text, "picture": preview(index, query.picture)}
+        about |= {"words": query.words, "without": query.without}
         shown.append({**about, "hits": hits, "told": index.told(query)})
     recipe = index.recipe
     return render.render(

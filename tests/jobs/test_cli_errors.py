@@ -320,6 +320,9 @@ def test_a_run_folder_that_is_a_file_is_named(refused, here):
 # ---- dry runs ----------------------------------------------------------------------------------
 
 
+FITS = ("--train.batch_size", "8")  # batches that the images there fill
+
+
 @pytest.mark.parametrize("command", ["run", *STAGES, "report"])
 def test_a_dry_run_on_nothing_writes_nothing(here, command):
     main.main(command, ["--recipe", "drawn_tiny", "--root", "run", "--dry-run"])
@@ -330,16 +333,32 @@ def test_a_dry_run_on_nothing_writes_nothing(here, command):
 def test_a_dry_run_half_way_writes_nothing_and_changes_nothing(half_way, command):
     root, options = half_way
     before = files(root)
-    main.main(command, ["--recipe", "drawn_tiny", *options, "--dry-run"])
+    main.main(command, ["--recipe", "drawn_tiny", *options, *FITS, "--dry-run"])
     assert files(root) == before
 
 
 def test_a_dry_run_says_what_would_be_made_and_what_is_there(half_way, capsys):
     _, options = half_way
-    main.main("run", ["--recipe", "drawn_tiny", *options, "--label.map", "half", "--dry-run"])
+    options = [*options, *FITS, "--label.map", "half"]
+    main.main("run", ["--recipe", "drawn_tiny", *options, "--dry-run"])
     lines = capsys.readouterr().err.splitlines()
     said = {stage: line for line in lines for stage in STAGES if line[2:].startswith(stage)}
     assert "nothing to do, 3 done" in said["ingest"]
     assert "nothing to do, 4 done" in said["shard"]
     assert "4 to make (train-000000, train-000001, val-000000, … 1 more), 0 done" in said["label"]
     assert set(said) == set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--model.image", "nowhere.towers:Tower"], "nowhere"),
+        ([], "do not fill one batch of 32; lower --train.batch_size"),
+    ],
+)
+def test_a_dry_run_of_what_cannot_work_ends_as_the_work_would(refused, half_way, more, sentence):
+    _, options = half_way
+    fits = FITS if more else ()
+    assert sentence in refused(
+        "train", "--recipe", "drawn_tiny", *options, *fits, *more, "--dry-run"
+    )

@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+import pipeline
 from jobs.cli import main, options, recipes, scopes
 from jobs.cli.command import COMMANDS, Command, command_of
 from pipeline.errors import InputError
@@ -400,7 +401,36 @@ def test_help_shows_each_setting_of_the_stage_with_its_default(command, capsys):
             written = f"{about} (default {options.written(default)})"
             assert flag in page and re.sub(r"\s", "", written) in page, flag
         else:
-            assert flag + "V" not in page, flag
+            assert flag not in page, flag
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "values"),
+    [
+        ("label", "map", "half|clip|logistic|isotonic"),
+        ("label", "lists", "[i2t|t2i|i2i|t2t, …]"),
+        ("train", "precision", "fp32|amp_bf16|amp_fp16"),
+        *(("train", "lr", "X"), ("train", "flip", "true|false"), ("train", "epochs", "N")),
+        *(("train", "resume", "TEXT"), ("train", "losses", "{…}")),
+    ],
+)
+def test_help_says_what_a_setting_may_be(section, name, values):
+    assert recipes.values_of(section, name) == values
+
+
+def test_an_error_names_the_option_that_was_typed_and_else_the_file(recipe_file):
+    typed = refused("--recipe", recipe_file("model: {dim: 8}"), "--train.precision", "bf16")
+    assert typed.startswith("--train.precision: Input should be 'fp32'")
+    file = recipe_file("train: {precision: bf16}")
+    assert refused("--recipe", file, "--epochs", "2").startswith(f"{file}: train.precision: ")
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main(None, ["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"halftone {pipeline.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pipeline.__version__)
 
 
 def test_the_overview_names_every_command(capsys):
