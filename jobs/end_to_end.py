@@ -8,13 +8,24 @@ from jobs.cli.run import Run
 from schemas.settings import SECTIONS
 
 
+def arguments(parser) -> None:
+    parser.add_argument(
+        "source",
+        nargs="?",
+        default=None,
+        help="one's own data: a file, folder or pattern; the settings are chosen to fit it",
+    )
+
+
 def run(run: Run) -> None:
     for stage in (ingest, shard, embed, label, train, evaluate, rerank):
         stage.run(run)
     search.page(run)
 
 
-COMMAND = Command(scopes.each_model, run, SECTIONS, closing=report.closing)
+COMMAND = Command(
+    scopes.source_or_recipe, run, SECTIONS, arguments=arguments, closing=report.closing
+)
 
 if __name__ == "__main__":
     main.main("run")

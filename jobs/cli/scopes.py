@@ -49,6 +49,15 @@ def source(command, options, overrides: dict) -> None:
     command.run(*models_of(options, overrides), options)
 
 
+def source_or_recipe(command, options, overrides: dict) -> None:
+    """`run(run)` for every model: of the recipe, or of one that fits the source that is named."""
+    if options.source is not None:
+        from jobs.cli import own_data
+
+        own_data.choose(options, overrides)
+    each_model(command, options, overrides)
+
+
 def each_model(command, options, overrides: dict) -> None:
     """`run(run)` for every model."""
     _runs(command, options, overrides, lambda root, models: models)
@@ -98,6 +107,8 @@ def models_of(options, overrides: dict) -> tuple[str, list]:
         if models := recipes.saved(root, overrides, options.name):
             return root, models
     models = recipes.resolve(options.recipe or DEFAULT, overrides, options.name)
+    if called := getattr(options, "called", None):
+        models = [(name, recipe.model_copy(update={"name": called})) for name, recipe in models]
     root = root_of(options.root, models[0][1].name)
     return root, models if options.seeds is None else recipes.seeded(models, options.seeds)
 

@@ -196,7 +196,11 @@ def read(folder: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def splits(manifest: pa.Table, settings: SourceSettings) -> dict[str, np.ndarray]:
-    """Row numbers of each split, the holdout moved from the end of train to val."""
+    """Row numbers of each split, what is cut off train moved to val and test.
+
+    The holdout is the end of train; a share is drawn by a hash of each image's id, so that an image
+    stays where it is when others come.
+    """
     found = pc.unique(manifest["split"]).to_pylist()
     order = {s: np.flatnonzero(pc.equal(manifest["split"], s).to_numpy()) for s in found}
     if settings.holdout:
@@ -207,8 +211,47 @@ def splits(manifest: pa.Table, settings: SourceSettings) -> dict[str, np.ndarray
                 f"val split of its own; found { ({k: len(v) for k, v in order.items()}) }"
             )
         order["train"], order["val"] = np.split(train, [len(train) - settings.holdout])
+    _cut(order, manifest["image_id"], settings)
     names = [s for s in SPLITS if s in order] + sorted(set(order) - set(SPLITS))
     return {split: order[split] for split in names}
+
+
+def _cut(order: dict[str, np.ndarray], ids: pa.ChunkedArray, settings: SourceSettings) -> None:
+    """Moves `cut_val` and `cut_test` of the train rows."""
+    shares = {"val": settings.cut_val, "test": settings.cut_test}
+    if not any(shares.values()):
+        return
+    train = order.get("train", np.zeros(0, np.int64))
+    for split, share in shares.items():
+        if share and split in order:
+            raise InputError(
+                f"source.cut_{split} {share:g} makes a {split} split, and there is one of "
+                f"{len(order[split])} images; leave it out, or drop the other by "
+                f"source.splits.{split} drop"
+            )
+    if sum(shares.values()) >= 1:
+        raise InputError("source.cut_val and source.cut_test together leave nothing of train")
+    place = _places(ids.take(pa.array(train)), settings.cut_seed)
+    begin = 0.0
+    for split, share in shares.items():
+        end = begin + share
+        chosen = (place >= begin) & (place < end)
+        if share and not chosen.any():
+            raise InputError(
+                f"source.cut_{split} {share:g} of {len(train)} train images is none; give more"
+            )
+        if share:
+            order[split] = train[chosen]
+        begin = end
+    order["train"] = train[place >= begin]
+
+
+def _places(ids: pa.ChunkedArray, seed: int) -> np.ndarray:
+    """A number in [0, 1) for each id, of its hash."""
+    hashed = (
+        hashlib.blake2b(f"{seed}/{i}".encode(), digest_size=8).digest() for i in ids.to_pylist()
+    )
+    return np.frombuffer(b"".join(hashed), "<u8") / 2.0**64
 
 
 def digest(rows: pa.Table) -> str:

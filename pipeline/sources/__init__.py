@@ -53,7 +53,8 @@ SOURCES: dict[str, ModuleType] = {
 }
 
 
-COMMON = {"kind", "path", "split", "splits", "holdout"}  # that every source reads
+CUTS = {"holdout", "cut_val", "cut_test", "cut_seed"}
+COMMON = {"kind", "path", "split", "splits", *CUTS}  # that every source reads
 OF_ADDRESSES = {name for name in SourceSettings.model_fields if name.startswith("fetch_")}
 FETCHING = ("csv", "coco", "huggingface")  # whose rows may be addresses
 

@@ -14,6 +14,13 @@ class SourceSettings(Section):
     split: str | None = setting(None, "split where no row says one (default: as files are named)")
     splits: dict[str, str] = setting({}, "rename splits, as {val: test}; 'drop' leaves one out")
     holdout: int = setting(0, "images cut from the end of train to become val (count)", ge=0)
+    cut_val: float = setting(
+        0.0, "share of train that becomes val, by a hash of ids (0-1)", ge=0, lt=1, changes="rows"
+    )
+    cut_test: float = setting(
+        0.0, "share of train that becomes test, by a hash of ids (0-1)", ge=0, lt=1, changes="rows"
+    )
+    cut_seed: int = setting(0, "seed of those hashes", ge=0, changes="rows")
     image_column: str | None = setting(
         None,
         "tables: column of image paths, URLs or bytes (default: image, filepath, url, …); tars: "

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 #   fit       what is fitted or chosen before that
 #   bank      a re-ranker's train queries
 #   lists     the lists of relevance, not relevance itself
+#   rows      which rows a split has: the shards' fingerprints hold the rows themselves
 #   results   the figures made of rankings
 #   page      a page
-Changes = Literal["bytes", "how", "contents", "fit", "bank", "lists", "results", "page"]
+Changes = Literal["bytes", "how", "contents", "fit", "bank", "lists", "rows", "results", "page"]
 
 
 def setting(default: Any, about: str, *, changes: Changes = "bytes", **limits: Any) -> Any:

@@ -129,7 +129,9 @@ def index(folder: str, names: typing.Iterable[str], endings: tuple[str, ...], **
 
 
 def manifest(recipe: Recipe) -> pa.Table:
-    counts = {"train": 6, "val": 0 if recipe.source.holdout else 2, "test": 2}
+    source = recipe.source  # what is cut off train is not there already
+    val = 0 if source.holdout or source.cut_val else 2
+    counts = {"train": 6, "val": val, "test": 0 if source.cut_test else 2}
     rows = [
         {
             **{"image_id": f"{split}{n}", "uri": f"drawn:{split}/{n}", "split": split},

@@ -135,12 +135,14 @@ def _has_bf16(device: str) -> bool:
 def load(encoder: str, revision: str | None = None, backend: str = "torch", device: str = "cpu"):
     """The sentence-transformers model, loaded once per process."""
     from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
 
     if backend == "onnx" and importlib.util.find_spec("optimum") is None:
         raise InputError(
             "embed.backend is onnx and the package optimum is not installed; install "
             "sentence-transformers[onnx], or choose torch"
         )
+    disable_progress_bar()  # of weights that load in a moment
     found = path(encoder)
     if found is not None:  # a folder on this disk: nothing may be asked of a hub
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

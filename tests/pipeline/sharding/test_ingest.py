@@ -56,6 +56,34 @@ def test_a_holdout_is_refused_where_there_is_a_val_split(tmp_path):
     assert [len(ids) for ids in images_of(renamed, tmp_path / "s").values()] == [3, 2, 1]
 
 
+MANY = [(f"{n}.jpg", f"caption {n}", "") for n in range(200)]
+
+
+def test_what_is_cut_off_train_stays_where_it_is_when_others_come(tmp_path):
+    cut = {"cut_val": 0.1, "cut_test": 0.2}
+    few = images_of(with_source(table_of(tmp_path, MANY[:150]), **cut), tmp_path / "r")
+    every = [image_id for ids in few.values() for image_id in ids]
+    assert sorted(every) == sorted(str(n) for n in range(150))
+    assert 5 < len(few["val"]) < 26 and 18 < len(few["test"]) < 45
+    more = images_of(with_source(table_of(tmp_path, MANY[::-1]), **cut), tmp_path / "s")
+    assert all(set(ids) <= set(more[split]) for split, ids in few.items())
+    other = images_of(with_source(table_of(tmp_path, MANY), **cut, cut_seed=1), tmp_path / "t")
+    assert set(other["test"]) != set(more["test"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "cut", "sentence"),
+    [
+        ([*FIVE, ("f.jpg", "f", "val")], {"cut_val": 0.5}, "makes a val split, and there is one"),
+        (FIVE, {"cut_val": 0.5, "cut_test": 0.5}, "leave nothing of train"),
+        (FIVE, {"cut_test": 1e-6}, "of 5 train images is none"),
+    ],
+)
+def test_a_cut_that_cannot_be_is_refused(tmp_path, rows, cut, sentence):
+    with pytest.raises(InputError, match=sentence):
+        images_of(with_source(table_of(tmp_path, rows), **cut), tmp_path / "r")
+
+
 def test_splits_are_renamed_and_dropped(tmp_path):
     rows = [("a.jpg", "a", "train"), ("b.jpg", "b", "restval"), ("c.jpg", "c", "dev")]
     recipe = table_of(tmp_path, [*rows, ("d.jpg", "d", "other")])
