@@ -58,10 +58,10 @@ class _Copies(torch.autograd.Function):
         return grad[: len(grad) // ctx.size] * ctx.size, None
 
 
-def captions_of(images: int, each: int, width: int) -> Captions:
-    """Random caption vectors of images that have `each`."""
-    vectors = np.random.default_rng(0).normal(size=(images * each, width)).astype(np.float16)
-    of = np.repeat(np.arange(images), each)
+def captions_of(counts: list[int], width: int) -> Captions:
+    """Random caption vectors of images that have so many."""
+    of = np.repeat(np.arange(len(counts)), counts)
+    vectors = np.random.default_rng(1).normal(size=(len(of), width)).astype(np.float16)
     columns = {
         "caption_id": [f"{image}#{n}" for n, image in enumerate(of)],
         "image_id": [str(image) for image in of],
@@ -103,7 +103,7 @@ def step(way: str, length: int, out: multiprocessing.Queue) -> None:
     """One step; (MB above before, CPU seconds, loss, gradient)."""
     torch.set_num_threads(1)
     pairs = length // SIZE
-    captions, batch = captions_of(pairs, CAPTIONS, CAPTION_WIDTH), batch_of(pairs, CAPTIONS)
+    captions, batch = captions_of([CAPTIONS] * pairs, CAPTION_WIDTH), batch_of(pairs, CAPTIONS)
     objective = Objective(SETTINGS, LabelSettings(), None, captions, Simulated(SIZE))
     vectors = vectors_of(pairs, WIDTH)
     base, started = peak_memory.from_here(), time.process_time()

@@ -3,15 +3,13 @@
 import itertools
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
 
+from bench.lists import captions_of
 from pipeline.formulas.losses import LOSSES
 from pipeline.labels.caption_vectors import Captions
-from pipeline.storage.vector_columns import vector_column
 from pipeline.training import distributed
 from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
@@ -36,18 +34,6 @@ CASES = {name: {name: SETTINGS.get(name, {})} for name in LOSSES} | {
         "smooth_ndcg": {"weight": {"from": 0, "to": 4, "over": 2}, "tau": 0.05},
     },
 }
-
-
-def captions_of(counts: list[int]) -> Captions:
-    """Random caption vectors of images 0, 1, … that have so many."""
-    of = np.repeat(np.arange(len(counts)), counts)
-    vectors = np.random.default_rng(1).normal(size=(len(of), ENCODER_DIM)).astype(np.float16)
-    columns = {
-        "caption_id": [f"{image}#{n}" for n, image in enumerate(of)],
-        "image_id": [str(image) for image in of],
-        "vector": vector_column(vectors),
-    }
-    return Captions(pa.table(columns))
 
 
 def inputs_of(captions: Captions, mine: slice):
@@ -75,7 +61,7 @@ def inputs_of(captions: Captions, mine: slice):
 
 def whole(losses: dict, counts: list[int], label: LabelSettings):
     """Loss, terms and gradient by the score matrix and the relevance of all captions."""
-    captions = captions_of(counts)
+    captions = captions_of(counts, ENCODER_DIM)
     weights, (images, texts), batch = inputs_of(captions, slice(None))
     loss = loss_of(TrainSettings(losses=losses, negatives_warmup=0))
     r_MN = captions.relevance(captions.image_ids, label)
@@ -91,7 +77,7 @@ def whole(losses: dict, counts: list[int], label: LabelSettings):
 
 def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, rank=0, size=1):
     """The same of the objective on `size` workers, gradients after DDP's average."""
-    world, captions = ProcessGroup(), captions_of(counts)
+    world, captions = ProcessGroup(), captions_of(counts, ENCODER_DIM)
     settings = TrainSettings(losses=losses, negatives_warmup=0, list_rows=rows)
     objective = Objective(settings, label, None, captions, world)
     mine = slice(rank * PAIRS // size, (rank + 1) * PAIRS // size)

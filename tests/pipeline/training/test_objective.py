@@ -30,7 +30,7 @@ def settings_of(size: int, rows: int = 64, length: int = LENGTH) -> TrainSetting
 def counted(world: ProcessGroup, settings: TrainSettings) -> tuple[int, int]:
     """Bytes at the peak of a step of the objective, and those that autograd kept at its middle."""
     own = settings.batch_size // world.size
-    captions, batch = captions_of(own, EACH, estimate.DIM), batch_of(own, EACH)
+    captions, batch = captions_of([EACH] * own, estimate.DIM), batch_of(own, EACH)
     objective = Objective(settings, LabelSettings(), None, captions, world)
     vectors = vectors_of(own, WIDTH)
     with live_bytes.Peak() as peak, live_bytes.saved() as kept:

@@ -28,7 +28,7 @@ def vectors():
 def worker(rank: int, size: int, folder: str) -> None:
     def work() -> None:
         images, texts, owners = vectors()
-        world, captions = ProcessGroup(), captions_of(IMAGES, EACH, 6)
+        world, captions = ProcessGroup(), captions_of([EACH] * IMAGES, 6)
         found = validation.recalls(images, texts, owners, world)
         found |= validation.ndcg_on_val(images, texts, captions, LabelSettings(), world)
         torch.save(found, f"{folder}/{rank}.pt")
@@ -42,7 +42,7 @@ def test_figures_on_val_are_those_of_the_whole_matrix_on_any_number_of_workers(s
     gloo.together(size, worker, str(tmp_path))
     images, texts, owners = vectors()
     scores, positive = images @ texts.T, torch.arange(IMAGES)[:, None] == owners
-    captions = captions_of(IMAGES, EACH, 6)
+    captions = captions_of([EACH] * IMAGES, 6)
     relevance = captions.relevance(captions.image_ids, LabelSettings())
     expected = {}
     for name, turned in (("i2t", lambda x: x), ("t2i", lambda x: x.T)):
