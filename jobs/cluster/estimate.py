@@ -154,10 +154,13 @@ def _tasks(
 
 
 def loss_bytes(settings: TrainSettings) -> float:
-    """Peak bytes of the scores of a training's block of lists and of all that is made of them."""
-    columns = settings.batch_size
-    more = sum(LOSSES[name].score_matrices - rates.SHARED for name in settings.losses)
-    return 4.0 * _rows_of_block(settings) * columns * (rates.SHARED + more)
+    """Peak bytes of the scores of a training's block of lists and of all that is made of them.
+
+    One loss comes after the other, beside the gradient of those before.
+    """
+    largest = max(LOSSES[name].score_matrices for name in settings.losses)
+    matrices = largest + (len(settings.losses) > 1)
+    return 4.0 * _rows_of_block(settings) * settings.batch_size * matrices
 
 
 def _rows_of_block(settings: TrainSettings) -> int:

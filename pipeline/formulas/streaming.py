@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.formulas.kernels import Function
+from pipeline.formulas.kernels import Function, Mask
 from pipeline.formulas.kernels.gradients import first_order
 from pipeline.formulas.kernels.rows import blocks, in_full_precision
 from pipeline.formulas.losses.in_blocks import Terms, in_blocks
@@ -66,8 +66,8 @@ def both_directions_streamed(
         )
     loss = function_of(loss)
 
-    def terms(scores_RN: Tensor, target_RN: Tensor, mask_RN: Tensor | None) -> dict[str, Tensor]:
-        return {"": loss(scores_RN, target_RN, mask_QN=mask_RN, **settings)}
+    def terms(scores_RN: Tensor, target_RN: Tensor, mask_RN: Mask) -> list[tuple[str, Tensor]]:
+        return [("", loss(scores_RN, target_RN, mask_QN=mask_RN, **settings))]
 
     def of_images(some: slice) -> tuple[Tensor | None, ...]:
         return tuple(_part(x, some, EVERYTHING) for x in (target, mask))
@@ -93,14 +93,15 @@ def lists_streamed(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(mean of the terms' sum over the queries, each term's mean) of `query_QD @ candidate_ND.T`.
 
-    In O(rows x candidates) memory. `terms(scores_RN, *given(some)) -> {name: loss_R}` for the
-    queries of a slice; `given` makes what it takes when its turn comes, slice after slice. The
-    first value has gradients: the embeddings', and those of the `learned` tensors that `terms`
-    uses. They are computed with the value, so that nothing but them is kept for the way back.
+    In O(rows x candidates) memory. `terms(scores_RN, *given(some))` gives (name, loss_R) for the
+    queries of a slice, one after the other, such as `WeightedSum.each`; `given` makes what it takes
+    when its turn comes, slice after slice. The first value has gradients: the embeddings', and
+    those of the `learned` tensors that `terms` uses. They are computed with the value, so that
+    nothing but them is kept for the way back.
 
-    >>> from pipeline.formulas.losses import triplet
-    >>> one, two = torch.eye(2), torch.eye(2, dtype=torch.bool)
-    >>> lists_streamed(lambda s, p: {"triplet": triplet(s, p)}, one, one, lambda some: (two[some],))
+    >>> from pipeline.formulas.losses import WeightedSum
+    >>> loss, x, own = WeightedSum({"triplet": {}}), torch.eye(2), torch.eye(2) > 0
+    >>> lists_streamed(loss.each, x, x, lambda some: (own[some], None))
     (tensor(0.), {'triplet': tensor(0.)})
     """
     work = _Work(terms, [_Direction(0, 1, given)], rows, 2)

@@ -97,9 +97,8 @@ class Objective:
         graded = self.relevance is not None and self.loss.graded_at(epoch)
         relevance = self.relevance.of_batch(batch, image_B) if graded else None
 
-        def terms(scores_RB: Tensor, same_RB: Tensor, relevance_RB: Tensor | None):
-            # Products of unit vectors are never -inf.
-            return self.loss.terms(scores_RB, same_RB, relevance_RB, time=epoch, scored=True)
+        # Products of unit vectors are never -inf.
+        each = functools.partial(self.loss.each, time=epoch, scored=True)
 
         def of_images(rows: slice) -> tuple[Tensor, Tensor | None]:
             same_RB = image_n[rows, None] == image_B
@@ -110,8 +109,8 @@ class Objective:
             return same_RB, relevance.of_texts(rows, same_RB) if relevance else None
 
         how = {"rows": self.rows, "learned": self.loss.learned}
-        i2t, of_i2t = lists_streamed(terms, images_nD, gather(texts_nD), of_images, **how)
-        t2i, of_t2i = lists_streamed(terms, texts_nD, gather(images_nD), of_texts, **how)
+        i2t, of_i2t = lists_streamed(each, images_nD, gather(texts_nD), of_images, **how)
+        t2i, of_t2i = lists_streamed(each, texts_nD, gather(images_nD), of_texts, **how)
         return (i2t + t2i) / 2, {name: (of_i2t[name] + of_t2i[name]) / 2 for name in of_i2t}
 
 
@@ -139,7 +138,7 @@ class BatchRelevance:
     """
 
     def __init__(self, relevance: Relevance, caption_rows: Tensor, image_B: Tensor):
-        self.of, self.world = relevance, relevance.world
+        self.how, self.world = relevance, relevance.world
         found = relevance.captions.of_pairs(caption_rows)
         self.images_nCE, texts_nE = (_to(x, image_B.device) for x in (found[0], found[2]))
         self.mask_nC = None if found[1].all() else _to(found[1], image_B.device)
@@ -202,8 +201,8 @@ class BatchRelevance:
         return from_captions(
             self.images_nCE[rows],
             texts_NE,
-            map=self.of.map,
-            reduce=self.of.reduce,
+            map=self.how.map,
+            reduce=self.how.reduce,
             mask_MC=None if self.mask_nC is None else self.mask_nC[rows],
             same_image_MN=same_RN,
             unit=True,

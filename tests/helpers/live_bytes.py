@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,15 +35,26 @@ class Peak(TorchDispatchMode):
         self.now -= self.alive.pop(key)
 
 
+class _Kept:
+    """What the graph holds in a tensor's place: it dies with the part of the graph it is of."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+
 @contextlib.contextmanager
-def saved() -> Iterator[dict[int, int]]:
-    """Bytes of the storages that autograd keeps for the way back, by where they lie."""
-    kept: dict[int, int] = {}
+def saved() -> Iterator[Callable[[], int]]:
+    """A function that counts the bytes which autograd keeps, when it is asked, for the way back."""
+    alive: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def keep(tensor: torch.Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        alive.add(kept)
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+    def count() -> int:
+        storages = [kept.tensor.untyped_storage() for kept in alive]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        yield count

@@ -1,5 +1,6 @@
 """The plan: its figures against what runs and losses really take, and what it refuses."""
 
+import functools
 import json
 
 import pytest
@@ -43,18 +44,17 @@ def peak(names: list[str], rows: int, columns: int) -> int:
     same = torch.eye(rows, columns, dtype=torch.bool)
     relevance = torch.rand(rows, columns, generator=generator)
     loss = WeightedSum({name: {} for name in names})
-
-    def terms(scores, *targets):
-        return loss.terms(scores, *targets, time=5.0, scored=True)
-
+    each = functools.partial(loss.each, time=5.0, scored=True)
     with Peak() as measured:
-        total, _ = lists_streamed(terms, images, texts, lambda some: (same, relevance))
+        total, _ = lists_streamed(each, images, texts, lambda some: (same, relevance))
         total.backward()
     return measured.most
 
 
 @pytest.mark.parametrize(
-    "names", [["info_nce"], ["smooth_ndcg"], ["triplet", "smooth_ndcg"]], ids="+".join
+    "names",
+    [["info_nce"], ["smooth_ndcg"], ["triplet", "smooth_ndcg"], ["smooth_ndcg", "info_nce"]],
+    ids="+".join,
 )
 def test_the_memory_of_a_loss_is_what_it_takes(names, as_on_a_gpu):
     settings = TrainSettings(losses={name: {} for name in names}, batch_size=2048, workers=8)

@@ -100,7 +100,7 @@ def _one_way(
         return block_of(scores_QN, rows), block_of(target_QN, rows), of_rows
 
     sums, _ = in_blocks(
-        lambda scores_RN, target_RN, given: {"": loss(scores_RN, target_RN, **given)},
+        lambda scores_RN, target_RN, given: [("", loss(scores_RN, target_RN, **given))],
         blocks(len(scores_QN), rows_in_cache(scores_QN.shape[1] // 4, scores_QN.device)),
         lists,
         lambda rows, part_RN: add_block_(gradient_QN, rows, part_RN, half_mean),

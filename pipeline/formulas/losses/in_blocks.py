@@ -6,7 +6,6 @@ before the next: who has them gives them by the block, and takes a block's gradi
 Legend of the shape suffixes: R queries of a block, N candidates of a query.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from pipeline.formulas.kernels.rows import loss_dtype
 
-Terms = Callable[..., dict[str, Tensor]]  # loss_R by name, of scores_RN and what else it is given
+# (name, loss_R) one after the other, of scores_RN and what else it is given.
+Terms = Callable[..., Iterable[tuple[str, Tensor]]]
 Lists = Callable[[slice], tuple[Any, ...]]  # scores_RN of these queries, and what else it is given
 Take = Callable[[slice, Tensor], None]  # takes the gradient of the sum by scores_RN
 
@@ -23,9 +23,10 @@ Take = Callable[[slice, Tensor], None]  # takes the gradient of the sum by score
 def in_blocks(
     terms: Terms, blocks: Iterable[slice], lists: Lists, take: Take, learned: Sequence[Tensor] = ()
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """(sum of each term over all queries in float64, its gradient by each learned setting).
+    """(sum of each term over all queries in float64, their gradient by each learned setting).
 
-    `take` gets the gradient of the terms' sum, of float32 for scores of less.
+    `take` gets the gradient of the terms' sum, of float32 for scores of less. A term's own is taken
+    before the next term is asked for, so that no two of them hold memory.
     """
     sums: dict[str, Tensor] = {}
     of_learned = [torch.zeros_like(setting) for setting in learned]
@@ -45,13 +46,17 @@ def _block(
 ) -> dict[str, Tensor]:
     """Sums of the terms over a block, of which nothing is left when the next one is made."""
     scores_RN, *others = lists(rows)
+    scores_RN = scores_RN.detach().to(loss_dtype(scores_RN)).requires_grad_()
+    sums, gradient_RN = {}, None
     with torch.enable_grad():
-        scores_RN = scores_RN.detach().to(loss_dtype(scores_RN)).requires_grad_()
-        found = {name: loss_R.sum() for name, loss_R in terms(scores_RN, *others).items()}
-        total = functools.reduce(torch.add, found.values())
-        wanted = (scores_RN, *learned)
-        gradients = torch.autograd.grad(total, wanted, materialize_grads=True)
-    take(rows, gradients[0])
-    for of_one, gradient in zip(of_learned, gradients[1:], strict=True):
-        of_one += gradient
-    return {name: value.detach().double() for name, value in found.items()}
+        for name, loss_R in terms(scores_RN, *others):
+            total, wanted = loss_R.sum(), (scores_RN, *learned)
+            of_scores_RN, *more = torch.autograd.grad(total, wanted, materialize_grads=True)
+            sums[name] = total.detach().double()
+            gradient_RN = of_scores_RN if gradient_RN is None else gradient_RN + of_scores_RN
+            del of_scores_RN
+            for of_one, gradient in zip(of_learned, more, strict=True):
+                of_one += gradient
+    if gradient_RN is not None:
+        take(rows, gradient_RN)
+    return sums

@@ -1,5 +1,6 @@
 """Streamed losses and metrics are those of the whole matrix; the package imports light."""
 
+import functools
 import subprocess
 import sys
 
@@ -82,17 +83,15 @@ def test_a_weighted_sum_of_streamed_lists_has_its_terms_and_its_gradients():
         {"triplet": {"weight": 0.5}, "smooth_ndcg": {"tau": tau}, "siglip": {"weight": 0.0}}
     )
 
-    def terms(scores, positive, relevance):
-        return loss.terms(scores, positive, relevance, time=2)
-
     seen = []
 
     def given(some):
         seen.append((some.start, some.stop))
         return (relevance == 1)[some], relevance[some]
 
-    whole = terms(image @ text.T, relevance == 1, relevance)
-    total, means = lists_streamed(terms, image, text, given, rows=4, learned=loss.learned)
+    whole = loss.terms(image @ text.T, relevance == 1, relevance, time=2)
+    each = functools.partial(loss.each, time=2)
+    total, means = lists_streamed(each, image, text, given, rows=4, learned=loss.learned)
     assert seen == [(0, 4), (4, 8), (8, 11)] and loss.learned == [tau]
     torch.testing.assert_close(
         means, {name: value.mean().detach() for name, value in whole.items()}
@@ -108,8 +107,12 @@ def test_a_weighted_sum_of_streamed_lists_has_its_terms_and_its_gradients():
 def test_what_streamed_lists_keep_is_gradients_alone():
     image, text, relevance, _ = make(images=64, texts=256)
     with live_bytes.saved() as kept:
-        both_directions_streamed("smooth_ndcg", image, text, relevance, rows=4)
-    assert sum(kept.values()) == 8 * 6 * (64 + 256)
+        whole = both_directions("smooth_ndcg", image @ text.T, relevance)
+        assert kept() > 8 * 64 * 256
+        del whole
+        loss = both_directions_streamed("smooth_ndcg", image, text, relevance, rows=4)
+        assert kept() == 8 * 6 * (64 + 256)
+        loss.backward()
 
 
 def test_streamed_metrics_are_the_whole_ones():

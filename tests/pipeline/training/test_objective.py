@@ -35,8 +35,9 @@ def counted(world: ProcessGroup, settings: TrainSettings) -> tuple[int, int]:
     vectors = vectors_of(own, WIDTH)
     with live_bytes.Peak() as peak, live_bytes.saved() as kept:
         loss, _ = objective(*vectors, batch, epoch=0)
+        for_the_way_back = kept()
         loss.backward()
-    return peak.most, sum(kept.values())
+    return peak.most, for_the_way_back
 
 
 def planned(settings: TrainSettings, width: int = WIDTH, each: float = EACH) -> float:
@@ -65,7 +66,7 @@ def test_a_worker_holds_what_is_planned(size, tmp_path):
     for most, kept in found:
         assert most == pytest.approx(planned(settings_of(size)), rel=0.15)
         # Gradients of the vectors alone: of own ones, and of the others' for them.
-        assert kept == 2 * 4 * WIDTH * (own + LENGTH)
+        assert kept == pytest.approx(2 * 4 * WIDTH * (own + LENGTH), abs=64)
 
 
 def simulated(rank: int, one: int, size: int, folder: str) -> None:
