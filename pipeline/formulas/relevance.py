@@ -143,7 +143,7 @@ def _reduced(
 ) -> Tensor:
     """cosine_MN, one caption of every image at a time: all at once could be too large."""
     images, captions, _ = image_captions_MCD.shape
-    total_MN = None
+    total_MN: Tensor | None = None
     for k in range(captions):
         cosine_MN = image_captions_MCD[:, k] @ captions_ND.T
         if mask_MC is not None:

@@ -10,6 +10,7 @@ vectors, C captions of an image, E width of a caption's vector, R own lists of a
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ class Objective:
             same_RB = image_n[rows, None] == image_B
             return same_RB, relevance.of_texts(rows, same_RB) if relevance else None
 
-        how = {"rows": self.rows, "learned": self.loss.learned}
+        how: dict[str, Any] = {"rows": self.rows, "learned": self.loss.learned}
         i2t, of_i2t = lists_streamed(each, images_nD, gather(texts_nD), of_images, **how)
         t2i, of_t2i = lists_streamed(each, texts_nD, gather(images_nD), of_texts, **how)
         return (i2t + t2i) / 2, {name: (of_i2t[name] + of_t2i[name]) / 2 for name in of_i2t}
@@ -141,7 +142,7 @@ class BatchRelevance:
         self.how, self.world = relevance, relevance.world
         found = relevance.captions.of_pairs(caption_rows)
         self.images_nCE, texts_nE = (_to(x, image_B.device) for x in (found[0], found[2]))
-        self.mask_nC = None if found[1].all() else _to(found[1], image_B.device)
+        self.mask_nC = None if found[1].numpy().all() else _to(found[1], image_B.device)
         self.texts_BE, self.image_B = self.world.gather(texts_nE), image_B
         self.mine = slice(self.world.rank * len(texts_nE), (self.world.rank + 1) * len(texts_nE))
         self.single = relevance.captions.single

@@ -206,8 +206,8 @@ def test_a_worker_needs_less_among_others_and_relevance_only_where_a_loss_is_gra
     captions = estimate.DIM * (64 + 16 * 5)  # of all pairs, and of own images
     assert needs(workers=4)["relevance"] == 4 * (captions + 16 * 64)
     assert needs(losses={"info_nce": {}})["relevance"] == 0
-    # Long lists: a block of them, however many there are.
-    assert needs(batch_size=65536)["loss"] == needs(batch_size=32768)["loss"]
+    # Long lists: a block of them, however many there are, which is as long as they are.
+    assert needs(batch_size=65536)["loss"] == 2 * needs(batch_size=32768)["loss"]
 
 
 def test_memory_is_that_of_the_fullest_node(capsys, tmp_path):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pipeline.formulas.kernels.rows import loss_dtype
 
-# (name, loss_R) one after the other, of scores_RN and what else it is given.
+# (name, loss_R) one after the other, of scores_RN and what else it is given; each from the scores
+# alone, since what one is made of is gone when the next is.
 Terms = Callable[..., Iterable[tuple[str, Tensor]]]
 Lists = Callable[[slice], tuple[Any, ...]]  # scores_RN of these queries, and what else it is given
 Take = Callable[[slice, Tensor], None]  # takes the gradient of the sum by scores_RN
@@ -47,7 +48,8 @@ def _block(
     """Sums of the terms over a block, of which nothing is left when the next one is made."""
     scores_RN, *others = lists(rows)
     scores_RN = scores_RN.detach().to(loss_dtype(scores_RN)).requires_grad_()
-    sums, gradient_RN = {}, None
+    sums: dict[str, Tensor] = {}
+    gradient_RN: Tensor | None = None
     with torch.enable_grad():
         for name, loss_R in terms(scores_RN, *others):
             total, wanted = loss_R.sum(), (scores_RN, *learned)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.lists import Simulated, batch_of, captions_of, vectors_of
 from jobs.cluster import estimate
@@ -82,14 +83,36 @@ def test_a_worker_that_is_played_holds_what_one_of_a_group_does(tmp_path):
     assert played[0] == pytest.approx(one_of_four[0], rel=0.02) and played[1] == one_of_four[1]
 
 
-def test_lists_of_any_length_fit(tmp_path):
+def test_lists_of_any_length_fit():
     """Eight workers, CLIP's width of 512, five captions an image."""
     graded = settings_of(8, 0, 32768).model_copy(update={"losses": {"smooth_ndcg": {}}})
     assert planned(graded, 512, 5) < 0.5 * GB
     assert planned(settings_of(8, 0, 131072), 512, 5) < 2 * GB
-    # Four times the list takes four times the vectors, and no more for scores and relevance.
-    short, long = (
-        estimate.worker_bytes(settings_of(8, 0, length), ModelSettings(dim=512), 5)
-        for length in (32768, 131072)
+    # Four times the list takes four times as much, and no sixteen times.
+    short, long = (planned(settings_of(8, 0, length), 512, 5) for length in (32768, 131072))
+    assert long == pytest.approx(4 * short, rel=0.01)
+
+
+class NoWaits(TorchDispatchMode):
+    """Raises where a value would be read that a device may not have yet."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            raise AssertionError(f"{function} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("each", [1, EACH])
+def test_a_step_of_the_objective_never_waits_for_the_device(each):
+    settings = TrainSettings(
+        losses={"info_nce": {}, "soft_label_kl": {}}, batch_size=64, list_rows=5
     )
-    assert long["vectors"] == 4 * short["vectors"] and long["loss"] == short["loss"]
+    captions, batch = captions_of([each] * 32 + [1] * 32, 8), batch_of(32, each)
+    objective = Objective(settings, LabelSettings(), None, captions, Simulated(2))
+    vectors = vectors_of(32, WIDTH)
+    with pytest.raises(AssertionError, match="waits"), NoWaits():
+        bool(vectors[0].sum() > 0)
+    with NoWaits():
+        loss, _ = objective(*vectors, batch, epoch=0)
+        loss.backward()
+    assert vectors[0].grad.abs().sum() > 0
