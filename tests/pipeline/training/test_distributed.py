@@ -72,7 +72,7 @@ def whole(losses: dict, counts: list[int], label: LabelSettings):
     terms = {name: (i2t[name].mean() + t2i[name].mean()) / 2 for name in i2t}
     total = sum(terms.values())
     total.backward()
-    return {"": total.detach()} | {k: v.detach() for k, v in terms.items()}, weights.grad
+    return {"": float(total)} | {k: float(v) for k, v in terms.items()}, weights.grad
 
 
 def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, rank=0, size=1):
@@ -89,7 +89,7 @@ def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, ran
         dist.all_reduce(gradient)
         gradient /= size
     terms = {"": loss, **terms}
-    return {name: world.mean(value.detach()) for name, value in terms.items()}, gradient
+    return {name: float(world.mean(value.detach())) for name, value in terms.items()}, gradient
 
 
 RAGGED, ONE = [1, 3, 2, 2, 5, 1, 3, 1, 2, 4, 1, 1, 3, 2, 2, 1], [1] * PAIRS
