@@ -16,7 +16,8 @@ class Loss:
     function: Function
     graded: bool  # its target is relevance, else boolean positives
     # Peak of a block of lists, forward and backward, in score matrices (4 R N bytes), as a device
-    # has it: torch alone, the block at once. Measured on 256 x 2,048 (Kendall's 64 x 256).
+    # has it: torch alone, the block at once. Measured on 256 x 2,048 for smooth_ndcg and info_nce;
+    # the others' are of both directions of 1,024 x 1,024 at once, on a processor.
     score_matrices: float
 
     def __call__(self, scores_QN: Tensor, target_QN: Tensor, **settings: Any) -> Tensor:
