@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from bench.losses import public_ndcg
-from pipeline.models.vocabulary import pad
+from pipeline.texts.vocabulary import pad
 from pipeline.training import train
 from pipeline.training.data import Split
 from pipeline.training.distributed import ProcessGroup
@@ -119,7 +119,7 @@ class PerSample(torch.utils.data.Dataset):
         first, count = self.split.caption_first[image], self.split.caption_count[image]
         return (
             torch.Tensor(self.features[image].astype(np.float32)),
-            self.vocabulary.ids_of(self.split.captions[row], 64),
+            self.vocabulary.ids([self.split.captions[row]], 64)[0],
             self.captions.vectors[first : first + count],
             self.captions.vectors[row],
         )

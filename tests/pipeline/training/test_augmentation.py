@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pipeline.training.augmentation import Augment
+from pipeline.training.loader import Loader
 
 from pipeline.errors import InputError
 from pipeline.models import Vocabulary
 from pipeline.sharding.decoding import decode
-from pipeline.training.augmentation import Augment
-from pipeline.training.loader import Loader
 from pipeline.training.sampler import Sampler
 from schemas.settings import TrainSettings
 from tests.pipeline.training.test_loader import loader_of

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline.training.loader import Loader
 
 from pipeline.models import Vocabulary
 from pipeline.training.data import Split
-from pipeline.training.loader import Loader
 from pipeline.training.sampler import Sampler
 from tests.helpers.datasets import SIZE, shards
 from tests.pipeline.training.test_sampler import steps_of
