@@ -3,7 +3,7 @@
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -132,17 +132,8 @@ class Loader:
                 self.frames.free(task.frame)
         self._ahead.clear()
         self._oldest[0] = self._numbered
-        self._next, self._steps = (epoch, start), self._order(epoch, start)
-
-    def _order(self, epoch: int, start: int) -> Iterator[tuple]:
-        """(epoch and step), image rows and caption rows of this worker, to the training's end."""
-        while True:
-            for step, pairs in enumerate(self.order.epoch(epoch, start), start):
-                rows, captions = (x[list(self.lanes)].reshape(-1) for x in pairs)
-                yield (epoch, step), rows, captions
-            epoch, start = epoch + 1, 0
-            if epoch >= self.epochs:
-                return
+        self._next = epoch, start
+        self._steps = _pairs(self.order, self.lanes, epoch, start, self.epochs)
 
     def _fill(self) -> None:
         """Have batches made until enough are, and take those that are ready."""
@@ -213,6 +204,19 @@ class Loader:
             return error
         do = "" if isinstance(error, InputError) else "; run `halftone lint`"
         return InputError(f"{name} cannot be used: {error}{do}")
+
+
+def _pairs(
+    order: Sampler, lanes: Iterable[int], epoch: int, start: int, epochs: int
+) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:
+    """(epoch and step), image rows and caption rows of some lanes, to the training's end."""
+    mine = list(lanes)
+    while True:
+        for step, (rows, captions) in enumerate(order.epoch(epoch, start), start):
+            yield (epoch, step), rows[mine].reshape(-1), captions[mine].reshape(-1)
+        epoch, start = epoch + 1, 0
+        if epoch >= epochs:
+            return
 
 
 def _end(pool: Processes | Thread, copies: Copies) -> None:
