@@ -9,13 +9,13 @@ from safetensors.torch import load
 
 from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
+from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.sharding.decoding import decode
 from pipeline.sharding.given import Picture, bytes_of
 from pipeline.sharding.images import Rejected, checked
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
-from pipeline.texts.vocabulary import PretrainedTokens
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import Recipe, ShardSettings, of_before
 

@@ -6,7 +6,7 @@ import torch
 from pipeline.formulas.metrics import ndcg, recall_at
 from pipeline.labels.caption_vectors import Captions
 from pipeline.models import TwoTower, Vocabulary
-from pipeline.texts.vocabulary import PretrainedTokens
+from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.training.data import Split
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LabelSettings

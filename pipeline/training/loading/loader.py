@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.texts.vocabulary import Known
+from pipeline.models.vocabulary import Known
 from pipeline.training.data import Batch, Split
 from pipeline.training.loading.augmentation import Augment
 from pipeline.training.loading.device import Copies

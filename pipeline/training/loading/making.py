@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.models.vocabulary import Known
 from pipeline.sharding.decoding import decode, put
 from pipeline.storage import cache
-from pipeline.texts.vocabulary import Known
 from pipeline.training.loading.augmentation import Augment
 from pipeline.training.loading.frames import Frames, Layout, mapped, memory_file
 

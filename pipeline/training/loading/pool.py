@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 
 from pipeline.errors import Unreachable
-from pipeline.texts.vocabulary import Known
+from pipeline.models.vocabulary import Known
 from pipeline.training.loading.frames import Frames, memory_file
 from pipeline.training.loading.making import Made, Maker, Part, Recipe, Shared
 from pipeline.training.loading.process import START, TOKEN

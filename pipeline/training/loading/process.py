@@ -11,7 +11,7 @@ import struct
 import threading
 from multiprocessing.connection import Connection
 
-from pipeline.texts.vocabulary import vocabulary_of
+from pipeline.models.vocabulary import vocabulary_of
 from pipeline.training.loading.frames import Frames
 from pipeline.training.loading.making import Maker, Shared
 

@@ -23,7 +23,7 @@ from transformers import (
 
 from pipeline import models as towers
 from pipeline.models import TwoTower
-from pipeline.texts.vocabulary import PretrainedTokens
+from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.training import saved_model
 from schemas.settings import ModelSettings
 from tests.helpers.paths import ROOT

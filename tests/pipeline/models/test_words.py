@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.labels.encoders import fitted
-from pipeline.texts.vocabulary import Vocabulary
-from pipeline.texts.words import long_terms, terms, words
+from pipeline.models.vocabulary import Vocabulary
+from pipeline.models.words import long_terms, terms, words
 
 # A sentence of two things that a caption may show, and its words.
 SENTENCES = {

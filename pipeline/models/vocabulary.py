@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.texts.words import words
+from pipeline.models.words import words
 
 if TYPE_CHECKING:
     import torch  # processes that make batches do without it
