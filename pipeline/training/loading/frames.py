@@ -83,6 +83,7 @@ class Frames:
     def __init__(self, layout: Layout, file: int | None = None):
         self.layout, self.size = layout, layout.parts[-1]
         self.file = memory_file() if file is None else file
+        weakref.finalize(self, os.close, self.file)
         self._maps: dict[int, mmap.mmap] = {}
         self._free: list[int] = []
         self._end = 0  # of the file

@@ -17,7 +17,7 @@ from pipeline.training.data import Batch, Split
 from pipeline.training.loading.augmentation import Augment
 from pipeline.training.loading.device import Copies
 from pipeline.training.loading.frames import Frames, Layout
-from pipeline.training.loading.making import Made, Part, Recipe, Shared
+from pipeline.training.loading.making import Made, PairSettings, Part, Shared
 from pipeline.training.loading.pool import Processes, Thread
 from pipeline.training.sampler import Sampler
 
@@ -36,6 +36,7 @@ class Task:
     def __init__(self, at: tuple[int, int], frame: int, rows: np.ndarray, captions: np.ndarray):
         self.at, self.frame, self.rows, self.captions = at, frame, rows, captions
         self.left = 0  # parts that are not made
+        self.failed: Made | None = None  # the first part that could not be made
         self.batch: Batch | None = None  # once all are
 
 
@@ -86,10 +87,14 @@ class Loader:
             if not self._ahead or self._ahead[0].at[0] != epoch:
                 self._next = epoch + 1, 0
                 return
-            while (batch := self._ahead[0].batch) is None:
+            head = self._ahead[0]
+            while head.left:
                 self._collect(wait=True)
+            if head.failed is not None:
+                self._next = None
+                raise self._why(head.failed)
             self._next = epoch, self._ahead.popleft().at[1] + 1
-            yield self.copies.here(batch)
+            yield self.copies.here(head.batch)
 
     def spent(self) -> tuple[float, float]:
         """Seconds that a process was busy since this was asked last, and those in storage."""
@@ -116,13 +121,14 @@ class Loader:
         self.frames = Frames(layout)
         shared = Shared(max(1, self.workers), len(split.tars), kept, layout)
         given = split.image_size, self.augment, self.order.seed, self.max_words, split.copies
-        recipe = Recipe(layout, *given)
+        settings = PairSettings(layout, *given)
         if self.workers:
-            self.pool = Processes(recipe, self.vocabulary, self.frames, shared, split.name)
+            self.pool = Processes(settings, self.vocabulary, self.frames, shared, split.name)
         else:
-            self.pool = Thread(recipe, self.vocabulary, self.frames, shared)
+            self.pool = Thread(settings, self.vocabulary, self.frames, shared)
         self._end = weakref.finalize(self, _end, self.pool, self.copies)
         self._oldest, self._held = shared.oldest, np.zeros(kept, bool)
+        self._tasks.clear()
         self._most = AHEAD if AHEAD * self.frames.size <= AHEAD_BYTES else 2
 
     def _begin(self, epoch: int, start: int) -> None:
@@ -161,26 +167,21 @@ class Loader:
         ]
 
     def _collect(self, wait: bool) -> None:
-        """Take what was made; raises what went wrong with a batch that is waited for."""
-        failed = None
+        """Take what was made."""
         for made in self.pool.take(wait):
             task = self._tasks[made.task]
             task.left -= 1
             self.busy, self.reading = self.busy + made.busy, self.reading + made.reading
-            wanted = made.task >= self._oldest[0]
-            if made.failed and wanted:
-                failed = failed or made
+            if made.failed and (task.failed is None or made.first < task.failed.first):
+                task.failed = made
             elif made.pairs and len(self._held):
                 self._held[task.rows[made.first : made.first + made.pairs]] = True
             if not task.left:
                 del self._tasks[made.task]
-                if not wanted:
+                if made.task < self._oldest[0]:  # nobody waits for it any more
                     self.frames.free(task.frame)
-        if failed is not None:
-            self._next = None
-            raise self._why(failed)
         for task in islice(self._ahead, READY):
-            if not task.left and task.batch is None:
+            if not task.left and not task.failed and task.batch is None:
                 task.batch = self._batch(task)
 
     def _batch(self, task: Task) -> Batch:

@@ -1,7 +1,9 @@
 """What becomes of a part of a batch: pictures, cropped and so on, and word ids, in its frame."""
 
+import os
 import pickle
 import time
+import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ Place = tuple[int, str, dict, int, int]  # a tar's number, URI and index entry, 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PairSettings:
     """What is made of every pair, in every process alike."""
 
     layout: Layout
@@ -63,6 +65,7 @@ class Shared:
         self._head = -(-head // 64) * 64
         size = self._head + kept * layout.image_bytes
         self.file = memory_file(size) if file is None else file
+        weakref.finalize(self, os.close, self.file)
         memory = np.frombuffer(mapped(self.file, size), np.uint8)
         numbers = memory[: 8 * (1 + workers)].view(np.int64)
         self.oldest = numbers[:1]  # the first batch that is waited for
@@ -75,8 +78,10 @@ class Shared:
 class Maker:
     """Makes parts of batches, in one process or thread."""
 
-    def __init__(self, recipe: Recipe, words: Known, frames: Frames, shared: Shared, number: int):
-        self.recipe, self.words, self.frames = recipe, words, frames
+    def __init__(
+        self, settings: PairSettings, words: Known, frames: Frames, shared: Shared, number: int
+    ):
+        self.settings, self.words, self.frames = settings, words, frames
         self.shared, self.number = shared, number
         self._reading, self._in_reading = 0.0, False
 
@@ -91,10 +96,10 @@ class Maker:
             pairs = zip(part.rows, part.captions, part.held, part.places, strict=True)
             for k, (row, caption, held, place) in enumerate(pairs, part.first):
                 self.shared.at[self.number] = row + 1
-                self._image(images[k], row, [self.recipe.seed, part.epoch, caption], held, place)
+                self._image(images[k], row, [self.settings.seed, part.epoch, caption], held, place)
             self.shared.at[self.number] = 0
             for k, found in enumerate(
-                self.words.ids(part.texts, self.recipe.max_words), part.first
+                self.words.ids(part.texts, self.settings.max_words), part.first
             ):
                 ids[k, len(found) :] = self.words.fill
                 ids[k, : len(found)] = found
@@ -110,9 +115,9 @@ class Maker:
         if held:
             out[:] = self.shared.decoded[row]
             return
-        data, size = self._read(place), self.recipe.image_size
-        if self.recipe.augment is not None:
-            put(self.recipe.augment(data, size, draw), out)
+        data, size = self._read(place), self.settings.image_size
+        if self.settings.augment is not None:
+            put(self.settings.augment(data, size, draw), out)
             return
         image = decode(data, size)
         if image.shape != out.shape or image.dtype != out.dtype:
@@ -127,7 +132,7 @@ class Maker:
         started, self._in_reading = time.perf_counter(), True
         if self.shared.whole[number]:
             cache.trust(file)
-        data = cache.read(tar, file, self.recipe.copies, offset, size)
+        data = cache.read(tar, file, self.settings.copies, offset, size)
         self.shared.whole[number] = 1
         if len(data) < size:
             raise InputError(

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, Pipe
 from pipeline.errors import Unreachable
 from pipeline.models.vocabulary import Known
 from pipeline.training.loading.frames import Frames, memory_file
-from pipeline.training.loading.making import Made, Maker, Part, Recipe, Shared
+from pipeline.training.loading.making import Made, Maker, PairSettings, Part, Shared
 from pipeline.training.loading.process import START, TOKEN
 
 PATIENCE = 10  # seconds for a process to end by itself
@@ -31,10 +31,10 @@ class ProcessLost(Unreachable):
 class Thread:
     """Parts are made by a thread of this process: for trainings that end before a process pays."""
 
-    def __init__(self, recipe: Recipe, words: Known, frames: Frames, shared: Shared):
+    def __init__(self, settings: PairSettings, words: Known, frames: Frames, shared: Shared):
         self.given: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
         self.made: queue.SimpleQueue[Made] = queue.SimpleQueue()
-        maker = Maker(recipe, words, frames, shared, 0)
+        maker = Maker(settings, words, frames, shared, 0)
         work = (maker.make, self.given, self.made)
         threading.Thread(target=_make_all, args=work, daemon=True).start()
 
@@ -68,17 +68,17 @@ class Processes:
 
     def __init__(
         self,
-        recipe: Recipe,
+        settings: PairSettings,
         words: Known,
         frames: Frames,
         shared: Shared,
         name: Callable[[int], str],
     ):
         self.frames, self.shared, self.name = frames, shared, name
-        about = shared.workers, shared.tars, shared.kept, recipe.layout, shared.file
+        about = shared.workers, shared.tars, shared.kept, settings.layout, shared.file
         setup = memory_file()
         with open(setup, "wb", closefd=False) as file:
-            file.write(pickle.dumps((recipe, words.state, frames.file, about)))
+            file.write(pickle.dumps((settings, words.state, frames.file, about)))
         read, self._tokens = os.pipe()
         self._waiting = selectors.DefaultSelector()
         self._processes: list[subprocess.Popen] = []

@@ -25,9 +25,9 @@ def main(number: int, tokens: int, answers: int, setup: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
     threading.Thread(target=_end_with_parent, args=(answers,), daemon=True).start()
     said = Connection(answers, readable=False)
-    recipe, words, frames_file, shared = pickle.loads(os.pread(setup, os.fstat(setup).st_size, 0))
-    frames = Frames(recipe.layout, frames_file)
-    maker = Maker(recipe, vocabulary_of(words), frames, Shared(*shared), number)
+    settings, words, frames_file, shared = pickle.loads(os.pread(setup, os.fstat(setup).st_size, 0))
+    frames = Frames(settings.layout, frames_file)
+    maker = Maker(settings, vocabulary_of(words), frames, Shared(*shared), number)
     try:
         while len(token := os.read(tokens, TOKEN.size)) == TOKEN.size:
             place, size, _, _ = TOKEN.unpack(token)

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from pipeline.errors import InputError
 from pipeline.models import Vocabulary
+from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.training.data import Split
 from pipeline.training.loading import loader as loading
 from pipeline.training.loading.augmentation import Augment
@@ -145,6 +147,22 @@ def test_captions_of_any_length_fit(split, closed):
         assert batch.words.shape[1] > 2000 and int(batch.lengths.min()) > 2000
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_processes_cut_texts_as_pretrained_models_do(split, padded, closed):
+    """By a tokenizer of the tokenizers package; those of transformers come by the same way."""
+    known = ["<pad>", "<s>", "</s>", "<unk>", "a", "red", "blue", "circle", "star", "on"]
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(known)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = [("<s>", 1), ("</s>", 2)]
+    made.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=marks)
+    tokens = PretrainedTokens(made.to_str(), pad=0, length=10, padded=padded)
+    loader = closed(loader_of(split, workers=2, vocabulary=tokens))
+    for batch in loader.epoch(0):
+        texts = split.texts(batch.caption_rows.numpy())
+        words, lengths = tokens.encode(texts, 9)
+        assert torch.equal(batch.words, words) and torch.equal(batch.lengths, lengths)
+
+
 # ---- what is wrong ------------------------------------------------------------------------------
 
 
@@ -191,6 +209,23 @@ def test_a_lost_tar_ends_the_epoch_with_an_error_that_names_it(tmp_path, workers
     with pytest.raises(FileNotFoundError, match=r"train-000001.tar") as error:
         list(loader.epoch(0))
     assert any("while reading" in note for note in error.value.__notes__)
+
+
+@pytest.mark.parametrize("workers", (0, 2))
+def test_batches_before_the_one_that_cannot_be_made_come_first(tmp_path, workers, closed):
+    split = Split(shards(tmp_path, samples=8), "train", image_size=SIZE)
+    known = contents(loader_of(split).epoch(0))
+    steps = [set(rows.tolist()) for rows, _ in steps_of(loader_of(split).order)]
+    step = 3
+    (row, *_) = steps[step] - steps[0] - steps[1] - steps[2]
+    tar, offset = Path(split.tars[split.shard_of[row]]), int(split.offset[row])
+    data = bytearray(tar.read_bytes())
+    data[offset : offset + int(split.size[row])] = bytes(int(split.size[row]))
+    tar.write_bytes(data)
+    batches = closed(loader_of(split, workers=workers)).epoch(0)
+    assert contents(next(batches) for _ in range(step)) == known[:step]
+    with pytest.raises(InputError, match="cannot be used"):
+        next(batches)
 
 
 # ---- features -----------------------------------------------------------------------------------
