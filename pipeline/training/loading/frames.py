@@ -59,9 +59,9 @@ def memory_file(size: int = 0) -> int:
     It is none of /dev/shm, which containers keep small. Where the kernel has no such memory, it is
     a file of the temporary folder that was unlinked.
     """
-    if hasattr(os, "memfd_create"):
+    try:
         file = os.memfd_create("halftone")
-    else:
+    except (AttributeError, OSError):  # another kernel, or a sandbox that refuses
         with tempfile.TemporaryFile() as unlinked:
             file = os.dup(unlinked.fileno())
     os.ftruncate(file, size)

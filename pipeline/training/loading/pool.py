@@ -132,7 +132,8 @@ class Processes:
         process, row = self._processes[number], int(self.shared.at[number]) - 1
         code = process.wait(PATIENCE)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
-        how += ", as the kernel does when memory is short," if code == -signal.SIGKILL else ""
+        short = code in (-signal.SIGKILL, -signal.SIGBUS)
+        how += ", as the kernel does when memory is short," if short else ""
         at = f"while it was at {self.name(row)}" if row >= 0 else "between two images"
         return ProcessLost(
             f"decoding process {process.pid} {how} {at}; start the training again, it goes on from "
