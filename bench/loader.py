@@ -40,7 +40,7 @@ def main(root: str, rounds: int) -> None:
     loading.KEPT_BYTES = 0
     split = Split(root, "train", image_size=SIZE, cache_mb=0)
     print(
-        f"{len(split):,} pictures of {split.bytes / len(split):,.0f} bytes at {SIZE} pixels, ",
+        f"{len(split):,} pictures of {split.tar_bytes / len(split):,.0f} bytes at {SIZE} pixels, ",
         end="",
     )
     print(f"{loading.cores()} cores, load {os.getloadavg()[0]:.1f}, {rounds} rounds")

@@ -113,7 +113,7 @@ class Split:
         return f"{member} of {self.tars[self.shard_of[row]]}"
 
     @property
-    def bytes(self) -> int:
+    def tar_bytes(self) -> int:
         """Bytes of all tars together."""
         return sum(file["bytes"] for file in self.files)
 

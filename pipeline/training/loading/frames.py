@@ -100,18 +100,18 @@ class Frames:
     def free(self, frame: int) -> None:
         self._free.append(frame)
 
-    def bytes(self, frame: int) -> np.ndarray:
+    def memory(self, frame: int) -> np.ndarray:
         """A frame's bytes, as a new array each time."""
         if frame not in self._maps:
             self._maps[frame] = mapped(self.file, self.size, frame)
         return np.frombuffer(self._maps[frame], np.uint8)
 
     def views(self, frame: int) -> Views:
-        return self.layout.views(self.bytes(frame))
+        return self.layout.views(self.memory(frame))
 
     def lend(self, frame: int) -> Views:
         """The arrays of a frame, which is free again when the last of them is gone."""
-        memory = self.bytes(frame)
+        memory = self.memory(frame)
         weakref.finalize(memory, self._free.append, frame).atexit = False
         return self.layout.views(memory)
 

@@ -243,7 +243,7 @@ def workers_for(
     pictures = split.features is None
     image_bytes = 3 * split.image_size**2 if pictures else split.image(0).nbytes
     passes = 1 if keeps(split, augment, image_bytes) else epochs
-    if split.bytes * passes < (PICTURE_BYTES if pictures else FEATURE_BYTES):
+    if split.tar_bytes * passes < (PICTURE_BYTES if pictures else FEATURE_BYTES):
         return 0
     free = cores()
     return min(MOST_WORKERS, max(free // here - 1, 1)) if free > 1 else 0

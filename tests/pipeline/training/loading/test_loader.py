@@ -282,7 +282,7 @@ def chosen(split, monkeypatch, cores: int, here: int = 1, asked: int = 0, **give
 def test_a_worker_takes_its_share_of_the_cores_but_one(split, regions, monkeypatch):
     assert chosen(split, monkeypatch, 16) == 0  # over before a process pays
     assert chosen(split, monkeypatch, 16, asked=3) == 3
-    many = int(loading.PICTURE_BYTES / split.bytes) + 1
+    many = int(loading.PICTURE_BYTES / split.tar_bytes) + 1
     assert chosen(split, monkeypatch, 16, epochs=many) == 0  # decoded once
     assert chosen(split, monkeypatch, 16, epochs=many, augment=VIEW) == 15
     monkeypatch.setattr(loading, "PICTURE_BYTES", 1)
