@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from jobs.cli import show
 from pipeline.training.loading import waiting
 from pipeline.training.loading.limits import limit_of
 from pipeline.training.loading.waiting import Stopwatch, figures, watched
@@ -41,3 +42,11 @@ def test_a_record_tells_of_all_workers_and_of_the_one_that_waits_most():
     assert limit_of(quick) == "exchange"
     assert limit_of({**quick, "train/exchange_wait": 0.1}) == "device"
     assert limit_of({"train/data_wait": 0.3}) == "data"  # of a training before there were others
+
+
+def test_the_line_of_an_epoch_says_what_limits():
+    record = {"epoch": 2, "train/samples_per_second": 3812.0, "train/data_wait": 0.21}
+    record |= {"train/data_wait_worst": 0.4, "train/decode_busy": 0.9, "train/storage_busy": 0.1}
+    line = show._epoch(record, 8)
+    assert line.startswith("2/8  3,812 samples/s  waited for data 21 % (one worker 40 %)")
+    assert line.endswith("limited by decode")
