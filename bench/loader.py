@@ -63,8 +63,11 @@ def rates(split: Split, rounds: int) -> None:
         print(f"{way:<14}{wall:>11,.0f}{cpu:>14,.0f}{busy:>7.0%}")
     for what in ("processes", "threads"):
         one, two = middle[f"1 {what}"], middle[f"2 {what}"]
-        print(f"two {what} ÷ one: {two[0] / one[0]:.2f} by the clock", end="")
-        print(f", {2 * two[1] / one[1] * two[2] / one[2]:.2f} were a core there for each")
+        print(f"two {what} ÷ one: {two[0] / one[0]:.2f} by the clock")
+    one, two = middle["1 processes"], middle["2 processes"]
+    print(
+        f"and of processes {2 * two[1] / one[1] * two[2] / one[2]:.2f} were a core there for each"
+    )
 
 
 def of_processes(split: Split, count: int) -> tuple[float, float, float]:
