@@ -112,7 +112,8 @@ class Loader:
     def _open(self) -> None:
         split = self.split
         rows = len(self.lanes) * self.order.batch_size // self.order.lanes
-        shape, dtype = (3, split.image_size, split.image_size), "uint8"
+        shape: tuple[int, ...] = (3, split.image_size, split.image_size)
+        dtype = "uint8"
         if split.features is not None:
             first = split.image(0)
             shape, dtype = first.shape, first.dtype.str
