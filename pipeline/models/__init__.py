@@ -1,27 +1,32 @@
-"""Two-tower models. To add a tower: a module, and a line in `IMAGE_TOWERS` or `TEXT_TOWERS`.
+"""Two-tower models, and texts as they read them.
 
 An image tower maps (B, …) payloads and a text tower maps (B, L) word ids with (B,) lengths to
 (B, dim); `TwoTower` gives both unit norm. A recipe may also name a tower of one's own as
 `package.module:Class`. A tower has `from_settings(settings, given)`; see `TowerInputs`.
+
+What this package has by name is imported when it is asked for: `pipeline.models.words` and
+`pipeline.models.vocabulary` are used where no torch is.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
-from pipeline.models import pretrained
-from pipeline.models.convolution import ConvolutionTower
-from pipeline.models.gru import GRUTower
-from pipeline.models.regions import RegionTower
-from pipeline.models.two_tower import TowerInputs, TwoTower
-from pipeline.models.vocabulary import PretrainedTokens, Vocabulary, vocabulary_of
-from schemas.settings import ModelSettings
+if TYPE_CHECKING:
+    from pipeline.models.towers import (
+        IMAGE_TOWERS,
+        TEXT_TOWERS,
+        architecture,
+        build,
+        vocabulary_for,
+    )
+    from pipeline.models.two_tower import TowerInputs, TwoTower
+    from pipeline.models.vocabulary import Vocabulary, vocabulary_of
 
-IMAGE_TOWERS = {
-    "pixels": ConvolutionTower,
-    "regions": RegionTower,
-    "pretrained": pretrained.PretrainedImageTower,
+MODULES = {
+    "towers": ("IMAGE_TOWERS", "TEXT_TOWERS", "architecture", "build", "vocabulary_for"),
+    "two_tower": ("TowerInputs", "TwoTower"),
+    "vocabulary": ("Vocabulary", "vocabulary_of"),
 }
-TEXT_TOWERS = {"gru": GRUTower, "bigru": GRUTower, "pretrained": pretrained.PretrainedTextTower}
-
 __all__ = [
     "IMAGE_TOWERS",
     "TEXT_TOWERS",
@@ -35,48 +40,8 @@ __all__ = [
 ]
 
 
-def build(
-    settings: ModelSettings,
-    *,
-    vocabulary: Vocabulary | PretrainedTokens,
-    features: int | None,
-    architecture: dict | None = None,
-) -> TwoTower:
-    """A new two-tower model; `features` is the width of a region vector, None for pixels.
-
-    Pretrained towers come with their weights, or untrained from an `architecture`.
-    """
-    image, text = _tower("image", settings), _tower("text", settings)
-    asked = "pretrained" in (settings.image, settings.text)
-    model = pretrained.load(settings, architecture) if asked else None
-    given = TowerInputs(features, len(vocabulary), model)
-    return TwoTower(image.from_settings(settings, given), text.from_settings(settings, given))
-
-
-def architecture(settings: ModelSettings) -> dict | None:
-    """The configuration that pretrained towers are rebuilt from; None without such towers."""
-    asked = "pretrained" in (settings.image, settings.text)
-    return pretrained.architecture(settings) if asked else None
-
-
-def vocabulary_for(settings: ModelSettings, captions: list[str]) -> Vocabulary | PretrainedTokens:
-    """The text tower's own tokens, or the words of the train captions."""
-    if settings.text == "pretrained":
-        return pretrained.tokens(settings)
-    return Vocabulary.of(captions, min_count=settings.min_word_count)
-
-
-def _tower(kind: str, settings: ModelSettings):
-    towers = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}[kind]
-    name = getattr(settings, kind)
-    module, _, own = name.partition(":")
-    if not own and name not in towers:
-        raise ValueError(
-            f"unknown model.{kind} {name!r}; known: {', '.join(towers)}, or package.module:Class"
-        )
-    if not own:
-        return towers[name]
-    try:
-        return getattr(importlib.import_module(module), own)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model.{kind} {name!r} cannot be imported: {error}") from error
+def __getattr__(name: str) -> Any:
+    for module, names in MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,7 +28,6 @@ class Batch:
     lengths: torch.Tensor  # (n,)
     image_rows: torch.Tensor  # (n,) the image's row in its split: equal rows, same image
     caption_rows: torch.Tensor  # (n,) the caption's row among the split's captions
-    waited: float = 0.0  # seconds the model waited for it
 
     def __len__(self) -> int:
         return len(self.images)
@@ -37,7 +36,7 @@ class Batch:
         return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
 
     def to(self, device: torch.device) -> "Batch":
-        for name in ("images", "words", "image_rows"):
+        for name in ("words", "image_rows", "images"):  # what is not pinned first
             setattr(self, name, getattr(self, name).to(device, non_blocking=True))
         return self
 
@@ -98,11 +97,30 @@ class Split:
     def __len__(self) -> int:
         return self.table.num_rows
 
+    def places(self, rows: np.ndarray) -> list[tuple[int, str, dict, int, int]]:
+        """Where each row's payload lies: its tar's number, URI and index entry, offset and size."""
+        shards = self.shard_of[rows].tolist()
+        parts = zip(shards, self.offset[rows].tolist(), self.size[rows].tolist(), strict=True)
+        return [(n, self.tars[n], self.files[n], offset, size) for n, offset, size in parts]
+
+    def texts(self, caption_rows: np.ndarray) -> list[str]:
+        """The texts of captions."""
+        return [self.captions[row] for row in caption_rows.tolist()]
+
+    def name(self, row: int) -> str:
+        """What an image is called, and the tar it lies in, for a person to find it."""
+        member = self.table["member"][row].as_py()
+        return f"{member} of {self.tars[self.shard_of[row]]}"
+
+    @property
+    def tar_bytes(self) -> int:
+        """Bytes of all tars together."""
+        return sum(file["bytes"] for file in self.files)
+
     def payload(self, row: int) -> bytes:
         """The image file, or the feature array's .npy file, of a row."""
-        number = self.shard_of[row]
-        part = int(self.offset[row]), int(self.size[row])
-        return cache.read(self.tars[number], self.files[number], self.copies, *part)
+        ((_, tar, file, *part),) = self.places(np.array([row]))
+        return cache.read(tar, file, self.copies, *part)
 
     def image(self, row: int) -> np.ndarray:
         """The decoded image (3, S, S) uint8, or the feature array, of a row."""

@@ -88,6 +88,7 @@ def test_a_recipe_file_is_called_after_itself(recipe_file):
             "variants: {a: {train: {epoch: 1}}}",
             "unknown setting 'train.epoch'; did you mean 'epochs'?",
         ),
+        ("train: {decode_threads: 4}", "train: decode_threads is no setting any more"),
         ("train: {epochs: many}", "train.epochs: Input should be a valid integer"),
         ("train:", "train: Input should be a valid dictionary"),
         ("train: {lr: {", "is not YAML"),
@@ -102,6 +103,13 @@ def test_a_recipe_that_is_wrong_is_told_what_and_where(recipe_file, text, senten
     file = recipe_file(text)
     found = refused("--recipe", file)
     assert sentence in found
+
+
+def test_settings_kept_before_a_setting_went_are_read(tmp_path):
+    kept = {"name": "old", "train": {"decode_threads": 4, "lr": 0.1}}
+    (tmp_path / "settings-main.yaml").write_text(json.dumps(kept))
+    ((name, recipe),) = recipes.saved(str(tmp_path), {}, None)
+    assert (name, recipe.train.lr, recipe.train.decode_workers) == ("main", 0.1, 0)
 
 
 @pytest.mark.parametrize(
