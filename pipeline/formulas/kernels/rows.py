@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.formulas.kernels import Function, Kernel, Mask, Value
+from pipeline.formulas.kernels.fused import gradient_like
 from pipeline.formulas.kernels.gradients import first_order
 
 # Elements of a block's largest temporary: few enough that a block's few dozen passes stay in a CPU
@@ -31,12 +32,7 @@ def prepared(
     The zeros keep whatever is in padding, NaN included, out of the value and the gradient. With
     `unscored` a candidate of score -inf is masked out too.
     """
-    others: list[Tensor] = [x for x in (target_QN, mask_QN) if x is not None]
-    if scores_QN.dim() != 2 or any(x.shape != scores_QN.shape for x in others):
-        shapes = ", ".join(str(tuple(x.shape)) for x in (scores_QN, *others))
-        raise ValueError(f"scores, target and mask must all be (queries, candidates), got {shapes}")
-    if mask_QN is not None and mask_QN.dtype != torch.bool:
-        raise ValueError(f"mask_QN must be boolean, True = in the list, got {mask_QN.dtype}")
+    check_shapes(scores_QN, target_QN, mask_QN)
     scores_QN = scores_QN.to(loss_dtype(scores_QN))
     if target_QN is not None and target_QN.dtype != torch.bool:
         target_QN = target_QN.detach().to(scores_QN.dtype)
@@ -46,6 +42,16 @@ def prepared(
         scores_QN = scores_QN.masked_fill(~mask_QN, 0)
         target_QN = None if target_QN is None else target_QN.masked_fill(~mask_QN, 0)
     return scores_QN, target_QN, mask_QN
+
+
+def check_shapes(scores_QN: Tensor, target_QN: Tensor | None, mask_QN: Mask) -> None:
+    """Raises where these are not matrices of one shape, or the mask is not boolean."""
+    others: list[Tensor] = [x for x in (target_QN, mask_QN) if x is not None]
+    if scores_QN.dim() != 2 or any(x.shape != scores_QN.shape for x in others):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (scores_QN, *others))
+        raise ValueError(f"scores, target and mask must all be (queries, candidates), got {shapes}")
+    if mask_QN is not None and mask_QN.dtype != torch.bool:
+        raise ValueError(f"mask_QN must be boolean, True = in the list, got {mask_QN.dtype}")
 
 
 def loss_dtype(scores_QN: Tensor) -> torch.dtype:
@@ -121,8 +127,13 @@ def summed(
     loss: Function, scores_RN: Tensor, target_RN: Tensor, **settings: Any
 ) -> tuple[Tensor, Tensor]:
     """(sum of the loss over the rows, its gradient by scores_RN), of float32 for scores of less."""
+    of = getattr(loss, "fused", None)
+    scores_RN = scores_RN.detach()
+    if run := of and of(scores_RN, target_RN, **settings):
+        gradient_RN = gradient_like(scores_RN)
+        return run(scores_RN, gradient_RN).double().sum(), gradient_RN
     with torch.enable_grad():
-        scores_RN = scores_RN.detach().to(loss_dtype(scores_RN)).requires_grad_()
+        scores_RN = scores_RN.to(loss_dtype(scores_RN)).requires_grad_()
         total = loss(scores_RN, target_RN, **settings).sum()
         return total.detach().double(), torch.autograd.grad(total, scores_RN)[0]
 

@@ -91,8 +91,12 @@ class WeightedSum:
         time: float = 0,
         mask_QN: Mask = None,
         scored: bool = False,
+        score_range: float | None = None,
     ) -> dict[str, Tensor]:
-        """{name: weight x loss_Q} at that time; `scored`: it is known that no score is -inf."""
+        """{name: weight x loss_Q} at that time.
+
+        `scored`: it is known that no score is -inf; `score_range`: how far apart they can be.
+        """
         terms = {}
         for name, settings in self.losses.items():
             now = {setting: scheduled(value, time) for setting, value in settings.items()}
@@ -102,5 +106,7 @@ class WeightedSum:
             else:
                 target_QN = relevance_QN if LOSSES[name].graded else positive_QN
                 now |= {"mask_QN": mask_QN, "scored": scored}
+                if score_range is not None:  # one in the recipe would be a narrower one
+                    now.setdefault("score_range", score_range)
                 terms[name] = weight * LOSSES[name](scores_QN, target_QN, **now)
         return terms
