@@ -52,7 +52,7 @@ def smooth_ndcg(
         wide_L = ((high_L - low_L) * cells < G - 4) == 0
         scale_L = BINS / tl.where(top_L > floor_L, top_L - floor_L, 1.0)
         tl.debug_barrier()  # the lists before have been read off
-        _empty(sums_L, coarse, fine, slot_L, SORT, G)
+        _empty(sums, coarse, fine, SORT, LISTS, G)
         tl.debug_barrier()
         _first(*lists, sums_L, coarse, slot_L, low_L, wide_L, floor_L, scale_L, cells, fixed / N,
                MASKED, SORT, BLOCK)  # fmt: skip
@@ -67,7 +67,7 @@ def smooth_ndcg(
             convolve(sums + slot * G, grids + slot * 2 * G, step, N / fixed, True, TILES, REACH)
         tl.debug_barrier()
         if BACKWARD:
-            _empty(sums_L, coarse, fine, slot_L, 1, G)
+            _empty(sums, coarse, fine, 1, LISTS, G)
             tl.debug_barrier()
         bound_L = tl.where(floor_L < 0, size_L, ideal_L)
         weight_L = fixed / tl.where(bound_L > 0, bound_L, 1.0)
@@ -116,17 +116,18 @@ def _survey(scores, relevance, mask, list_L, Q, N, down, along,
 
 
 @triton.jit
-def _empty(sums_L, coarse, fine, slot_L, SORT: tl.constexpr, G: tl.constexpr):
-    for start in tl.static_range(0, G, 1024):
-        cell = start + tl.arange(0, 1024)[None, :]
-        nothing = tl.zeros((slot_L.shape[0], 1024), tl.int32)
-        tl.store(sums_L[:, None] + cell, nothing.to(sums_L.dtype.element_ty))
-    if SORT == 0:
-        number = tl.arange(0, BINS)[None, :]
-        nothing = tl.zeros((slot_L.shape[0], BINS), tl.int32)
-        tl.store(coarse + slot_L[:, None] * BINS + number, nothing)
-        for start in tl.static_range(0, FINE, BINS):
-            tl.store(fine + slot_L[:, None] * FINE + start + number, nothing.to(tl.int64))
+def _empty(sums, coarse, fine, SORT: tl.constexpr, LISTS: tl.constexpr, G: tl.constexpr):
+    """Zeros for the program's own lists."""
+    number = tl.arange(0, 1024)
+    nothing = tl.zeros((1024,), tl.int32)
+    for offset in range(LISTS):
+        slot = tl.program_id(0).to(tl.int64) * LISTS + offset
+        for start in tl.static_range(0, G, 1024):
+            tl.store(sums + slot * G + start + number, nothing.to(sums.dtype.element_ty))
+        if SORT == 0:
+            tl.store(coarse + slot * BINS + number, nothing)
+            for start in tl.static_range(0, FINE, 1024):
+                tl.store(fine + slot * FINE + start + number, nothing.to(tl.int64))
 
 
 @triton.jit

@@ -84,8 +84,9 @@ class _Lists:
         reach = -(-REACH * cells // TILE)
         tiles = _tiles(WIDE if score_range is None else score_range * 1.02 / tau, cells)
         by_columns = self.along != 1
-        lists, block = (8, 64) if by_columns else (1, 512)
-        programs = _programs(-(-self.queries // lists), like, 2 if by_columns else 4)
+        # 16 warps of 128 registers a processor, in one program or in two.
+        lists, block, warps = (8, 64, 16) if by_columns else (1, 512, 8)
+        programs = _programs(-(-self.queries // lists), like, 16 // warps)
         slots, grid = programs * lists, tiles * TILE
         # 32 bits hold the sums of some thousand scores finely enough; longer lists take 64.
         whole, fixed = (torch.int32, 2.0**30) if n <= 4096 else (torch.int64, 2.0**50)
@@ -102,7 +103,7 @@ class _Lists:
             *self.matrices, loss_Q, ideal_Q, wide_Q, sums, grids, coarse, fine, *tables,
             self.queries, n, self.down, self.along, cells / tau, fixed, unit, self.scale,
             **self.how, SORT=sort, LISTS=lists, BLOCK=block, TILES=tiles, REACH=reach,
-            num_warps=8, num_stages=1,
+            num_warps=warps, num_stages=1, maxnreg=128,
         )  # fmt: skip
         return loss_Q, ideal_Q, wide_Q
 

@@ -105,7 +105,7 @@ def convolve(sums, grid, step, inverse, UP: tl.constexpr, TILES: tl.constexpr, R
     rest = tl.sum(tl.where(far, total[None, :], 0.0), 1)
     near = tl.zeros((TILES, 64), tl.float32)
     distance = cell[:, None] - cell[None, :]  # from the target (a column) to the source (a row)
-    for shift in tl.static_range(-REACH, REACH + 1):
+    for shift in range(-REACH, REACH + 1):
         there = (tile + shift >= 0) & (tile + shift < TILES)
         source = tl.load(
             sums + shift * 64 + own, mask=there[:, None] & (cell >= 0)[None, :], other=0,
