@@ -25,6 +25,7 @@ SHORT = 256  # candidates up to which all pairs are dearer by nothing that matte
 SORTED = 1024  # candidates up to which gains are sorted
 TILES = (16, 64)  # of a grid: at least, at most (powers of two; 16 is what a tensor core takes)
 WIDE = 204  # tau: the grid's width where no range of scores is known
+IN_32_BITS = 4096  # candidates whose sums 32 bits hold finely enough; longer lists take 64
 
 
 def interpreted() -> bool:
@@ -88,8 +89,7 @@ class _Lists:
         lists, block, warps = (8, 64, 16) if by_columns else (1, 512, 8)
         programs = _programs(-(-self.queries // lists), like, 16 // warps)
         slots, grid = programs * lists, tiles * TILE
-        # 32 bits hold the sums of some thousand scores finely enough; longer lists take 64.
-        whole, fixed = (torch.int32, 2.0**30) if n <= 4096 else (torch.int64, 2.0**50)
+        whole, fixed = (torch.int32, 2.0**30) if n <= IN_32_BITS else (torch.int64, 2.0**50)
         sums = like.new_empty(slots, grid, dtype=whole)
         grids = like.new_empty(slots, 2, grid, dtype=torch.float32)
         sort = _power(n) if n <= SORTED else 0
