@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pipeline.formulas.kernels import Function, Kernel, Mask, Value
-from pipeline.formulas.kernels.fused import gradient_like
 from pipeline.formulas.kernels.gradients import first_order
 
 # Elements of a block's largest temporary: few enough that a block's few dozen passes stay in a CPU
@@ -127,13 +126,8 @@ def summed(
     loss: Function, scores_RN: Tensor, target_RN: Tensor, **settings: Any
 ) -> tuple[Tensor, Tensor]:
     """(sum of the loss over the rows, its gradient by scores_RN), of float32 for scores of less."""
-    of = getattr(loss, "fused", None)
-    scores_RN = scores_RN.detach()
-    if run := of and of(scores_RN, target_RN, **settings):
-        gradient_RN = gradient_like(scores_RN)
-        return run(scores_RN, gradient_RN).double().sum(), gradient_RN
     with torch.enable_grad():
-        scores_RN = scores_RN.to(loss_dtype(scores_RN)).requires_grad_()
+        scores_RN = scores_RN.detach().to(loss_dtype(scores_RN)).requires_grad_()
         total = loss(scores_RN, target_RN, **settings).sum()
         return total.detach().double(), torch.autograd.grad(total, scores_RN)[0]
 

@@ -25,6 +25,7 @@ SHORT = 256  # candidates up to which all pairs are dearer by nothing that matte
 SORTED = 1024  # candidates up to which gains are sorted
 TILES = (16, 64)  # of a grid: at least, at most (powers of two; 16 is what a tensor core takes)
 WIDE = 204  # tau: the grid's width where no range of scores is known
+PULLS = 2**22  # numbers that all programs of the pairs' kernel keep together, at most
 IN_32_BITS = 4096  # candidates whose sums 32 bits hold finely enough; longer lists take 64
 
 
@@ -84,9 +85,10 @@ class _Lists:
         cells = max(4, cells_per_tau(error))
         reach = -(-REACH * cells // TILE)
         tiles = _tiles(WIDE if score_range is None else score_range * 1.02 / tau, cells)
-        by_columns = self.along != 1
+        # 512 candidates at once; of a short list fewer columns, so that all processors have some.
+        lists = 1 if self.along == 1 else 4 if self.queries <= 2048 else 8
+        warps = 16 if lists == 8 else 8
         # 16 warps of 128 registers a processor, in one program or in two.
-        lists, block, warps = (8, 64, 16) if by_columns else (1, 512, 8)
         programs = _programs(-(-self.queries // lists), like, 16 // warps)
         slots, grid = programs * lists, tiles * TILE
         whole, fixed = (torch.int32, 2.0**30) if n <= IN_32_BITS else (torch.int64, 2.0**50)
@@ -102,7 +104,7 @@ class _Lists:
         binned.smooth_ndcg[(programs,)](
             *self.matrices, loss_Q, ideal_Q, wide_Q, sums, grids, coarse, fine, *tables,
             self.queries, n, self.down, self.along, cells / tau, fixed, unit, self.scale,
-            **self.how, SORT=sort, LISTS=lists, BLOCK=block, TILES=tiles, REACH=reach,
+            **self.how, SORT=sort, LISTS=lists, BLOCK=512 // lists, TILES=tiles, REACH=reach,
             num_warps=warps, num_stages=1, maxnreg=128,
         )  # fmt: skip
         return loss_Q, ideal_Q, wide_Q
@@ -117,7 +119,7 @@ class _Lists:
     ) -> Tensor:
         """loss_Q: of all lists, or of those that `wide_Q` names, in its place."""
         like = self.scores_QN
-        programs = _programs(self.queries, like, 8 if sort else 2)
+        programs = min(_programs(self.queries, like, 8), max(64, PULLS // self.n))
         pulls = like.new_empty(programs, self.n, dtype=torch.float32)
         if loss_Q is None:
             loss_Q = like.new_empty(self.queries, dtype=torch.float32)
