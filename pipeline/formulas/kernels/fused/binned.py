@@ -32,19 +32,22 @@ from pipeline.formulas.kernels.fused.tiles import convolve, give, graded, places
 
 @triton.jit
 def smooth_ndcg(
-    scores, relevance, mask, out, loss, ideal, wide, sums, grids, coarse, fine, step, discounts,
+    scores, relevance, mask, out, loss, ideal, wide,
+    sums, above, below, coarse, fine, step, discounts,
     Q, N, down, along, cells, fixed, unit, alpha,
     MASKED: tl.constexpr, BACKWARD: tl.constexpr, ADD: tl.constexpr, SORT: tl.constexpr,
-    LISTS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, REACH: tl.constexpr,
+    LISTS: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
+    TILES: tl.constexpr, REACH: tl.constexpr,
 ):  # fmt: skip
     """Fills loss, ideal, and out (+=) with alpha x gradient; `wide` says which lists it left out.
 
-    `cells` per unit of score; a list wider than the grid is left to the kernel of pairs.
+    `cells` per unit of score; a list wider than the grid is left to the kernel of pairs. The grids
+    of TOGETHER lists go through the step as rows of one matrix.
     """
     number_L = tl.arange(0, LISTS)
     slot_L = tl.program_id(0).to(tl.int64) * LISTS + number_L
     G: tl.constexpr = TILES * 64
-    sums_L, above_L, below_L = sums + slot_L * G, grids + slot_L * 2 * G, grids + slot_L * 2 * G + G
+    sums_L, above_L, below_L = sums + slot_L * G, above + slot_L * G, below + slot_L * G
     for block in range(tl.program_id(0), tl.cdiv(Q, LISTS), tl.num_programs(0)):
         list_L = block * LISTS + number_L
         lists = (scores, relevance, mask, list_L, Q, N, down, along)
@@ -62,9 +65,10 @@ def smooth_ndcg(
         else:
             ideal_L = _of_bins(*lists, coarse, fine, discounts, slot_L, floor_L, scale_L, unit,
                                MASKED, LISTS, BLOCK)  # fmt: skip
-        for number in range(LISTS):
-            slot = tl.program_id(0).to(tl.int64) * LISTS + number
-            convolve(sums + slot * G, grids + slot * 2 * G, step, N / fixed, True, TILES, REACH)
+        for number in range(0, LISTS, TOGETHER):
+            grid = (tl.program_id(0).to(tl.int64) * LISTS + number) * G
+            convolve(sums + grid, above + grid, step, N / fixed, True, TOGETHER * TILES, TILES,
+                     REACH)  # fmt: skip
         tl.debug_barrier()
         if BACKWARD:
             _empty(sums, coarse, fine, 1, LISTS, G)
@@ -81,9 +85,10 @@ def smooth_ndcg(
         tl.store(wide + list_L, wide_L.to(tl.int32), mask=there_L)
         if BACKWARD:
             tl.debug_barrier()
-            for number in range(LISTS):
-                slot = tl.program_id(0).to(tl.int64) * LISTS + number
-                convolve(sums + slot * G, grids + slot * 2 * G + G, step, 1.0, False, TILES, REACH)
+            for number in range(0, LISTS, TOGETHER):
+                grid = (tl.program_id(0).to(tl.int64) * LISTS + number) * G
+                convolve(sums + grid, below + grid, step, 1.0, False, TOGETHER * TILES, TILES,
+                         REACH)  # fmt: skip
             tl.debug_barrier()
             factor_L = tl.where(sound_L, alpha * cells, float("nan"))
             _third(*lists, out, above_L, below_L, low_L, wide_L, cells, factor_L / best_L,
@@ -94,21 +99,29 @@ def smooth_ndcg(
 def _survey(scores, relevance, mask, list_L, Q, N, down, along,
             MASKED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The least and greatest score and gain of each list, sum |gain|, and whether all is finite."""
-    none_L = list_L.to(tl.float32) * 0
-    low_L, high_L = none_L + float("inf"), none_L - float("inf")
-    floor_L, top_L = none_L + float("inf"), none_L - float("inf")
-    size_L, wrong_L = none_L, list_L * 0
+    # Kept candidate by candidate, and brought together once: that takes a barrier.
+    none = tl.zeros((list_L.shape[0], BLOCK), tl.float32)
+    lows, highs = none + float("inf"), none - float("inf")
+    floors, tops = lows, highs
+    sizes, wrongs = none, tl.zeros((list_L.shape[0], BLOCK), tl.int32)
     for start in range(0, N, BLOCK):
         candidate = start + tl.arange(0, BLOCK)
         there = (list_L < Q)[:, None] & (candidate < N)[None, :]
         place = places(list_L, candidate, down, along)
         score, gain, inside, wrong = graded(scores, relevance, mask, place, there, MASKED)
-        low_L = tl.minimum(low_L, tl.min(tl.where(inside, score, float("inf")), 1))
-        high_L = tl.maximum(high_L, tl.max(tl.where(inside, score, -float("inf")), 1))
-        floor_L = tl.minimum(floor_L, tl.min(tl.where(inside, gain, float("inf")), 1))
-        top_L = tl.maximum(top_L, tl.max(tl.where(inside, gain, -float("inf")), 1))
-        size_L += tl.sum(tl.abs(gain), 1)
-        wrong_L += tl.sum(wrong.to(tl.int32), 1)
+        lows = tl.where(inside, tl.minimum(lows, score), lows)
+        highs = tl.where(inside, tl.maximum(highs, score), highs)
+        floors = tl.where(inside, tl.minimum(floors, gain), floors)
+        tops = tl.where(inside, tl.maximum(tops, gain), tops)
+        sizes += tl.abs(gain)
+        wrongs += wrong.to(tl.int32)
+    low_L, high_L, floor_L, top_L = (
+        tl.min(lows, 1),
+        tl.max(highs, 1),
+        tl.min(floors, 1),
+        tl.max(tops, 1),
+    )
+    size_L, wrong_L = tl.sum(sizes, 1), tl.max(wrongs, 1)
     empty_L = low_L > high_L
     low_L, high_L = tl.where(empty_L, 0.0, low_L), tl.where(empty_L, 0.0, high_L)
     floor_L, top_L = tl.where(empty_L, 0.0, floor_L), tl.where(empty_L, 0.0, top_L)
@@ -192,7 +205,7 @@ def _second(scores, relevance, mask, list_L, Q, N, down, along, above_L, sums_L,
             MASKED: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
             G: tl.constexpr):  # fmt: skip
     """dcg_L, its ranks read off; the gradient's weights onto the grid."""
-    dcg_L = low_L * 0
+    dcg = tl.zeros((list_L.shape[0], BLOCK), tl.float32)
     for start in range(0, N, BLOCK):
         candidate = start + tl.arange(0, BLOCK)
         there = (list_L < Q)[:, None] & (candidate < N)[None, :]
@@ -204,10 +217,10 @@ def _second(scores, relevance, mask, list_L, Q, N, down, along, above_L, sums_L,
         at = above + 1.5  # 1 + the rank, which is 1/2 + the sum over all, itself included
         log = tl.log(at)
         share = tl.where(inside, gain / log, 0.0)
-        dcg_L += tl.sum(share, 1)
+        dcg += share
         if BACKWARD:
             spread(sums_L[:, None], cell, offset, share / (log * at) * weight_L[:, None], inside)
-    return dcg_L
+    return tl.sum(dcg, 1)
 
 
 @triton.jit

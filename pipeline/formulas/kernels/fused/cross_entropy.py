@@ -61,56 +61,59 @@ def _tile(scores, positive, mask, list_L, Q, N, down, along, inverse, start,
 
 
 @triton.jit
-def _more(most_L, sum_L, logit_LN, kept_LN):
-    """The running (maximum, sum of exp(logit - maximum)) with a block more."""
-    logit_LN = tl.where(kept_LN, logit_LN, -float("inf"))
-    now_L = tl.maximum(most_L, tl.max(logit_LN, 1))
-    from_L = tl.where(now_L == -float("inf"), 0.0, now_L)
-    added_L = tl.sum(tl.exp(logit_LN - from_L[:, None]), 1)
-    return now_L, sum_L * tl.exp(most_L - from_L) + added_L
+def _more(most, total, logit, kept):
+    """Running (maximum, sum of exp(logit - maximum)), place by place, with a block more."""
+    logit = tl.where(kept, logit, -float("inf"))
+    now = tl.maximum(most, logit)
+    base = tl.where(now == -float("inf"), 0.0, now)
+    return now, total * tl.exp(most - base) + tl.exp(logit - base)
+
+
+@triton.jit
+def _log_sum(most, total):
+    """The log of the sum over a list, from those of its places; -1e30 for a sum of nothing."""
+    most_L = tl.max(most, 1)
+    base_L = tl.where(most_L == -float("inf"), 0.0, most_L)
+    sum_L = tl.sum(total * tl.exp(most - base_L[:, None]), 1)
+    return tl.where(sum_L > 0, base_L + tl.log(tl.maximum(sum_L, 1.0)), -1e30)
 
 
 @triton.jit
 def _sums(scores, positive, mask, list_L, Q, N, down, along, inverse,
           MASKED: tl.constexpr, EACH: tl.constexpr, LISTS: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
-    """(log sum of all, or of all negatives; log sum of positives; their count; what is not finite).
-
-    -1e30 for a sum of nothing.
-    """
-    most_L = tl.full((LISTS,), -float("inf"), tl.float32)
-    sum_L = tl.zeros((LISTS,), tl.float32)
-    top_L, hits_L = most_L, sum_L
-    count_L, wrong_L = tl.zeros((LISTS,), tl.int32), tl.zeros((LISTS,), tl.int32)
+    """(log sum of all, or of negatives; of positives; their count; whether some are not finite)."""
+    most = tl.full((LISTS, BLOCK), -float("inf"), tl.float32)
+    total = tl.zeros((LISTS, BLOCK), tl.float32)
+    top, hits = most, total
+    count, wrong = tl.zeros((LISTS, BLOCK), tl.int32), tl.zeros((LISTS, BLOCK), tl.int32)
     for start in range(0, N, BLOCK):
         logit, hit, inside, _, _ = _tile(
             scores, positive, mask, list_L, Q, N, down, along, inverse, start, MASKED, BLOCK
         )
         finite = tl.abs(logit) < float("inf")
-        wrong_L += tl.sum((inside & (finite == 0)).to(tl.int32), 1)
-        count_L += tl.sum(hit.to(tl.int32), 1)
+        wrong += (inside & (finite == 0)).to(tl.int32)
+        count += hit.to(tl.int32)
         kept = inside & finite
         if EACH:
             kept = kept & (hit == 0)
         else:
-            top_L, hits_L = _more(top_L, hits_L, logit, hit & finite)
-        most_L, sum_L = _more(most_L, sum_L, logit, kept)
-    all_L = tl.where(sum_L > 0, most_L + tl.log(tl.maximum(sum_L, 1.0)), -1e30)
-    found_L = tl.where(hits_L > 0, top_L + tl.log(tl.maximum(hits_L, 1.0)), -1e30)
-    return all_L, found_L, count_L, wrong_L
+            top, hits = _more(top, hits, logit, hit & finite)
+        most, total = _more(most, total, logit, kept)
+    return _log_sum(most, total), _log_sum(top, hits), tl.sum(count, 1), tl.max(wrong, 1)
 
 
 @triton.jit
 def _each(scores, positive, mask, list_L, Q, N, down, along, inverse, all_L,
           MASKED: tl.constexpr, LISTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """(sum over positives of softplus(negatives - logit), sum of its slope)."""
-    value_L, pull_L = tl.zeros((LISTS,), tl.float32), tl.zeros((LISTS,), tl.float32)
+    value, pull = tl.zeros((LISTS, BLOCK), tl.float32), tl.zeros((LISTS, BLOCK), tl.float32)
     for start in range(0, N, BLOCK):
         logit, hit, _, _, _ = _tile(
             scores, positive, mask, list_L, Q, N, down, along, inverse, start, MASKED, BLOCK
         )
         behind = all_L[:, None] - logit
         small = tl.exp(-tl.abs(behind))
-        value_L += tl.sum(tl.where(hit, tl.maximum(behind, 0.0) + tl.log(1 + small), 0.0), 1)
-        pull_L += tl.sum(tl.where(hit, tl.sigmoid(behind), 0.0), 1)
-    return value_L, pull_L
+        value += tl.where(hit, tl.maximum(behind, 0.0) + tl.log(1 + small), 0.0)
+        pull += tl.where(hit, tl.sigmoid(behind), 0.0)
+    return tl.sum(value, 1), tl.sum(pull, 1)

@@ -93,7 +93,7 @@ class _Lists:
         slots, grid = programs * lists, tiles * TILE
         whole, fixed = (torch.int32, 2.0**30) if n <= IN_32_BITS else (torch.int64, 2.0**50)
         sums = like.new_empty(slots, grid, dtype=whole)
-        grids = like.new_empty(slots, 2, grid, dtype=torch.float32)
+        above, below = like.new_empty(2, slots, grid, dtype=torch.float32)
         sort = _power(n) if n <= SORTED else 0
         coarse = like.new_empty(0 if sort else (slots, BINS.value), dtype=torch.int32)
         fine = like.new_empty(0 if sort else (slots, FINE.value), dtype=torch.int64)
@@ -102,9 +102,10 @@ class _Lists:
         unit = 2.0**41 / _power(n) / BINS.value
         tables = _table(cells, reach, like.device), _discounts(n, like.device)
         binned.smooth_ndcg[(programs,)](
-            *self.matrices, loss_Q, ideal_Q, wide_Q, sums, grids, coarse, fine, *tables,
+            *self.matrices, loss_Q, ideal_Q, wide_Q, sums, above, below, coarse, fine, *tables,
             self.queries, n, self.down, self.along, cells / tau, fixed, unit, self.scale,
-            **self.how, SORT=sort, LISTS=lists, BLOCK=512 // lists, TILES=tiles, REACH=reach,
+            **self.how, SORT=sort, LISTS=lists, TOGETHER=min(lists, max(1, 128 // tiles)),
+            BLOCK=512 // lists, TILES=tiles, REACH=reach,
             num_warps=warps, num_stages=1, maxnreg=128,
         )  # fmt: skip
         return loss_Q, ideal_Q, wide_Q

@@ -88,22 +88,26 @@ def read_off(grid, cell_LN, offset_LN, inside_LN):
 
 
 @triton.jit
-def convolve(sums, grid, step, inverse, UP: tl.constexpr, TILES: tl.constexpr, REACH: tl.constexpr):
-    """Fills a list's `grid` with its `sums` through the step: UP counts what lies above a cell.
+def convolve(sums, grid, step, inverse,
+             UP: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
+             REACH: tl.constexpr):  # fmt: skip
+    """Fills lists' `grid` with their `sums` through the step: UP counts what lies above a cell.
 
-    Tiles of 64 cells. The tiles up to REACH away go through the step in products of matrices; of
-    those beyond, on the one side, all is counted. `step` is a table, its middle at
-    (REACH + 1) x 64.
+    Rows of 64 cells, TILES of them a list. The rows up to REACH away go through the step in
+    products of matrices; of those beyond, on the one side, all is counted. `step` is a table, its
+    middle at (REACH + 1) x 64.
     """
-    tile = tl.arange(0, TILES)
+    row = tl.arange(0, ROWS)
+    tile = row % TILES
     cell = tl.arange(0, 64)
-    own = tile[:, None] * 64 + cell[None, :]
+    own = row[:, None] * 64 + cell[None, :]
     # .cg: from the cache in which atomics are made, past the one in front of it.
     total = tl.sum(tl.load(sums + own, cache_modifier=".cg"), 1).to(tl.float32)
-    beyond = tile[None, :] - tile[:, None]  # how far the source's tile (a column) is above
+    beyond = row[None, :] - row[:, None]  # how far the source's row (a column) is above
     far = beyond > REACH if UP else beyond < -REACH
+    far = far & ((row // TILES)[None, :] == (row // TILES)[:, None])
     rest = tl.sum(tl.where(far, total[None, :], 0.0), 1)
-    near = tl.zeros((TILES, 64), tl.float32)
+    near = tl.zeros((ROWS, 64), tl.float32)
     distance = cell[:, None] - cell[None, :]  # from the target (a column) to the source (a row)
     for shift in range(-REACH, REACH + 1):
         there = (tile + shift >= 0) & (tile + shift < TILES)
