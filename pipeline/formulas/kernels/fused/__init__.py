@@ -9,6 +9,7 @@ Legend of the shape suffixes: Q queries, N candidates of a query.
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -23,15 +24,24 @@ from pipeline.formulas.kernels import Function, Settings
 Run = Callable[..., Tensor]
 # The scores that the kernel takes, the kernel, and the settings of the loss of those scores.
 Fused = tuple[Tensor, Run, Settings]
+OLDEST = 3, 4  # Triton whose language the kernels are written in
 LONGEST = 2**20  # candidates: sums of that many are sure to fit their whole numbers
 
 
 @functools.cache
 def kernels() -> Any:
-    """The module that starts the kernels, or None where Triton is not installed."""
+    """The module that starts the kernels, or None where Triton is not installed, or an old one."""
     if find_spec("triton") is None:
         return None
+    major, minor = importlib.import_module("triton").__version__.split(".")[:2]
+    if (int(major), int(minor)) < OLDEST:
+        return None
     return importlib.import_module("pipeline.formulas.kernels.fused.launch")
+
+
+def interpreted() -> bool:
+    """Whether the kernels run on the processor, in Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def takes(scores_QN: Tensor, target_QN: Tensor) -> Any:
@@ -43,10 +53,9 @@ def takes(scores_QN: Tensor, target_QN: Tensor) -> Any:
         return None
     if scores_QN.device.type not in ("cpu", "cuda") or torch.version.hip:
         return None
-    found = kernels()
-    if found is None or found.interpreted() != (scores_QN.device.type == "cpu"):
+    if interpreted() != (scores_QN.device.type == "cpu"):
         return None
-    return found
+    return kernels()
 
 
 def gradient_like(scores_QN: Tensor) -> Tensor:

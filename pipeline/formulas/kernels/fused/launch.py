@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from pipeline.formulas.kernels import Mask
@@ -27,11 +26,6 @@ TILES = (16, 64)  # of a grid: at least, at most (powers of two; 16 is what a te
 WIDE = 204  # tau: the grid's width where no range of scores is known
 PULLS = 2**22  # numbers that all programs of the pairs' kernel keep together, at most
 IN_32_BITS = 4096  # candidates whose sums 32 bits hold finely enough; longer lists take 64
-
-
-def interpreted() -> bool:
-    """Whether the kernels run on the processor, in Triton's interpreter."""
-    return bool(triton.knobs.runtime.interpret)
 
 
 def smooth_ndcg(
