@@ -32,8 +32,6 @@ LIST_BYTES = 3.6  # a candidate
 GB = 1e9
 TASK = 0.86 * GB  # of a task: Python, torch and a model of a few layers
 
-SHARED = 3  # of a loss's score matrices: what another loss of a sum finds there already
-
 
 def of(name: str) -> float:
     return RATES[name].value

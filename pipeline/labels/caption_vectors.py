@@ -4,6 +4,7 @@ Legend of the shape suffixes: M images, C captions of an image, N captions, D wi
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,14 @@ from pipeline.storage import parquet
 from pipeline.storage.run_folder import Files
 from pipeline.storage.vector_columns import vector_matrix
 from schemas.settings import LabelSettings
+
+
+class PairVectors(NamedTuple):
+    """The caption vectors of P pairs of an image and one of its captions."""
+
+    images_PCD: torch.Tensor  # of all captions of a pair's image
+    mask_PC: torch.Tensor  # those of them that are real
+    texts_PD: torch.Tensor  # of the pair's own caption
 
 
 class Captions:
@@ -46,10 +55,22 @@ class Captions:
 
     def captions_of(self, images: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Caption rows (M, C) of M images, and a mask (M, C) of those that are real."""
-        rows = self.rows_of(images)
+        return self._captions_of_rows(self.rows_of(images))
+
+    def _captions_of_rows(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         step = np.arange(self.count[rows].max(initial=1))
         real = step[None, :] < self.count[rows][:, None]
         return torch.from_numpy(self.first[rows][:, None] + step * real), torch.from_numpy(real)
+
+    @functools.cached_property
+    def single(self) -> bool:
+        """Whether every image has one caption: then relevance is symmetric, but for decisions."""
+        return int(self.count.max(initial=1)) == 1
+
+    def of_pairs(self, caption_rows: torch.Tensor) -> PairVectors:
+        """The vectors of P pairs, given by the row of the caption."""
+        rows_PC, mask_PC = self._captions_of_rows(self.image_of[caption_rows.numpy()])
+        return PairVectors(self.vectors[rows_PC], mask_PC, self.vectors[caption_rows])
 
     @functools.cached_property
     def means(self) -> torch.Tensor:
@@ -120,7 +141,9 @@ class Captions:
 def relevance_of(
     image_captions_MCD: torch.Tensor, texts_ND: torch.Tensor, settings: LabelSettings, **masks
 ) -> torch.Tensor:
-    """Relevance (M, N) of images, given by their captions, to texts, as the settings say."""
-    return from_captions(
-        image_captions_MCD, texts_ND, map=cosine_map(settings), reduce=settings.reduce, **masks
-    )
+    """Relevance (M, N) of images, given by their captions, to texts, as the settings say.
+
+    All vectors are unit vectors.
+    """
+    how = {"map": cosine_map(settings), "reduce": settings.reduce, "unit": True}
+    return from_captions(image_captions_MCD, texts_ND, **how, **masks)

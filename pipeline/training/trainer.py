@@ -127,9 +127,10 @@ class TowerTrainer:
             images, texts, owners = validation.encode_split(
                 towers, self.vocabulary, self.val_split, self.world, max_words=words
             )
-        metrics = validation.recalls(images, texts, owners)
+        metrics = validation.recalls(images, texts, owners, self.world)
         if self.val_captions is not None:
-            metrics |= validation.ndcg_on_val(images, texts, self.val_captions, self.recipe.label)
+            given = self.val_captions, self.recipe.label, self.world
+            metrics |= validation.ndcg_on_val(images, texts, *given)
         return metrics
 
     def state(self) -> tuple[Tensors, dict]:
