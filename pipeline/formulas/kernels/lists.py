@@ -14,10 +14,11 @@ from pipeline.formulas.kernels.gradients import refuse_learned
 from pipeline.formulas.kernels.rows import check_shapes, prepared
 
 F = TypeVar("F", bound=Function)
+Fuse = Callable[..., Fused | None]
 
 
 def of_lists(
-    *, graded: bool, learned: tuple[str, ...] = (), fused: Callable[..., Fused | None] | None = None
+    *, graded: bool, learned: tuple[str, ...] = (), fused: Fuse | None = None
 ) -> Callable[[F], F]:
     """Makes a loss of a function that may take its lists for granted.
 
@@ -34,37 +35,7 @@ def of_lists(
     """
 
     def decorator(function: F) -> F:
-        ranged = "score_range" in inspect.signature(function).parameters
-
-        def in_torch(
-            scores_QN: Tensor, target_QN: Tensor, mask_QN: Mask, scored: bool, settings: Settings
-        ) -> Tensor:
-            lists = prepared(scores_QN, target_QN, mask_QN, unscored=not scored)
-            scores_QN, target_QN, mask_QN = lists
-            if scores_QN.shape[1] == 0:
-                return scores_QN.sum(-1)
-            loss_Q: Tensor = function(scores_QN, target_QN, mask_QN=mask_QN, **settings)
-            return loss_Q * _sound(scores_QN, target_QN)
-
-        def kernel(
-            scores_QN: Tensor, target_QN: Tensor, mask_QN: Mask, settings: Settings
-        ) -> Fused | None:
-            if fused is None or not takes(scores_QN, target_QN):
-                return None
-            return fused(scores_QN, target_QN, mask_QN, **settings)
-
-        def checked(
-            scores_QN: Tensor, target_QN: Tensor, mask_QN: Mask, given: Settings
-        ) -> Settings:
-            """The settings as the function takes them."""
-            refuse_learned(function.__name__, given, learned)
-            if not graded and target_QN.dtype != torch.bool:
-                raise ValueError(
-                    f"positive_QN must be boolean, got {target_QN.dtype}; graded losses take "
-                    "relevance"
-                )
-            check_shapes(scores_QN, target_QN, mask_QN)
-            return {k: v for k, v in given.items() if k != "score_range" or ranged}
+        of = _Loss(function, graded, learned, fused)
 
         @functools.wraps(function)
         def loss(
@@ -75,30 +46,81 @@ def of_lists(
             scored: bool = False,
             **settings: Any,
         ) -> Tensor:
-            settings = checked(scores_QN, target_QN, mask_QN, settings)
-            if found := kernel(scores_QN, target_QN, mask_QN, settings):
-                scores_QN, run, given = found
-                return loss_of(
-                    scores_QN, run, lambda own: in_torch(own, target_QN, mask_QN, scored, given)
-                )
-            return in_torch(scores_QN, target_QN, mask_QN, scored, settings)
+            return of(scores_QN, target_QN, mask_QN, scored, settings)
 
-        def alone(
-            scores_QN: Tensor,
-            target_QN: Tensor,
-            *,
-            mask_QN: Mask = None,
-            scored: bool = False,
-            **settings: Any,
-        ) -> Run | None:
-            settings = checked(scores_QN, target_QN, mask_QN, settings)
-            found = kernel(scores_QN, target_QN, mask_QN, settings)
-            return found[1] if found and found[0] is scores_QN else None
-
-        loss.fused = alone  # type: ignore[attr-defined]
+        loss.fused = of.kernel_alone  # type: ignore[attr-defined]
         return cast(F, loss)
 
     return decorator
+
+
+class _Loss:
+    """What `of_lists` makes of a function."""
+
+    def __init__(
+        self, function: Function, graded: bool, learned: tuple[str, ...], fused: Fuse | None
+    ):
+        self.function, self.graded, self.learned, self.fused = function, graded, learned, fused
+        self.ranged = "score_range" in inspect.signature(function).parameters
+
+    def __call__(
+        self,
+        scores_QN: Tensor,
+        target_QN: Tensor,
+        mask_QN: Mask,
+        scored: bool,
+        settings: Settings,
+    ) -> Tensor:
+        def in_torch(scores_QN: Tensor, settings: Settings) -> Tensor:
+            lists = prepared(scores_QN, target_QN, mask_QN, unscored=not scored)
+            return self._in_torch(*lists, settings)
+
+        settings = self._checked(scores_QN, target_QN, mask_QN, settings)
+        if found := self._kernel(scores_QN, target_QN, mask_QN, settings):
+            scores_QN, run, given = found
+            return loss_of(scores_QN, run, lambda own: in_torch(own, given))
+        return in_torch(scores_QN, settings)
+
+    def kernel_alone(
+        self,
+        scores_QN: Tensor,
+        target_QN: Tensor,
+        *,
+        mask_QN: Mask = None,
+        scored: bool = False,
+        **settings: Any,
+    ) -> Run | None:
+        """The kernel of these very scores, where there is one."""
+        settings = self._checked(scores_QN, target_QN, mask_QN, settings)
+        found = self._kernel(scores_QN, target_QN, mask_QN, settings)
+        return found[1] if found and found[0] is scores_QN else None
+
+    def _checked(
+        self, scores_QN: Tensor, target_QN: Tensor, mask_QN: Mask, given: Settings
+    ) -> Settings:
+        """The settings as the function takes them."""
+        refuse_learned(self.function.__name__, given, self.learned)
+        if not self.graded and target_QN.dtype != torch.bool:
+            raise ValueError(
+                f"positive_QN must be boolean, got {target_QN.dtype}; graded losses take relevance"
+            )
+        check_shapes(scores_QN, target_QN, mask_QN)
+        return {k: v for k, v in given.items() if k != "score_range" or self.ranged}
+
+    def _kernel(
+        self, scores_QN: Tensor, target_QN: Tensor, mask_QN: Mask, settings: Settings
+    ) -> Fused | None:
+        if self.fused is None or not takes(scores_QN, target_QN):
+            return None
+        return self.fused(scores_QN, target_QN, mask_QN, **settings)
+
+    def _in_torch(
+        self, scores_QN: Tensor, target_QN: Tensor, mask_QN: Mask, settings: Settings
+    ) -> Tensor:
+        if scores_QN.shape[1] == 0:
+            return scores_QN.sum(-1)
+        loss_Q = self.function(scores_QN, target_QN, mask_QN=mask_QN, **settings)
+        return loss_Q * _sound(scores_QN, target_QN)
 
 
 def _sound(scores_QN: Tensor, target_QN: Tensor) -> Tensor:

@@ -65,10 +65,7 @@ def smooth_ndcg(
         else:
             ideal_L = _of_bins(*lists, coarse, fine, discounts, slot_L, floor_L, scale_L, unit,
                                MASKED, LISTS, BLOCK)  # fmt: skip
-        for number in range(0, LISTS, TOGETHER):
-            grid = (tl.program_id(0).to(tl.int64) * LISTS + number) * G
-            convolve(sums + grid, above + grid, step, N / fixed, True, TOGETHER * TILES, TILES,
-                     REACH)  # fmt: skip
+        _convolve(sums, above, step, N / fixed, True, LISTS, TOGETHER, TILES, REACH)
         tl.debug_barrier()
         if BACKWARD:
             _empty(sums, coarse, fine, 1, LISTS, G)
@@ -85,10 +82,7 @@ def smooth_ndcg(
         tl.store(wide + list_L, wide_L.to(tl.int32), mask=there_L)
         if BACKWARD:
             tl.debug_barrier()
-            for number in range(0, LISTS, TOGETHER):
-                grid = (tl.program_id(0).to(tl.int64) * LISTS + number) * G
-                convolve(sums + grid, below + grid, step, 1.0, False, TOGETHER * TILES, TILES,
-                         REACH)  # fmt: skip
+            _convolve(sums, below, step, 1.0, False, LISTS, TOGETHER, TILES, REACH)
             tl.debug_barrier()
             factor_L = tl.where(sound_L, alpha * cells, float("nan"))
             _third(*lists, out, above_L, below_L, low_L, wide_L, cells, factor_L / best_L,
@@ -141,6 +135,15 @@ def _empty(sums, coarse, fine, SORT: tl.constexpr, LISTS: tl.constexpr, G: tl.co
             tl.store(coarse + slot * BINS + number, nothing)
             for start in tl.static_range(0, FINE, 1024):
                 tl.store(fine + slot * FINE + start + number, nothing.to(tl.int64))
+
+
+@triton.jit
+def _convolve(sums, grids, step, inverse, UP: tl.constexpr, LISTS: tl.constexpr,
+              TOGETHER: tl.constexpr, TILES: tl.constexpr, REACH: tl.constexpr):  # fmt: skip
+    """The program's own grids, from its sums, TOGETHER of them at once."""
+    for number in range(0, LISTS, TOGETHER):
+        own = (tl.program_id(0).to(tl.int64) * LISTS + number) * TILES * 64
+        convolve(sums + own, grids + own, step, inverse, UP, TOGETHER * TILES, TILES, REACH)
 
 
 @triton.jit
