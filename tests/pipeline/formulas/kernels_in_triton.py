@@ -206,7 +206,9 @@ def test_kendall_is_that_of_torch(layout):
     scores, relevance, mask = make(5, 70)
     scores, relevance = (scores * 20).round() / 20, (relevance * 10).round() / 10
     relevance[2] = 0.5
-    for some, given in itertools.product((None, mask), ({}, {"gap": 0.0, "margin": 0.1})):
+    for some, given in itertools.product(
+        (None, mask), ({"gap": 0.25}, {"gap": 0.0, "margin": 0.12})
+    ):
         check("kendall_rank", scores, relevance, some, layout, **given)
 
 
@@ -384,7 +386,8 @@ def test_memory_is_one_more_matrix_and_scratch(monkeypatch):
     for module in (launch.binned, launch.pairs):
         monkeypatch.setattr(module, "smooth_ndcg", Nothing())
     monkeypatch.setattr(launch, "_programs", lambda blocks, like, each: min(blocks, 132 * each))
-    scores = torch.zeros(4096, 4096, requires_grad=True)
+    scores, relevance = torch.zeros(2, 4096, 4096).unbind()
+    scores.requires_grad_()
     with Allocated() as allocated:
-        both_directions("smooth_ndcg", scores, torch.zeros(4096, 4096)).backward()
+        both_directions("smooth_ndcg", scores, relevance).backward()
     assert 64 * 2**20 < allocated.total < 2 * 64 * 2**20

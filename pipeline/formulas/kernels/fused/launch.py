@@ -24,7 +24,7 @@ SHORT = 256  # candidates up to which all pairs are dearer by nothing that matte
 SORTED = 1024  # candidates up to which gains are sorted
 TILES = (16, 64)  # of a grid: at least, at most (powers of two; 16 is what a tensor core takes)
 WIDE = 204  # tau: the grid's width where no range of scores is known
-PULLS = 2**22  # numbers that all programs of the pairs' kernel keep together, at most
+PULLS = 2**21  # numbers that all programs of the pairs' kernel keep together, at most
 IN_32_BITS = 4096  # candidates whose sums 32 bits hold finely enough; longer lists take 64
 
 
