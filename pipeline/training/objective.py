@@ -98,8 +98,8 @@ class Objective:
         graded = self.relevance is not None and self.loss.graded_at(epoch)
         relevance = self.relevance.of_batch(batch, image_B) if graded else None
 
-        # Products of unit vectors are never -inf.
-        each = functools.partial(self.loss.each, time=epoch, scored=True)
+        # Products of unit vectors are never -inf, and in [-1, 1].
+        each = functools.partial(self.loss.each, time=epoch, scored=True, score_range=2.0)
 
         def of_images(rows: slice) -> tuple[Tensor, Tensor | None]:
             same_RB = image_n[rows, None] == image_B

@@ -40,19 +40,35 @@ def cells_per_tau(error: float) -> int:
     return max(3, math.ceil(math.pow(ERROR_AT_ONE_CELL / error, 0.25)))
 
 
-def grid_length(scores_QN: Tensor, tau: float, cells: int) -> float:
-    """Cells that the widest row of scores needs; inf when a score is not finite."""
-    width = (scores_QN.amax(-1) - scores_QN.amin(-1)).max().item() / tau * cells
+def grid_length(scores_QN: Tensor, tau: float, cells: int, widest: float | None = None) -> float:
+    """Cells that the widest row of scores needs; inf when a score is not finite.
+
+    Where it is known how wide that can be, the scores are not looked at.
+    """
+    if widest is None:
+        widest = (scores_QN.amax(-1) - scores_QN.amin(-1)).max().item()
+    width = widest / tau * cells
     return int(width) + 4 if math.isfinite(width) else math.inf
 
 
 class Grid:
     """Workspace for blocks of up to `rows` rows.
 
-    Fresh memory for every pass would cost more than the arithmetic.
+    Fresh memory for every pass would cost more than the arithmetic. `bounded` says that the length
+    was not taken from the scores: then a row that is too wide for it is NaN.
     """
 
-    def __init__(self, rows: int, like_QN: Tensor, *, tau: float, cells: int, length: int):
+    def __init__(
+        self,
+        rows: int,
+        like_QN: Tensor,
+        *,
+        tau: float,
+        cells: int,
+        length: int,
+        bounded: bool = False,
+    ):
+        self.bounded = bounded
         self.scale, self.tile = cells / tau, REACH * cells
         self.length = length
         self.band_LL = _band(cells, like_QN.dtype, like_QN.device)
@@ -78,6 +94,11 @@ class Grid:
         one, x, square, cube = self.powers
         # Each score's cell, and the powers of its offset in it.
         torch.sub(scores_RN, scores_RN.amin(-1, keepdim=True), out=x).mul_(self.scale)
+        offset: float | Tensor = 0.5
+        if self.bounded:
+            last = self.length - 4
+            offset = torch.where(x.amax(-1, keepdim=True) <= last + 1, 0.5, torch.nan)
+            x.nan_to_num_(0.0).clamp_(max=last)
         self.cell.copy_(self.whole.copy_(x))  # twice as fast as at once
         x.frac_()
         if mask_RN is not None:
@@ -94,7 +115,7 @@ class Grid:
         torch.addcmul(square, top, x, out=slope)
         torch.addcmul(self._read(1, cube), square, x, out=cube)
         torch.addcmul(cube, slope, x, out=slope)
-        return torch.addcmul(self._read(0, out_RN), cube, x, out=out_RN).add_(0.5)
+        return torch.addcmul(self._read(0, out_RN), cube, x, out=out_RN).add_(offset)
 
     def gradient(self, grad_RN: Tensor, mask_RN: Mask, out_RN: Tensor) -> Tensor:
         """Fills out_RN with d(sum of grad x rank) / d(scores) of the block that `rank` saw last."""
@@ -171,22 +192,27 @@ class Grid:
 
 @functools.lru_cache(maxsize=16)
 def _band(cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """band_LL (3 tiles x 1 tile): the step from the cells of three tiles to the middle one's.
+    """band_LL (3 tiles x 1 tile): the step from the cells of three tiles to the middle one's."""
+    tile = REACH * cells
+    source, target = torch.arange(3 * tile)[:, None] - tile, torch.arange(tile)[None, :]
+    return steps(cells, 2 * tile)[source - target + 2 * tile].to(device, dtype)
+
+
+def steps(cells: int, length: int) -> Tensor:
+    """The step from -length to length - 1 cells above, in float64: 0, rising to 1; 1/2 at 0.
 
     The difference of neighbouring steps has the spectrum logistic(w) x sinc(w/2) / sinc(w/2)^8,
     shifted by half a cell; it is smooth and vanishes before the grid's highest frequency, so a
     plain sum over frequencies is exact.
     """
-    tile = REACH * cells
-    count = 16 * tile
+    count = 16 * REACH * cells
     w = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / count)
     argument = math.pi * cells * w
     spectrum = 2 * argument * torch.exp(-argument) / -torch.expm1(-2 * argument)
     spectrum = spectrum * torch.sinc(w / (2 * math.pi)) ** -7
-    n = torch.arange(-2 * tile, 2 * tile, dtype=torch.float64)
+    n = torch.arange(-length, length, dtype=torch.float64)
     # The differences, summed up to the step.
     step = (torch.cos((n[:, None] - 0.5) * w) @ spectrum / count).cumsum(0)
     step = torch.where(n < 0, step, 1 - step.flip(0).roll(1))  # exactly step(n) + step(-n) = 1
-    step[2 * tile] = 0.5
-    source, target = torch.arange(3 * tile)[:, None] - tile, torch.arange(tile)[None, :]
-    return step[source - target + 2 * tile].to(device, dtype)
+    step[length] = 0.5
+    return step

@@ -31,12 +31,7 @@ def prepared(
     The zeros keep whatever is in padding, NaN included, out of the value and the gradient. With
     `unscored` a candidate of score -inf is masked out too.
     """
-    others: list[Tensor] = [x for x in (target_QN, mask_QN) if x is not None]
-    if scores_QN.dim() != 2 or any(x.shape != scores_QN.shape for x in others):
-        shapes = ", ".join(str(tuple(x.shape)) for x in (scores_QN, *others))
-        raise ValueError(f"scores, target and mask must all be (queries, candidates), got {shapes}")
-    if mask_QN is not None and mask_QN.dtype != torch.bool:
-        raise ValueError(f"mask_QN must be boolean, True = in the list, got {mask_QN.dtype}")
+    check_shapes(scores_QN, target_QN, mask_QN)
     scores_QN = scores_QN.to(loss_dtype(scores_QN))
     if target_QN is not None and target_QN.dtype != torch.bool:
         target_QN = target_QN.detach().to(scores_QN.dtype)
@@ -46,6 +41,16 @@ def prepared(
         scores_QN = scores_QN.masked_fill(~mask_QN, 0)
         target_QN = None if target_QN is None else target_QN.masked_fill(~mask_QN, 0)
     return scores_QN, target_QN, mask_QN
+
+
+def check_shapes(scores_QN: Tensor, target_QN: Tensor | None, mask_QN: Mask) -> None:
+    """Raises where these are not matrices of one shape, or the mask is not boolean."""
+    others: list[Tensor] = [x for x in (target_QN, mask_QN) if x is not None]
+    if scores_QN.dim() != 2 or any(x.shape != scores_QN.shape for x in others):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (scores_QN, *others))
+        raise ValueError(f"scores, target and mask must all be (queries, candidates), got {shapes}")
+    if mask_QN is not None and mask_QN.dtype != torch.bool:
+        raise ValueError(f"mask_QN must be boolean, True = in the list, got {mask_QN.dtype}")
 
 
 def loss_dtype(scores_QN: Tensor) -> torch.dtype:

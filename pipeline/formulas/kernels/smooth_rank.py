@@ -69,31 +69,49 @@ def with_tau(scores_QN: Tensor, tau: float | Tensor) -> tuple[Tensor, float]:
     return (over_temperature(scores_QN, tau), 1.0) if torch.is_tensor(tau) else (scores_QN, tau)
 
 
-def stepper(
-    scores_QN: Tensor, *, tau: float, method: str = "auto", error: float = 4e-5
-) -> tuple["Step", int]:
-    """(step, rows): `rank` and `gradient` for blocks of up to `rows` rows of these scores.
-
-    >>> type(stepper(torch.rand(2, 3), tau=0.1)[0]).__name__
-    'Exact'
-    """
+def check_steps(tau: float, method: str, error: float) -> None:
+    """Raises where these are no settings of a smooth rank."""
     if not (tau > 0 and error > 0) or method not in METHODS:
         raise ValueError(
             f"tau and error must be above 0 and method one of {', '.join(METHODS)}, "
             f"got {tau}, {error} and {method!r}"
         )
+
+
+def stepper(
+    scores_QN: Tensor,
+    *,
+    tau: float,
+    method: str = "auto",
+    error: float = 4e-5,
+    score_range: float | None = None,
+) -> tuple["Step", int]:
+    """(step, rows): `rank` and `gradient` for blocks of up to `rows` rows of these scores.
+
+    With a `score_range` a device is not asked how far apart the scores are; a row that is wider
+    (by more than 2 %, for rounding) is NaN.
+
+    >>> type(stepper(torch.rand(2, 3), tau=0.1)[0]).__name__
+    'Exact'
+    """
+    check_steps(tau, method, error)
     queries, n = scores_QN.shape
     small = n < 128 or scores_QN.dtype == torch.float64
     cells = cells_per_tau(error)
     length = math.inf
+    if scores_QN.device.type == "cpu":
+        score_range = None  # a look is cheap, and the grid no longer than it has to be
     if scores_QN.numel() > 0 and (method in ("binned", "fast") or (method == "auto" and not small)):
-        length = grid_length(scores_QN, tau, cells)
+        widest = None if score_range is None else 1.02 * score_range
+        length = grid_length(scores_QN, tau, cells, widest)
     if length <= max(n * n // 8, 64):  # beyond, the grid is dearer than the pairs
         rows = min(queries, rows_in_cache(max(n, int(length)), scores_QN.device))
         can = scores_QN.dtype == torch.float32 and scores_QN.device.type == "cpu"
         fast = compiled() if can and method != "binned" else None
-        kind = fast.FastGrid if fast else Grid
-        return kind(rows, scores_QN, tau=tau, cells=cells, length=int(length)), rows
+        given: dict[str, Any] = {"tau": tau, "cells": cells, "length": int(length)}
+        if fast:
+            return fast.FastGrid(rows, scores_QN, **given), rows
+        return Grid(rows, scores_QN, **given, bounded=score_range is not None), rows
     if method == "dense":
         return Exact(tau, chunk=n), max(1, queries)
     chunk = min(n, rows_in_cache(n, scores_QN.device))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.formulas.kernels import Function, Settings
+from pipeline.formulas.kernels.fused import both_ways
 from pipeline.formulas.kernels.gradients import first_order
 from pipeline.formulas.kernels.rows import (
     add_block_,
@@ -79,6 +80,8 @@ def _both_ways(
     scores_QN: Tensor, loss: Function, target_QN: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """(loss, gradient_QN) of both directions."""
+    if fused := both_ways(loss, scores_QN, target_QN, settings, _turned(settings)):
+        return fused
     dtype = loss_dtype(scores_QN)
     gradient_QN = torch.zeros(scores_QN.shape, dtype=dtype, device=scores_QN.device)
     of_rows = _one_way(scores_QN, loss, target_QN, settings, gradient_QN)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.formulas.kernels import Mask
+from pipeline.formulas.kernels import Mask, fused
+from pipeline.formulas.kernels.fused import Fused
 from pipeline.formulas.kernels.gradients import over_temperature, refuse_learned
 from pipeline.formulas.kernels.lists import of_lists
 from pipeline.formulas.kernels.rows import differentiated, rows_in_cache, rowwise
@@ -71,7 +72,22 @@ def triplet(
     return rowwise(differentiated(row_loss), rows, scores_QN, positive_QN, mask_QN)
 
 
-@of_lists(graded=False, learned=("temperature",))
+def _fused_info_nce(
+    scores_QN: Tensor,
+    positive_QN: Tensor,
+    mask_QN: Mask,
+    *,
+    temperature: float | Tensor = 0.05,
+    positives: str = "any",
+) -> Fused | None:
+    _check_positives(positives)
+    if torch.is_tensor(temperature) or not temperature > 0:  # a tensor may ask for its gradient
+        scores_QN, temperature = over_temperature(scores_QN, temperature), 1.0
+    settings = {"temperature": temperature, "positives": positives}
+    return scores_QN, fused.kernels().info_nce(positive_QN, mask_QN, **settings), settings
+
+
+@of_lists(graded=False, learned=("temperature",), fused=_fused_info_nce)
 def info_nce(
     scores_QN: Tensor,
     positive_QN: Tensor,
@@ -172,9 +188,22 @@ def siglip(
     return (loss_QN if mask_QN is None else loss_QN.masked_fill(~mask_QN, 0)).sum(-1)
 
 
-def _info_nce(logits_QN: Tensor, positive_QN: Tensor, mask_QN: Mask, positives: str) -> Tensor:
+def _check_positives(positives: str) -> None:
     if positives not in ("any", "each"):
         raise ValueError(f"positives must be 'any' or 'each', got {positives!r}")
+
+
+def _info_nce(logits_QN: Tensor, positive_QN: Tensor, mask_QN: Mask, positives: str) -> Tensor:
+    _check_positives(positives)
+    if kernels := fused.takes(logits_QN, positive_QN):
+        run = kernels.info_nce(positive_QN, mask_QN, temperature=1.0, positives=positives)
+        return fused.loss_of(
+            logits_QN, run, lambda own: _in_torch(own, positive_QN, mask_QN, positives)
+        )
+    return _in_torch(logits_QN, positive_QN, mask_QN, positives)
+
+
+def _in_torch(logits_QN: Tensor, positive_QN: Tensor, mask_QN: Mask, positives: str) -> Tensor:
     if mask_QN is not None:
         logits_QN = logits_QN.masked_fill(~mask_QN, -1e30)
     found_QN = logits_QN.masked_fill(~positive_QN, -1e30)

@@ -7,7 +7,8 @@ window ends.
 import torch
 from torch import Tensor
 
-from pipeline.formulas.kernels import Kernel, Mask, Value
+from pipeline.formulas.kernels import Kernel, Mask, Value, fused
+from pipeline.formulas.kernels.fused import Fused
 from pipeline.formulas.kernels.lists import of_lists
 from pipeline.formulas.kernels.pairs import hinge_counts
 from pipeline.formulas.kernels.rows import rows_in_cache, rowwise
@@ -15,7 +16,24 @@ from pipeline.formulas.kernels.smooth_rank import with_tau
 from pipeline.formulas.kernels.sort import largest, order_of_rows, sort_rows_
 
 
-@of_lists(graded=True)
+def _fused_kendall(
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
+    mask_QN: Mask,
+    *,
+    gap: float | None = None,
+    margin: float = 0.0,
+    window: int | None = None,
+    hardest: int | None = None,
+    average: str = "queries",
+) -> Fused | None:
+    if window is not None or hardest is not None or average != "queries":
+        return None
+    given = {"gap": 0.3 if gap is None else gap, "margin": margin}
+    return scores_QN, fused.kernels().kendall_rank(relevance_QN, mask_QN, **given), given
+
+
+@of_lists(graded=True, fused=_fused_kendall)
 def kendall_rank(
     scores_QN: Tensor,
     relevance_QN: Tensor,

@@ -6,15 +6,37 @@ Legend of the shape suffixes: Q queries, R rows of a block, N candidates of a qu
 import torch
 from torch import Tensor
 
-from pipeline.formulas.kernels import Kernel, Mask, Value
+from pipeline.formulas.kernels import Kernel, Mask, Value, fused
+from pipeline.formulas.kernels.fused import Fused
 from pipeline.formulas.kernels.gradients import over_temperature
 from pipeline.formulas.kernels.lists import of_lists
 from pipeline.formulas.kernels.rows import rowwise
-from pipeline.formulas.kernels.smooth_rank import Step, stepper, with_tau
+from pipeline.formulas.kernels.smooth_rank import Step, check_steps, stepper, with_tau
 from pipeline.formulas.kernels.sort import order_of_rows, sort_rows_
 
 
-@of_lists(graded=True, learned=("tau",))
+def _fused_ndcg(
+    scores_QN: Tensor,
+    relevance_QN: Tensor,
+    mask_QN: Mask,
+    *,
+    tau: float | Tensor = 0.01,
+    method: str = "auto",
+    error: float = 4e-5,
+    score_range: float | None = None,
+) -> Fused | None:
+    check_steps(1.0 if torch.is_tensor(tau) else tau, method, error)
+    if method != "auto":
+        return None
+    scores_QN, number = with_tau(scores_QN, tau)
+    if torch.is_tensor(tau):
+        score_range = None  # of other scores
+    settings = {"tau": number, "error": error, "score_range": score_range}
+    run = fused.kernels().smooth_ndcg(relevance_QN, mask_QN, **settings)
+    return scores_QN, run, settings
+
+
+@of_lists(graded=True, learned=("tau",), fused=_fused_ndcg)
 def smooth_ndcg(
     scores_QN: Tensor,
     relevance_QN: Tensor,
@@ -23,6 +45,7 @@ def smooth_ndcg(
     mask_QN: Mask = None,
     method: str = "auto",
     error: float = 4e-5,
+    score_range: float | None = None,
 ) -> Tensor:
     """loss_Q: 1 - smooth NDCG of each query's list, in [0, 1).
 
@@ -30,6 +53,8 @@ def smooth_ndcg(
     scores (it may be learned), and IDCG the DCG of the order by relevance. A list with no gain in
     it has nothing to order: 0, and no gradient. `method` and `error` are those of `smooth_rank`.
     Relevance below 0 has no meaning here.
+    `score_range` is those scores' greatest difference where it is known (2 for cosines): then no
+    device is asked for it.
     S-NDCG of Listwise ITR (arXiv 2305.16566), as the authors' code computes it; they give the text
     side the relevance un-transposed, `both_directions` transposes it. A partner of `triplet` or
     `info_nce` more than a loss of its own.
@@ -37,8 +62,12 @@ def smooth_ndcg(
     >>> smooth_ndcg(torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     tensor([0.0000, 0.3691])
     """
+    if torch.is_tensor(tau):
+        score_range = None  # of other scores
     scores_QN, tau = with_tau(scores_QN, tau)
-    step, rows = stepper(scores_QN.detach(), tau=tau, method=method, error=error)
+    step, rows = stepper(
+        scores_QN.detach(), tau=tau, method=method, error=error, score_range=score_range
+    )
     kernel = _ndcg_kernel(step, scores_QN, min(rows, len(scores_QN)))
     return rowwise(kernel, rows, scores_QN, relevance_QN, mask_QN)
 

@@ -109,8 +109,12 @@ class WeightedSum:
         time: float = 0,
         mask_QN: Mask = None,
         scored: bool = False,
+        score_range: float | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
-        """(name, weight x loss_Q) at that time; `scored`: it is known that no score is -inf."""
+        """(name, weight x loss_Q) at that time.
+
+        `scored`: it is known that no score is -inf; `score_range`: how far apart they can be.
+        """
         for name, settings in self.losses.items():
             now = {setting: scheduled(value, time) for setting, value in settings.items()}
             weight = now.pop("weight")
@@ -121,4 +125,6 @@ class WeightedSum:
             if target_QN is None:
                 raise ValueError(f"{name} takes relevance, and there is none")
             now |= {"mask_QN": mask_QN, "scored": scored}
+            if score_range is not None:  # one in the recipe would be a narrower one
+                now.setdefault("score_range", score_range)
             yield name, weight * LOSSES[name](scores_QN, target_QN, **now)

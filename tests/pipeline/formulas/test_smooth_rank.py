@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.formulas.kernels.binned import REACH
+from pipeline.formulas.kernels.binned import REACH, Grid, grid_length
 from pipeline.formulas.kernels.rows import CACHE
 from pipeline.formulas.kernels.smooth_rank import Exact, smooth_rank, stepper
 from pipeline.formulas.losses import both_directions, smooth_ndcg
@@ -61,6 +61,20 @@ def test_binned_rank_and_gradient_are_within_their_error(tau, error, dtype):
     assert not torch.equal(
         found.double(), expected
     )  # the grid was used: exact ranks would be equal
+
+
+def test_a_grid_of_a_known_width_does_not_look_at_the_scores():
+    """As on a device that is not to be waited for; a row that is wider after all is NaN."""
+    scores = cosines(4, 200, dtype=torch.float32)
+    scores[2, 5], scores[3, 7] = 9.0, torch.nan
+    length = grid_length(scores, 0.1, 3, widest=2.04)
+    assert length == 65
+    grid = Grid(4, scores, tau=0.1, cells=3, length=length, bounded=True)
+    rank = grid.rank(scores, None, torch.empty_like(scores)).clone()
+    expected = exact_rank(scores.double(), 0.1)
+    assert ((rank - expected).abs() / expected)[:2].max() < allowed(scores[:2], 0.1, 4e-5)
+    assert rank[2:].isnan().all()
+    assert grid.gradient(torch.ones_like(scores), None, rank)[:2].isfinite().all()
 
 
 def test_compiled_passes_are_those_of_torch():
