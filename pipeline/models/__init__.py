@@ -6,6 +6,8 @@ An image tower maps (B, …) payloads and a text tower maps (B, L) word ids with
 """
 
 import importlib
+from collections import Counter
+from collections.abc import Callable
 
 from pipeline.models import pretrained
 from pipeline.models.convolution import ConvolutionTower
@@ -59,11 +61,13 @@ def architecture(settings: ModelSettings) -> dict | None:
     return pretrained.architecture(settings) if asked else None
 
 
-def vocabulary_for(settings: ModelSettings, captions: list[str]) -> Vocabulary | PretrainedTokens:
-    """The text tower's own tokens, or the words of the train captions."""
+def vocabulary_for(
+    settings: ModelSettings, counts: Callable[[], Counter[str]]
+) -> Vocabulary | PretrainedTokens:
+    """The text tower's own tokens, or the words of the train captions, which `counts` counts."""
     if settings.text == "pretrained":
         return pretrained.tokens(settings)
-    return Vocabulary.of(captions, min_count=settings.min_word_count)
+    return Vocabulary.counted(counts(), min_count=settings.min_word_count)
 
 
 def _tower(kind: str, settings: ModelSettings):

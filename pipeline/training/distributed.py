@@ -2,6 +2,7 @@
 
 import os
 import socket
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,10 +55,15 @@ class ProcessGroup:
 
     def gather_messages(self, said: str) -> list[str]:
         """What the workers have to say, each with its host's name; empty sayings are left out."""
-        everything = [(socket.gethostname(), said)] * self.size
-        if self.together:
-            dist.all_gather_object(everything, everything[0])
+        everything = self.gather_objects((socket.gethostname(), said))
         return [f"{host} {text}" for host, text in everything if text]
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """What every worker has, rank after rank."""
+        everything = [mine] * self.size
+        if self.together:
+            dist.all_gather_object(everything, mine)
+        return everything
 
     def barrier(self) -> None:
         if self.together:

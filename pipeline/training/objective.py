@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.formulas.losses import LOSSES, WeightedSum
-from pipeline.labels.caption_vectors import Captions, relevance_of
+from pipeline.labels.caption_vectors import StoredCaptions, put_decided, relevance_of
 from pipeline.training.data import Batch, Split
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LabelSettings, TrainSettings
@@ -60,17 +60,12 @@ class Objective:
         self,
         settings: TrainSettings,
         label: LabelSettings,
-        split: Split,
-        captions: Captions | None,
+        split: Split | None,
+        captions: StoredCaptions | None,
         world: ProcessGroup,
     ):
         self.loss, self.label, self.world = loss_of(settings), label, world
         self.captions = captions
-        of_split = split.table["captions"].combine_chunks().flatten().field("caption_id")
-        if captions is not None and captions.caption_ids != of_split.to_pylist():
-            raise InputError(
-                "embeddings and shards name other captions; run `halftone embed` again"
-            )
 
     def __call__(
         self, images_nD: torch.Tensor, texts_nD: torch.Tensor, batch: Batch, epoch: float
@@ -92,22 +87,16 @@ class Objective:
     def _relevance(self, batch: Batch, same_nB) -> tuple[torch.Tensor, torch.Tensor]:
         """Relevance (n, B) of own images to all texts, and of own texts to all images."""
         device = same_nB.device
-        images = [self.captions.image_ids[row] for row in batch.image_rows.tolist()]
-        rows_nC, mask_nC = self.captions.captions_of(images)
-        texts_BE = self.world.gather(self.captions.vectors[batch.caption_rows].to(device))
-        i2t_nB = relevance_of(
-            self.captions.vectors[rows_nC].to(device),
-            texts_BE,
-            self.label,
-            mask_MC=mask_nC.to(device),
-            same_image_MN=same_nB,
-        )
+        images_nCE, mask_nC, texts_nE = self.captions.of_pairs(batch.caption_rows)
+        texts_BE = self.world.gather(texts_nE.to(device))
+        masks = {"mask_MC": mask_nC.to(device), "same_image_MN": same_nB}
+        i2t_nB = relevance_of(images_nCE.to(device), texts_BE, self.label, **masks)
         if self.label.overrides is not None:
             caption_rows_B = self.world.gather(batch.caption_rows)
             rows = (batch.image_rows.cpu().numpy(), caption_rows_B.cpu().numpy())
-            i2t_nB = self.captions.decide(i2t_nB, *rows, self.label)
+            i2t_nB = put_decided(i2t_nB, *rows, self.captions.decided(self.label))
         # r is not symmetric: own texts' column of the whole matrix, whose rows are all images.
-        n = len(images)
+        n = len(images_nCE)
         own = slice(self.world.rank * n, (self.world.rank + 1) * n)
         return i2t_nB, self.world.gather(i2t_nB)[:, own].T
 

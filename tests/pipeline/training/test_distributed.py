@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.formulas.losses import LOSSES
+from pipeline.labels.caption_vectors import PairVectors
 from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import Objective, loss_of
@@ -37,12 +38,11 @@ class Known:
         generator = torch.Generator().manual_seed(1)
         vectors = torch.randn(PAIRS * CAPTIONS, ENCODER_DIM, generator=generator)
         self.vectors = torch.nn.functional.normalize(vectors, dim=1)
-        self.image_ids = [str(i) for i in range(PAIRS)]
 
-    def captions_of(self, images):
-        first = torch.tensor([int(i) for i in images]) * CAPTIONS
-        rows = first[:, None] + torch.arange(CAPTIONS)
-        return rows, torch.ones_like(rows, dtype=torch.bool)
+    def of_pairs(self, caption_rows):
+        rows = (caption_rows // CAPTIONS * CAPTIONS)[:, None] + torch.arange(CAPTIONS)
+        mask = torch.ones_like(rows, dtype=torch.bool)
+        return PairVectors(self.vectors[rows], mask, self.vectors[caption_rows])
 
 
 def loss_and_gradient(losses: dict, rank: int, size: int):

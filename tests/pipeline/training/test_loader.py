@@ -66,7 +66,7 @@ def test_two_loaders_share_the_batches_of_one(split):
 def test_a_broken_tar_ends_the_epoch_with_an_error_and_does_not_hang(tmp_path, new_threads):
     split = Split(shards(tmp_path, samples=8), "train", image_size=SIZE, cache_mb=0)
     tar = Path(split.tars[1])
-    tar.write_bytes(tar.read_bytes()[: split.offset[8] + 20])
+    tar.write_bytes(tar.read_bytes()[: split.place(8).offset + 20])
     with pytest.raises((OSError, ValueError, SyntaxError)):
         list(loader_of(split).epoch(0))
     assert end(new_threads)
