@@ -55,7 +55,7 @@ def make(folder: Path, images: int, captions: int) -> None:
         entries = folder / f"{name}.json"
         if not entries.exists():
             entry = write_shard(folder, name, pool, captions, np.random.default_rng(number))
-            made = write_vectors(folder, name, vectors, captions, number, entry)
+            made = write_vectors(folder, entry, vectors)
             entries.write_text(json.dumps({"shard": entry, "embed": made}))
 
 
@@ -66,7 +66,8 @@ def write_shard(folder: Path, name: str, pool: pa.Array, captions: int, rng) -> 
     joined = pc.binary_join_element_wise
     texts = joined(pool.take(pa.array(rng.integers(0, POOL, count))), numbers, " ")
     ids = joined(name, numbers, "#")
-    struct = pa.StructArray.from_arrays([ids, texts], fields=list(SIDECAR.field("captions").type.value_type))  # fmt: skip
+    fields = list(SIDECAR.field("captions").type.value_type)
+    struct = pa.StructArray.from_arrays([ids, texts], fields=fields)
     offsets = pa.array(np.arange(0, count + 1, captions, dtype=np.int32))
     sizes = rng.integers(20_000, 60_000, SHARD)
     columns = {
@@ -95,7 +96,7 @@ def write_vectors(
     columns = {
         "caption_id": pc.binary_join_element_wise(name, numbers, "#"),
         "image_id": pc.binary_join_element_wise(name, owners, "/"),
-        "vector": vector_column(np.roll(vectors, number, axis=0)),
+        "vector": vector_column(np.roll(vectors, int(name[-6:]), axis=0)),
     }
     table = pa.table(columns, schema=embedding_schema(DIM))
     summary = {"split": "train", "captions": count, "dim": DIM}
@@ -122,8 +123,8 @@ def measure(folder: Path, images: int) -> None:
             if start == "nothing":
                 shutil.rmtree(folder / "cache", ignore_errors=True)
                 shutil.rmtree(root / "5-model", ignore_errors=True)
-            command = [sys.executable, "-m", "bench.training_data", "worker", str(root), start, str(size)]  # fmt: skip
-            subprocess.run(command, env=environment, check=True)
+            asked = [*("-m", "bench.training_data", "worker"), str(root), start, str(size)]
+            subprocess.run([sys.executable, *asked], env=environment, check=True)
     shutil.rmtree(root)
 
 

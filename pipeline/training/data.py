@@ -5,6 +5,7 @@ the number of workers: an epoch is dealt out to a fixed number of lanes, and wor
 lanes r, r + W, …
 """
 
+import bisect
 import functools
 import itertools
 import json
@@ -164,7 +165,8 @@ class Split:
 
     def _ends(self, shard: int) -> np.ndarray:
         """Where the captions of each image of a shard begin, and the last one's end."""
-        return self.table(shard)["captions"].chunk(0).offsets.to_numpy()
+        offsets = self.table(shard)["captions"].chunk(0).offsets.to_numpy()
+        return offsets - offsets[0]
 
     @property
     def caption_count(self) -> np.ndarray:
@@ -182,7 +184,8 @@ class Split:
 
     def place(self, row: int) -> Place:
         """Where the image file, or the feature array's .npy file, of a row lies."""
-        ((shard, _, (of_shard,)),) = self.images.by_shard(np.array([row]))
+        shard = bisect.bisect_right(self.images.ends, row)  # of one row, faster than `by_shard`
+        of_shard = int(row - self.images.starts[shard])
         table, entry = self.table(shard), self.shards[shard]
         part = (table[name][of_shard].as_py() for name in ("offset", "size"))
         return Place(self.tars[shard], entry["files"][f"{entry['name']}.tar"], *part)
