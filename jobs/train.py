@@ -36,11 +36,11 @@ def forecast(run: Run, plan) -> None:
     except InputError as error:
         return run.show.line(f"  {error}")
     size, minutes = settings.batch_size, found["steps_per_epoch"] * found["seconds_per_step"] / 60
-    found["loss_bytes"] = estimate.loss_bytes(list(settings.losses), size // settings.workers, size)
+    found["loss_bytes"] = estimate.loss_bytes(settings)
     run.results["forecast"] = found
     return run.show.line(
         f"  {found['steps']:,} steps in {settings.epochs} epochs of {found['steps_per_epoch']:,}, "
-        f"{found['parameters']:,} parameters; the loss of a list of {size:,} takes "
+        f"{found['parameters']:,} parameters; the loss of lists of {size:,} takes "
         f"{found['loss_bytes'] / 1e6:,.1f} MB a worker\n"
         f"  {1000 * found['seconds_per_step']:.0f} ms a step with one process here "
         f"({found['device']}), {found['data_wait']:.0%} of it waiting for data: about "

@@ -14,6 +14,7 @@ from jobs.cluster.rates import GB, TASK
 from jobs.cluster.rates import of as rate
 from pipeline.errors import InputError
 from pipeline.formulas.losses import GRADED, LOSSES
+from pipeline.formulas.streaming import rows_of_block
 from pipeline.labels.encoders import fitted
 from pipeline.sharding import ingest
 from pipeline.storage.run_folder import RunFolder
@@ -152,23 +153,37 @@ def _tasks(
     return StageEstimate(name, pieces, at_once, seconds, memory, storage, note)
 
 
-def loss_bytes(losses: list[str], rows: int, columns: int) -> float:
-    """Peak bytes of forward and backward of a sum of losses, both directions of a worker's rows."""
-    more = sum(LOSSES[name].score_matrices - rates.SHARED for name in losses)
-    return 4.0 * rows * columns * (rates.SHARED + more)
+def loss_bytes(settings: TrainSettings) -> float:
+    """Peak bytes of the scores of a training's block of lists and of all that is made of them."""
+    columns = settings.batch_size
+    more = sum(LOSSES[name].score_matrices - rates.SHARED for name in settings.losses)
+    return 4.0 * _rows_of_block(settings) * columns * (rates.SHARED + more)
 
 
-def worker_bytes(settings: TrainSettings, model: ModelSettings) -> dict[str, float]:
-    """Bytes of a training's worker beside its towers, by what they are for."""
-    rows, columns = settings.batch_size // settings.workers, settings.batch_size
-    losses = list(settings.losses)
-    # Among workers each gathers the relevance of the whole batch.
-    relevance = 4.0 * columns * (3 * rows + (2 * columns if settings.workers > 1 else 0))
-    return {
-        "vectors": 4.0 * model.dim * (4 * columns + 4 * rows),
-        "loss": loss_bytes(losses, rows, columns),
-        "relevance": relevance if any(name in GRADED for name in losses) else 0.0,
+def _rows_of_block(settings: TrainSettings) -> int:
+    """Own lists that a worker has at a time."""
+    own = settings.batch_size // settings.workers
+    return min(own, settings.list_rows or rows_of_block(settings.batch_size))
+
+
+def worker_bytes(
+    settings: TrainSettings, model: ModelSettings, captions: float
+) -> dict[str, float]:
+    """Bytes of a training's worker beside its towers, by what they are for.
+
+    `captions` of an image, of which its relevance is made.
+    """
+    own, everything = settings.batch_size // settings.workers, settings.batch_size
+    # The gathered vectors of a side, their gradient, and that of the other; own ones of both.
+    parts = {
+        "vectors": 4.0 * model.dim * (3 * everything + 6 * own),
+        "loss": loss_bytes(settings),
+        "relevance": 0.0,
     }
+    if any(name in GRADED for name in settings.losses):
+        block = _rows_of_block(settings) * everything
+        parts["relevance"] = 4.0 * (DIM * (everything + own * math.ceil(captions)) + block)
+    return parts
 
 
 def steps(settings: TrainSettings, data: Collection) -> int:
@@ -194,7 +209,8 @@ def _train(recipe: Recipe, data: Collection, name: str) -> StageEstimate:
             said = f"{few}, and {cluster.nodes} nodes would fetch the same shards"
             raise InputError(f"{said}; lower shard.samples or train.lanes")
         note += f"; {few}: several read one shard, lower shard.samples"
-    parts = worker_bytes(settings, recipe.model)
+    images, captions = data.images.get("train", 0), data.captions.get("train", 0)
+    parts = worker_bytes(settings, recipe.model, captions / max(1, images))
     memory = sum(parts.values()) + (0 if cluster.gpus else TASK)
     fullest = math.ceil(settings.workers / cluster.nodes)  # workers of a node
     room = cluster.gpu_memory_gb if cluster.gpus else cluster.memory_gb / fullest

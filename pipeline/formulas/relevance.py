@@ -99,6 +99,7 @@ def from_captions(
     reduce: str = "max",
     mask_MC: Mask = None,
     same_image_MN: Tensor | None = None,
+    unit: bool = False,
     **map_settings: Any,
 ) -> Tensor:
     """relevance_MN in [0, 1]: how well caption n describes image m, by the captions of image m.
@@ -106,7 +107,8 @@ def from_captions(
     No gradient passes. c_mn = max (or mean, by `reduce`) over k of cos(e(caption k of image m),
     e(caption n)); relevance is `map` of c_mn, and 1 where `same_image_MN` says that caption n
     belongs to image m. `mask_MC` is False for captions that are padding: images may have any number
-    of captions. An image with none has relevance NaN. `map` is one of MAPS, or a function of
+    of captions. An image with none has relevance NaN. `unit` says that all vectors have length 1:
+    they are then taken as they are, and not copied. `map` is one of MAPS, or a function of
     cosines; `map_settings` go to it. The relevance of texts to images is the transpose, not this
     again. Relevance score calculation of Listwise ITR (arXiv 2305.16566), which has `half` and
     `max`, as in the authors' code.
@@ -120,11 +122,13 @@ def from_captions(
             f"reduce is max or mean and map one of {', '.join(MAPS)}, got {reduce!r} and {map!r}"
         )
     with torch.no_grad():
-        image_captions_MCD = F.normalize(_at_least_float32(image_captions_MCD), dim=-1)
-        captions_ND = F.normalize(_at_least_float32(captions_ND), dim=-1)
-        cosine_MN = _reduced(image_captions_MCD, captions_ND, mask_MC, largest=reduce == "max")
-        cosine_MN = cosine_MN.clamp(-1, 1)  # rounding takes the cosine of twins past 1
-        relevance_MN = (map if callable(map) else MAPS[map])(cosine_MN, **map_settings)
+        image_captions_MCD, captions_ND = (
+            _at_least_float32(x) if unit else F.normalize(_at_least_float32(x), dim=-1)
+            for x in (image_captions_MCD, captions_ND)
+        )
+        relevance_MN = _reduced(image_captions_MCD, captions_ND, mask_MC, largest=reduce == "max")
+        relevance_MN = relevance_MN.clamp_(-1, 1)  # rounding takes the cosine of twins past 1
+        relevance_MN = (map if callable(map) else MAPS[map])(relevance_MN, **map_settings)
         if same_image_MN is not None:
             relevance_MN = relevance_MN.masked_fill(same_image_MN, 1.0)
         return relevance_MN
@@ -139,15 +143,23 @@ def _reduced(
 ) -> Tensor:
     """cosine_MN, one caption of every image at a time: all at once could be too large."""
     images, captions, _ = image_captions_MCD.shape
-    if mask_MC is None:
-        mask_MC = torch.ones(images, captions, dtype=torch.bool, device=image_captions_MCD.device)
-    total_MN = captions_ND.new_full((images, len(captions_ND)), -torch.inf if largest else 0.0)
+    total_MN = None
     for k in range(captions):
-        absent_M1 = ~mask_MC[:, k, None]
         cosine_MN = image_captions_MCD[:, k] @ captions_ND.T
-        if largest:
-            torch.maximum(total_MN, cosine_MN.masked_fill_(absent_M1, -torch.inf), out=total_MN)
+        if mask_MC is not None:
+            cosine_MN.masked_fill_(~mask_MC[:, k, None], -torch.inf if largest else 0)
+        if total_MN is None:
+            total_MN = cosine_MN
+        elif largest:
+            torch.maximum(total_MN, cosine_MN, out=total_MN)
         else:
-            total_MN += cosine_MN.masked_fill_(absent_M1, 0)
+            total_MN += cosine_MN
+        del cosine_MN  # before the next one is there
+    if total_MN is None:
+        return captions_ND.new_full((images, len(captions_ND)), torch.nan)
+    if mask_MC is None:
+        return total_MN if largest else total_MN.div_(captions)
     count_M1 = mask_MC.sum(1, keepdim=True)
-    return (total_MN if largest else total_MN / count_M1).masked_fill(count_M1 == 0, torch.nan)
+    if not largest:
+        total_MN /= count_M1
+    return total_MN.masked_fill_(count_M1 == 0, torch.nan)

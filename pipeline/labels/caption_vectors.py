@@ -72,6 +72,10 @@ class Captions:
         """Whether every image has one caption: then relevance is symmetric, but for decisions."""
         return int(self.count.max(initial=1)) == 1
 
+    def images_of(self, caption_rows: np.ndarray) -> np.ndarray:
+        """The image rows (P,) of captions (P,)."""
+        return self.image_of[caption_rows]
+
     def of_pairs(self, caption_rows: torch.Tensor) -> PairVectors:
         """The vectors of P pairs, given by the row of the caption."""
         rows_PC, mask_PC = self._captions_of_rows(self.image_of[caption_rows.numpy()])
@@ -105,7 +109,12 @@ class Captions:
 
     def decide(self, r_MN, image_rows, caption_rows, settings: LabelSettings) -> torch.Tensor:
         """The relevance of images to captions (given by row) with people's decisions put in."""
-        return put_decided(r_MN, image_rows, caption_rows, self.decided(settings))
+        image_P, caption_P, value_P = self.decided(settings)
+        met = np.isin(image_P, image_rows) & np.isin(caption_P, caption_rows)
+        for image, caption, value in zip(image_P[met], caption_P[met], value_P[met], strict=True):
+            m, n = np.flatnonzero(image_rows == image), np.flatnonzero(caption_rows == caption)
+            r_MN[torch.from_numpy(m)[:, None], torch.from_numpy(n)[None, :]] = float(value)
+        return r_MN
 
     def decided(self, settings: LabelSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image row, caption row and relevance (P,) of the pairs here that people decided."""
@@ -136,16 +145,6 @@ class Captions:
             cosine_MC = cosine_MCC.masked_fill(~other_MCC, 0).sum(2) / other_MCC.sum(2)
         known_MC = mask_MC & (mask_MC.sum(1, keepdim=True) > 1)
         return cosine_map(settings)(cosine_MC[known_MC].clamp(-1, 1))
-
-
-def put_decided(r_MN, image_rows, caption_rows, decided) -> torch.Tensor:
-    """The relevance of images to captions (given by row) with what `decided` says put in."""
-    image_P, caption_P, value_P = decided
-    met = np.isin(image_P, image_rows) & np.isin(caption_P, caption_rows)
-    for image, caption, value in zip(image_P[met], caption_P[met], value_P[met], strict=True):
-        m, n = np.flatnonzero(image_rows == image), np.flatnonzero(caption_rows == caption)
-        r_MN[torch.from_numpy(m)[:, None], torch.from_numpy(n)[None, :]] = float(value)
-    return r_MN
 
 
 class StoredCaptions:
@@ -252,7 +251,9 @@ def _images(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 def relevance_of(
     image_captions_MCD: torch.Tensor, texts_ND: torch.Tensor, settings: LabelSettings, **masks
 ) -> torch.Tensor:
-    """Relevance (M, N) of images, given by their captions, to texts, as the settings say."""
-    return from_captions(
-        image_captions_MCD, texts_ND, map=cosine_map(settings), reduce=settings.reduce, **masks
-    )
+    """Relevance (M, N) of images, given by their captions, to texts, as the settings say.
+
+    All vectors are unit vectors.
+    """
+    how = {"map": cosine_map(settings), "reduce": settings.reduce, "unit": True}
+    return from_captions(image_captions_MCD, texts_ND, **how, **masks)

@@ -1,4 +1,4 @@
-"""The workers of a training: rank, size, and a gather that gradients flow back through."""
+"""The workers of a training: rank, size, and what they exchange in a step."""
 
 import os
 import socket
@@ -10,6 +10,10 @@ from torch.distributed.fsdp import fully_shard
 
 from pipeline.errors import InputError
 from pipeline.storage import probe, store
+
+# Names of torch 2.13; before it there are the others alone.
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class ProcessGroup:
@@ -38,6 +42,17 @@ class ProcessGroup:
         minimised, as if one worker had held all rows.
         """
         return _Gather.apply(rows, self.rank, self.size) if self.together else rows
+
+    def exchange(self, parts: torch.Tensor) -> torch.Tensor:
+        """(size, …): of every worker the part that it has for this one, rank after rank.
+
+        `parts` (size, …) is what this worker has for each. No gradient passes.
+        """
+        if not self.together:
+            return parts
+        received = torch.empty_like(parts, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, parts.contiguous())
+        return received
 
     def share(self, model: torch.nn.Module, sharding: str) -> torch.nn.Module:
         """The model as it is called in training: gradients are averaged over the workers.
@@ -105,14 +120,29 @@ def check_storage(world: ProcessGroup, folder: str) -> None:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, rank, size):
-        ctx.rank, ctx.count = rank, len(rows)
-        rows = rows.contiguous()
-        parts = [torch.empty_like(rows) for _ in range(size)]
-        dist.all_gather(parts, rows)
-        return torch.cat(parts)
+        ctx.rank, ctx.size = rank, size
+        gathered = rows.new_empty(size * len(rows), *rows.shape[1:])
+        _gather_into(gathered, rows.contiguous())
+        return gathered
 
     @staticmethod
     def backward(ctx, grad):
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad[ctx.rank * ctx.count : (ctx.rank + 1) * ctx.count], None, None
+        return own_sum(grad.contiguous(), ctx.rank, ctx.size), None, None
+
+
+def own_sum(rows: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+    """This worker's share (n, …) of the sum over the workers of rows (size × n, …).
+
+    By reduce-scatter, which sends half of what an all-reduce does; by that where a backend has
+    nothing else.
+    """
+    count = len(rows) // size
+    mine = torch.empty_like(rows[:count])
+    try:
+        _reduce_scatter(mine, rows)
+        return mine
+    except RuntimeError as error:  # raised on every worker, before anything is sent
+        if "support" not in str(error):
+            raise
+    dist.all_reduce(rows)
+    return rows[rank * count : (rank + 1) * count]

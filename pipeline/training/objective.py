@@ -1,15 +1,27 @@
-"""The training objective: a weighted sum of losses over the list of the whole global batch."""
+"""The training objective: a weighted sum of losses over the list of the whole global batch.
+
+What workers send each other is vectors. Scores and relevance of a worker's own lists are made a
+block of lists at a time, so neither is ever whole.
+
+Legend of the shape suffixes: n own pairs, B pairs of the global batch, D width of the towers'
+vectors, C captions of an image, E width of a caption's vector, R own lists of a block.
+"""
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.formulas.losses import LOSSES, WeightedSum
-from pipeline.labels.caption_vectors import StoredCaptions, put_decided, relevance_of
-from pipeline.training.data import Batch, Split
+from pipeline.formulas.relevance import from_captions
+from pipeline.formulas.streaming import lists_streamed
+from pipeline.labels.caption_vectors import Captions, StoredCaptions
+from pipeline.labels.maps import cosine_map
+from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LabelSettings, TrainSettings
 
@@ -53,6 +65,9 @@ def needs_relevance(settings: TrainSettings) -> bool:
     return any(LOSSES[name].graded for name in settings.losses)
 
 
+Decided = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, columns and relevance of pairs
+
+
 class Objective:
     """Loss of one worker's pairs against the global batch, both directions."""
 
@@ -60,45 +75,174 @@ class Objective:
         self,
         settings: TrainSettings,
         label: LabelSettings,
-        split: Split | None,
-        captions: StoredCaptions | None,
+        captions: StoredCaptions | Captions | None,
         world: ProcessGroup,
     ):
-        self.loss, self.label, self.world = loss_of(settings), label, world
-        self.captions = captions
+        self.loss, self.world, self.rows = loss_of(settings), world, settings.list_rows or None
+        self.relevance = None if captions is None else Relevance(captions, label, world)
 
     def __call__(
-        self, images_nD: torch.Tensor, texts_nD: torch.Tensor, batch: Batch, epoch: float
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self, images_nD: Tensor, texts_nD: Tensor, batch: Batch, epoch: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and its terms; every worker's share of the global list's loss."""
-        images_BD, texts_BD = self.world.gather(images_nD), self.world.gather(texts_nD)
-        rows_B = self.world.gather(batch.image_rows)
-        same_nB = batch.image_rows[:, None] == rows_B[None, :]
-        relevance = (None, None) if self.captions is None else self._relevance(batch, same_nB)
-        how: dict[str, Any] = {
-            "time": epoch,
-            "scored": True,
-        }  # products of unit vectors are never -inf
-        i2t = self.loss.terms(images_nD @ texts_BD.T, same_nB, relevance[0], **how)
-        t2i = self.loss.terms(texts_nD @ images_BD.T, same_nB, relevance[1], **how)
-        terms = {name: (i2t[name].mean() + t2i[name].mean()) / 2 for name in i2t}
-        return functools.reduce(torch.add, terms.values()), terms
+        gather, image_n = self.world.gather, batch.image_rows
+        image_B = gather(image_n)
+        graded = self.relevance is not None and self.loss.graded_at(epoch)
+        relevance = self.relevance.of_batch(batch, image_B) if graded else None
 
-    def _relevance(self, batch: Batch, same_nB) -> tuple[torch.Tensor, torch.Tensor]:
-        """Relevance (n, B) of own images to all texts, and of own texts to all images."""
-        device = same_nB.device
-        images_nCE, mask_nC, texts_nE = self.captions.of_pairs(batch.caption_rows)
-        texts_BE = self.world.gather(texts_nE.to(device))
-        masks = {"mask_MC": mask_nC.to(device), "same_image_MN": same_nB}
-        i2t_nB = relevance_of(images_nCE.to(device), texts_BE, self.label, **masks)
-        if self.label.overrides is not None:
-            caption_rows_B = self.world.gather(batch.caption_rows)
-            rows = (batch.image_rows.cpu().numpy(), caption_rows_B.cpu().numpy())
-            i2t_nB = put_decided(i2t_nB, *rows, self.captions.decided(self.label))
-        # r is not symmetric: own texts' column of the whole matrix, whose rows are all images.
-        n = len(images_nCE)
-        own = slice(self.world.rank * n, (self.world.rank + 1) * n)
-        return i2t_nB, self.world.gather(i2t_nB)[:, own].T
+        def terms(scores_RB: Tensor, same_RB: Tensor, relevance_RB: Tensor | None):
+            # Products of unit vectors are never -inf.
+            return self.loss.terms(scores_RB, same_RB, relevance_RB, time=epoch, scored=True)
+
+        def of_images(rows: slice) -> tuple[Tensor, Tensor | None]:
+            same_RB = image_n[rows, None] == image_B
+            return same_RB, relevance.of_images(rows, same_RB) if relevance else None
+
+        def of_texts(rows: slice) -> tuple[Tensor, Tensor | None]:
+            same_RB = image_n[rows, None] == image_B
+            return same_RB, relevance.of_texts(rows, same_RB) if relevance else None
+
+        how = {"rows": self.rows, "learned": self.loss.learned}
+        i2t, of_i2t = lists_streamed(terms, images_nD, gather(texts_nD), of_images, **how)
+        t2i, of_t2i = lists_streamed(terms, texts_nD, gather(images_nD), of_texts, **how)
+        return (i2t + t2i) / 2, {name: (of_i2t[name] + of_t2i[name]) / 2 for name in of_i2t}
+
+
+class Relevance:
+    """Relevance within global batches, from the vectors of their captions."""
+
+    def __init__(
+        self, captions: StoredCaptions | Captions, label: LabelSettings, world: ProcessGroup
+    ):
+        self.captions, self.world = captions, world
+        self.map = _on_device(cosine_map(label), world.device)
+        self.reduce, self.decided = label.reduce, captions.decided(label)
+
+    def of_batch(self, batch: Batch, image_B: Tensor) -> "BatchRelevance":
+        """That of a batch; `image_B` says which images of the global batch are the same."""
+        return BatchRelevance(self, batch.caption_rows.cpu(), image_B)
+
+
+class BatchRelevance:
+    """Relevance of own images to all texts, and of own texts to all images, by blocks.
+
+    It is not symmetric: that of an image to a text is by all captions of the image. So own images'
+    relevance to the texts of the others is sent to those, whose lists it is in: 4 n B bytes, a
+    block at a time. Sending all captions of all images instead would take 4 B C E bytes, less for
+    shares of n > C E, and hold them all on every worker. Where every image has one caption it is
+    symmetric, and nothing is sent.
+    """
+
+    def __init__(self, relevance: Relevance, caption_rows: Tensor, image_B: Tensor):
+        self.of, self.world = relevance, relevance.world
+        found = relevance.captions.of_pairs(caption_rows)
+        self.images_nCE, texts_nE = (_to(x, image_B.device) for x in (found[0], found[2]))
+        self.mask_nC = None if found[1].all() else _to(found[1], image_B.device)
+        self.texts_BE, self.image_B = self.world.gather(texts_nE), image_B
+        self.mine = slice(self.world.rank * len(texts_nE), (self.world.rank + 1) * len(texts_nE))
+        self.single = relevance.captions.single
+        self.whole: Tensor | None = None
+        # Of own images and all texts; where relevance is symmetric of own texts and all images too.
+        self.decided: Decided | None = None
+        self.decided_texts: Decided | None = None
+        if len(relevance.decided[0]):
+            self._look_up(caption_rows, relevance)
+
+    def _look_up(self, caption_rows: Tensor, relevance: Relevance) -> None:
+        """Which of the decided pairs are in the batch; their rows are needed on the host."""
+        all_rows = self.world.gather(caption_rows.to(self.image_B.device)).cpu().numpy()
+        own_rows, images_of = caption_rows.numpy(), relevance.captions.images_of
+        self.decided = _met(relevance.decided, images_of(own_rows), all_rows)
+        image, text, value = _met(relevance.decided, images_of(all_rows), own_rows)
+        self.decided_texts = text, image, value
+
+    def of_images(self, rows: slice, same_RB: Tensor) -> Tensor:
+        """Relevance (R, B) of own images to all texts."""
+        relevance_RB = self._from_captions(rows, self.texts_BE, same_RB)
+        self._decide(relevance_RB, self.decided, rows)
+        if len(relevance_RB) == len(self.images_nCE):  # the texts' turn needs no other
+            self.whole = relevance_RB
+        return relevance_RB
+
+    def of_texts(self, rows: slice, same_RB: Tensor) -> Tensor:
+        """Relevance (R, B) of own texts to all images."""
+        if self.single:
+            if self.whole is not None and self.decided is None:
+                return self.whole
+            relevance_RB = self._from_captions(rows, self.texts_BE, same_RB)
+            self._decide(relevance_RB, self.decided_texts, rows)
+            return relevance_RB
+        size, n = self.world.size, len(self.images_nCE)
+        relevance_nX = self.whole if self.whole is not None else self._to_texts(rows)
+        # The texts' owners, and for each the relevance of own images to its texts of this block.
+        parts = relevance_nX.view(n, size, -1).transpose(0, 1).contiguous()
+        self.whole = relevance_nX = None
+        return self.world.exchange(parts).flatten(0, 1).T.contiguous()
+
+    def _to_texts(self, rows: slice) -> Tensor:
+        """Relevance of own images to these rows of every worker's texts, rank after rank."""
+        size, n = self.world.size, len(self.images_nCE)
+        texts_XE = self.texts_BE.view(size, n, -1)[:, rows].flatten(0, 1)
+        same_nX = self.image_B[self.mine, None] == self.image_B.view(size, n)[:, rows].flatten()
+        relevance_nX = self._from_captions(slice(None), texts_XE, same_nX)
+        if self.decided is not None:
+            row, column, value = self.decided
+            rank, place = np.divmod(column, n)
+            kept = (place >= rows.start) & (place < rows.stop)
+            where = row[kept], rank[kept], place[kept] - rows.start
+            _put(relevance_nX.view(n, size, -1), where, value[kept])
+        return relevance_nX
+
+    def _from_captions(self, rows: slice, texts_NE: Tensor, same_RN: Tensor) -> Tensor:
+        return from_captions(
+            self.images_nCE[rows],
+            texts_NE,
+            map=self.of.map,
+            reduce=self.of.reduce,
+            mask_MC=None if self.mask_nC is None else self.mask_nC[rows],
+            same_image_MN=same_RN,
+            unit=True,
+        )
+
+    def _decide(self, relevance_RB: Tensor, decided: Decided | None, rows: slice) -> None:
+        """Put in what was decided of these rows."""
+        if decided is not None:
+            row, column, value = decided
+            kept = (row >= rows.start) & (row < rows.stop)
+            _put(relevance_RB, (row[kept] - rows.start, column[kept]), value[kept])
+
+
+def _put(relevance: Tensor, where: tuple[np.ndarray, ...], value: np.ndarray) -> None:
+    device = relevance.device
+    places = tuple(torch.from_numpy(x).to(device) for x in where)
+    relevance[places] = torch.from_numpy(value).to(device)
+
+
+def _to(vectors: Tensor, device: torch.device) -> Tensor:
+    """On the device; it is not waited for."""
+    pinned = vectors.pin_memory() if device.type == "cuda" else vectors
+    return pinned.to(device, non_blocking=True)
+
+
+def _on_device(map: Callable, device: torch.device) -> Callable:
+    """The map with its knots on the device: no block has to send them there."""
+    if not isinstance(map, functools.partial):
+        return map
+    settings = map.keywords.items()
+    there = {k: torch.tensor(v, device=device) for k, v in settings if isinstance(v, tuple)}
+    return functools.partial(map.func, **{**map.keywords, **there})
+
+
+def _met(decided: Decided, image_rows: np.ndarray, caption_rows: np.ndarray) -> Decided:
+    """Where the decided pairs (image, caption, relevance) stand in a matrix of such rows."""
+    image_P, caption_P, value_P = decided
+    met = np.isin(image_P, image_rows) & np.isin(caption_P, caption_rows)
+    found: list[tuple[int, int, float]] = []
+    for image, caption, value in zip(image_P[met], caption_P[met], value_P[met], strict=True):
+        rows, columns = np.flatnonzero(image_rows == image), np.flatnonzero(caption_rows == caption)
+        found += [(row, column, value) for row in rows for column in columns]
+    row, column, value = (np.array([x[k] for x in found]) for k in range(3))
+    return row.astype(np.int64), column.astype(np.int64), value.astype(np.float32)
 
 
 def needs_embeddings(settings: TrainSettings) -> bool:

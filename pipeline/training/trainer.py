@@ -54,7 +54,7 @@ class TowerTrainer:
             label_version, limit = of_shards[0].version, s.cache_gb * 1e9
             near = _near(Neighbours(*of_shards, SPARE * s.neighbours, limit), s.neighbours, world)
             known = StoredCaptions(*of_shards, limit) if needs_relevance(s) else None
-        objective = Objective(s, self.recipe.label, self.train_split, known, world)
+        objective = Objective(s, self.recipe.label, known, world)
         try:
             words = models.vocabulary_for(model, partial(word_counts, self.train_split, world))
             self.architecture = models.architecture(model)  # of pretrained towers
@@ -132,9 +132,10 @@ class TowerTrainer:
             images, texts, owners = validation.encode_split(
                 towers, self.vocabulary, self.val_split, self.world, max_words=words
             )
-        metrics = validation.recalls(images, texts, owners)
+        metrics = validation.recalls(images, texts, owners, self.world)
         if self.val_captions is not None:
-            metrics |= validation.ndcg_on_val(images, texts, self.val_captions, self.recipe.label)
+            given = self.val_captions, self.recipe.label, self.world
+            metrics |= validation.ndcg_on_val(images, texts, *given)
         return metrics
 
     def state(self) -> tuple[Tensors, dict]:

@@ -1,12 +1,19 @@
 """Recalls and NDCG on val while training goes on, the work shared out among its workers."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from pipeline.formulas.metrics import ndcg, recall_at
+from pipeline.formulas.metrics import ndcg
+from pipeline.formulas.metrics_from_ranks import per_query
 from pipeline.labels.caption_vectors import Captions
 from pipeline.models import TwoTower, Vocabulary
 from pipeline.models.vocabulary import PretrainedTokens
+from pipeline.retrieval import ranks
+from pipeline.retrieval.scores import NONE
 from pipeline.training.data import Split
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LabelSettings
@@ -16,39 +23,75 @@ NDCG_AT = 10
 CELLS = 2**24  # relevances held at a time
 
 
-def recalls(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> dict[str, float]:
-    """R@K of both directions in percent and their sum, by the name of the metric."""
-    positive_MN = torch.arange(len(images))[:, None] == owners[None, :]
-    scores_MN = (images @ texts.T).cpu()
+def recalls(images: Tensor, texts: Tensor, owners: Tensor, world: ProcessGroup) -> dict[str, float]:
+    """R@K of both directions in percent and their sum, by the name of the metric.
+
+    By exact places, as evaluation has them; each worker counts for its share of the queries.
+    """
+    text_P, image_P = np.arange(len(texts)), owners.numpy()
+    sides = {
+        "i2t": (images, texts, ranks.Pairs(image_P, text_P)),
+        "t2i": (texts, images, ranks.Pairs(text_P, image_P)),
+    }
     metrics = {}
-    of_both = {"i2t": (scores_MN, positive_MN), "t2i": (scores_MN.T, positive_MN.T)}
-    for direction, matrices in of_both.items():
-        for k in DEPTHS:
-            metrics[f"val/{direction}_R_at_{k}"] = 100 * float(recall_at(*matrices, k).mean())
+    for direction, side in sides.items():
+        found = _shared_out(len(side[0]), len(DEPTHS), partial(_recalls, *side), world)
+        for k, value in zip(DEPTHS, found.mean(0), strict=True):
+            metrics[f"val/{direction}_R_at_{k}"] = 100 * float(value)
     return {**metrics, "val/rsum": sum(metrics.values())}
 
 
+def _recalls(queries: Tensor, candidates: Tensor, pairs: ranks.Pairs, rows: range) -> Tensor:
+    """R@K (len(rows), K) of some queries, as a fraction."""
+    mine_P = (pairs.query_P >= rows.start) & (pairs.query_P < rows.stop)
+    mine = ranks.Pairs(pairs.query_P[mine_P] - rows.start, pairs.candidate_P[mine_P])
+    places, _ = ranks.of_vectors(queries[rows.start : rows.stop], candidates, mine, NONE)
+    given = (torch.from_numpy(x) for x in (mine.query_P, *places))
+    found = per_query(*given, len(rows), ks=DEPTHS)
+    return torch.stack([found[f"R_at_{k}"] for k in DEPTHS], 1)
+
+
 def ndcg_on_val(
-    images: torch.Tensor, texts: torch.Tensor, captions: Captions, settings: LabelSettings
+    images: Tensor, texts: Tensor, captions: Captions, settings: LabelSettings, world: ProcessGroup
 ) -> dict[str, float]:
-    """NDCG@10 of both directions against the labels, and their mean, by the name of the metric."""
+    """NDCG@10 of both directions against the labels, and their mean, by the name of the metric.
+
+    Each worker has it of its share of the queries.
+    """
     images, texts = images.cpu(), texts.cpu()
 
-    def i2t(rows: list[int]) -> torch.Tensor:
+    def i2t(rows: range) -> Tensor:
         relevance = captions.relevance([captions.image_ids[row] for row in rows], settings)
-        return ndcg(images[rows] @ texts.T, relevance, k=NDCG_AT)
+        return ndcg(images[rows.start : rows.stop] @ texts.T, relevance, k=NDCG_AT)
 
-    def t2i(rows: list[int]) -> torch.Tensor:
-        relevance = captions.relevance_of_texts(rows, settings)
-        return ndcg(texts[rows] @ images.T, relevance, k=NDCG_AT)
+    def t2i(rows: range) -> Tensor:
+        relevance = captions.relevance_of_texts([*rows], settings)
+        return ndcg(texts[rows.start : rows.stop] @ images.T, relevance, k=NDCG_AT)
 
     metrics = {}
-    counts = len(images), len(texts)
-    for name, of_rows, (count, others) in (("i2t", i2t, counts), ("t2i", t2i, counts[::-1])):
-        rows = torch.arange(count).split(max(1, CELLS // others))
-        values = torch.cat([of_rows(part.tolist()) for part in rows])
-        metrics[f"val/{name}_ndcg_label"] = float(values.nanmean())
+    sides = {"i2t": (i2t, len(images), len(texts)), "t2i": (t2i, len(texts), len(images))}
+    for name, (of_block, count, others) in sides.items():
+        found = _shared_out(count, 1, partial(_by_blocks, of_block, CELLS // others), world)
+        metrics[f"val/{name}_ndcg_label"] = float(found.nanmean())
     return {**metrics, "val/ndcg_label": sum(metrics.values()) / 2}
+
+
+def _by_blocks(of_block: Callable[[range], Tensor], size: int, rows: range) -> Tensor:
+    starts = range(0, len(rows), max(1, size))
+    return torch.cat([of_block(rows[start : start + max(1, size)]) for start in starts])[:, None]
+
+
+def _shared_out(
+    count: int, columns: int, of_rows: Callable[[range], Tensor], world: ProcessGroup
+) -> Tensor:
+    """Values (count, columns) of queries, in float64 on the CPU, made by each worker of a share."""
+    each = -(-count // world.size)
+    rows = range(count)[each * world.rank : each * (world.rank + 1)]
+    # As many of each: the last workers may have fewer, or none.
+    values = torch.zeros(each, columns, dtype=torch.float64)
+    if rows:
+        values[: len(rows)] = of_rows(rows)
+    return world.gather(values.to(world.device)).cpu()[:count]
 
 
 @torch.no_grad()

@@ -62,6 +62,12 @@ class TrainSettings(Section):
         "ddp", "every worker holds the towers whole, or a share of their weights", changes="how"
     )
     chunk: int = setting(0, "a worker encodes at a time, gradients cached; 0: all (pairs)", ge=0)
+    list_rows: int = setting(
+        0,
+        "own lists of which the loss is taken at a time; 0: by length (count)",
+        ge=0,
+        changes="how",
+    )
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "torch.optim's")
     momentum: float = setting(0.9, "sgd: momentum (0-1)", ge=0, lt=1)
     lr: float = setting(5e-4, "learning rate (per step)", gt=0)

@@ -1,22 +1,22 @@
 """The plan: its figures against what runs and losses really take, and what it refuses."""
 
 import json
-import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from jobs.cli import main, recipes
 from jobs.cluster import estimate, rates
+from pipeline.formulas.kernels import rows as kernel_rows
 from pipeline.formulas.losses import WeightedSum
+from pipeline.formulas.streaming import lists_streamed
 from pipeline.sharding import ingest
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.data import Split
 from pipeline.training.sampler import Sampler
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
+from tests.helpers.live_bytes import Peak
 from tests.helpers.paths import ROOT
 from tests.helpers.stages import sharded
 
@@ -25,60 +25,40 @@ MANY = ["--workers", "32", "--train.lanes", "32", "--batch-size", "4096"]
 GPUS = ["--cluster.nodes", "4", "--cluster.gpus", "8"]
 
 
-class Peak(TorchDispatchMode):
-    """Most bytes of the tensors that lived at once while it was entered."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.now, self.most = {}, 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.see(tensor.untyped_storage())
-        return out
-
-    def see(self, storage):
-        key = storage._cdata
-        if key not in self.alive:
-            self.alive[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self.forget, key)
-
-    def forget(self, key):
-        self.now -= self.alive.pop(key)
-
-
 @pytest.fixture
-def torch_alone(monkeypatch):
-    """As on a GPU: nothing is done by numba."""
+def as_on_a_gpu(monkeypatch):
+    """Nothing is done by numba, and a block of lists at once."""
     for module in ("sort", "pairs"):
         monkeypatch.setattr(f"pipeline.formulas.kernels.{module}.compiled", lambda: None)
+    monkeypatch.setitem(kernel_rows.CACHE, "cpu", kernel_rows.CACHE["cuda"])
 
 
-def peak(names: list[str], size: int) -> int:
-    """Bytes at the peak of forward and backward of both directions."""
+def peak(names: list[str], rows: int, columns: int) -> int:
+    """Bytes at the peak of forward and backward of a block of lists."""
     generator = torch.manual_seed(0)
     images, texts = (
-        torch.nn.functional.normalize(torch.randn(size, 16, generator=generator)).requires_grad_()
-        for _ in range(2)
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=generator)).requires_grad_()
+        for n in (rows, columns)
     )
-    same, relevance = torch.eye(size, dtype=torch.bool), torch.rand(size, size, generator=generator)
+    same = torch.eye(rows, columns, dtype=torch.bool)
+    relevance = torch.rand(rows, columns, generator=generator)
     loss = WeightedSum({name: {} for name in names})
+
+    def terms(scores, *targets):
+        return loss.terms(scores, *targets, time=5.0, scored=True)
+
     with Peak() as measured:
-        i2t = loss.terms(images @ texts.T, same, relevance, time=5.0)
-        t2i = loss.terms(texts @ images.T, same, relevance.T, time=5.0)
-        sum(i2t[name].mean() + t2i[name].mean() for name in names).backward()
+        total, _ = lists_streamed(terms, images, texts, lambda some: (same, relevance))
+        total.backward()
     return measured.most
 
 
 @pytest.mark.parametrize(
     "names", [["info_nce"], ["smooth_ndcg"], ["triplet", "smooth_ndcg"]], ids="+".join
 )
-def test_the_memory_of_a_loss_is_what_it_takes(names, torch_alone):
-    assert peak(names, 1024) == pytest.approx(estimate.loss_bytes(names, 1024, 1024), rel=0.2)
+def test_the_memory_of_a_loss_is_what_it_takes(names, as_on_a_gpu):
+    settings = TrainSettings(losses={name: {} for name in names}, batch_size=2048, workers=8)
+    assert peak(names, 256, 2048) == pytest.approx(estimate.loss_bytes(settings), rel=0.2)
 
 
 def test_a_rate_that_was_measured_names_where():
@@ -187,8 +167,8 @@ def test_more_nodes_help_until_the_pieces_are_used_up(run):
         ([*COCO, "--train.lanes", "16", "--workers", "3"], "do not share out among 3 workers"),
         ([*COCO, "--batch-size", "131072", "--cluster.gpus", "1"], "do not fill one batch"),
         (
-            [*COCO, "--batch-size", "65536", "--cluster.gpus", "1"],
-            "of them loss, and has 80; lower train.batch_size or take more train.workers",
+            [*COCO, "--batch-size", "65536", "--cluster.gpus", "1", "--cluster.gpu_memory_gb", "1"],
+            "of them vectors, and has 1; lower train.batch_size or take more train.workers",
         ),
         ([*COCO, "--cluster.gpus", "1", "--cluster.storage_gb", "10"], "and 10 are free"),
         (["--recipe", "coco_clip"], "give the number of train images with --samples"),
@@ -219,12 +199,15 @@ def _warned(capsys, recipe: str, at: list[str]) -> list[str]:
 def test_a_worker_needs_less_among_others_and_relevance_only_where_a_loss_is_graded():
     def needs(**settings) -> dict[str, float]:
         given = {"batch_size": 64, "losses": {"smooth_ndcg": {}}, **settings}
-        return estimate.worker_bytes(TrainSettings(**given), ModelSettings(dim=32))
+        return estimate.worker_bytes(TrainSettings(**given), ModelSettings(dim=32), 4.2)
 
     assert needs(workers=4)["loss"] == needs()["loss"] / 4
-    assert needs()["relevance"] == 4 * 3 * 64 * 64  # alone: its own rows, and no whole matrix
-    assert needs(workers=4)["relevance"] == 4 * 64 * (3 * 16 + 2 * 64)
+    assert needs(workers=4, list_rows=4)["loss"] == needs()["loss"] / 16
+    captions = estimate.DIM * (64 + 16 * 5)  # of all pairs, and of own images
+    assert needs(workers=4)["relevance"] == 4 * (captions + 16 * 64)
     assert needs(losses={"info_nce": {}})["relevance"] == 0
+    # Long lists: a block of them, however many there are.
+    assert needs(batch_size=65536)["loss"] == needs(batch_size=32768)["loss"]
 
 
 def test_memory_is_that_of_the_fullest_node(capsys, tmp_path):

@@ -117,16 +117,6 @@ def rowwise(kernel: Kernel, rows: int, scores_QN: Tensor, *others: Tensor | None
     return loss_Q
 
 
-def summed(
-    loss: Function, scores_RN: Tensor, target_RN: Tensor, **settings: Any
-) -> tuple[Tensor, Tensor]:
-    """(sum of the loss over the rows, its gradient by scores_RN), of float32 for scores of less."""
-    with torch.enable_grad():
-        scores_RN = scores_RN.detach().to(loss_dtype(scores_RN)).requires_grad_()
-        total = loss(scores_RN, target_RN, **settings).sum()
-        return total.detach().double(), torch.autograd.grad(total, scores_RN)[0]
-
-
 def differentiated(row_loss: Function) -> Kernel:
     """A kernel for `rowwise` from a differentiable `row_loss(scores_RN, *others) -> loss_R`."""
 

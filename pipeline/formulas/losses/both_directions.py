@@ -13,8 +13,8 @@ from pipeline.formulas.kernels.rows import (
     blocks,
     loss_dtype,
     rows_in_cache,
-    summed,
 )
+from pipeline.formulas.losses.in_blocks import in_blocks
 from pipeline.formulas.losses.registry import LOSSES, function_of
 
 
@@ -81,19 +81,28 @@ def _both_ways(
     """(loss, gradient_QN) of both directions."""
     dtype = loss_dtype(scores_QN)
     gradient_QN = torch.zeros(scores_QN.shape, dtype=dtype, device=scores_QN.device)
-    total = torch.zeros((), dtype=torch.float64, device=scores_QN.device)
-    for scores, target, given, gradient in (
-        (scores_QN, target_QN, settings, gradient_QN),
-        (scores_QN.T, target_QN.T, _turned(settings), gradient_QN.T),
-    ):
-        half_mean = 0.5 / max(1, len(scores))
-        for rows in blocks(len(scores), rows_in_cache(scores.shape[1] // 4, scores.device)):
-            of_rows = {
-                k: block_of(v, rows) if k.endswith("_QN") and v is not None else v
-                for k, v in given.items()
-            }
-            part = block_of(scores, rows), block_of(target, rows)
-            value, part_RN = summed(loss, *part, **of_rows)
-            add_block_(gradient, rows, part_RN, half_mean)
-            total += value * half_mean
-    return total.to(loss_dtype(scores_QN)), gradient_QN
+    of_rows = _one_way(scores_QN, loss, target_QN, settings, gradient_QN)
+    turned = scores_QN.T, loss, target_QN.T, _turned(settings), gradient_QN.T
+    return (of_rows + _one_way(*turned)).to(dtype), gradient_QN
+
+
+def _one_way(
+    scores_QN: Tensor, loss: Function, target_QN: Tensor, settings: Settings, gradient_QN: Tensor
+) -> Tensor:
+    """Half the mean loss of the rows, in float64; adds its gradient to gradient_QN."""
+    half_mean = 0.5 / max(1, len(scores_QN))
+
+    def lists(rows: slice) -> tuple[Tensor, Tensor, Settings]:
+        of_rows = {
+            k: block_of(v, rows) if k.endswith("_QN") and v is not None else v
+            for k, v in settings.items()
+        }
+        return block_of(scores_QN, rows), block_of(target_QN, rows), of_rows
+
+    sums, _ = in_blocks(
+        lambda scores_RN, target_RN, given: {"": loss(scores_RN, target_RN, **given)},
+        blocks(len(scores_QN), rows_in_cache(scores_QN.shape[1] // 4, scores_QN.device)),
+        lists,
+        lambda rows, part_RN: add_block_(gradient_QN, rows, part_RN, half_mean),
+    )
+    return sum(sums.values(), scores_QN.new_zeros((), dtype=torch.float64)) * half_mean

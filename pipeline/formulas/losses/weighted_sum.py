@@ -52,7 +52,8 @@ class WeightedSum:
 
     Made of {a name of LOSSES: {"weight": 1.0, and settings of that loss}}, called as
     `loss(scores_QN, positive_QN, relevance_QN, time=0, mask_QN=None) -> loss_Q`. `terms` gives what
-    is summed, by name. A loss costs nothing while its weight is 0.
+    is summed, by name. A loss costs nothing while its weight is 0, and where that is so of all
+    graded ones (`graded_at` a time) relevance may be None.
 
     >>> import torch
     >>> warm = {"from": 0.0, "to": 1.0, "over": 100}
@@ -79,6 +80,19 @@ class WeightedSum:
             for value in settings.values():
                 scheduled(value, 0)
 
+    @property
+    def learned(self) -> list[Tensor]:
+        """The settings that are tensors with a gradient."""
+        values = (value for settings in self.losses.values() for value in settings.values())
+        return [value for value in values if torch.is_tensor(value) and value.requires_grad]
+
+    def graded_at(self, time: float) -> bool:
+        """Whether relevance plays a part at a time: a graded loss has a weight then."""
+        weights = (
+            settings["weight"] for name, settings in self.losses.items() if LOSSES[name].graded
+        )
+        return any(scheduled(weight, time) for weight in weights)
+
     def __call__(self, *matrices: Tensor, **given: Any) -> Tensor:
         return functools.reduce(torch.add, self.terms(*matrices, **given).values())
 
@@ -86,7 +100,7 @@ class WeightedSum:
         self,
         scores_QN: Tensor,
         positive_QN: Tensor,
-        relevance_QN: Tensor,
+        relevance_QN: Tensor | None,
         *,
         time: float = 0,
         mask_QN: Mask = None,
@@ -101,6 +115,8 @@ class WeightedSum:
                 terms[name] = scores_QN[:, :0].to(loss_dtype(scores_QN)).sum(-1)
             else:
                 target_QN = relevance_QN if LOSSES[name].graded else positive_QN
+                if target_QN is None:
+                    raise ValueError(f"{name} takes relevance, and there is none")
                 now |= {"mask_QN": mask_QN, "scored": scored}
                 terms[name] = weight * LOSSES[name](scores_QN, target_QN, **now)
         return terms

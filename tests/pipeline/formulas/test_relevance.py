@@ -6,6 +6,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from pipeline.formulas.relevance import MAPS, fit_isotonic, from_captions
 from tests import reference
+from tests.helpers import live_bytes
 
 
 def vectors(*shape, seed=0):
@@ -86,6 +87,19 @@ def test_length_of_vectors_does_not_matter_and_halves_are_worked_on_in_float32()
         torch.testing.assert_close(from_captions(images, captions), expected)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3)
+
+
+def test_unit_vectors_are_taken_as_they_are():
+    images, captions = vectors(2, 2, 8), vectors(3, 8, seed=1)
+    unit = [torch.nn.functional.normalize(x, dim=-1) for x in (images, captions)]
+    kept = [x.clone() for x in unit]
+    with live_bytes.Peak() as peak:
+        found = from_captions(*unit, unit=True)
+    torch.testing.assert_close(found, from_captions(images, captions))
+    assert peak.most < min(x.nbytes for x in unit)  # no vector was copied
+    assert all(torch.equal(a, b) for a, b in zip(unit, kept, strict=True))
+    empty = from_captions(images[:, :0], captions, unit=True)
+    assert empty.isnan().all() and empty.shape == (2, 3)
 
 
 def test_wrong_names_are_refused():

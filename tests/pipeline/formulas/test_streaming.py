@@ -8,7 +8,12 @@ import torch
 
 from pipeline.formulas import metrics
 from pipeline.formulas.losses import GRADED, LOSSES, WeightedSum, both_directions
-from pipeline.formulas.streaming import both_directions_streamed, metric_streamed
+from pipeline.formulas.streaming import (
+    both_directions_streamed,
+    lists_streamed,
+    metric_streamed,
+)
+from tests.helpers import live_bytes
 
 torch.set_num_threads(1)
 
@@ -48,10 +53,63 @@ def test_low_precision_embeddings_are_multiplied_in_float32():
 
 
 def test_what_cannot_be_streamed_is_refused():
-    image, text, relevance, _ = make()
-    for wrong in ({"average": "pairs"}, {"gap": torch.tensor(0.3)}):
+    image, text, relevance, mask = make()
+    for wrong in ({"average": "pairs"}, {"weight_QN": relevance}):
         with pytest.raises(ValueError, match="streamed"):
             both_directions_streamed("kendall_rank", image, text, relevance, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("info_nce", "temperature"), ("smooth_ndcg", "tau"), ("siglip", "bias")]
+)
+def test_learned_settings_get_their_gradient(name, setting):
+    image, text, relevance, _ = make()
+    target = relevance if name in GRADED else relevance == 1
+    raw = torch.tensor(-1.5, dtype=torch.float64, requires_grad=True)
+    learned = {setting: raw.exp()}  # no leaf: what it was made of gets the gradient
+    whole = both_directions(name, image @ text.T, target, **learned)
+    streamed = both_directions_streamed(name, image, text, target, rows=3, **learned)
+    torch.testing.assert_close(streamed, whole)
+    expected = torch.autograd.grad(whole, (image, text, raw), retain_graph=True)
+    assert expected[2].abs() > 1e-3
+    torch.testing.assert_close(torch.autograd.grad(streamed, (image, text, raw)), expected)
+
+
+def test_a_weighted_sum_of_streamed_lists_has_its_terms_and_its_gradients():
+    image, text, relevance, _ = make()
+    tau = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    loss = WeightedSum(
+        {"triplet": {"weight": 0.5}, "smooth_ndcg": {"tau": tau}, "siglip": {"weight": 0.0}}
+    )
+
+    def terms(scores, positive, relevance):
+        return loss.terms(scores, positive, relevance, time=2)
+
+    seen = []
+
+    def given(some):
+        seen.append((some.start, some.stop))
+        return (relevance == 1)[some], relevance[some]
+
+    whole = terms(image @ text.T, relevance == 1, relevance)
+    total, means = lists_streamed(terms, image, text, given, rows=4, learned=loss.learned)
+    assert seen == [(0, 4), (4, 8), (8, 11)] and loss.learned == [tau]
+    torch.testing.assert_close(
+        means, {name: value.mean().detach() for name, value in whole.items()}
+    )
+    expected = sum(value.mean() for value in whole.values())
+    torch.testing.assert_close(total, expected)
+    wanted = (image, text, tau)
+    torch.testing.assert_close(
+        torch.autograd.grad(total * 7, wanted), torch.autograd.grad(expected * 7, wanted)
+    )
+
+
+def test_what_streamed_lists_keep_is_gradients_alone():
+    image, text, relevance, _ = make(images=64, texts=256)
+    with live_bytes.saved() as kept:
+        both_directions_streamed("smooth_ndcg", image, text, relevance, rows=4)
+    assert sum(kept.values()) == 8 * 6 * (64 + 256)
 
 
 def test_streamed_metrics_are_the_whole_ones():

@@ -13,7 +13,7 @@ from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.storage import parquet
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.objective import Objective
+from pipeline.training.objective import Relevance
 from schemas.settings import LabelSettings, Recipe
 from tests.helpers.relevance_lists import COUNTS, cosine, embeddings, labelled
 from tests.helpers.stages import finish
@@ -143,19 +143,25 @@ def test_what_people_decided_stands_in_training_and_evaluation(tmp_path):
     )
 
     class Rows:  # a batch in which an image and a caption come twice
-        image_rows = torch.tensor([0, 3, 0, 5])
-        caption_rows = torch.tensor([n, own, 0, n])
+        caption_rows = torch.tensor([0, own, 0, n])
+        image_rows = torch.from_numpy(captions.image_of)[caption_rows]
 
-    objective = Objective.__new__(Objective)
-    objective.label, objective.captions, objective.world = how, captions, ProcessGroup()
-    same = torch.zeros(4, 4, dtype=torch.bool)
-    i2t, t2i = objective._relevance(Rows, same)
-    assert i2t[[0, 0, 2, 2], [0, 3, 0, 3]].tolist() == [0.25] * 4 and i2t[3, 1] == 0.75
+    everything = slice(0, 4)
+
+    def both(how: LabelSettings, rows: slice):
+        batch = Relevance(captions, how, ProcessGroup()).of_batch(Rows, Rows.image_rows)
+        same = torch.zeros(4, 4, dtype=torch.bool)[rows]
+        return [of(rows, same) for of in (batch.of_images, batch.of_texts)]
+
+    i2t, t2i = both(how, everything)
+    assert i2t[[0, 2], [3, 3]].tolist() == [0.25] * 2 and i2t[1, 1] == 0.75
     assert torch.equal(t2i, i2t.T)
-    objective.label = plain
+    for rows in (slice(0, 3), slice(3, 4)):
+        for part, whole in zip(both(how, rows), (i2t, i2t.T), strict=True):
+            assert torch.equal(part, whole[rows])
     kept = torch.ones(4, 4, dtype=torch.bool)
-    kept[[0, 0, 2, 2, 3], [0, 3, 0, 3, 1]] = False
-    assert torch.equal(objective._relevance(Rows, same)[0][kept], i2t[kept])
+    kept[[0, 2, 1], [3, 3, 1]] = False
+    assert torch.equal(both(plain, everything)[0][kept], i2t[kept])
 
 
 @pytest.mark.parametrize(

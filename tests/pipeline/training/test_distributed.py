@@ -1,18 +1,25 @@
 """Several workers are one worker: the list of a loss is the global batch."""
 
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
 
 from pipeline.formulas.losses import LOSSES
-from pipeline.labels.caption_vectors import PairVectors
+from pipeline.labels.caption_vectors import Captions
+from pipeline.storage.vector_columns import vector_column
+from pipeline.training import distributed
 from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import Objective, loss_of
 from schemas.settings import LabelSettings, TrainSettings
 from tests.helpers import gloo
 
-PAIRS, DIM, ENCODER_DIM, CAPTIONS = 16, 6, 5, 3
+PAIRS, DIM, ENCODER_DIM = 16, 6, 5
 
 # Every loss on its own, with settings under which these few pairs give it something to do.
 SETTINGS = {
@@ -31,83 +38,153 @@ CASES = {name: {name: SETTINGS.get(name, {})} for name in LOSSES} | {
 }
 
 
-class Known:
-    """Captions of images 0 … PAIRS-1, as `pipeline.labels.caption_vectors.Captions` holds them."""
-
-    def __init__(self):
-        generator = torch.Generator().manual_seed(1)
-        vectors = torch.randn(PAIRS * CAPTIONS, ENCODER_DIM, generator=generator)
-        self.vectors = torch.nn.functional.normalize(vectors, dim=1)
-
-    def of_pairs(self, caption_rows):
-        rows = (caption_rows // CAPTIONS * CAPTIONS)[:, None] + torch.arange(CAPTIONS)
-        mask = torch.ones_like(rows, dtype=torch.bool)
-        return PairVectors(self.vectors[rows], mask, self.vectors[caption_rows])
+def captions_of(counts: list[int]) -> Captions:
+    """Random caption vectors of images 0, 1, … that have so many."""
+    of = np.repeat(np.arange(len(counts)), counts)
+    vectors = np.random.default_rng(1).normal(size=(len(of), ENCODER_DIM)).astype(np.float16)
+    columns = {
+        "caption_id": [f"{image}#{n}" for n, image in enumerate(of)],
+        "image_id": [str(image) for image in of],
+        "vector": vector_column(vectors),
+    }
+    return Captions(pa.table(columns))
 
 
-def loss_and_gradient(losses: dict, rank: int, size: int):
-    """The mean loss over workers, and the gradient of shared weights after DDP's average."""
-    world = ProcessGroup()
-    objective = Objective.__new__(Objective)
-    objective.loss = loss_of(TrainSettings(losses=losses, negatives_warmup=0))
-    objective.label, objective.world = LabelSettings(), world
-    objective.captions = Known()
+def inputs_of(captions: Captions, mine: slice):
+    """Shared weights, the vectors of images and texts that follow from them, and the batch."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(2, PAIRS, DIM, generator=generator, dtype=torch.float64)
     weights = torch.randn(2, DIM, DIM, generator=generator, dtype=torch.float64)
     weights.requires_grad_()
-    mine = slice(rank * PAIRS // size, (rank + 1) * PAIRS // size)
     image_rows = torch.arange(PAIRS) // 2 * 2  # two pairs of every other image
+    first = torch.from_numpy(captions.first)[image_rows]
+    # Two of its captions, or one twice where there is no other.
+    second = torch.arange(PAIRS) % 2 * (torch.from_numpy(captions.count)[image_rows] > 1)
     batch = Batch(
         images=torch.zeros(0),
         words=torch.zeros(0),
         lengths=torch.zeros(0),
         image_rows=image_rows[mine],
-        caption_rows=(image_rows * CAPTIONS + torch.arange(PAIRS) % 2)[mine],
+        caption_rows=(first + second)[mine],
     )
-    images, texts = (
+    vectors = [
         torch.nn.functional.normalize(inputs[side, mine] @ weights[side], dim=1) for side in (0, 1)
-    )
-    loss, _ = objective(images, texts, batch, epoch=1.0)
+    ]
+    return weights, vectors, batch
+
+
+def whole(losses: dict, counts: list[int], label: LabelSettings):
+    """Loss, terms and gradient by the score matrix and the relevance of all captions."""
+    captions = captions_of(counts)
+    weights, (images, texts), batch = inputs_of(captions, slice(None))
+    loss = loss_of(TrainSettings(losses=losses, negatives_warmup=0))
+    r_MN = captions.relevance(captions.image_ids, label)
+    r_BB = r_MN[batch.image_rows][:, batch.caption_rows]
+    same_BB = batch.image_rows[:, None] == batch.image_rows
+    i2t = loss.terms(images @ texts.T, same_BB, r_BB, time=1.0)
+    t2i = loss.terms(texts @ images.T, same_BB, r_BB.T, time=1.0)
+    terms = {name: (i2t[name].mean() + t2i[name].mean()) / 2 for name in i2t}
+    total = sum(terms.values())
+    total.backward()
+    return {"": total.detach()} | {k: v.detach() for k, v in terms.items()}, weights.grad
+
+
+def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, rank=0, size=1):
+    """The same of the objective on `size` workers, gradients after DDP's average."""
+    world, captions = ProcessGroup(), captions_of(counts)
+    settings = TrainSettings(losses=losses, negatives_warmup=0, list_rows=rows)
+    objective = Objective(settings, label, captions, world)
+    mine = slice(rank * PAIRS // size, (rank + 1) * PAIRS // size)
+    weights, vectors, batch = inputs_of(captions, mine)
+    loss, terms = objective(*vectors, batch, epoch=1.0)
     loss.backward()
     gradient = weights.grad
     if size > 1:
         dist.all_reduce(gradient)
         gradient /= size
-    return float(world.mean(loss.detach())), gradient
+    terms = {"": loss, **terms}
+    return {name: world.mean(value.detach()) for name, value in terms.items()}, gradient
+
+
+RAGGED, ONE = [1, 3, 2, 2, 5, 1, 3, 1, 2, 4, 1, 1, 3, 2, 2, 1], [1] * PAIRS
+
+
+def cases(folder: str) -> dict[tuple, tuple]:
+    """(losses, captions of each image, label) by what they try."""
+    decided = f"{folder}/decided.csv"
+    Path(decided).write_text(
+        "image_id,caption_id,relevance\n0,4#1,0.25\n4,0#0,0.75\n8,8#0,0.5\n2,8#0,0.9\n9,0#0,0.1\n"
+    )
+    graded, knots = CASES["scheduled sum"], f"{folder}/map.json"
+    Path(knots).write_text('{"map": "isotonic", "knots": [-0.5, 0.1, 0.9], "values": [0, 0.3, 1]}')
+    labels = {
+        "as it is": LabelSettings(),
+        "mean": LabelSettings(reduce="mean"),
+        "fitted": LabelSettings(map="isotonic", calibration=knots),
+        "decided": LabelSettings(overrides=decided),
+    }
+    every = {
+        ("ragged", name): (losses, RAGGED, labels["as it is"]) for name, losses in CASES.items()
+    }
+    for name, counts in (("ragged", RAGGED), ("one caption", ONE)):
+        every |= {(name, how): (graded, counts, label) for how, label in labels.items()}
+    return every
 
 
 def worker(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
-    found = {name: loss_and_gradient(losses, rank, size) for name, losses in CASES.items()}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    def work() -> None:
+        found = {
+            (case, rows): shared(*given, rows, rank, size)
+            for case, given in cases(folder).items()
+            for rows in (0, 3)
+        }
+        torch.save(found, f"{folder}/{rank}.pt")
+
+    gloo.meet(rank, size, folder, work)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_workers_together_have_the_loss_and_gradient_of_one(size, tmp_path):
-    gloo.together(size, worker, str(tmp_path))
+    """Whole or by blocks of three lists, whoever has the captions that relevance is made of."""
+    if size == 1:
+        worker(0, 1, str(tmp_path))
+    else:
+        gloo.together(size, worker, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
-    for name, losses in CASES.items():
-        value, gradient = loss_and_gradient(losses, 0, 1)
-        assert value > 0 and gradient.abs().max() > 1e-4, f"{name} has nothing to do here"
-        for rank in range(size):
-            other, other_gradient = found[rank][name]
-            assert other == pytest.approx(value, abs=1e-9), name
-            torch.testing.assert_close(other_gradient, gradient, atol=1e-9, rtol=1e-7, msg=name)
+    for case, given in cases(str(tmp_path)).items():
+        expected, gradient = whole(*given)
+        assert expected[""] > 0 and gradient.abs().max() > 1e-4, f"{case} has nothing to do here"
+        for rank, rows in itertools.product(range(size), (0, 3)):
+            terms, other_gradient = found[rank][case, rows]
+            assert terms == pytest.approx(expected, abs=1e-9), (case, rows)
+            torch.testing.assert_close(
+                other_gradient, gradient, atol=1e-9, rtol=1e-7, msg=str(case)
+            )
 
 
-def gather_worker(rank: int, size: int, folder: str) -> None:
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
-    row = torch.ones(1, 1, requires_grad=True)
-    # Worker 0 weighs the rows by 1 and 10, worker 1 by 2 and 20.
-    (ProcessGroup().gather(row)[:, 0] * torch.tensor([1.0, 10.0]) * (rank + 1)).sum().backward()
-    torch.save(row.grad, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def gather_worker(rank: int, size: int, folder: str, lacking: bool) -> None:
+    def work() -> None:
+        if lacking:  # as a backend says it that has none
+
+            def none(*given):
+                raise RuntimeError("the backend does not support reduce_scatter")
+
+            distributed._reduce_scatter = none
+        row = torch.ones(1, 1, requires_grad=True)
+        # Worker 0 weighs the rows by 1 and 10, worker 1 by 2 and 20.
+        weighed = ProcessGroup().gather(row)[:, 0] * torch.tensor([1.0, 10.0]) * (rank + 1)
+        weighed.sum().backward()
+        parts = torch.tensor([[rank, 0], [rank, 1]])  # for whom it is stands second
+        torch.save((row.grad, ProcessGroup().exchange(parts)), f"{folder}/{rank}.pt")
+
+    gloo.meet(rank, size, folder, work)
 
 
-def test_gradient_flows_back_to_the_worker_a_row_came_from(tmp_path):
-    gloo.together(2, gather_worker, str(tmp_path))
-    assert torch.load(tmp_path / "0.pt").tolist() == [[1.0 + 2.0]]
-    assert torch.load(tmp_path / "1.pt").tolist() == [[10.0 + 20.0]]
+@pytest.mark.parametrize("lacking", [False, True])
+def test_gradients_and_parts_go_to_the_worker_they_are_for(tmp_path, lacking):
+    gloo.together(2, gather_worker, str(tmp_path), lacking)
+    (first, to_first), (second, to_second) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
+    assert first.tolist() == [[1.0 + 2.0]] and second.tolist() == [[10.0 + 20.0]]
+    assert to_first.tolist() == [[0, 0], [1, 0]] and to_second.tolist() == [[0, 1], [1, 1]]
+    alone = torch.eye(2)[None]
+    assert ProcessGroup().exchange(alone) is alone

@@ -184,7 +184,7 @@ def test_ndcg_on_val_is_that_of_the_whole_matrix(data):
     texts = torch.nn.functional.normalize(torch.randn(len(captions.caption_ids), 6), dim=1)
     relevance = captions.relevance(captions.image_ids, recipe.label)
     scores = images @ texts.T
-    found = validation.ndcg_on_val(images, texts, captions, recipe.label)
+    found = validation.ndcg_on_val(images, texts, captions, recipe.label, ProcessGroup())
     for name, s, r in (("i2t", scores, relevance), ("t2i", scores.T, relevance.T)):
         expected = float(ndcg(s, r, k=10).mean())
         assert found[f"val/{name}_ndcg_label"] == pytest.approx(expected, rel=1e-6)
