@@ -36,18 +36,18 @@ class Neighbours:
 
     def find(self, shards: Iterable[int]) -> None:
         """Search for the neighbours of the images of some shards, where that was not done."""
+        everyone: Captions | None = None  # not `Captions.read`, which keeps them
         for shard in shards:
             if parquet.finished(self.uris[shard], self._fingerprint(shard)) is None:
-                near_MK = self._search(shard)
-                table = pa.table({"near": vector_column(near_MK)})
+                everyone = everyone or Captions(parquet.read_tables(self.files.uris))
+                table = pa.table({"near": vector_column(self._search(shard, everyone))})
                 parquet.write_table(self.uris[shard], table, self._fingerprint(shard), {})
 
     def _fingerprint(self, shard: int) -> str:
         return store.fingerprint(KIND, self.files.version, self.files.names[shard], self.k)
 
-    def _search(self, shard: int) -> np.ndarray:
+    def _search(self, shard: int, everyone: Captions) -> np.ndarray:
         """(M, K) rows of the images nearest to those of a shard, the nearest first."""
-        everyone = Captions.read(self.files)
         first, last = self.images.starts[shard], self.images.ends[shard]
         mine = slice(*np.searchsorted(everyone.image_of, [first, last]).tolist())
         image_N = torch.from_numpy(everyone.image_of)
