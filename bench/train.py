@@ -25,7 +25,7 @@ from PIL import Image
 from bench.losses import public_ndcg
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions
-from pipeline.models.vocabulary import pad
+from pipeline.texts.vocabulary import pad
 from pipeline.training import train
 from pipeline.training.data import Split
 from pipeline.training.distributed import ProcessGroup
@@ -122,7 +122,7 @@ class PerSample(torch.utils.data.Dataset):
         first, count = self.captions.first[image], self.captions.count[image]
         return (
             torch.Tensor(self.features[image].astype(np.float32)),
-            self.vocabulary.ids_of(self.split.captions[row], 64),
+            self.vocabulary.ids([self.split.captions[row]], 64)[0],
             self.captions.vectors[first : first + count],
             self.captions.vectors[row],
         )

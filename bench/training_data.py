@@ -74,6 +74,7 @@ def write_shard(folder: Path, name: str, pool: pa.Array, captions: int, rng) -> 
         "image_id": joined(name, numbers.slice(0, SHARD), "/"),
         "captions": pa.ListArray.from_arrays(offsets, struct),
         "split": pa.array(["train"] * SHARD),
+        "member": joined(name, numbers.slice(0, SHARD), "-"),
         "offset": pa.array(np.cumsum(sizes) - sizes + 512),
         "size": pa.array(sizes),
     }

@@ -15,6 +15,7 @@ from jobs.cluster.polling import meanwhile
 from pipeline.errors import Unreachable
 from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
+from pipeline.training.loading.limits import limit_of
 
 NUMBER = {name: number for number, name in enumerate(STAGES, 1)}
 
@@ -136,7 +137,11 @@ def _epoch(record: dict, epochs: int) -> str:
     if "val/rsum" in record:
         parts.append(f"val rSum {record['val/rsum']:.1f}")
     parts.append(f"{record['train/samples_per_second']:,.0f} samples/s")
-    parts.append(f"waited for data {100 * record['train/data_wait']:.0f} %")
+    waits = f"waited for data {100 * record['train/data_wait']:.0f} %"
+    worst = record.get("train/data_wait_worst", record["train/data_wait"])
+    if worst > record["train/data_wait"] + 0.01:
+        waits += f" (one worker {100 * worst:.0f} %)"
+    parts += [waits, f"limited by {limit_of(record)}"]
     return "  ".join(parts)
 
 

@@ -14,7 +14,7 @@ from pipeline.models.convolution import ConvolutionTower
 from pipeline.models.gru import GRUTower
 from pipeline.models.regions import RegionTower
 from pipeline.models.two_tower import TowerInputs, TwoTower
-from pipeline.models.vocabulary import PretrainedTokens, Vocabulary, vocabulary_of
+from pipeline.texts.vocabulary import PretrainedTokens, Vocabulary, vocabulary_of
 from schemas.settings import ModelSettings
 
 IMAGE_TOWERS = {

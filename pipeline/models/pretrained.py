@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.models.two_tower import TowerInputs
-from pipeline.models.vocabulary import PretrainedPythonTokens, PretrainedTokens, not_installed
+from pipeline.texts.vocabulary import PretrainedPythonTokens, PretrainedTokens, not_installed
 from schemas.settings import ModelSettings
 
 PADDED = ("siglip", "siglip2")  # text models that were trained on captions padded to full length

@@ -14,12 +14,12 @@ from pipeline.errors import InputError
 from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions, relevance_of
-from pipeline.models.words import terms
 from pipeline.reports.pictures import Hit, Pictures
 from pipeline.retrieval.nearest import top_k
 from pipeline.sharding.given import bytes_of
 from pipeline.sharding.images import Rejected, checked
 from pipeline.storage.run_folder import RunFolder
+from pipeline.texts.words import terms
 from pipeline.training.saved_model import SavedModel, WrongKind, load_model
 from schemas.settings import Recipe
 

@@ -8,12 +8,13 @@ says, transparency laid on white, 16 bits scaled to 8.
 import io
 import math
 import threading
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from schemas.settings import ShardSettings
+if TYPE_CHECKING:
+    from schemas.settings import ShardSettings
 
 # What people keep photos in; not those whose decoder runs other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -48,7 +49,7 @@ class Payload(NamedTuple):
     height: int | None = None
 
 
-def checked(data: bytes, settings: ShardSettings) -> Payload:
+def checked(data: bytes, settings: "ShardSettings") -> Payload:
     """The payload for the tar, or `Rejected`."""
     if data.startswith(b"\x93NUMPY"):
         return _features(data)
@@ -62,7 +63,7 @@ def checked(data: bytes, settings: ShardSettings) -> Payload:
         raise Rejected(f"image does not decode: {error}") from error
 
 
-def _picture(data: bytes, settings: ShardSettings) -> Payload:
+def _picture(data: bytes, settings: "ShardSettings") -> Payload:
     image = open_picture(data)
     if image.width * image.height > settings.max_pixels:
         raise Rejected(f"too many pixels: {image.width} × {image.height}")
@@ -124,7 +125,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 # ---- size --------------------------------------------------------------------------------------
 
 
-def _scale(size: tuple[int, int], settings: ShardSettings) -> float:
+def _scale(size: tuple[int, int], settings: "ShardSettings") -> float:
     """By how much the policy scales; the two whose size is fixed enlarge, the others never do."""
     short, long = sorted(size)
     return {
@@ -136,18 +137,18 @@ def _scale(size: tuple[int, int], settings: ShardSettings) -> float:
     }[settings.resize]
 
 
-def _inner(size: tuple[int, int], settings: ShardSettings) -> tuple[int, int]:
+def _inner(size: tuple[int, int], settings: "ShardSettings") -> tuple[int, int]:
     """Width and height after scaling, before anything is cut off or added."""
     scale = _scale(size, settings)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _fits(size: tuple[int, int], settings: ShardSettings) -> bool:
+def _fits(size: tuple[int, int], settings: "ShardSettings") -> bool:
     square = settings.resize not in ("border", "center_crop") or size[0] == size[1]
     return square and _inner(size, settings) == size
 
 
-def _draft(image: Image.Image, settings: ShardSettings) -> None:
+def _draft(image: Image.Image, settings: "ShardSettings") -> None:
     """Let the JPEG decoder shrink by 2, 4 or 8 what will be shrunk by at least twice as much."""
     scale = 2 * _scale(image.size, settings)
     if scale < 1:
@@ -155,7 +156,7 @@ def _draft(image: Image.Image, settings: ShardSettings) -> None:
         image.draft(image.mode, (width, height))
 
 
-def _resized(image: Image.Image, settings: ShardSettings) -> Image.Image:
+def _resized(image: Image.Image, settings: "ShardSettings") -> Image.Image:
     if _fits(image.size, settings):
         return image
     square = settings.size, settings.size

@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 from pipeline.storage import mapped, parquet
 
 EXCLUDED = "excluded"  # the kind of reason that was asked for: it counts against no budget
-COLUMNS = ["image_id", "captions", "offset", "size"]  # of a sample that training reads
+COLUMNS = ["image_id", "captions", "member", "offset", "size"]  # of a sample that training reads
 KIND = "samples-1"  # of what is made of a sidecar to be mapped; another number, made in another way
 
 

@@ -89,6 +89,11 @@ def made(
     return str(path)
 
 
+def trust(file: dict) -> None:
+    """Take the copy of a file for whole: another process of this node compared it a moment ago."""
+    _whole.add(folder() / file["sha256"])
+
+
 def folder() -> Path:
     """Where files are kept on this machine."""
     default = f"{tempfile.gettempdir()}/halftone-{os.getuid()}/cache"

@@ -80,7 +80,7 @@ class Rows:
 
     def shard_of(self, rows: np.ndarray) -> np.ndarray:
         """The number of each row's shard; an IndexError where there is no such row."""
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+        if not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()}, of {len(self)}")
         return np.searchsorted(self.ends, rows, side="right")
 
@@ -89,6 +89,8 @@ class Rows:
 
         `places` are those in `rows`.
         """
+        if not len(rows):
+            return
         shard_of = self.shard_of(rows)
         order = np.argsort(shard_of, kind="stable")
         shards, firsts = np.unique(shard_of[order], return_index=True)

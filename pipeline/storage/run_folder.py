@@ -8,6 +8,7 @@ import yaml
 
 from pipeline.errors import InputError, StageMissing
 from pipeline.storage import store
+from schemas.settings import of_before
 
 INDEX = "index.json"
 FOLDERS = {
@@ -103,7 +104,7 @@ class RunFolder:
 
     def settings(self, name: str) -> dict[str, Any]:
         """A model's settings as they were resolved."""
-        return yaml.safe_load(store.read_bytes(self.settings_uri(name)))
+        return of_before(yaml.safe_load(store.read_bytes(self.settings_uri(name))))
 
 
 def contents(entry: dict) -> Any:

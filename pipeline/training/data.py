@@ -5,14 +5,12 @@ the number of workers: an epoch is dealt out to a fixed number of lanes, and wor
 lanes r, r + W, …
 """
 
-import bisect
 import functools
 import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +18,12 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline.errors import InputError
-from pipeline.models.vocabulary import count_words
 from pipeline.sharding import sidecar
 from pipeline.sharding.decoding import decode
 from pipeline.storage import cache, run_folder, store
 from pipeline.storage.mapped import Rows
 from pipeline.storage.run_folder import RunFolder
+from pipeline.texts.vocabulary import count_words
 from pipeline.training.distributed import ProcessGroup
 
 WORDS = "words.json"  # how often each word is in the train captions
@@ -40,7 +38,6 @@ class Batch:
     lengths: torch.Tensor  # (n,)
     image_rows: torch.Tensor  # (n,) the image's row in its split: equal rows, same image
     caption_rows: torch.Tensor  # (n,) the caption's row among the split's captions
-    waited: float = 0.0  # seconds the model waited for it
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,7 +46,7 @@ class Batch:
         return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
 
     def to(self, device: torch.device) -> "Batch":
-        for name in ("images", "words", "image_rows"):
+        for name in ("words", "image_rows", "images"):  # what is not pinned first
             setattr(self, name, getattr(self, name).to(device, non_blocking=True))
         return self
 
@@ -70,15 +67,6 @@ def captions_of(root: str, split: str) -> Iterator[str]:
 def texts_of(captions: pa.ChunkedArray) -> pa.ChunkedArray:
     """The texts of samples' captions, one after the other."""
     return pa.chunked_array([c.flatten().field("text") for c in captions.chunks] or [[]])
-
-
-class Place(NamedTuple):
-    """Where the bytes of an image, or of its features, lie."""
-
-    tar: str  # URI
-    file: dict  # {"bytes", "sha256"} of the tar
-    offset: int
-    size: int
 
 
 class Split:
@@ -105,6 +93,7 @@ class Split:
             raise InputError(f"no samples in split {split!r}; this run has {', '.join(known)}")
         names = [entry["name"] for entry in self.shards]
         self.tars = [run.folder("shard", f"{name}.tar") for name in names]
+        self.files = [entry["files"][f"{entry['name']}.tar"] for entry in self.shards]
         self.sidecars = [run.folder("shard", f"{name}.parquet") for name in names]
         self.models = run.folder("train")
         self.copies = copies_gb * 1e9
@@ -119,7 +108,7 @@ class Split:
         return len(self.images)
 
     def table(self, shard: int) -> pa.Table:
-        """The samples of a shard: image_id, captions, offset and size, mapped."""
+        """The samples of a shard: image_id, captions, member, offset and size, mapped."""
         entry = self.shards[shard]
         file = entry["files"][f"{entry['name']}.parquet"]
         return sidecar.mapped_sidecar(self.sidecars[shard], file, self.copies)
@@ -182,18 +171,32 @@ class Split:
                 out[place] = text
         return out
 
-    def place(self, row: int) -> Place:
-        """Where the image file, or the feature array's .npy file, of a row lies."""
-        shard = bisect.bisect_right(self.images.ends, row)  # of one row, faster than `by_shard`
-        of_shard = int(row - self.images.starts[shard])
-        table, entry = self.table(shard), self.shards[shard]
-        part = (table[name][of_shard].as_py() for name in ("offset", "size"))
-        return Place(self.tars[shard], entry["files"][f"{entry['name']}.tar"], *part)
+    def places(self, rows: np.ndarray) -> list[tuple[int, str, dict, int, int]]:
+        """Where each row's payload lies: its tar's number, URI and index entry, offset and size."""
+        out: list[tuple[int, str, dict, int, int]] = [None] * len(rows)  # type: ignore[list-item]
+        for shard, places, of_shard in self.images.by_shard(rows):
+            found = (
+                self.table(shard).select(["offset", "size"]).take(pa.array(of_shard)).to_pydict()
+            )
+            tar = shard, self.tars[shard], self.files[shard]
+            for place, *part in zip(places.tolist(), *found.values(), strict=True):
+                out[place] = *tar, *part
+        return out
+
+    def name(self, row: int) -> str:
+        """What an image is called, and the tar it lies in, for a person to find it."""
+        ((shard, _, (of_shard,)),) = self.images.by_shard(np.array([row]))
+        return f"{self.table(shard)['member'][of_shard].as_py()} of {self.tars[shard]}"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tars together."""
+        return sum(file["bytes"] for file in self.files)
 
     def payload(self, row: int) -> bytes:
         """The image file, or the feature array's .npy file, of a row."""
-        place = self.place(row)
-        return cache.read(place.tar, place.file, self.copies, place.offset, place.size)
+        ((_, tar, file, *part),) = self.places(np.array([row]))
+        return cache.read(tar, file, self.copies, *part)
 
     def image(self, row: int) -> np.ndarray:
         """The decoded image (3, S, S) uint8, or the feature array, of a row."""
@@ -207,7 +210,7 @@ class Split:
     @functools.cached_property
     def features(self) -> int | None:
         """Width of a region vector; None where the shards hold images."""
-        member = sidecar.read_sidecar(self.sidecars[0], ["member"])["member"][0].as_py()
+        member = self.table(0)["member"][0].as_py()
         return self.image(0).shape[-1] if member.endswith(".npy") else None
 
 
@@ -240,7 +243,8 @@ def word_counts(split: Split, world: ProcessGroup) -> Counter[str]:
 
     The workers count a share of the shards each.
     """
-    uri, of = store.join(split.models, WORDS), run_folder.version(split.shards)
+    uri = store.join(split.models, WORDS)
+    of = store.fingerprint("words", 1, run_folder.version(split.shards))
     found = store.read_json(uri) if store.exists(uri) else {}
     if all(world.gather_objects(found.get("of") == of)):
         return Counter(found["words"])

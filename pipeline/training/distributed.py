@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from pipeline.errors import InputError
 from pipeline.storage import probe, store
+from pipeline.training.loading.waiting import Stopwatch
 
 # Names of torch 2.13; before it there are the others alone.
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -28,11 +29,13 @@ class ProcessGroup:
         self.together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self.together else 0
         self.size = dist.get_world_size() if self.together else 1
+        self.size_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))  # on this node
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
         else:
             self.device = torch.device("cpu")
+        self.exchange = Stopwatch(self.device)  # waiting for other workers' vectors
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of all workers, rank after rank: (n, …) -> (size × n, …), differentiable.
@@ -41,7 +44,10 @@ class ProcessGroup:
         summed there; with DDP's average over workers, the mean of the workers' losses is what is
         minimised, as if one worker had held all rows.
         """
-        return _Gather.apply(rows, self.rank, self.size) if self.together else rows
+        if not self.together:
+            return rows
+        with self.exchange:
+            return _Gather.apply(rows, self.rank, self.size)
 
     def exchange(self, parts: torch.Tensor) -> torch.Tensor:
         """(size, …): of every worker the part that it has for this one, rank after rank.
@@ -83,6 +89,11 @@ class ProcessGroup:
     def barrier(self) -> None:
         if self.together:
             dist.barrier()
+
+    def every(self, numbers: list[float]) -> torch.Tensor:
+        """The numbers of every worker (size, n), on the CPU."""
+        mine = torch.tensor([numbers], device=self.device)
+        return (_Gather.apply(mine, self.rank, self.size) if self.together else mine).cpu()
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean of a number over the workers."""

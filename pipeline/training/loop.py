@@ -14,6 +14,7 @@ from pipeline.storage import store
 from pipeline.storage.plan import Piece
 from pipeline.training import checkpoint as checkpoint_files
 from pipeline.training.distributed import ProcessGroup, check_storage
+from pipeline.training.loading import waiting
 from schemas.checkpoint import Checkpoint
 
 Report = Callable[[list[dict]], None]  # takes new records, from every worker
@@ -41,7 +42,10 @@ class Trainer(Protocol):
     vocabulary_state: list | dict | None  # None where there are no words
 
     def batches(self, epoch: int, start: int) -> Iterator:
-        """The batches of an epoch from step `start` on; each has `waited`, seconds, for it."""
+        """The batches of an epoch from step `start` on."""
+
+    def loading(self) -> tuple[float, float]:
+        """Seconds that who makes batches was busy since this was asked last, and in storage."""
 
     def pairs(self, batch) -> int:
         """How many pairs the batch has on all workers together."""
@@ -106,9 +110,11 @@ class Loop:
         """Train to the end of the epoch, validate, write a checkpoint, report."""
         trainer, course = self.trainer, self.course
         begin, end = self.epoch * trainer.steps, (self.epoch + 1) * trainer.steps
-        started, waited, pairs = time.perf_counter(), 0.0, 0
-        for batch in trainer.batches(self.epoch, self.step - begin):
-            waited, pairs = waited + batch.waited, pairs + trainer.pairs(batch)
+        started, pairs = time.perf_counter(), 0
+        data = waiting.Stopwatch(self.world.device)
+        exchanged = self.world.exchange.seconds
+        for batch in waiting.watched(trainer.batches(self.epoch, self.step - begin), data):
+            pairs += trainer.pairs(batch)
             record = trainer.step(batch, self.step)
             self.step += 1
             logged = bool(course.log_every) and self.step % course.log_every == 0
@@ -118,14 +124,16 @@ class Loop:
             # Only where records are read anyway: asking waits for every worker.
             if self.step < end and (due or (logged and self.leaving())):
                 self._write_checkpoint({})
+        last = record()  # waits for the device, which may be steps behind
         seconds = time.perf_counter() - started
+        shares = data.seconds, *trainer.loading(), self.world.exchange.seconds - exchanged
         self.epoch += 1
         summary = {
             "step": self.step,
             "epoch": self.epoch,
             "train/samples_per_second": pairs / seconds,
-            "train/data_wait": waited / seconds,
-            **trainer.of_epoch(record()),
+            **waiting.figures(self.world.every([share / seconds for share in shares])),
+            **trainer.of_epoch(last),
             **trainer.validate(),
         }
         self.records.append(summary)

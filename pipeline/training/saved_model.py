@@ -9,15 +9,15 @@ from safetensors.torch import load
 
 from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
-from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.sharding.decoding import decode
 from pipeline.sharding.given import Picture, bytes_of
 from pipeline.sharding.images import Rejected, checked
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
+from pipeline.texts.vocabulary import PretrainedTokens
 from pipeline.training.distributed import ProcessGroup
-from schemas.settings import Recipe, ShardSettings
+from schemas.settings import Recipe, ShardSettings, of_before
 
 
 def summary(piece: Piece) -> dict:
@@ -105,7 +105,7 @@ def load_model(folder: str) -> SavedModel:
     index = run_folder.need_index(folder, "train")
     vocabulary = models.vocabulary_of(store.read_json(store.join(folder, "vocabulary.json")))
     about = index["pieces"][0]
-    recipe = Recipe(**about["recipe"])
+    recipe = Recipe(**of_before(about["recipe"]))
     # Of a model trained before it was kept, the settings it was trained with.
     shard = ShardSettings(**about["shard"]) if "shard" in about else recipe.shard
     known = {name: about[name] for name in ("features", "architecture")}

@@ -17,6 +17,7 @@ from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder, contents
 from pipeline.training.data import captions_of
 from pipeline.training.distributed import ProcessGroup
+from pipeline.training.loading.waiting import Stopwatch, watched
 from pipeline.training.loop import Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
 from pipeline.training.sampler import order_of
@@ -59,7 +60,11 @@ def fit(piece: Piece, report: Report, leaving: Callable[[], bool] = lambda: Fals
     Every worker calls this and reports equally often; worker 0 writes. `leaving` says, to all
     workers alike, that one of them is about to be taken away: a checkpoint is written at once.
     """
-    Loop(TowerTrainer, piece, report, leaving).run()
+    loop = Loop(TowerTrainer, piece, report, leaving)
+    try:
+        loop.run()
+    finally:
+        loop.trainer.close()
 
 
 def probe(piece: Piece) -> dict:
@@ -71,24 +76,24 @@ def probe(piece: Piece) -> dict:
     """
     training = TowerTrainer(piece, ProcessGroup())
     settings, steps = training.settings, training.steps
-    started = waited = 0.0
-    for number, batch in enumerate(training.batches(0)):
+    data, started, waited = Stopwatch(training.world.device), 0.0, 0.0
+    for number, batch in enumerate(watched(training.batches(0), data)):
         if number == min(WARM, steps - 1):
-            started, waited = time.perf_counter(), 0.0
-        waited += batch.waited
+            started, waited = time.perf_counter(), data.seconds
         record = training.learner.step(batch, number)
         spent = time.perf_counter() - started if started else 0.0
         if number + 1 == WARM + STEPS or spent > SECONDS:
             break
     record()  # waits for the device
     seconds = time.perf_counter() - started
+    training.close()
     timed = max(1, number + 1 - min(WARM, steps - 1))
     device = training.world.device.type
     return {
         "steps_per_epoch": steps,
         "steps": steps * settings.epochs,
         "seconds_per_step": seconds / timed,
-        "data_wait": waited / seconds,
+        "data_wait": (data.seconds - waited) / seconds,
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "parameters": sum(p.numel() for p in training.learner.model.parameters()),
     }

@@ -16,12 +16,12 @@ from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training import validation
-from pipeline.training.augmentation import Augment
 from pipeline.training.checkpoint import Tensors
 from pipeline.training.data import Batch, Split, word_counts
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
-from pipeline.training.loader import Loader
+from pipeline.training.loading.augmentation import Augment
+from pipeline.training.loading.loader import Loader, workers_for
 from pipeline.training.loop import Course
 from pipeline.training.objective import Objective, needs_embeddings, needs_relevance
 from pipeline.training.sampler import Sampler
@@ -88,19 +88,35 @@ class TowerTrainer:
             group=s.neighbours,
             neighbours=near,
         )
+        augment = Augment.of(s)
         return Loader(
             order,
             self.vocabulary,
             rank=self.world.rank,
             size=self.world.size,
             max_words=self.recipe.model.max_words,
-            threads=s.decode_threads,
-            augment=Augment.of(s),
+            workers=workers_for(
+                self.train_split,
+                augment,
+                asked=s.decode_workers,
+                epochs=s.epochs,
+                here=self.world.size_here,
+            ),
+            augment=augment,
+            epochs=s.epochs,
+            device=self.world.device,
         )
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         self.learner.parallel.train()
         return self.loader.epoch(epoch, start)
+
+    def loading(self) -> tuple[float, float]:
+        return self.loader.spent()
+
+    def close(self) -> None:
+        """End the processes that make batches."""
+        self.loader.close()
 
     def pairs(self, batch: Batch) -> int:
         return len(batch) * self.world.size

@@ -11,9 +11,9 @@ from pipeline.formulas.metrics import ndcg
 from pipeline.formulas.metrics_from_ranks import per_query
 from pipeline.labels.caption_vectors import Captions
 from pipeline.models import TwoTower, Vocabulary
-from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.retrieval import ranks
 from pipeline.retrieval.scores import NONE
+from pipeline.texts.vocabulary import PretrainedTokens
 from pipeline.training.data import Split
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LabelSettings

@@ -95,11 +95,26 @@ class TrainSettings(Section):
         0, "checkpoints inside an epoch too, so far apart; 0: none (steps)", ge=0, changes="how"
     )
     log_every: int = setting(10, "steps between recorded losses (steps)", ge=1, changes="how")
-    decode_threads: int = setting(1, "threads that prepare batches (count)", ge=1, changes="how")
+    decode_workers: int = setting(
+        0,
+        "processes that prepare a worker's batches; 0: its share of the node's cores (count)",
+        ge=0,
+        changes="how",
+    )
     cache_gb: float = setting(20.0, "remote shards a node keeps; 0: none (GB)", ge=0, changes="how")
     timeout: int = setting(300, "a silent worker is given up after (seconds)", ge=10, changes="how")
     max_failures: int = setting(2, "restarts after a lost worker (count)", ge=0, changes="how")
     seed: int = setting(0, "seed of weights, order and caption draws", ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "decode_threads" in given:
+            raise ValueError(
+                "decode_threads is no setting any more, as processes make the batches; take it "
+                "out, or give decode_workers (0, the default: as many as the node has cores for)"
+            )
+        return given
 
     @model_validator(mode="after")
     def _lanes_fit(self) -> Self:
@@ -123,3 +138,9 @@ class TrainSettings(Section):
                     "choose lanes that every number of workers divides"
                 )
         return self
+
+
+def of_before(kept: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's settings as a run folder kept them, without what is no setting any more."""
+    train = {k: v for k, v in (kept.get("train") or {}).items() if k != "decode_threads"}
+    return {**kept, "train": train} if "train" in kept else kept

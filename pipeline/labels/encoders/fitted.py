@@ -74,7 +74,7 @@ def _kind(encoder: str) -> tuple[str, int]:
 def _vectorizer(kind: str, **settings):
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from pipeline.models import words  # torch comes with it
+    from pipeline.texts import words
 
     pieces = KINDS[kind][0]
     if pieces is WORDS:

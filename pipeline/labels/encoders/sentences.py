@@ -153,7 +153,7 @@ def load(encoder: str, revision: str | None = None, backend: str = "torch", devi
 
 def not_there(kind: str, name: str, error: Exception) -> InputError:
     """The sentence for a model that cannot be loaded."""
-    from pipeline.models.vocabulary import not_installed
+    from pipeline.texts.vocabulary import not_installed
 
     if isinstance(error, ImportError) or "sentencepiece" in str(error):
         return InputError(not_installed(f"{kind} {name!r}", error))

@@ -75,4 +75,3 @@ class PairBatch:
     views: dict[str, View]
     images_B: torch.Tensor
     captions_B: torch.Tensor
-    waited: float = 0.0  # seconds: all is in memory

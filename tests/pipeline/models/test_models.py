@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from pipeline import models
 from pipeline.models.convolution import GlobalBatchNorm
-from pipeline.models.vocabulary import Vocabulary
+from pipeline.texts.vocabulary import Vocabulary
 from schemas.settings import ModelSettings
 from tests.helpers import gloo
 

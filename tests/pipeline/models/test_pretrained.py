@@ -24,6 +24,7 @@ from transformers import (
 
 from pipeline import models as towers
 from pipeline.models import TwoTower
+from pipeline.texts.vocabulary import PretrainedTokens
 from pipeline.training import saved_model
 from schemas.settings import ModelSettings
 from tests.helpers.paths import ROOT
@@ -80,7 +81,7 @@ def bert(tmp_path_factory) -> str:
     return save(tmp_path_factory.mktemp("bert"), BertModel(config))
 
 
-def build(folder: str, **changed) -> tuple[TwoTower, towers.vocabulary.PretrainedTokens]:
+def build(folder: str, **changed) -> tuple[TwoTower, PretrainedTokens]:
     settings = {"image": "pretrained", "text": "pretrained", "image_size": 48} | changed
     settings = ModelSettings(pretrained=folder, **settings)
     vocabulary = towers.vocabulary_for(settings, Counter)

@@ -12,10 +12,10 @@ import torch
 from jobs.cli import recipes
 from jobs.cli.main import main
 from pipeline.errors import InputError
-from pipeline.models.words import terms
 from pipeline.reports.tables import SHADES
 from pipeline.search import page as search_page
 from pipeline.search.index import Query, SearchIndex
+from pipeline.texts.words import terms
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.models.vocabulary import count_words
 from pipeline.sharding import decoding, shard
 from pipeline.storage import parquet, store
+from pipeline.texts.vocabulary import count_words
 from pipeline.training.data import Split, Texts, word_counts
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import Recipe
@@ -166,8 +166,11 @@ def test_what_the_index_says_of_shards_is_what_their_sidecars_hold(tmp_path, ima
     asked = np.random.default_rng(1).integers(0, sum(every), 50)
     assert split.texts(asked) == [split.captions[row] for row in asked.tolist()]
     assert split.texts(np.array([], np.int64)) == []
-    place = split.place(7)  # of the shard after the empty one, the second image
-    assert place == (split.tars[2], {"bytes": 1, "sha256": "0" * 64}, 512, 9)
+    # The second image of the shard after the empty one, and the first of all.
+    tar = {"bytes": 1, "sha256": "0" * 64}
+    places = [(2, split.tars[2], tar, 512, 9), (0, split.tars[0], tar, 0, 9)]
+    assert split.places(np.array([7, 0])) == places
+    assert split.name(7) == f"1.jpg of {split.tars[2]}"
 
 
 def test_a_split_holds_no_caption_in_memory(tmp_path):

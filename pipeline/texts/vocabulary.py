@@ -7,17 +7,33 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pipeline.texts.words import words
 
-from pipeline.models.words import words
+if TYPE_CHECKING:
+    import torch  # processes that make batches do without it
 
 PAD, UNKNOWN = "<pad>", "<unk>"
 
 
 class Known:
     """What a vocabulary says of the pieces of a text: words, or a tokenizer's tokens."""
+
+    fill = 0  # the id that pads
+    state: Any  # what `vocabulary_of` makes it again from
+
+    def ids(self, captions: list[str], max_words: int) -> list[list[int]]:
+        """The ids of every caption, at most `longest(max_words)` of them."""
+        raise NotImplementedError
+
+    def longest(self, max_words: int) -> int:
+        """How many ids a caption has at most."""
+        raise NotImplementedError
+
+    def encode(self, captions: list[str], max_words: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Ids (B, L), padded with `fill`, and lengths (B,)."""
+        return pad(self.ids(captions, max_words), self.fill)
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
         """The pieces of a text in order, and of each whether it is known."""
@@ -47,8 +63,8 @@ class Vocabulary(Known):
     """
 
     def __init__(self, words: list[str]):
-        self.words = words
-        self.ids = {word: i for i, word in enumerate(words)}
+        self.words = self.state = words
+        self.id_of = {word: i for i, word in enumerate(words)}
 
     def __len__(self) -> int:
         return len(self.words)
@@ -65,20 +81,15 @@ class Vocabulary(Known):
         return cls([PAD, UNKNOWN, *(word for _, word in kept)])
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
-        return [(word, word in self.ids) for word in words(text)]
+        return [(word, word in self.id_of) for word in words(text)]
 
-    def ids_of(self, caption: str, max_words: int) -> list[int]:
-        """The word ids of a caption; one unknown word where it has none."""
-        return [self.ids.get(word, 1) for word in words(caption)[:max_words]] or [1]
+    def ids(self, captions: list[str], max_words: int) -> list[list[int]]:
+        """The word ids of every caption; one unknown word where it has none."""
+        get = self.id_of.get
+        return [[get(word, 1) for word in words(text)[:max_words]] or [1] for text in captions]
 
-    def encode(self, captions: list[str], max_words: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Word ids (B, L), padded with 0, and lengths (B,)."""
-        return pad([self.ids_of(caption, max_words) for caption in captions])
-
-    @property
-    def state(self) -> list[str]:
-        """What `vocabulary_of` makes it again from."""
-        return self.words
+    def longest(self, max_words: int) -> int:
+        return max_words
 
 
 def count_words(captions: Iterable[str]) -> Counter[str]:
@@ -99,7 +110,8 @@ class PretrainedTokens(Known):
     def __init__(self, tokenizer: str, *, pad: int, length: int, padded: bool):
         from tokenizers import Tokenizer
 
-        self.state: dict = {"tokenizer": tokenizer, "pad": pad, "length": length, "padded": padded}
+        self.state = {"tokenizer": tokenizer, "pad": pad, "length": length, "padded": padded}
+        self.fill = pad
         self.tokenizer: Any = Tokenizer.from_str(tokenizer)
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length)
@@ -110,17 +122,20 @@ class PretrainedTokens(Known):
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
-    def encode(self, captions: list[str], max_words: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (B, L) and lengths (B,); all of full length for a model trained on such ones.
+    def ids(self, captions: list[str], max_words: int) -> list[list[int]]:
+        """The token ids of every caption; all of full length for a model trained on such ones.
 
         At most as many tokens as the model has places for, whatever `max_words` says.
         """
-        ids = self.ids_of(captions)
+        ids = self.tokens(captions)
         if self.state["padded"]:
-            ids = [row + [self.state["pad"]] * (self.state["length"] - len(row)) for row in ids]
-        return pad(ids, self.state["pad"])
+            ids = [row + [self.fill] * (self.state["length"] - len(row)) for row in ids]
+        return ids
 
-    def ids_of(self, captions: list[str]) -> list[list[int]]:
+    def longest(self, max_words: int) -> int:
+        return self.state["length"]
+
+    def tokens(self, captions: list[str]) -> list[list[int]]:
         """The token ids of every caption, cut to the model's length."""
         return [found.ids for found in self.tokenizer.encode_batch(captions)]
 
@@ -140,6 +155,7 @@ class PretrainedPythonTokens(PretrainedTokens):
         from transformers import AutoTokenizer
 
         self.state = {"files": files, "pad": pad, "length": length, "padded": padded}
+        self.fill = pad
         with tempfile.TemporaryDirectory() as folder:
             for name, data in files.items():
                 Path(folder, name).write_bytes(base64.b64decode(data))
@@ -159,7 +175,7 @@ class PretrainedPythonTokens(PretrainedTokens):
     def __len__(self) -> int:
         return len(self.tokenizer)
 
-    def ids_of(self, captions: list[str]) -> list[list[int]]:
+    def tokens(self, captions: list[str]) -> list[list[int]]:
         limit = {"truncation": True, "max_length": self.state["length"]}
         return self.tokenizer(captions, **limit)["input_ids"]
 
@@ -185,8 +201,10 @@ def not_installed(what: str, error: Exception) -> str:
     return f"{what} needs a package that is not installed ({said}); {do}"
 
 
-def pad(ids: list[list[int]], value: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(ids: list[list[int]], value: int = 0) -> tuple["torch.Tensor", "torch.Tensor"]:
     """(B, L) ids padded with a value, and lengths (B,)."""
+    import torch
+
     lengths = torch.tensor([len(row) for row in ids])
     words = torch.full((len(ids), int(lengths.max())), value, dtype=torch.long)
     for row, row_ids in zip(words, ids, strict=True):

@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from pipeline.errors import InputError
 from pipeline.sharding.images import open_picture
-from schemas.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from schemas.settings import TrainSettings
 
 ASPECTS = (3 / 4, 4 / 3)  # of a crop's sides
 TRIES = 10  # to fit a crop into the image
@@ -24,7 +27,7 @@ class Augment:
     colour: float  # each of brightness, contrast and saturation × 1 ± this
 
     @classmethod
-    def of(cls, settings: TrainSettings) -> "Augment | None":
+    def of(cls, settings: "TrainSettings") -> "Augment | None":
         """None where images are shown as they are."""
         found = cls(settings.crop, settings.flip, settings.colour)
         return None if found == cls(1.0, False, 0.0) else found

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.labels.encoders import fitted
-from pipeline.models.vocabulary import Vocabulary, count_words
-from pipeline.models.words import WORD, long_terms, terms, words
+from pipeline.texts.vocabulary import Vocabulary, count_words
+from pipeline.texts.words import WORD, long_terms, terms, words
 
 # A sentence of two things that a caption may show, and its words.
 SENTENCES = {
