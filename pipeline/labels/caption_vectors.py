@@ -212,7 +212,7 @@ class StoredCaptions:
         pairs = () if settings.overrides is None else decisions.overrides(settings.overrides)
         if self._decided is None or self._decided[0] is not pairs:
             names = {"image_id": "image", "caption_id": "caption"}
-            wanted = {id_: pa.array({getattr(p, id_) for p in pairs}, pa.string()) for id_ in names}
+            wanted = {id_: pa.array([getattr(p, id_) for p in pairs], pa.string()) for id_ in names}
             rows: dict[str, dict[str, int]] = {id_: {} for id_ in names}
             for shard, uri in enumerate(self.uris if pairs else ()):
                 table = parquet.read_columns(uri, list(names))

@@ -53,7 +53,7 @@ def _mapped(uri: str, file: dict, limit: float, kind: str, make) -> pa.Table:
                 return pa.ipc.open_file(source).read_all()
         except FileNotFoundError:  # dropped by another process meanwhile
             break
-        except pa.ArrowInvalid:  # torn by a machine that went down
+        except (OSError, pa.ArrowInvalid):  # torn by a machine that went down
             continue
     return made[0] if made else _checked(uri, file, make)
 
