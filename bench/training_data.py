@@ -87,10 +87,9 @@ def write_shard(folder: Path, name: str, pool: pa.Array, captions: int, rng) -> 
     return entry | {"name": name, "fingerprint": "f"}
 
 
-def write_vectors(
-    folder: Path, name: str, vectors, captions: int, number: int, shard: dict
-) -> dict:
+def write_vectors(folder: Path, shard: dict, vectors: np.ndarray) -> dict:
     """Embeddings of a shard's captions, and their entry in the index."""
+    name, captions = shard["name"], shard["captions"] // SHARD
     count = SHARD * captions
     numbers = pa.array(np.arange(count)).cast(pa.string())
     owners = pa.array(np.repeat(np.arange(SHARD), captions)).cast(pa.string())
