@@ -35,7 +35,7 @@ class ProcessGroup:
             torch.cuda.set_device(self.device)
         else:
             self.device = torch.device("cpu")
-        self.exchange = Stopwatch(self.device)  # waiting for other workers' vectors
+        self.exchanging = Stopwatch(self.device)  # waiting for other workers' vectors
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of all workers, rank after rank: (n, …) -> (size × n, …), differentiable.
@@ -46,7 +46,7 @@ class ProcessGroup:
         """
         if not self.together:
             return rows
-        with self.exchange:
+        with self.exchanging:
             return _Gather.apply(rows, self.rank, self.size)
 
     def exchange(self, parts: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,8 @@ class ProcessGroup:
         if not self.together:
             return parts
         received = torch.empty_like(parts, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(received, parts.contiguous())
+        with self.exchanging:
+            dist.all_to_all_single(received, parts.contiguous())
         return received
 
     def share(self, model: torch.nn.Module, sharding: str) -> torch.nn.Module:
