@@ -66,7 +66,7 @@ def step(size: int, chunk: int, out: multiprocessing.Queue) -> None:
         losses={"info_nce": {"weight": 1.0, "temperature": 0.05}},
     )
     world = ProcessGroup()
-    objective = Objective(settings, LabelSettings(), None, None, world)
+    objective = Objective(settings, LabelSettings(), None, world)
     learner = Learner(model, objective, settings, world, 100)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     batch, base = batch_of(size), peak_memory.from_here()

@@ -104,7 +104,7 @@ def step(way: str, length: int, out: multiprocessing.Queue) -> None:
     torch.set_num_threads(1)
     pairs = length // SIZE
     captions, batch = captions_of([CAPTIONS] * pairs, CAPTION_WIDTH), batch_of(pairs, CAPTIONS)
-    objective = Objective(SETTINGS, LabelSettings(), None, captions, Simulated(SIZE))
+    objective = Objective(SETTINGS, LabelSettings(), captions, Simulated(SIZE))
     vectors = vectors_of(pairs, WIDTH)
     base, started = peak_memory.from_here(), time.process_time()
     loss = (

@@ -21,11 +21,11 @@ BATCH, LANES = 128, 8
 
 def main(images: int, shard: int) -> None:
     sizes = np.array([shard] * (images // shard) + [images % shard] * bool(images % shard))
+    starts = np.cumsum(sizes) - sizes
     split = SimpleNamespace(
-        shards=[None] * len(sizes),
-        rows_per_shard=sizes,
-        caption_count=np.ones(images, int),
-        caption_first=np.arange(images),
+        having=sizes[:, None],
+        images_having=lambda shard, more_than: starts[shard] + np.arange(sizes[shard]),
+        captions_of=lambda rows: (rows, np.ones(len(rows), int)),
     )
     order = Sampler(split, batch_size=BATCH, lanes=LANES, pairs="image", seed=0)
     epochs = [np.concatenate([r.reshape(1, -1) for r, _ in order.epoch(e)]) for e in (0, 1)]

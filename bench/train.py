@@ -23,6 +23,8 @@ import yaml
 from PIL import Image
 
 from bench.losses import public_ndcg
+from pipeline.labels import embed
+from pipeline.labels.caption_vectors import Captions
 from pipeline.models.vocabulary import pad
 from pipeline.training import train
 from pipeline.training.data import Split
@@ -79,7 +81,8 @@ def regions(training: TowerTrainer, steps: int) -> None:
 def restated(training: TowerTrainer, steps: int) -> float:
     """CPU seconds of the public code's loop: per-sample data set, collate, B×B×B loss, Adam."""
     split, vocabulary = training.train_split, training.vocabulary
-    data = PerSample(split, vocabulary, training.learner.objective.captions)
+    files = embed.files(training.recipe, training.root).of_split("train")
+    data = PerSample(split, vocabulary, Captions.read(files))
     loader = torch.utils.data.DataLoader(
         data, batch_size=training.settings.batch_size, shuffle=True, collate_fn=collate
     )
@@ -118,7 +121,7 @@ class PerSample(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int):
         image = self.owner[row]
-        first, count = self.split.caption_first[image], self.split.caption_count[image]
+        first, count = self.captions.first[image], self.captions.count[image]
         return (
             torch.Tensor(self.features[image].astype(np.float32)),
             self.vocabulary.ids([self.split.captions[row]], 64)[0],

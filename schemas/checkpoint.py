@@ -21,5 +21,6 @@ class Checkpoint(BaseModel):
     settings: dict  # the resolved recipe
     data_version: str  # of 2-shards
     label_version: str | None  # of 3-embeddings, where a loss needed relevance
+    order: int = 1  # of the samples: another one is other batches
     records: list[dict] = []  # of the steps so far
     files: dict[str, str]  # name -> sha256

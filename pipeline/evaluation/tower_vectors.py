@@ -19,6 +19,8 @@ from pipeline.training.saved_model import SavedModel, load_model
 from schemas.embedding import tower_schema
 from schemas.settings import Recipe
 
+KIND = ("vectors", parquet.VECTORS)  # in the fingerprint of every shard's vectors
+
 
 def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
     """A piece for every shard of the evaluated split, of val, and of the train bank."""
@@ -34,7 +36,7 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
         Piece(
             name=entry["name"],
             output=store.join(folder, f"{entry['name']}.parquet"),
-            fingerprint=store.fingerprint("vectors", model["version"], contents(entry)),
+            fingerprint=store.fingerprint(*KIND, model["version"], contents(entry)),
             inputs={
                 "tar": run.folder("shard", f"{entry['name']}.tar"),
                 "file": entry["files"][f"{entry['name']}.tar"],

@@ -4,20 +4,25 @@ Legend of the shape suffixes: M images, C captions of an image, N captions, D wi
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.nn import functional as F
 
 from pipeline.formulas.relevance import from_captions
 from pipeline.labels import decisions
 from pipeline.labels.maps import cosine_map
-from pipeline.storage import parquet
+from pipeline.storage import mapped, parquet, store
+from pipeline.storage.mapped import Rows
 from pipeline.storage.run_folder import Files
 from pipeline.storage.vector_columns import vector_matrix
 from schemas.settings import LabelSettings
+
+KIND = "vectors-1"  # of what is made of an embedding to be mapped
 
 
 class PairVectors(NamedTuple):
@@ -66,6 +71,10 @@ class Captions:
     def single(self) -> bool:
         """Whether every image has one caption: then relevance is symmetric, but for decisions."""
         return int(self.count.max(initial=1)) == 1
+
+    def images_of(self, caption_rows: np.ndarray) -> np.ndarray:
+        """The image rows (P,) of captions (P,)."""
+        return self.image_of[caption_rows]
 
     def of_pairs(self, caption_rows: torch.Tensor) -> PairVectors:
         """The vectors of P pairs, given by the row of the caption."""
@@ -136,6 +145,107 @@ class Captions:
             cosine_MC = cosine_MCC.masked_fill(~other_MCC, 0).sum(2) / other_MCC.sum(2)
         known_MC = mask_MC & (mask_MC.sum(1, keepdim=True) > 1)
         return cosine_map(settings)(cosine_MC[known_MC].clamp(-1, 1))
+
+
+class StoredCaptions:
+    """The captions of a split as unit vectors by row, mapped while batches draw from their shard.
+
+    Rows and numbers are those of `Captions`. `files` are the embeddings of the split's shards that
+    hold something, with their entries, and `images` says how many each shard has.
+    """
+
+    def __init__(self, files: Files, images: Sequence[int], limit: float):
+        self.entries, self.uris, self.limit = files.entries, files.uris, limit
+        self.captions = Rows([entry["captions"] for entry in files.entries])
+        self.images = Rows(images)
+        self._decided: tuple | None = None  # the pairs that were looked up, and what was found
+
+    @property
+    def single(self) -> bool:
+        """Whether every image has one caption: then relevance is symmetric, but for decisions."""
+        return len(self.captions) == len(self.images)  # no image is without one
+
+    def images_of(self, caption_rows: np.ndarray) -> np.ndarray:
+        """The image rows (P,) of captions (P,)."""
+        return self._about(caption_rows)[2]
+
+    def of_pairs(self, caption_rows: torch.Tensor) -> PairVectors:
+        """The vectors of P pairs, given by the row of the caption."""
+        first_P, count_P, _ = self._about(caption_rows.numpy())
+        step = np.arange(count_P.max(initial=1))
+        real_PC = step[None, :] < count_P[:, None]
+        rows_PC = first_P[:, None] + step * real_PC
+        both = self.vectors_of(np.concatenate([rows_PC.reshape(-1), caption_rows.numpy()]))
+        images, texts = both.split([rows_PC.size, len(first_P)])
+        return PairVectors(images.view(*rows_PC.shape, -1), torch.from_numpy(real_PC), texts)
+
+    def vectors_of(self, caption_rows: np.ndarray) -> torch.Tensor:
+        """Unit vectors (P, D) float32 of captions (P,)."""
+        width = self.entries[0]["dim"]
+        out = np.empty((len(caption_rows), width), np.float16)
+        for shard, places, of_shard in self.captions.by_shard(caption_rows):
+            values = self._table(shard)["vector"].chunk(0).flatten().to_numpy()
+            out[places] = values.reshape(-1, width)[of_shard]
+        vectors = torch.from_numpy(out.astype(np.float32))
+        return F.normalize(vectors, dim=1, out=vectors)  # float16 lost some of their length
+
+    def _about(self, caption_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each caption's image (P,): its first caption's row, how many it has, its own row."""
+        first, count, image = (np.empty(len(caption_rows), np.int64) for _ in range(3))
+        for shard, places, of_shard in self.captions.by_shard(caption_rows):
+            table = self._table(shard)
+            here = (table[n].chunk(0).to_numpy()[of_shard] for n in ("first", "count", "image"))
+            first[places], count[places], image[places] = here
+            first[places] += self.captions.starts[shard]
+            image[places] += self.images.starts[shard]
+        return first, count, image
+
+    def _table(self, shard: int) -> pa.Table:
+        file = self.entries[shard]["files"][store.name_of(self.uris[shard])]
+        return mapped.table(self.uris[shard], file, self.limit, KIND, _of_shard)
+
+    def decided(self, settings: LabelSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image row, caption row and relevance (P,) of the pairs here that people decided.
+
+        The ids of all shards are gone through, those of one at a time.
+        """
+        pairs = () if settings.overrides is None else decisions.overrides(settings.overrides)
+        if self._decided is None or self._decided[0] is not pairs:
+            names = {"image_id": "image", "caption_id": "caption"}
+            wanted = {id_: pa.array([getattr(p, id_) for p in pairs], pa.string()) for id_ in names}
+            rows: dict[str, dict[str, int]] = {id_: {} for id_ in names}
+            for shard, uri in enumerate(self.uris if pairs else ()):
+                table = parquet.read_columns(uri, list(names))
+                places = {"caption_id": np.arange(len(table)), "image_id": _images(table)[0]}
+                starts = {"caption_id": self.captions.starts, "image_id": self.images.starts}
+                for id_ in names:
+                    met = np.flatnonzero(pc.is_in(table[id_], wanted[id_]).to_numpy())
+                    row = (starts[id_][shard] + places[id_][met]).tolist()
+                    rows[id_] |= zip(table[id_].take(met).to_pylist(), row, strict=True)
+            here = [p for p in pairs if p.image_id in rows["image_id"]]
+            here = [p for p in here if p.caption_id in rows["caption_id"]]
+            images = np.array([rows["image_id"][p.image_id] for p in here], np.int64)
+            captions = np.array([rows["caption_id"][p.caption_id] for p in here], np.int64)
+            values = np.array([p.relevance for p in here], np.float32)
+            self._decided = pairs, (images, captions, values)
+        return self._decided[1]
+
+
+def _of_shard(data: bytes) -> pa.Table:
+    """The vectors of a shard's captions, and of each caption's image which captions it has."""
+    table = parquet.of_bytes(data)
+    image, first = _images(table)
+    count = np.diff([*first, len(table)])
+    columns = {"image": image, "first": first[image], "count": count[image]}
+    columns = {name: pa.array(values.astype(np.int32)) for name, values in columns.items()}
+    return pa.table({"vector": table["vector"], **columns})
+
+
+def _images(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The image (N,) that each caption of a shard is of, numbered, and each image's first (M,)."""
+    ids = table["image_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    begins = np.concatenate([[True], ids[1:] != ids[:-1]])[: len(ids)]
+    return np.cumsum(begins) - 1, np.flatnonzero(begins)
 
 
 def relevance_of(

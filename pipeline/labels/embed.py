@@ -22,6 +22,7 @@ from pipeline.storage.vector_columns import vector_column, vector_matrix
 from schemas.embedding import embedding_schema
 from schemas.settings import EmbedSettings, Recipe
 
+KIND = ("embed", parquet.VECTORS)  # in the fingerprint of every embedding
 FITTED = "fitted"  # folder of an encoder's terms, in the encoder's own
 OF_ONE_ENCODER = {"members", "revision", "prompt", "prompt_name"}  # settings
 
@@ -71,13 +72,14 @@ def plan_of(settings: EmbedSettings, root: str) -> Plan:
         inputs = {
             "sidecar": run.folder("shard", file),
             "split": entry["split"],
+            "of": store.fingerprint(contents(entry)),
             "settings": settings,
             "weights": matters["weights"],
             "terms": _terms(settings, root),
             "members": [(store.join(folder, file), weight) for folder, _, weight in members],
         }
         output = store.join(_folder(settings, root), file)
-        fingerprint = store.fingerprint("embed", matters, contents(entry), parts)
+        fingerprint = store.fingerprint(*KIND, matters, contents(entry), parts)
         pieces.append(Piece(name, output, fingerprint, inputs, memory))
     return Plan.of("embed", _folder(settings, root), pieces, matters)
 
@@ -90,6 +92,25 @@ def folder_of(recipe: Recipe, root: str) -> str:
 def files(recipe: Recipe, root: str) -> Files:
     """The caption vectors of a recipe's encoder."""
     return RunFolder(root).files("embed", encoder_label(recipe.embed.encoder))
+
+
+def of_shards(recipe: Recipe, root: str, split: str) -> tuple[Files, list[int]]:
+    """The vectors of a split's shards that hold something, and how many images each has.
+
+    Raises `InputError` where they were made of other captions than the shards' own.
+    """
+    every = files(recipe, root)
+    made = {entry["name"]: entry for entry in every.entries}
+    shards = RunFolder(root).files("shard").of_split(split).entries
+    shards = [entry for entry in shards if entry["captions"]]
+    for entry in shards:
+        if made.get(entry["name"], {}).get("of") != store.fingerprint(contents(entry)):
+            raise InputError(
+                f"the embeddings in {every.folder} are not of the captions of shard "
+                f"{entry['name']} as it is now; run `halftone embed` again"
+            )
+    found = Files.of(every.folder, [made[entry["name"]] for entry in shards])
+    return found, [entry["samples"] for entry in shards]
 
 
 def settings_of(encoder: str, recipe: Recipe) -> EmbedSettings:
@@ -111,7 +132,7 @@ def other_sentence_encoders(recipe: Recipe, root: str) -> list[str]:
         matters = index["settings"]
         made = {entry["name"]: entry["fingerprint"] for entry in index["pieces"]}
         if all(
-            made.get(e["name"]) == store.fingerprint("embed", matters, contents(e), [])
+            made.get(e["name"]) == store.fingerprint(*KIND, matters, contents(e), [])
             for e in shards["pieces"]
         ):
             found.append(matters["encoder"])
@@ -143,7 +164,7 @@ def write_embeddings(piece: Piece) -> dict:
         },
         schema=embedding_schema(vectors.shape[1]),
     )
-    summary = {"split": piece.inputs["split"], "captions": len(captions)}
+    summary = {name: piece.inputs[name] for name in ("split", "of")} | {"captions": len(captions)}
     summary |= {"different": len(set(texts)), "dim": vectors.shape[1]}
     about = {"encoder": settings.encoder, "weights": piece.inputs["weights"]}
     return parquet.write_table(piece.output, table, piece.fingerprint, summary, **about)
@@ -208,7 +229,9 @@ def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
         )
     matters = {"encoder": settings.encoder, "fit_captions": settings.fit_captions}
     output = _terms(settings, root)
-    fingerprint = store.fingerprint("fit", matters, [contents(entry) for entry in train.entries])
+    fingerprint = store.fingerprint(
+        "fit", parquet.VECTORS, matters, [contents(entry) for entry in train.entries]
+    )
     piece = Piece("terms", output, fingerprint, {"sidecars": train.uris, "settings": settings})
     return Plan.of("embed", output.rpartition("/")[0], [piece], matters)
 

@@ -4,6 +4,8 @@ To add a tower: a module, and a line in `IMAGE_TOWERS` or `TEXT_TOWERS`.
 """
 
 import importlib
+from collections import Counter
+from collections.abc import Callable
 
 from pipeline.models import pretrained
 from pipeline.models.convolution import ConvolutionTower
@@ -45,11 +47,13 @@ def architecture(settings: ModelSettings) -> dict | None:
     return pretrained.architecture(settings) if asked else None
 
 
-def vocabulary_for(settings: ModelSettings, captions: list[str]) -> Vocabulary | PretrainedTokens:
-    """The text tower's own tokens, or the words of the train captions."""
+def vocabulary_for(
+    settings: ModelSettings, counts: Callable[[], Counter[str]]
+) -> Vocabulary | PretrainedTokens:
+    """The text tower's own tokens, or the words of the train captions, which `counts` counts."""
     if settings.text == "pretrained":
         return pretrained.tokens(settings)
-    return Vocabulary.of(captions, min_count=settings.min_word_count)
+    return Vocabulary.counted(counts(), min_count=settings.min_word_count)
 
 
 def _tower(kind: str, settings: ModelSettings):

@@ -1,6 +1,7 @@
 """Captions to numbers: our own words, or a pretrained tokenizer's tokens."""
 
 import base64
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -70,7 +71,12 @@ class Vocabulary(Known):
 
     @classmethod
     def of(cls, captions: Iterable[str], *, min_count: int) -> "Vocabulary":
-        counts = Counter(word for caption in captions for word in words(caption))
+        """That of some captions."""
+        return cls.counted(count_words(captions), min_count=min_count)
+
+    @classmethod
+    def counted(cls, counts: Counter[str], *, min_count: int) -> "Vocabulary":
+        """That of the captions in which `count_words` found each word so often."""
         kept = sorted((-n, word) for word, n in counts.items() if n >= min_count)
         return cls([PAD, UNKNOWN, *(word for _, word in kept)])
 
@@ -84,6 +90,15 @@ class Vocabulary(Known):
 
     def longest(self, max_words: int) -> int:
         return max_words
+
+
+def count_words(captions: Iterable[str]) -> Counter[str]:
+    """How often each word is in the captions, of which a thousand are held at a time."""
+    counts: Counter[str] = Counter()
+    captions = iter(captions)
+    while some := list(itertools.islice(captions, 1024)):
+        counts.update(words("\n".join(some)))  # no word, nor its case, goes across a line's end
+    return counts
 
 
 class PretrainedTokens(Known):

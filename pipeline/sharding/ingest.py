@@ -104,7 +104,7 @@ def check(plan: Plan, made: dict[str, dict], settings: SourceSettings) -> None:
     unusable, first = passed.get(UNUSABLE, (0, ""))
     if unusable == count:
         raise InputError(f"none of {count} images can be used, the first: {first}")
-    rows = pa.concat_tables([t.cast(_large_schema(t.schema)) for t in tables])
+    rows = pa.concat_tables([t.cast(parquet.large(t.schema)) for t in tables])
     parts = [piece.inputs["part"].uri for piece in plan.pieces]
     rows, first_rows = gathered(rows)
     check_ids(rows.combine_chunks(), np.repeat(parts, list(map(len, tables)))[first_rows])
@@ -190,7 +190,7 @@ def images(folder: str) -> pa.Table:
 def read(folder: str, columns: list[str] | None = None) -> pa.Table:
     """The manifest's rows, all parts in order, with offsets of 64 bits: it may be of any size."""
     schema = MANIFEST if columns is None else pa.schema([MANIFEST.field(c) for c in columns])
-    schema = _large_schema(schema)
+    schema = parquet.large(schema)
     tables = [parquet.read_table(uri, columns) for uri in _files(folder, "part-")]
     return pa.concat_tables([t.cast(schema) for t in tables] or [schema.empty_table()])
 
@@ -257,7 +257,7 @@ def _places(ids: pa.ChunkedArray, seed: int) -> np.ndarray:
 def digest(rows: pa.Table) -> str:
     """Hash of what manifest rows hold, whatever chunks and buffers it lies in."""
     hashed = hashlib.sha256()
-    rows = rows.cast(_large_schema(rows.schema))
+    rows = rows.cast(parquet.large(rows.schema))
     for name in rows.column_names:
         _feed(hashed, rows[name].combine_chunks())
     return hashed.hexdigest()
@@ -284,19 +284,6 @@ def _batch(rows: list[dict], where: str) -> pa.RecordBatch:
             f"{where}: the name {error.object[:80]!r} holds {wrong!r}, half a character or a byte "
             "that is not UTF-8; rename it"
         ) from error
-
-
-def _large_schema(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([field.with_type(_large(field.type)) for field in schema])
-
-
-def _large(kind: pa.DataType) -> pa.DataType:
-    """The type with offsets of 64 bits: those of 32 end at 2 GB of captions."""
-    if pa.types.is_list(kind):
-        return pa.large_list(_large(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_large(field.type)) for field in kind])
-    return pa.large_string() if pa.types.is_string(kind) else kind
 
 
 def _feed(hashed, array: pa.Array) -> None:

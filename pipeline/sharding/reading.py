@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.errors import InputError, did_you_mean
 from pipeline.sharding import sidecar
 from pipeline.sharding.images import open_picture
-from pipeline.storage import store
+from pipeline.storage import parquet, store
 from pipeline.storage.run_folder import RunFolder
 
 COLUMNS = ["image_id", "key", "captions", "split", "member", "offset", "size", "sha256"]
@@ -116,7 +116,7 @@ class Shards:
     def _rows(self) -> tuple[pa.Table, dict[str, int], list[str]]:
         """All samples, the row of every image and the tar of every row."""
         tables = {name: self.table(name, COLUMNS) for name in self.entries}
-        table = pa.concat_tables([t.replace_schema_metadata() for t in tables.values()])
+        table = parquet.joined(tables.values())
         rows = {image_id: row for row, image_id in enumerate(table["image_id"].to_pylist())}
         return table, rows, [self.tar(name) for name, t in tables.items() for _ in range(len(t))]
 

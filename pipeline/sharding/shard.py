@@ -81,6 +81,7 @@ def write_shard(piece: Piece) -> dict:
         "split": piece.inputs["split"],
         "samples": holds.total(),
         "captions": sum(len(row["captions"]) for row in rows if not row["reason"]),
+        "images_with": _images_with(len(row["captions"]) for row in rows if not row["reason"]),
         "holds": dict(holds),
         "rejected": _kinds(row["reason"] for row in rows),
         "captions_rejected": _kinds(c["reason"] for row in rows for c in row["captions_rejected"]),
@@ -256,6 +257,11 @@ def _write_rejected(plan: Plan, summaries: dict[str, dict]) -> str:
 def _kinds(reasons: Iterable[str | None]) -> dict[str, int]:
     """How many for which reason, details left out."""
     return dict(Counter(reason.split(":")[0] for reason in reasons if reason))
+
+
+def _images_with(counts: Iterable[int]) -> dict[str, int]:
+    """How many images have how many captions (a number, as JSON has keys)."""
+    return {str(captions): images for captions, images in sorted(Counter(counts).items())}
 
 
 def _failed(reason: str | None) -> bool:

@@ -1,7 +1,8 @@
 """Remote files kept on this machine: fetched once, checked, the least recently used dropped.
 
 A file is kept under the sha256 of its contents, so run folders share what is the same and nothing
-here is ever out of date. HALFTONE_CACHE names the folder, on a disk of this machine.
+here is ever out of date; so is what is made of a file to be mapped into memory, of local ones too.
+HALFTONE_CACHE names the folder, on a disk of this machine.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -52,6 +53,39 @@ def kept(uri: str, file: dict, limit: float) -> str:
             raise
         _no_room.add(path)
         return uri
+    return str(path)
+
+
+def made(
+    file: dict, limit: float, kind: str, make: Callable[[str], None], *, anew: bool = False
+) -> str | None:
+    """Path of what `make` wrote of a file, once on this machine; None where there is no room.
+
+    `file` and `limit` are as of `kept`. `kind` is part of the name: what is made in another way is
+    of another kind. `anew` drops what is there.
+    """
+    path = folder() / f"{file['sha256']}.{kind}"
+    if path in _no_room or file["bytes"] > limit:
+        return None
+    try:
+        if anew:
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(Path(f"{path}.lock")):
+                if not path.exists():  # else made by the process that this one waited for
+                    with store.temporary(str(path)) as copy:
+                        make(copy)
+            with _locked(path.parent / "drop.lock"):
+                _drop(path.parent, limit)
+        os.utime(path)  # the time of last use
+    except FileNotFoundError:  # dropped by another process meanwhile
+        return None
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _no_room.add(path)
+        return None
     return str(path)
 
 
@@ -105,7 +139,9 @@ def _fetch(uri: str, path: Path, file: dict, limit: float) -> None:
 def _drop(folder: Path, limit: float) -> None:
     """Remove the least recently used files until the others take no more than `limit` bytes."""
     known = []
-    for path in folder.glob("?" * 64):
+    for path in folder.glob("?" * 64 + "*"):
+        if path.suffix == ".lock":
+            continue
         with contextlib.suppress(FileNotFoundError):
             about = path.stat()
             known.append((about.st_mtime_ns, about.st_size, path))

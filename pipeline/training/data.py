@@ -6,17 +6,27 @@ lanes r, r + W, …
 """
 
 import functools
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from pipeline.errors import InputError
+from pipeline.models.vocabulary import count_words
 from pipeline.sharding import sidecar
 from pipeline.sharding.decoding import decode
-from pipeline.storage import cache, run_folder
+from pipeline.storage import cache, run_folder, store
+from pipeline.storage.mapped import Rows
 from pipeline.storage.run_folder import RunFolder
+from pipeline.training.distributed import ProcessGroup
+
+WORDS = "words.json"  # how often each word is in the train captions
 
 
 @dataclass
@@ -46,18 +56,25 @@ class Batch:
         return [Batch(*part) for part in parts]
 
 
-def captions_of(root: str, split: str) -> list[str]:
-    """The texts of a split's captions, in order."""
+def captions_of(root: str, split: str) -> Iterator[str]:
+    """The texts of a split's captions, in order, a shard at a time."""
     run = RunFolder(root)
-    names = [entry["name"] for entry in run_folder.of_split(run.index("shard"), split)]
-    tables = [
-        sidecar.read_sidecar(run.folder("shard", f"{n}.parquet"), ["captions"]) for n in names
-    ]
-    return [c["text"] for table in tables for row in table["captions"].to_pylist() for c in row]
+    for entry in run_folder.of_split(run.index("shard"), split):
+        uri = run.folder("shard", f"{entry['name']}.parquet")
+        yield from texts_of(sidecar.read_sidecar(uri, ["captions"])["captions"]).to_pylist()
+
+
+def texts_of(captions: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The texts of samples' captions, one after the other."""
+    return pa.chunked_array([c.flatten().field("text") for c in captions.chunks] or [[]])
 
 
 class Split:
-    """The samples of a split, addressed by row: sidecars in memory, image bytes in the tars."""
+    """The samples of a split, addressed by row: what the index says of its shards is in memory.
+
+    Images are numbered through the shards, and so are their captions. A shard's captions, and where
+    its images lie in the tar, are mapped from this machine's cache while batches draw from it.
+    """
 
     def __init__(
         self,
@@ -77,40 +94,99 @@ class Split:
         names = [entry["name"] for entry in self.shards]
         self.tars = [run.folder("shard", f"{name}.tar") for name in names]
         self.files = [entry["files"][f"{entry['name']}.tar"] for entry in self.shards]
+        self.sidecars = [run.folder("shard", f"{name}.parquet") for name in names]
+        self.models = run.folder("train")
         self.copies = copies_gb * 1e9
-        columns = ["image_id", "captions", "member", "offset", "size"]
-        sidecars = [run.folder("shard", f"{name}.parquet") for name in names]
-        tables = [sidecar.read_sidecar(uri, columns) for uri in sidecars]
-        self.rows_per_shard = np.array([table.num_rows for table in tables])
-        self.table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
-        captions = self.table["captions"].combine_chunks()
-        self.captions = captions.flatten().field("text").to_pylist()
-        self.caption_count = captions.value_lengths().to_numpy()
-        self.caption_first = np.concatenate([[0], np.cumsum(self.caption_count)])[:-1]
-        self.shard_of = np.repeat(np.arange(len(names)), self.rows_per_shard)
-        self.offset = self.table["offset"].to_numpy()
-        self.size = self.table["size"].to_numpy()
+        self.images = Rows([entry["samples"] for entry in self.shards])
+        self.texts_of_shards = Rows([entry["captions"] for entry in self.shards])
+        self.captions = Texts(self)
         self.image_size = image_size
         self._cache: dict[int, np.ndarray] = {}
         self._cache_left = cache_mb * 2**20
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.images)
+
+    def table(self, shard: int) -> pa.Table:
+        """The samples of a shard: image_id, captions, member, offset and size, mapped."""
+        entry = self.shards[shard]
+        file = entry["files"][f"{entry['name']}.parquet"]
+        return sidecar.mapped_sidecar(self.sidecars[shard], file, self.copies)
+
+    @functools.cached_property
+    def having(self) -> np.ndarray:
+        """Images (S, K) of every shard that have more than k captions."""
+        counts = [self._images_with(number) for number in range(len(self.shards))]
+        most = max(max(of_shard) for of_shard in counts)
+        having = np.zeros((len(counts), most), np.int64)
+        for row, of_shard in zip(having, counts, strict=True):
+            for captions, images in of_shard.items():
+                row[:captions] += images
+        return having
+
+    def _images_with(self, shard: int) -> dict[int, int]:
+        """How many images of a shard have how many captions."""
+        entry = self.shards[shard]
+        if (known := entry.get("images_with")) is not None:
+            return {int(captions): images for captions, images in known.items()}
+        if entry["captions"] == entry["samples"]:  # there is no sample without a caption
+            return {1: entry["samples"]}
+        captions = sidecar.read_sidecar(self.sidecars[shard], ["captions"])["captions"]
+        lengths, images = np.unique(pc.list_value_length(captions).to_numpy(), return_counts=True)
+        return dict(zip(lengths.tolist(), images.tolist(), strict=True))
+
+    def images_having(self, shard: int, more_than: int) -> np.ndarray:
+        """The rows of a shard's images that have more captions than that, in order."""
+        first, count = self.images.starts[shard], self.images.counts[shard]
+        if self.having[shard, more_than] == count:
+            return np.arange(first, first + count)
+        ends = self._ends(shard)
+        return first + np.flatnonzero(np.diff(ends) > more_than)
+
+    def captions_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first caption's row and the number of captions, (n,) each, of images (n,)."""
+        first, count = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        for shard, places, of_shard in self.images.by_shard(rows):
+            ends = self._ends(shard)
+            first[places] = ends[of_shard] + self.texts_of_shards.starts[shard]
+            count[places] = ends[of_shard + 1] - ends[of_shard]
+        return first, count
+
+    def _ends(self, shard: int) -> np.ndarray:
+        """Where the captions of each image of a shard begin, and the last one's end."""
+        offsets = self.table(shard)["captions"].chunk(0).offsets.to_numpy()
+        return offsets - offsets[0]
+
+    @property
+    def caption_count(self) -> np.ndarray:
+        """Captions (M,) of every image: of a split that is small."""
+        return np.concatenate([np.diff(self._ends(shard)) for shard in range(len(self.shards))])
+
+    def texts(self, rows: np.ndarray) -> list[str]:
+        """The texts of captions (n,)."""
+        out: list[str] = [""] * len(rows)
+        for shard, places, of_shard in self.texts_of_shards.by_shard(np.asarray(rows)):
+            texts = texts_of(self.table(shard)["captions"]).take(pa.array(of_shard)).to_pylist()
+            for place, text in zip(places.tolist(), texts, strict=True):
+                out[place] = text
+        return out
 
     def places(self, rows: np.ndarray) -> list[tuple[int, str, dict, int, int]]:
         """Where each row's payload lies: its tar's number, URI and index entry, offset and size."""
-        shards = self.shard_of[rows].tolist()
-        parts = zip(shards, self.offset[rows].tolist(), self.size[rows].tolist(), strict=True)
-        return [(n, self.tars[n], self.files[n], offset, size) for n, offset, size in parts]
-
-    def texts(self, caption_rows: np.ndarray) -> list[str]:
-        """The texts of captions."""
-        return [self.captions[row] for row in caption_rows.tolist()]
+        out: list[tuple[int, str, dict, int, int]] = [None] * len(rows)  # type: ignore[list-item]
+        for shard, places, of_shard in self.images.by_shard(rows):
+            found = (
+                self.table(shard).select(["offset", "size"]).take(pa.array(of_shard)).to_pydict()
+            )
+            tar = shard, self.tars[shard], self.files[shard]
+            for place, *part in zip(places.tolist(), *found.values(), strict=True):
+                out[place] = *tar, *part
+        return out
 
     def name(self, row: int) -> str:
         """What an image is called, and the tar it lies in, for a person to find it."""
-        member = self.table["member"][row].as_py()
-        return f"{member} of {self.tars[self.shard_of[row]]}"
+        ((shard, _, (of_shard,)),) = self.images.by_shard(np.array([row]))
+        return f"{self.table(shard)['member'][of_shard].as_py()} of {self.tars[shard]}"
 
     @property
     def tar_bytes(self) -> int:
@@ -134,4 +210,49 @@ class Split:
     @functools.cached_property
     def features(self) -> int | None:
         """Width of a region vector; None where the shards hold images."""
-        return self.image(0).shape[-1] if self.table["member"][0].as_py().endswith(".npy") else None
+        member = self.table(0)["member"][0].as_py()
+        return self.image(0).shape[-1] if member.endswith(".npy") else None
+
+
+class Texts(Sequence[str]):
+    """The captions of a split as a list of strings that is not held."""
+
+    def __init__(self, split: Split):
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split.texts_of_shards)
+
+    def __getitem__(self, row):
+        if isinstance(row, slice):
+            return self.split.texts(np.arange(*row.indices(len(self))))
+        return self.split.texts(np.array([row]))[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for shard in range(len(self.split.shards)):
+            yield from self.of_shard(shard).to_pylist()
+
+    def of_shard(self, shard: int) -> pa.ChunkedArray:
+        """The texts of a shard, read from storage and not kept here."""
+        uri = self.split.sidecars[shard]
+        return texts_of(sidecar.read_sidecar(uri, ["captions"])["captions"])
+
+
+def word_counts(split: Split, world: ProcessGroup) -> Counter[str]:
+    """How often each word is in a split's captions: counted once, and kept beside the models.
+
+    The workers count a share of the shards each.
+    """
+    uri = store.join(split.models, WORDS)
+    of = store.fingerprint("words", 1, run_folder.version(split.shards))
+    found = store.read_json(uri) if store.exists(uri) else {}
+    if all(world.gather_objects(found.get("of") == of)):
+        return Counter(found["words"])
+    shards = range(world.rank, len(split.shards), world.size)
+    texts = (split.captions.of_shard(shard).to_pylist() for shard in shards)
+    counts: Counter[str] = Counter()
+    for of_worker in world.gather_objects(count_words(itertools.chain.from_iterable(texts))):
+        counts.update(of_worker)
+    if world.rank == 0:
+        store.write_bytes(uri, json.dumps({"of": of, "words": counts}, ensure_ascii=False).encode())
+    return counts

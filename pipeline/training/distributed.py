@@ -2,6 +2,7 @@
 
 import os
 import socket
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,7 @@ class ProcessGroup:
             torch.cuda.set_device(self.device)
         else:
             self.device = torch.device("cpu")
-        self.exchange = Stopwatch(self.device)  # waiting for other workers' vectors
+        self.exchanging = Stopwatch(self.device)  # waiting for other workers' vectors
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of all workers, rank after rank: (n, …) -> (size × n, …), differentiable.
@@ -45,7 +46,7 @@ class ProcessGroup:
         """
         if not self.together:
             return rows
-        with self.exchange:
+        with self.exchanging:
             return _Gather.apply(rows, self.rank, self.size)
 
     def exchange(self, parts: torch.Tensor) -> torch.Tensor:
@@ -56,7 +57,8 @@ class ProcessGroup:
         if not self.together:
             return parts
         received = torch.empty_like(parts, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(received, parts.contiguous())
+        with self.exchanging:
+            dist.all_to_all_single(received, parts.contiguous())
         return received
 
     def share(self, model: torch.nn.Module, sharding: str) -> torch.nn.Module:
@@ -75,10 +77,15 @@ class ProcessGroup:
 
     def gather_messages(self, said: str) -> list[str]:
         """What the workers have to say, each with its host's name; empty sayings are left out."""
-        everything = [(socket.gethostname(), said)] * self.size
-        if self.together:
-            dist.all_gather_object(everything, everything[0])
+        everything = self.gather_objects((socket.gethostname(), said))
         return [f"{host} {text}" for host, text in everything if text]
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """What every worker has, rank after rank."""
+        everything = [mine] * self.size
+        if self.together:
+            dist.all_gather_object(everything, mine)
+        return everything
 
     def barrier(self) -> None:
         if self.together:

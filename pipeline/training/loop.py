@@ -112,7 +112,7 @@ class Loop:
         begin, end = self.epoch * trainer.steps, (self.epoch + 1) * trainer.steps
         started, pairs = time.perf_counter(), 0
         data = waiting.Stopwatch(self.world.device)
-        exchanged = self.world.exchange.seconds
+        exchanged = self.world.exchanging.seconds
         for batch in waiting.watched(trainer.batches(self.epoch, self.step - begin), data):
             pairs += trainer.pairs(batch)
             record = trainer.step(batch, self.step)
@@ -126,7 +126,7 @@ class Loop:
                 self._write_checkpoint({})
         last = record()  # waits for the device, which may be steps behind
         seconds = time.perf_counter() - started
-        shares = data.seconds, *trainer.loading(), self.world.exchange.seconds - exchanged
+        shares = data.seconds, *trainer.loading(), self.world.exchanging.seconds - exchanged
         self.epoch += 1
         summary = {
             "step": self.step,

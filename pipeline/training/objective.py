@@ -20,9 +20,9 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.formulas.losses import LOSSES, WeightedSum
 from pipeline.formulas.relevance import from_captions
 from pipeline.formulas.streaming import lists_streamed
-from pipeline.labels.caption_vectors import Captions
+from pipeline.labels.caption_vectors import Captions, StoredCaptions
 from pipeline.labels.maps import cosine_map
-from pipeline.training.data import Batch, Split
+from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import LabelSettings, TrainSettings
 
@@ -76,18 +76,11 @@ class Objective:
         self,
         settings: TrainSettings,
         label: LabelSettings,
-        split: Split | None,
-        captions: Captions | None,
+        captions: StoredCaptions | Captions | None,
         world: ProcessGroup,
     ):
         self.loss, self.world, self.rows = loss_of(settings), world, settings.list_rows or None
         self.relevance = None if captions is None else Relevance(captions, label, world)
-        if captions is not None and split is not None:
-            of_split = split.table["captions"].combine_chunks().flatten().field("caption_id")
-            if captions.caption_ids != of_split.to_pylist():
-                raise InputError(
-                    "embeddings and shards name other captions; run `halftone embed` again"
-                )
 
     def __call__(
         self, images_nD: Tensor, texts_nD: Tensor, batch: Batch, epoch: float
@@ -118,7 +111,9 @@ class Objective:
 class Relevance:
     """Relevance within global batches, from the vectors of their captions."""
 
-    def __init__(self, captions: Captions, label: LabelSettings, world: ProcessGroup):
+    def __init__(
+        self, captions: StoredCaptions | Captions, label: LabelSettings, world: ProcessGroup
+    ):
         self.captions, self.world = captions, world
         self.map = _on_device(cosine_map(label), world.device)
         self.reduce, self.decided = label.reduce, captions.decided(label)
@@ -156,9 +151,9 @@ class BatchRelevance:
     def _look_up(self, caption_rows: Tensor, relevance: Relevance) -> None:
         """Which of the decided pairs are in the batch; their rows are needed on the host."""
         all_rows = self.world.gather(caption_rows.to(self.image_B.device)).cpu().numpy()
-        own_rows, image_of = caption_rows.numpy(), relevance.captions.image_of
-        self.decided = _met(relevance.decided, image_of[own_rows], all_rows)
-        image, text, value = _met(relevance.decided, image_of[all_rows], own_rows)
+        own_rows, images_of = caption_rows.numpy(), relevance.captions.images_of
+        self.decided = _met(relevance.decided, images_of(own_rows), all_rows)
+        image, text, value = _met(relevance.decided, images_of(all_rows), own_rows)
         self.decided_texts = text, image, value
 
     def of_images(self, rows: slice, same_RB: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loading.waiting import Stopwatch, watched
 from pipeline.training.loop import Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
+from pipeline.training.sampler import order_of
 from pipeline.training.trainer import TowerTrainer
 from schemas.settings import Recipe
 
@@ -40,6 +41,10 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     if needs_labels(recipe.train):
         settings["label"] = label.depends_on(recipe.label)
     relevant = {**settings, "train": recipe.train.relevant()}
+    images = sum(entry["samples"] for entry in run_folder.of_split(shards, "train"))
+    s = recipe.train
+    if (order := order_of(images, s.batch_size, s.lanes, s.neighbours)) > 1:
+        relevant["order"] = order
     piece = Piece(
         name="model",
         output=store.join(folder, "history.json"),

@@ -4,21 +4,20 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 
 from pipeline import models
 from pipeline.errors import InputError
 from pipeline.labels import embed
-from pipeline.labels.caption_vectors import Captions
-from pipeline.retrieval import nearest
+from pipeline.labels.caption_vectors import Captions, StoredCaptions
+from pipeline.labels.neighbours import Neighbours
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
-from pipeline.storage.run_folder import Files, RunFolder
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training import validation
 from pipeline.training.checkpoint import Tensors
-from pipeline.training.data import Batch, Split
+from pipeline.training.data import Batch, Split, word_counts
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
 from pipeline.training.loading.augmentation import Augment
@@ -46,20 +45,25 @@ class TowerTrainer:
         self.train_split = read("train")
         of_val = run_folder.of_split(RunFolder(root).index("shard"), "val")
         self.val_split = read("val") if any(entry["samples"] for entry in of_val) else None
-        captions, label_version = _embeddings(self.recipe, root, "train")
         asked = s.select == "best_ndcg" and self.val_split is not None
-        self.val_captions = _embeddings(self.recipe, root, "val")[0] if asked else None
-        known = captions if needs_relevance(s) else None
-        objective = Objective(s, self.recipe.label, self.train_split, known, world)
+        val = embed.of_shards(self.recipe, root, "val")[0] if asked else None
+        self.val_captions = None if val is None else Captions.read(val)
+        label_version = near = known = None
+        if needs_embeddings(s):
+            of_shards = embed.of_shards(self.recipe, root, "train")
+            label_version, limit = of_shards[0].version, s.cache_gb * 1e9
+            near = _near(Neighbours(*of_shards, SPARE * s.neighbours, limit), s.neighbours, world)
+            known = StoredCaptions(*of_shards, limit) if needs_relevance(s) else None
+        objective = Objective(s, self.recipe.label, known, world)
         try:
-            words = models.vocabulary_for(model, self.train_split.captions)
+            words = models.vocabulary_for(model, partial(word_counts, self.train_split, world))
             self.architecture = models.architecture(model)  # of pretrained towers
             towers = models.build(model, vocabulary=words, features=self.train_split.features)
         except ValueError as error:
             raise InputError(str(error)) from error
         self.vocabulary = words
         self.vocabulary_state: list | dict | None = words.state
-        self.loader = self._loader(captions)
+        self.loader = self._loader(near)
         self.order, self.steps = self.loader.order, self.loader.order.steps
         self.learner = Learner(towers, objective, s, world, self.steps)
         self.course = Course(
@@ -69,9 +73,10 @@ class TowerTrainer:
             "settings": self.recipe.model_dump(mode="json"),
             "data_version": piece.inputs["data"],
             "label_version": label_version,
+            "order": self.order.version,
         }
 
-    def _loader(self, captions: Captions | None) -> Loader:
+    def _loader(self, near: Neighbours | None) -> Loader:
         """The batches of this worker, whose pairs are near to each other if the recipe asks so."""
         s = self.settings
         order = Sampler(
@@ -81,7 +86,7 @@ class TowerTrainer:
             pairs=s.pairs,
             seed=s.seed,
             group=s.neighbours,
-            neighbours=_near(captions, s.neighbours),
+            neighbours=near,
         )
         augment = Augment.of(s)
         return Loader(
@@ -171,6 +176,7 @@ class TowerTrainer:
         then = checkpoint.settings["train"]
         names = ("batch_size", "lanes", "pairs", "neighbours", "seed")
         same = all(then[name] == getattr(self.settings, name) for name in names)
+        same = same and checkpoint.order == self.order.version
         return same and checkpoint.data_version == self.piece.inputs["data"]
 
     def summary(self, chosen: Checkpoint, records: list[dict], torn: list[str]) -> dict:
@@ -188,27 +194,10 @@ class TowerTrainer:
         }
 
 
-def _embeddings(recipe: Recipe, root: str, split: str) -> tuple[Captions | None, str | None]:
-    """The vectors of a split's captions and their version, if they are needed."""
-    if not needs_embeddings(recipe.train):
-        return None, None
-    every = embed.files(recipe, root).of_split(split)
-    files = Files.of(every.folder, [entry for entry in every.entries if entry["captions"]])
-    return Captions.read(files), files.version
-
-
-def _near(captions: Captions | None, group: int) -> np.ndarray | None:
-    """(M, K) image rows whose captions are nearest to those of each image, the nearest first."""
+def _near(neighbours: Neighbours, group: int, world: ProcessGroup) -> Neighbours | None:
+    """The neighbours, which the workers search for together where that was not done before."""
     if group == 1:
         return None
-    image_N = torch.from_numpy(captions.image_of)
-    _, rows = nearest.top_k(
-        captions.vectors,
-        None,
-        SPARE * group,
-        query_group=image_N,
-        candidate_group=image_N,
-        query_owner=image_N,
-        candidate_owner=image_N,
-    )
-    return rows.numpy()
+    neighbours.find(range(world.rank, len(neighbours.files), world.size))
+    world.barrier()
+    return neighbours

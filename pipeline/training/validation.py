@@ -117,7 +117,7 @@ def encode_split(
         payload = np.stack([split.image(row) for row in rows])
         images.append(model.encode_image(torch.from_numpy(payload).to(world.device)))
     for rows in batches(len(split.captions)):
-        words, lengths = vocabulary.encode([split.captions[row] for row in rows], max_words)
+        words, lengths = vocabulary.encode(split.texts(rows), max_words)
         texts.append(model.encode_text(words.to(world.device), lengths))
     owners = torch.from_numpy(np.repeat(np.arange(len(split)), split.caption_count))
     images_MD, texts_ND = world.gather(torch.cat(images)), world.gather(torch.cat(texts))

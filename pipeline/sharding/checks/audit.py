@@ -165,7 +165,7 @@ def _in_order(plan: Plan, columns: list[str]) -> pa.Table:
         for name, value in (("split", piece.inputs["split"]), ("shard", piece.name)):
             table = table.append_column(name, pa.array([value] * len(table), pa.string()))
         tables.append(table)
-    return pa.concat_tables(tables)
+    return parquet.joined(tables)
 
 
 def _rank(split: str) -> tuple[int, str]:

@@ -178,7 +178,7 @@ def check(piece: Piece) -> dict:
 
 def across(checked: dict[str, dict]) -> list[Finding]:
     """Ids that are there twice, and pictures that two splits share, over all checked pieces."""
-    table = pa.concat_tables([IDS.empty_table(), *(done["ids"] for done in checked.values())])
+    table = parquet.joined([IDS.empty_table(), *(done["ids"] for done in checked.values())])
     captions = table["caption_ids"].combine_chunks()
     parents = pc.list_parent_indices(captions)
     of_captions = table.select(["split", "tar"]).take(parents)

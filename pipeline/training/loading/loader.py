@@ -214,8 +214,8 @@ def _pairs(
     """(epoch and step), image rows and caption rows of some lanes, to the training's end."""
     mine = list(lanes)
     while True:
-        for step, (rows, captions) in enumerate(order.epoch(epoch, start), start):
-            yield (epoch, step), rows[mine].reshape(-1), captions[mine].reshape(-1)
+        for step, (rows, captions) in enumerate(order.epoch(epoch, start, mine), start):
+            yield (epoch, step), rows.reshape(-1), captions.reshape(-1)
         epoch, start = epoch + 1, 0
         if epoch >= epochs:
             return

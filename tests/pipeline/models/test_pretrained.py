@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def bert(tmp_path_factory) -> str:
 def build(folder: str, **changed) -> tuple[TwoTower, PretrainedTokens]:
     settings = {"image": "pretrained", "text": "pretrained", "image_size": 48} | changed
     settings = ModelSettings(pretrained=folder, **settings)
-    vocabulary = towers.vocabulary_for(settings, CAPTIONS)
+    vocabulary = towers.vocabulary_for(settings, Counter)
     features = 7 if settings.image == "regions" else None
     return towers.build(settings, vocabulary=vocabulary, features=features), vocabulary
 

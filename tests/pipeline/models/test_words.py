@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.labels.encoders import fitted
-from pipeline.models.vocabulary import Vocabulary
-from pipeline.models.words import long_terms, terms, words
+from pipeline.models.vocabulary import Vocabulary, count_words
+from pipeline.models.words import WORD, long_terms, terms, words
 
 # A sentence of two things that a caption may show, and its words.
 SENTENCES = {
@@ -87,3 +88,16 @@ def test_unknown_words_are_counted_and_named():
     assert vocabulary.unknown("Two zebras, two dogs; zebras 一只猫") == ["zebras", "猫"]
     assert vocabulary.unknown_share(["two dogs", "two zebras"]) == 0.25
     assert vocabulary.unknown_share(["?", ""]) == 0
+
+
+LINES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"), max_size=30)
+
+
+@given(st.lists(LINES | st.sampled_from([text for text, _ in SENTENCES.values()])))
+def test_words_counted_together_are_those_of_each_text(texts):
+    assert count_words(texts) == Counter(word for text in texts for word in words(text))
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_words_of_ascii_are_those_of_any_text(text):
+    assert words(text) == WORD.findall(text.lower())

@@ -79,7 +79,7 @@ def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, ran
     """The same of the objective on `size` workers, gradients after DDP's average."""
     world, captions = ProcessGroup(), captions_of(counts, ENCODER_DIM)
     settings = TrainSettings(losses=losses, negatives_warmup=0, list_rows=rows)
-    objective = Objective(settings, label, None, captions, world)
+    objective = Objective(settings, label, captions, world)
     mine = slice(rank * PAIRS // size, (rank + 1) * PAIRS // size)
     weights, vectors, batch = inputs_of(captions, mine)
     loss, terms = objective(*vectors, batch, epoch=1.0)

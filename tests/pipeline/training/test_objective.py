@@ -32,7 +32,7 @@ def counted(world: ProcessGroup, settings: TrainSettings) -> tuple[int, int]:
     """Bytes at the peak of a step of the objective, and those that autograd kept at its middle."""
     own = settings.batch_size // world.size
     captions, batch = captions_of([EACH] * own, estimate.DIM), batch_of(own, EACH)
-    objective = Objective(settings, LabelSettings(), None, captions, world)
+    objective = Objective(settings, LabelSettings(), captions, world)
     vectors = vectors_of(own, WIDTH)
     with live_bytes.Peak() as peak, live_bytes.saved() as kept:
         loss, _ = objective(*vectors, batch, epoch=0)

@@ -1,6 +1,7 @@
 """Training: resuming, choosing, refusing."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from pipeline.sharding.images import Rejected
 from pipeline.sharding.reading import Shards
 from pipeline.sources import drawn
 from pipeline.storage import store
-from pipeline.training import saved_model, train, validation
+from pipeline.training import sampler, saved_model, train, validation
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.trainer import TowerTrainer
+from schemas.checkpoint import Checkpoint
 from tests.helpers.stages import TINY
 
 
@@ -274,8 +276,40 @@ def test_neighbours_meet_in_a_batch(data, tiny_encoder):
         recipe = recipe_with(tiny_encoder, "--train.neighbours", str(group))
         piece = train.plan(recipe, root, f"near{group}").pieces[0]
         training = TowerTrainer(piece, ProcessGroup())
-        captions = training.learner.objective.captions
+        captions = Captions.read(embed.files(recipe, root).of_split("train"))
         first = captions.vectors[torch.from_numpy(captions.first)]
         pairs = np.concatenate([r for r, _ in training.order.epoch(0)]).reshape(-1, 2)
         alike[group] = float((first[pairs[:, 0]] * first[pairs[:, 1]]).sum(1).mean())
     assert alike[2] > alike[1] + 0.05
+
+
+def test_an_order_of_many_blocks_is_another_training_and_no_smaller_one(data, monkeypatch):
+    recipe, root = data
+    small = train.plan(recipe, root, "x").fingerprint
+    monkeypatch.setattr(sampler, "SHUFFLE_BLOCK", 4)
+    assert train.plan(recipe, root, "x").fingerprint != small
+
+
+def test_a_checkpoint_of_another_order_begins_its_epoch_again(data):
+    recipe, root = data
+    training = TowerTrainer(train.plan(recipe, root, "order").pieces[0], ProcessGroup())
+    fields = {"epoch": 0, "step": 3, "metrics": {}, "best": {}, "optimizer": {}, "files": {}}
+    about = {**training.about, **fields, "fingerprint": "another"}
+    assert training.same_batches(Checkpoint(**about))
+    assert not training.same_batches(Checkpoint(**{**about, "order": 2}))
+    del about["order"]  # as checkpoints were written before there were two
+    assert training.same_batches(Checkpoint(**about))
+
+
+def test_embeddings_of_other_captions_than_the_shards_are_refused(data, tiny_encoder, tmp_path):
+    recipe, root = data
+    copy = str(tmp_path / "copy")
+    shutil.copytree(root, copy)
+    index = store.read_json(f"{copy}/2-shards/index.json")
+    index["pieces"][0]["contents"] = ["another"]
+    store.write_json(f"{copy}/2-shards/index.json", index)
+    graded = recipe_with(tiny_encoder, "--train.losses", "{smooth_ndcg: {weight: 1}}")
+    with pytest.raises(InputError, match=r"of the captions of shard \S+-000000 as it is"):
+        for split in ("train", "val", "test"):
+            embed.of_shards(graded, copy, split)
+    assert len(embed.of_shards(graded, root, "train")[0]) == 3
