@@ -18,7 +18,7 @@ from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import Files, RunFolder
 from pipeline.training import validation
 from pipeline.training.augmentation import Augment
-from pipeline.training.checkpoint import Tensors
+from pipeline.training.checkpoint import Tensors, frozen
 from pipeline.training.data import Batch, Split
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
@@ -41,6 +41,11 @@ class TowerTrainer:
         self.recipe: Recipe = piece.inputs["recipe"]
         self.settings, model = self.recipe.train, self.recipe.model
         s = self.settings
+        if s.lanes % world.size:
+            raise InputError(
+                f"train.lanes {s.lanes} do not share out among {world.size} workers; choose lanes "
+                "that their number divides"
+            )
         torch.manual_seed(s.seed)
         read = partial(Split, root, image_size=model.image_size, copies_gb=s.cache_gb)
         self.train_split = read("train")
@@ -69,6 +74,7 @@ class TowerTrainer:
             "settings": self.recipe.model_dump(mode="json"),
             "data_version": piece.inputs["data"],
             "label_version": label_version,
+            "base": self.learner.base,
         }
 
     def _loader(self, captions: Captions | None) -> Loader:
@@ -132,6 +138,9 @@ class TowerTrainer:
             metrics |= validation.ndcg_on_val(images, texts, self.val_captions, self.recipe.label)
         return metrics
 
+    def frozen(self) -> dict[str, torch.Tensor]:
+        return frozen(self.learner.model)
+
     def state(self) -> tuple[Tensors, dict]:
         try:
             self.learner.check()
@@ -143,12 +152,13 @@ class TowerTrainer:
         if self.world.together and self.settings.sharding == "ddp":
             self.learner.settle(next(self.loader.epoch(0)))
         try:
-            self.learner.restore(files, checkpoint.optimizer)
+            self.learner.restore(files, checkpoint.optimizer, checkpoint.base)
         except (RuntimeError, KeyError, ValueError) as error:
             raise InputError(
                 f"the checkpoint of step {checkpoint.step} does not fit: other towers, words or "
                 f"optimizer ({str(error).splitlines()[0]}); train without --resume"
             ) from error
+        self.about["base"] = self.learner.base
 
     def same_batches(self, checkpoint: Checkpoint) -> bool:
         then = checkpoint.settings["train"]
@@ -168,6 +178,7 @@ class TowerTrainer:
             "shard": RunFolder(self.piece.inputs["root"]).index("shard")["settings"],
             "architecture": self.architecture,
             "recipe": self.about["settings"],
+            **({"not_compiled": self.learner.not_compiled} if self.learner.not_compiled else {}),
         }
 
 
