@@ -42,7 +42,8 @@ def wanted(settings: TrainSettings, device: torch.device, steps: int) -> bool:
 def _problem(device: torch.device) -> str:
     """Why nothing can be compiled for the device; empty where it can."""
     try:
-        torch.compile(_trial)(torch.ones(8, device=device))
+        with torch._dynamo.config.patch(suppress_errors=False):
+            torch.compile(_trial)(torch.ones(8, device=device))
     except Exception as error:  # of the compiler, of Triton, of the C compiler behind them
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"torch.compile fails ({lines[0] if lines else type(error).__name__})"

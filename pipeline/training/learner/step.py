@@ -175,7 +175,7 @@ class Learner:
         self.parallel.eval()
         self._swap()
         # Blocks that are gathered in bf16 compute in it; others are evaluated in float32.
-        half = self.sharded and self.arithmetic.dtype is not None
+        half = self.sharded and self.arithmetic.dtype == torch.bfloat16
         try:
             with self.arithmetic.forward() if half else contextlib.nullcontext():
                 yield
