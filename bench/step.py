@@ -1,6 +1,6 @@
 """What a training step costs beside the towers: the optimizer, casts to bf16, checkpoints.
 
-    python -m bench.step [MB]
+    python -m bench.step [MB] [optimizers|casts|checkpoints …]
 
 Everything is a ratio within one run, on the GPU where there is one, else on one core. The model has
 MB megabytes of weights (default 100), so with Adam's two moments a checkpoint has three times that.
@@ -154,4 +154,5 @@ def about(step: int, rest: dict) -> dict:
 if __name__ == "__main__":
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     for measure in (optimizers, casts, checkpoints):
-        measure(size)
+        if measure.__name__ in sys.argv[2:] or not sys.argv[2:]:
+            measure(size)

@@ -33,10 +33,11 @@ class PretrainedTower(nn.Module):
             for name, parameter in encoder.named_parameters():
                 parameter.requires_grad = self._depth_of(name) > settings.freeze
         if settings.gradient_checkpointing:
-            # Block by block; the older, re-entrant kind would send nothing to layers behind frozen
-            # ones.
-            how = {"use_reentrant": False}
-            encoder.gradient_checkpointing_enable(how)  # type: ignore[operator]
+            # Block by block. The re-entrant kind would send nothing to what lies behind frozen
+            # layers. (Another name since a later transformers 5.)
+            old = "gradient_checkpointing_enable"
+            enable = getattr(encoder, "activation_checkpointing_enable", None)
+            (enable or getattr(encoder, old))({"use_reentrant": False})
 
     def lr_scale(self, name: str) -> float:
         """The deeper a layer, the nearer its learning rate is to the whole."""

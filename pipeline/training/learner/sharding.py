@@ -11,17 +11,17 @@ from pipeline.models.two_tower import TwoTower, blocks_of
 def shard(model: TwoTower, device: torch.device, dtype: torch.dtype | None) -> None:
     """Every worker keeps a share of the weights; a block is whole only while it runs.
 
-    With `dtype` bfloat16 blocks are gathered and computed in it; gradients are summed in float32.
+    With `dtype` bfloat16 blocks are gathered and computed in it, but in towers with batch norms,
+    whose running moments are float32; gradients are summed in float32.
     """
     mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),))
-    half = dtype == torch.bfloat16  # fp16's range is too small for a weight's gradient
-    kinds = {"param_dtype": dtype, "reduce_dtype": torch.float32} if half else {}
-    how: dict = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**kinds)}
     for tower in model.children():
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in tower.modules())
+        half = dtype == torch.bfloat16 and not norms  # fp16's range is too small for gradients
+        policy = MixedPrecisionPolicy(dtype, torch.float32) if half else MixedPrecisionPolicy()
         _, blocks = blocks_of(tower)
-        for block in blocks:
-            fully_shard(block, **how)
-        fully_shard(tower, **how)
+        for module in (*blocks, tower):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def gathered_no_more(model: nn.Module) -> None:

@@ -95,7 +95,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_training(data, tiny_encode
     training.report = told.append
     with pytest.raises(OSError):
         training.run()
-    assert training.step == 21  # it was found out before the next was begun
+    assert training.step in (20, 21)  # where a record was read, or before the next was begun
     assert checkpoint.latest(str(folder))[0][0].step == 7 and len(told) == 1
 
 
@@ -239,10 +239,6 @@ def test_a_whole_checkpoint_of_before_is_taken_up_by_a_training_of_a_part(
     before = checkpoint.identity(
         checkpoint.frozen(TowerTrainer(piece, ProcessGroup()).learner.model)
     )
-    try:
-        fit(recipe, root, "part-then")
-    except InputError as error:  # its optimizer moves fewer weights
-        assert "does not fit" in str(error)
-        return
+    fit(recipe, root, "part-then")
     found = checkpoint.read(f"{root}/5-model/part-then/checkpoints/step-00000012")[0]
     assert isinstance(found, Checkpoint) and found.base != before

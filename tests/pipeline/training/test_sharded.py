@@ -66,7 +66,8 @@ def trained(data, tiny_encoder, clip, tmp_path_factory):  # noqa: F811
         sharding, *sizes = how.split("-")
         flags = (*FLAGS, "--train.sharding", sharding, "--model.pretrained", clip)
         pieces = {}
-        for name, own in {**CASES, **HALF}.items():
+        halves = {} if how in ("fsdp-4", "fsdp-2-4") else HALF
+        for name, own in {**CASES, **halves}.items():
             recipe = recipe_with(tiny_encoder, *flags, *own)
             pieces[name] = train.plan(recipe, root, f"{name.replace(' ', '-')}-{how}").pieces[0]
         for stop, size in enumerate(map(int, sizes), 3 - len(sizes)):
@@ -102,10 +103,9 @@ def test_spread_out_weights_take_the_steps_of_whole_ones(trained, name, how):
     assert any("val/rsum" in record for record in its)
 
 
-@pytest.mark.parametrize("how", ["fsdp-2", "fsdp-4", "fsdp-2-4"])
 @pytest.mark.parametrize("name", HALF)
-def test_in_bf16_they_take_nearly_the_same(trained, name, how):
-    (whole, records, _), (spread, its, _) = trained(name, "ddp-2"), trained(name, how)
+def test_in_bf16_they_take_nearly_the_same(trained, name):
+    (whole, records, _), (spread, its, _) = trained(name, "ddp-2"), trained(name, "fsdp-2")
     for key, tensor in whole.items():
         torch.testing.assert_close(spread[key], tensor, atol=3e-2, rtol=3e-2, msg=key)
     losses = [[r["train/loss"] for r in found if "train/loss" in r] for found in (records, its)]
