@@ -161,7 +161,15 @@ def read(uri: str) -> tuple[Checkpoint, Tensors] | None:
         return None
     if any(store.sha256(files[name]) != digest for name, digest in checkpoint.files.items()):
         return None
-    return checkpoint, {n.removesuffix(".safetensors"): load(data) for n, data in files.items()}
+    return checkpoint, {n.removesuffix(".safetensors"): _loaded(d) for n, d in files.items()}
+
+
+def _loaded(data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a file, sorted by name, as it gives them in another order in every process.
+
+    Workers are dealt their shares of them one by one, all in the same order.
+    """
+    return dict(sorted(load(data).items()))
 
 
 def frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Weights spread over the workers (FSDP): the same training as whole ones (DDP), val included."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -61,25 +62,27 @@ def train_all(rank: int, size: int, folder: str, pieces: dict, stop: int) -> Non
 @pytest.fixture(scope="module")
 def trained(data, tiny_encoder, clip, tmp_path_factory):  # noqa: F811
     """`trained(name, how)`: weights and figures; how: ddp-2, fsdp-2, fsdp-4, or fsdp-2-4."""
-    root, folder, blocks = data[1], tmp_path_factory.mktemp("sharded"), {}
-    for how in ("ddp-2", "fsdp-2", "fsdp-4", "fsdp-2-4"):
+    root, folder = data[1], tmp_path_factory.mktemp("sharded")
+
+    @functools.cache
+    def blocks(how: str) -> dict[str, list[int]]:
+        """Train all cases so; the blocks of the towers, and how many are spread out."""
         sharding, *sizes = how.split("-")
         flags = (*FLAGS, "--train.sharding", sharding, "--model.pretrained", clip)
         pieces = {}
-        halves = {} if how in ("fsdp-4", "fsdp-2-4") else HALF
-        for name, own in {**CASES, **halves}.items():
+        for name, own in {**CASES, **(HALF if sizes == ["2"] else {})}.items():
             recipe = recipe_with(tiny_encoder, *flags, *own)
             pieces[name] = train.plan(recipe, root, f"{name.replace(' ', '-')}-{how}").pieces[0]
         for stop, size in enumerate(map(int, sizes), 3 - len(sizes)):
             place = folder / f"{how}-{stop}"
             place.mkdir()
             gloo.together(size, train_all, str(place), pieces, stop)
-            blocks[how] = json.loads((place / f"{size}-{stop}.json").read_text())
+        return json.loads((place / f"{size}-{stop}.json").read_text())
 
     def of(name: str, how: str) -> tuple[dict, list[dict], list[int]]:
-        kept = f"{name.replace(' ', '-')}-{how}"
+        found, kept = blocks(how)[name], f"{name.replace(' ', '-')}-{how}"
         records = store.read_json(f"{root}/5-model/{kept}/history.json")["records"]
-        return weights(root, kept), records, blocks[how][name]
+        return weights(root, kept), records, found
 
     return of
 
