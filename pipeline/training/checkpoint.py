@@ -183,7 +183,7 @@ def identity(tensors: dict[str, torch.Tensor]) -> str | None:
     for name, value in sorted(tensors.items()):
         full = _full(value).cpu().contiguous()
         digest.update(f"{name} {full.dtype} {tuple(full.shape)}".encode())
-        digest.update(full.flatten().view(torch.uint8).numpy())
+        digest.update(full.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16] if tensors else None
 
 

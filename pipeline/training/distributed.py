@@ -4,6 +4,7 @@ import atexit
 import datetime
 import os
 import socket
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,9 @@ def start(timeout: float | None = None) -> None:
         return
     if torch.cuda.is_available():  # NCCL asks which one is its worker's
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    how = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
+    how: dict[str, Any] = (
+        {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
+    )
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **how)
     atexit.register(dist.destroy_process_group)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -49,7 +50,8 @@ def allowed_tf32(allowed: bool) -> Iterator[None]:
     By the setting that torch has had all along: the newer one by operator (`fp32_precision`, from
     2.9 on) makes torch refuse to be asked for the older one, which its compiler does.
     """
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn  # products; convolutions and GRUs
+    # Products; convolutions and GRUs.
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = allowed

@@ -25,7 +25,7 @@ def optimizer_of(model: TwoTower, settings: TrainSettings) -> torch.optim.Optimi
     for (scale, decays), parameters in groups.items():
         decay = settings.weight_decay if decays else 0.0
         arguments.append({"params": parameters, "lr_scale": scale, "weight_decay": decay})
-    every = [parameter for group in arguments for parameter in group["params"]]
+    every = [parameter for parameters in groups.values() for parameter in parameters]
     how: dict = {"lr": settings.lr, "fused": _can_fuse(every) or None}
     if settings.optimizer == "sgd":
         how["momentum"] = settings.momentum
