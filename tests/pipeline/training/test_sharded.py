@@ -69,14 +69,17 @@ def trained(data, tiny_encoder, clip, tmp_path_factory):  # noqa: F811
         """Train all cases so; the blocks of the towers, and how many are spread out."""
         sharding, *sizes = how.split("-")
         flags = (*FLAGS, "--train.sharding", sharding, "--model.pretrained", clip)
-        pieces = {}
+        plans = {}
         for name, own in {**CASES, **(HALF if sizes == ["2"] else {})}.items():
             recipe = recipe_with(tiny_encoder, *flags, *own)
-            pieces[name] = train.plan(recipe, root, f"{name.replace(' ', '-')}-{how}").pieces[0]
+            plans[name] = train.plan(recipe, root, f"{name.replace(' ', '-')}-{how}")
+        pieces = {name: plan.pieces[0] for name, plan in plans.items()}
         for stop, size in enumerate(map(int, sizes), 3 - len(sizes)):
             place = folder / f"{how}-{stop}"
             place.mkdir()
             gloo.together(size, train_all, str(place), pieces, stop)
+        for name, plan in plans.items():
+            plan.finish({"model": saved_model.summary(pieces[name])})
         return json.loads((place / f"{size}-{stop}.json").read_text())
 
     def of(name: str, how: str) -> tuple[dict, list[dict], list[int]]:
