@@ -24,7 +24,7 @@ from pipeline.training.learner import Learner
 from schemas.settings import TrainSettings
 
 torch.set_num_threads(1)
-PAIRS, WIDTH, WORDS, WARM, ROUNDS = 64, 1024, 1000, 3, 20
+PAIRS, WIDTH, WORDS, WARM, ROUNDS = 32, 1024, 1000, 2, 8
 KINDS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
@@ -123,12 +123,12 @@ def checkpoints(megabytes: int) -> None:
     alone = statistics.median([seconds(learner, n) for n in range(WARM + ROUNDS)][WARM:])
     with tempfile.TemporaryDirectory() as folder:
         writer, at_once, held, beside = Writer(folder, learner.world), [], [], []
-        for number in range(6):
+        for number in range(4):
             started = time.perf_counter()
             files, rest = learner.state()
             checkpoint.write(folder, about(number, rest), checkpoint.whole(files, True), [])
             at_once.append(time.perf_counter() - started)
-        for number in range(10, 16):
+        for number in range(10, 14):
             started = time.perf_counter()
             files, rest = learner.state()
             writer.begin(about(number, rest), files, [])
