@@ -81,6 +81,7 @@ def learned(here: Model, lists: Model | None, pool: str, steps: list[dict], seed
             training.run_epoch()
             if training.best["epoch"] == training.epoch:
                 best = {k: v.clone() for k, v in training.trainer.model.state_dict().items()}
+        training.settle()
     training.trainer.model.load_state_dict(best)
     return training.trainer.model.eval()
 

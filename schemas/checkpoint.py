@@ -2,6 +2,7 @@
 
 model.safetensors  optimizer.safetensors  vocabulary.json  checkpoint.json
 With averaged weights model.safetensors holds those, and raw.safetensors the ones that are trained.
+Weights that are not trained (frozen layers, what LoRA adds to) are in neither.
 """
 
 from pydantic import BaseModel, ConfigDict
@@ -23,4 +24,5 @@ class Checkpoint(BaseModel):
     label_version: str | None  # of 3-embeddings, where a loss needed relevance
     order: int = 1  # of the samples: another one is other batches
     records: list[dict] = []  # of the steps so far
+    base: str | None = None  # identity of the weights that are not trained; None: all are
     files: dict[str, str]  # name -> sha256

@@ -34,12 +34,15 @@ def main(name: str | None = None, argv: list[str] | None = None) -> None:
             raise SystemExit(0)
         name, *argv = argv
     from jobs.cli import options
+    from jobs.cluster import torchrun
     from jobs.cluster.tasks import WorkFailed
 
     try:
         command = command_of(name)
         with _ended_by_sigterm():
-            command.scope(command, *options.parse(name, command, argv))
+            given = options.parse(name, command, argv)
+            torchrun.check(name, getattr(given[0], "dry_run", False))
+            command.scope(command, *given)
     except InputError as error:
         print(f"halftone {name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

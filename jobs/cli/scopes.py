@@ -10,6 +10,7 @@ from pathlib import Path
 from jobs.cli import recipes
 from jobs.cli.run import Run
 from jobs.cli.show import Show
+from jobs.cluster import torchrun
 from pipeline.errors import InputError
 from pipeline.storage import store
 
@@ -59,8 +60,10 @@ def source_or_recipe(command, options, overrides: dict) -> None:
 
 
 def each_model(command, options, overrides: dict) -> None:
-    """`run(run)` for every model."""
-    _runs(command, options, overrides, lambda root, models: models)
+    """`run(run)` for every model; a worker of torchrun's that is not the first trains alone."""
+    if torchrun.rank():
+        return torchrun.take_part(*models_of(options, overrides))
+    return _runs(command, options, overrides, lambda root, models: models)
 
 
 def data(command, options, overrides: dict) -> None:

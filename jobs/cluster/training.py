@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from jobs.cluster import torchrun
 from jobs.cluster.polling import meanwhile
 from jobs.cluster.tasks import LOOK_SECONDS, Say, _explained, _Nodes, _to_stderr, connect
 from pipeline.errors import InputError, Unreachable
@@ -28,7 +29,11 @@ def train(
 
     A lost worker restarts all of them, and `fit` goes on from its newest checkpoint; with
     `train.min_workers` on as many nodes as there are then. `say` tells so.
+
+    Under torchrun its workers train, and no Ray.
     """
+    if torchrun.rank() is not None:
+        return torchrun.train(fit, piece, settings, record, monitor)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -64,7 +69,7 @@ def train(
         raise _explained(piece.name, error) from error
     if problem := (result.metrics or {}).get("input_error"):
         raise InputError(problem)
-    store.remove(storage)
+    return store.remove(storage)
 
 
 def _worker(config: dict) -> None:

@@ -74,11 +74,14 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """x normalised by the moments of all workers' x; shares are of equal size."""
+    """x normalised by the moments of all workers' x; shares are of equal size.
+
+    x may be of half precision; its moments are float32 as torch's are.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
         moments = torch.stack([mean, variance + mean.square()])
         dist.all_reduce(moments)
         mean, square = moments / dist.get_world_size()
@@ -102,4 +105,5 @@ class _Normalise(torch.autograd.Function):
         shift = -scale * by_bias - slope * mean
         at = (None, slice(None), None, None)
         grad_x = torch.addcmul(shift[at], x, slope[at]).addcmul_(grad_y, scale[at])
+        grad_x = grad_x.to(x.dtype)
         return grad_x, grad_weight, grad_bias, None

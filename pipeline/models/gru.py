@@ -48,4 +48,6 @@ class GRUTower(nn.Module):
         if self.gru.bidirectional:
             states_BLD = torch.stack(states_BLD.chunk(2, -1)).mean(0)
         place_L = torch.arange(longest, device=words_BL.device)
-        return self.pool(states_BLD, place_L < lengths_B.to(words_BL.device)[:, None])
+        return self.pool(
+            states_BLD, place_L < lengths_B.to(words_BL.device, non_blocking=True)[:, None]
+        )

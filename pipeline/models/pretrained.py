@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.models.two_tower import TowerInputs
+from pipeline.models.two_tower import TowerInputs, blocks_of
 from pipeline.models.vocabulary import PretrainedPythonTokens, PretrainedTokens, not_installed
 from schemas.settings import ModelSettings
 
@@ -25,8 +25,7 @@ class PretrainedTower(nn.Module):
         super().__init__()
         self.encoder, self.project = encoder, project
         self.decay = settings.layer_decay
-        lists = [(n, m) for n, m in encoder.named_modules() if isinstance(m, nn.ModuleList)]
-        self.layers, layers = max(lists, key=lambda found: len(found[1]))
+        self.layers, layers = blocks_of(encoder)
         self.depth = len(layers)
         if settings.lora_rank:
             _add_lora(encoder, settings.lora_rank)
@@ -34,7 +33,11 @@ class PretrainedTower(nn.Module):
             for name, parameter in encoder.named_parameters():
                 parameter.requires_grad = self._depth_of(name) > settings.freeze
         if settings.gradient_checkpointing:
-            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+            # Block by block. The re-entrant kind would send nothing to what lies behind frozen
+            # layers. (Another name since a later transformers 5.)
+            old = "gradient_checkpointing_enable"
+            enable = getattr(encoder, "activation_checkpointing_enable", None)
+            (enable or getattr(encoder, old))({"use_reentrant": False})
 
     def lr_scale(self, name: str) -> float:
         """The deeper a layer, the nearer its learning rate is to the whole."""
@@ -102,7 +105,7 @@ class PretrainedTextTower(PretrainedTower):
 
     def forward(self, words_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
         place_L = torch.arange(words_BL.shape[1], device=words_BL.device)
-        mask_BL = place_L < lengths_B.to(words_BL.device)[:, None]
+        mask_BL = place_L < lengths_B.to(words_BL.device, non_blocking=True)[:, None]
         out = self.encoder(input_ids=words_BL, attention_mask=mask_BL.long())
         if self.two_tower:  # its pooled state is what it was trained to match images with
             return self.project(out.pooler_output)

@@ -40,3 +40,16 @@ class TowerInputs:
     features: int | None  # width of a region vector; None where the shards hold images
     words: int  # size of the vocabulary
     model: nn.Module | None = None  # the Hugging Face model of the pretrained towers
+
+
+def blocks_of(tower: nn.Module) -> tuple[str, list[nn.Module]]:
+    """A tower's blocks in order, with the name of their list: its longest list of modules.
+
+    ("", []) where it has none. Lists of single layers are none.
+    """
+    lists = [
+        (name, list(module))
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.ModuleList) and all(any(m.children()) for m in module)
+    ]
+    return max(lists, key=lambda found: len(found[1]), default=("", []))

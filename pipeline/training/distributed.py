@@ -1,12 +1,13 @@
 """The workers of a training: rank, size, and what they exchange in a step."""
 
+import atexit
+import datetime
 import os
 import socket
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 
 from pipeline.errors import InputError
 from pipeline.storage import probe, store
@@ -17,6 +18,22 @@ _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+def start(timeout: float | None = None) -> None:
+    """Start the process group of the workers that torchrun made, if it did and it is not there.
+
+    `timeout` is what a silent worker is given (seconds).
+    """
+    if dist.is_initialized() or not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
+        return
+    if torch.cuda.is_available():  # NCCL asks which one is its worker's
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    how: dict[str, Any] = (
+        {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
+    )
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **how)
+    atexit.register(dist.destroy_process_group)
+
+
 class ProcessGroup:
     """This process among `size`; alone where torch.distributed was not started.
 
@@ -24,8 +41,7 @@ class ProcessGroup:
     """
 
     def __init__(self):
-        if not dist.is_initialized() and "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        start()
         self.together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self.together else 0
         self.size = dist.get_world_size() if self.together else 1
@@ -33,6 +49,7 @@ class ProcessGroup:
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
+            torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions and GRUs
         else:
             self.device = torch.device("cpu")
         self.exchanging = Stopwatch(self.device)  # waiting for other workers' vectors
@@ -61,19 +78,9 @@ class ProcessGroup:
             dist.all_to_all_single(received, parts.contiguous())
         return received
 
-    def share(self, model: torch.nn.Module, sharding: str) -> torch.nn.Module:
-        """The model as it is called in training: gradients are averaged over the workers.
-
-        With "fsdp" every tower's weights are spread over the workers, and gathered while it runs.
-        """
-        if not self.together:
-            return model
-        if sharding == "fsdp":
-            mesh = dist.device_mesh.init_device_mesh(self.device.type, (self.size,))
-            for tower in model.children():
-                fully_shard(tower, mesh=mesh)
-            return model
-        return torch.nn.parallel.DistributedDataParallel(model)
+    def share(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model as it is called in training: gradients are averaged over the workers."""
+        return torch.nn.parallel.DistributedDataParallel(model) if self.together else model
 
     def gather_messages(self, said: str) -> list[str]:
         """What the workers have to say, each with its host's name; empty sayings are left out."""
@@ -86,6 +93,14 @@ class ProcessGroup:
         if self.together:
             dist.all_gather_object(everything, mine)
         return everything
+
+    def told(self, said: bool) -> bool:
+        """What worker 0 says."""
+        if not self.together:
+            return said
+        flag = torch.tensor(said, dtype=torch.uint8, device=self.device)
+        dist.broadcast(flag, 0)
+        return bool(flag)
 
     def barrier(self) -> None:
         if self.together:

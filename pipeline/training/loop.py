@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+from safetensors.torch import load, save
+
 from pipeline.errors import InputError
 from pipeline.storage import store
 from pipeline.storage.plan import Piece
@@ -60,7 +63,13 @@ class Trainer(Protocol):
         """Figures on val by their names; empty where there is no val."""
 
     def state(self) -> tuple[checkpoint_files.Tensors, dict]:
-        """Tensors by file, and the optimizer's rest; raises where they are not finite."""
+        """Tensors by file, and the optimizer's rest; raises where they are not finite.
+
+        They may be the very ones that are trained, and shares of them: they are copied.
+        """
+
+    def frozen(self) -> dict[str, torch.Tensor]:
+        """The weights that are not trained and in no checkpoint, by name."""
 
     def restore(self, checkpoint: Checkpoint, files: checkpoint_files.Tensors) -> None:
         """Put back what `state` gave."""
@@ -89,6 +98,8 @@ class Loop:
         self.best: dict[str, float] = {"step": 0, "epoch": 0}
         self.records: list[dict] = []  # by step, all of them
         self.reported = 0  # records that were handed on
+        self.writer = checkpoint_files.Writer(self.checkpoints, self.world)
+        self.written: int | None = None  # records of the checkpoint that is being written
         check_storage(self.world, store.join(self.folder, f"probes-{piece.fingerprint}"))
         self.trainer = build(piece, self.world)
         self.course = self.trainer.course
@@ -96,8 +107,13 @@ class Loop:
 
     def run(self) -> None:
         """Train to the end and publish."""
-        while not self.over:
-            self.run_epoch()
+        try:
+            while not self.over:
+                self.run_epoch()
+            self.settle()
+        except BaseException as error:
+            self.writer.give_up(error)
+            raise
         self.publish()
 
     @property
@@ -107,7 +123,7 @@ class Loop:
         return self.epoch >= self.course.epochs or 0 < self.course.patience <= stale
 
     def run_epoch(self) -> None:
-        """Train to the end of the epoch, validate, write a checkpoint, report."""
+        """Train to the end of the epoch, validate, and have a checkpoint written."""
         trainer, course = self.trainer, self.course
         begin, end = self.epoch * trainer.steps, (self.epoch + 1) * trainer.steps
         started, pairs = time.perf_counter(), 0
@@ -120,10 +136,15 @@ class Loop:
             logged = bool(course.log_every) and self.step % course.log_every == 0
             if logged:
                 self.records.append({"step": self.step, **record()})
+                if self.written is not None and self.writer.done():
+                    self.settle()
             due = bool(course.checkpoint_every) and self.step % course.checkpoint_every == 0
             # Only where records are read anyway: asking waits for every worker.
-            if self.step < end and (due or (logged and self.leaving())):
+            leaves = logged and self.step < end and self.leaving()
+            if self.step < end and (due or leaves):
                 self._write_checkpoint({})
+            if leaves:
+                self.settle()
         last = record()  # waits for the device, which may be steps behind
         seconds = time.perf_counter() - started
         shares = data.seconds, *trainer.loading(), self.world.exchanging.seconds - exchanged
@@ -145,25 +166,34 @@ class Loop:
         self._write_checkpoint(summary)
 
     def _write_checkpoint(self, metrics: dict[str, float]) -> None:
-        """Write where training is, then report; a report that is lost is made up for by the end."""
+        """Have written where training is now, after what is being written is durable and told."""
+        self.settle()
         files, optimizer = self.trainer.state()
-        if self.world.rank == 0:
-            about = {
-                **self.trainer.about,
-                "fingerprint": self.piece.fingerprint,
-                "epoch": self.epoch,
-                "step": self.step,
-                "metrics": metrics,
-                "best": self.best,
-                "optimizer": optimizer,
-                "records": self.records,  # those beside it may be another try's, not yet dead
-            }
-            store.write_json(store.join(self.checkpoints, "records.json"), self.records)
-            words = self.trainer.vocabulary_state or []
-            checkpoint_files.write(self.checkpoints, about, files, words)
-        self.world.barrier()
-        self.report(self.records[self.reported :])
-        self.reported = len(self.records)
+        about = {
+            **self.trainer.about,
+            "fingerprint": self.piece.fingerprint,
+            "epoch": self.epoch,
+            "step": self.step,
+            "metrics": metrics,
+            "best": self.best,
+            "optimizer": optimizer,
+            "records": list(self.records),  # those beside it may be another try's, not yet dead
+        }
+        self.writer.begin(about, files, self.trainer.vocabulary_state or [])
+        self.written = len(self.records)
+
+    def settle(self) -> None:
+        """Wait until what is being written is durable, then report the records that it holds.
+
+        So a report lags behind its checkpoint: until the next step whose record is read and finds
+        it written, else until the next checkpoint or the end. One that a kill loses is made up for
+        by the end.
+        """
+        if self.written is None:
+            return
+        self.writer.wait()
+        self.report(self.records[self.reported : self.written])
+        self.reported, self.written = self.written, None
 
     def _resume(self) -> None:
         """Go on from this training's newest checkpoint, else from the one of `course.resume`."""
@@ -193,13 +223,17 @@ class Loop:
                 raise InputError(f"{given} ends epoch {self.epoch} already; give more --epochs")
 
     def publish(self) -> None:
-        """Put the chosen checkpoint's weights where the later stages look for them."""
+        """Put the chosen checkpoint's weights where the later stages look for them, all of them."""
+        frozen = checkpoint_files.whole({"": self.trainer.frozen()}, self.world.rank == 0)
         if self.world.rank == 0:
             uri = store.join(self.checkpoints, checkpoint_files.name_of(self.best["step"]))
             found = checkpoint_files.read(uri)
             if found is None:
                 raise InputError(f"{uri} is torn; delete it and train again")
-            outputs = {"model.safetensors": store.read_bytes(store.join(uri, "model.safetensors"))}
+            weights = store.read_bytes(store.join(uri, "model.safetensors"))
+            if frozen[""]:
+                weights = save({**frozen[""], **load(weights)})
+            outputs = {"model.safetensors": weights}
             if (words := self.trainer.vocabulary_state) is not None:
                 outputs["vocabulary.json"] = (json.dumps(words) + "\n").encode()
             files = {}

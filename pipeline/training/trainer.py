@@ -16,7 +16,7 @@ from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training import validation
-from pipeline.training.checkpoint import Tensors
+from pipeline.training.checkpoint import Tensors, frozen
 from pipeline.training.data import Batch, Split, word_counts
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
@@ -40,6 +40,11 @@ class TowerTrainer:
         self.recipe: Recipe = piece.inputs["recipe"]
         self.settings, model = self.recipe.train, self.recipe.model
         s = self.settings
+        if s.lanes % world.size:
+            raise InputError(
+                f"train.lanes {s.lanes} do not share out among {world.size} workers; choose lanes "
+                "that their number divides"
+            )
         torch.manual_seed(s.seed)
         read = partial(Split, root, image_size=model.image_size, copies_gb=s.cache_gb)
         self.train_split = read("train")
@@ -74,6 +79,7 @@ class TowerTrainer:
             "data_version": piece.inputs["data"],
             "label_version": label_version,
             "order": self.order.version,
+            "base": self.learner.base,
         }
 
     def _loader(self, near: Neighbours | None) -> Loader:
@@ -154,6 +160,9 @@ class TowerTrainer:
             metrics |= validation.ndcg_on_val(images, texts, *given)
         return metrics
 
+    def frozen(self) -> dict[str, torch.Tensor]:
+        return frozen(self.learner.model)
+
     def state(self) -> tuple[Tensors, dict]:
         try:
             self.learner.check()
@@ -165,12 +174,13 @@ class TowerTrainer:
         if self.world.together and self.settings.sharding == "ddp":
             self.learner.settle(next(self.loader.epoch(0)))
         try:
-            self.learner.restore(files, checkpoint.optimizer)
+            self.learner.restore(files, checkpoint.optimizer, checkpoint.base)
         except (RuntimeError, KeyError, ValueError) as error:
             raise InputError(
                 f"the checkpoint of step {checkpoint.step} does not fit: other towers, words or "
                 f"optimizer ({str(error).splitlines()[0]}); train without --resume"
             ) from error
+        self.about["base"] = self.learner.base
 
     def same_batches(self, checkpoint: Checkpoint) -> bool:
         then = checkpoint.settings["train"]
@@ -191,6 +201,7 @@ class TowerTrainer:
             "shard": RunFolder(self.piece.inputs["root"]).index("shard")["settings"],
             "architecture": self.architecture,
             "recipe": self.about["settings"],
+            **({"not_compiled": self.learner.not_compiled} if self.learner.not_compiled else {}),
         }
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from schemas.settings.section import Section, setting
 
@@ -77,10 +77,12 @@ class TrainSettings(Section):
     lr_warmup: float = setting(0.0, "linear rise of the rate before that (epochs)", ge=0)
     weight_decay: float = setting(0.0, "of matrices, not of biases and norms (per step)", ge=0)
     clip_grad_norm: float = setting(2.0, "largest gradient norm (L2)", gt=0)
-    precision: Literal["fp32", "amp_bf16", "amp_fp16"] = setting(
+    precision: Literal["fp32", "tf32", "amp_bf16", "amp_fp16"] = setting(
         "fp32", "arithmetic of the towers; losses are always fp32"
     )
-    compile: bool = setting(False, "compile the towers with torch.compile", changes="how")
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto", "towers compiled by torch; auto: on a GPU, of a long training", changes="how"
+    )
     ema: float = setting(0.0, "decay of averaged weights, the model then; 0: none", ge=0, lt=1)
     select: Literal["best", "best_ndcg", "last"] = setting(
         "best", "checkpoint handed on: best val rSum, best val NDCG@10 by the labels, or the last"
@@ -115,6 +117,12 @@ class TrainSettings(Section):
                 "out, or give decode_workers (0, the default: as many as the node has cores for)"
             )
         return given
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        """YAML takes on and off for true and false, which they were before."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _lanes_fit(self) -> Self:

@@ -35,7 +35,7 @@ class LeaPRRTrainer:
         self.val, self.chain = val, [*before, {"method": "leaprr"}]
         torch.manual_seed(s.seed)
         self.model = LeaPRR(s).to(self.world.device)
-        self.parallel = self.world.share(self.model, "ddp")
+        self.parallel = self.world.share(self.model)
         self.optimizer = {
             "adamw": lambda p: torch.optim.AdamW(p, lr=s.lr, weight_decay=s.weight_decay),
             "sgd": lambda p: torch.optim.SGD(p, s.lr, 0.9, weight_decay=s.weight_decay),
@@ -127,6 +127,9 @@ class LeaPRRTrainer:
         self.model.eval()
         sums = fitting.sums(self.val, self.chain, self.model)
         return {"val/i2t": sums[0], "val/t2i": sums[1], "val/rsum": sum(sums)}
+
+    def frozen(self) -> dict[str, torch.Tensor]:
+        return {}
 
     def state(self) -> tuple[Tensors, dict]:
         return state_of(self.model, self.optimizer)

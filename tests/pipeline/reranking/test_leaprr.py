@@ -190,6 +190,7 @@ def trained(folder, train: Problem, val: Problem | None, settings, stop=None, re
     training = Loop(build, piece, report or (lambda records: None))
     while training.epoch < (settings.epochs if stop is None else stop):
         training.run_epoch()
+    training.settle()
     return training
 
 

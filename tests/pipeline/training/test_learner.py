@@ -1,5 +1,6 @@
 """One optimizer step: in chunks, in other arithmetic, on several workers, again."""
 
+import contextlib
 import copy
 import itertools
 
@@ -7,20 +8,30 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import InputError
-from pipeline.formulas.losses import info_nce
+from pipeline.formulas.losses import LOSSES, info_nce
 from pipeline.models import TwoTower
 from pipeline.models.convolution import ConvolutionTower
 from pipeline.models.gru import GRUTower
 from pipeline.models.regions import RegionTower
+from pipeline.training import checkpoint, train
 from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.learner import Learner, NotFinite, lr_factor
+from pipeline.training.learner import Learner, NotFinite, compiling, lr_factor
+from pipeline.training.learner.arithmetic import Arithmetic
+from pipeline.training.trainer import TowerTrainer
 from schemas.settings import TrainSettings
 from tests.helpers import gloo
+from tests.helpers.host_waits import HostWaits
+from tests.pipeline.training.test_train import (
+    data,  # noqa: F401  (a fixture, and its recipe)
+    recipe_with,
+)
 
 PAIRS, REGIONS, FEATURES, WORDS = 16, 3, 6, 11
+HOW = {"temperature": 0.05, "scored": True}  # of the loss: no score is -inf
 
 
 def batch_of(start=0, end=PAIRS) -> Batch:
@@ -62,8 +73,8 @@ class Objective:
         rows = self.world.gather(batch.image_rows)
         same = batch.image_rows[:, None] == rows[None, :]
         loss = (
-            info_nce(images @ self.world.gather(texts).T, same, temperature=0.05).mean()
-            + info_nce(texts @ self.world.gather(images).T, same, temperature=0.05).mean()
+            info_nce(images @ self.world.gather(texts).T, same, **HOW).mean()
+            + info_nce(texts @ self.world.gather(images).T, same, **HOW).mean()
         ) / 2
         return loss, {"info_nce": loss}
 
@@ -169,7 +180,7 @@ def test_fp16_leaves_out_steps_beyond_its_range_and_takes_the_others():
 def test_compiled_towers_take_the_same_steps():
     model = TwoTower(RegionTower(FEATURES, 8), Mean())
     whole = weights_after(learner_of(copy.deepcopy(model)), 2)
-    assert_close(weights_after(learner_of(model, compile=True), 2), whole, 1e-6)
+    assert_close(weights_after(learner_of(model, compile="on"), 2), whole, 1e-6)
 
 
 class Mean(nn.Module):
@@ -182,6 +193,152 @@ class Mean(nn.Module):
 
     def forward(self, words, lengths):
         return self.embed(words).mean(1)
+
+
+def test_towers_are_compiled_where_it_pays():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    auto, on = TrainSettings(), TrainSettings(compile=True)  # as recipes of before say it
+    assert compiling.wanted(auto, gpu, 2_000) and not compiling.wanted(auto, gpu, 1_999)
+    assert not compiling.wanted(auto, cpu, 10**6) and compiling.wanted(on, cpu, 1)
+    assert not compiling.wanted(TrainSettings(compile="off"), gpu, 10**6)
+    assert TrainSettings(compile=False).compile == "off"
+
+
+def test_without_a_compiler_a_sentence_says_so_and_training_goes_on(monkeypatch, tmp_path, caplog):
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # it has compiled nothing yet
+    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
+    torch._dynamo.reset()
+    whole = weights_after(learner_of(), 2)
+    assert_close(weights_after(learner_of(compile="on"), 2), whole, 0)
+    assert "trained without being compiled: " in caplog.text
+    assert "torch.compile fails (" in caplog.text
+    torch._dynamo.reset()
+
+
+# ---- arithmetic --------------------------------------------------------------------------------
+
+
+def test_weights_are_cast_once_for_all_chunks(monkeypatch):
+    """Once for the passes without a graph, once for those with it; the numbers stay the same."""
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            weight = func is torch.ops.aten._to_copy.default and args[0].shape == (8, FEATURES)
+            Casts.count += weight and kwargs.get("dtype") == torch.bfloat16
+            return func(*args, **(kwargs or {}))
+
+    def course(steps: int):
+        learner = learner_of(precision="amp_bf16", chunk=4, lr=0.01)
+        weights_after(learner, 1)
+        with Casts():
+            learner.step(batch_of(), 1)
+        return weights_after(learner, steps)
+
+    kept = course(3)
+    assert Casts.count == 2
+    monkeypatch.setattr(Arithmetic, "casts_kept", lambda self: contextlib.nullcontext())
+    assert_close(course(3), kept, 0)
+    assert Casts.count == 2 + 8
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_towers_alone_compute_in_tf32_and_where_it_is_asked_for(precision, chunk, monkeypatch):
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    seen: dict[str, set] = {}
+
+    class Watching(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, where):
+            ctx.where = where
+            seen.setdefault(f"{where}, forward", set()).add(allowed())
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.setdefault(f"{ctx.where}, backward", set()).add(allowed())
+            return grad, None
+
+    class Watched(GRUTower):
+        def forward(self, words, lengths):
+            return Watching.apply(super().forward(words, lengths), "towers")
+
+    def objective(self, images, texts, batch, epoch):
+        return learn(self, Watching.apply(images, "loss"), texts, batch, epoch)
+
+    learn = Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", objective)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as a process group sets it
+    learner = learner_of(model_of(lambda: Watched(WORDS, 4, 8)), precision=precision, chunk=chunk)
+    weights_after(learner, 1)
+    where = {f"{part}, {way}" for part in ("towers", "loss") for way in ("forward", "backward")}
+    assert seen.keys() == where and allowed() == (False, False)
+    asked = precision == "tf32"
+    for part, found in seen.items():
+        assert found == {(asked and "towers" in part,) * 2}, part
+
+
+# ---- no wait for the device --------------------------------------------------------------------
+
+# Places that still read a value, with the reason.
+WAITING = {
+    "pipeline/formulas/kernels/sort.py": "numpy sorts, on a processor alone",
+    "pipeline/training/objective.py": "images' captions are looked up on the host",
+    "pipeline/formulas/losses/contrastive.py": "the triplet loss lists the positives it hinges on",
+}
+
+
+def counts(learner: Learner) -> list[torch.Tensor]:
+    """An optimizer's counts of its steps, which are on the host where it is not fused."""
+    return [slots["step"] for slots in learner.optimizer.state.values() if "step" in slots]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_waits_for_no_device(data, tiny_encoder, name):  # noqa: F811
+    losses = ("--train.losses", f"{{{name}: {{weight: 1}}}}", "--train.ema", "0.9")
+    recipe = recipe_with(tiny_encoder, *losses, "--train.optimizer", "adamw")
+    training = TowerTrainer(train.plan(recipe, data[1], f"waits-{name}").pieces[0], ProcessGroup())
+    batches = training.batches(0)
+    training.step(next(batches), 0)
+    training.learner.check()  # a step late, when the device has long been there
+    batch = next(batches)
+    with HostWaits(batch.lengths, batch.caption_rows, *counts(training.learner)) as waits:
+        training.step(batch, 1)
+    new = [said for said in waits.found if not any(place in said for place in WAITING)]
+    assert not new, "\n".join(new)
+
+
+def test_the_watch_finds_what_waits():
+    known, lengths = torch.randn(6), torch.arange(3)
+    with HostWaits(lengths) as waits:
+        lengths[1:].tolist(), int(lengths.clone().max()), known.masked_fill_(known > 2, 0)
+    assert waits.found == []
+    for read in (
+        lambda: float(known[0]), lambda: known.tolist(), lambda: known[known > 0], known.nonzero,
+        lambda: bool(known[0] > 0), known.cpu, known.numpy, lambda: torch.where(known > 0),
+    ):  # fmt: skip
+        with HostWaits(lengths) as waits:
+            read()
+        assert waits.found
+
+
+@pytest.mark.parametrize("how", [{"chunk": 4}, {"precision": "amp_bf16"}, {"precision": "tf32"}])
+def test_nor_does_a_step_in_chunks_or_in_other_arithmetic(how):
+    learner = learner_of(**how)
+    weights_after(learner, 1)
+    batch = batch_of()
+    with HostWaits(batch.lengths, *counts(learner)) as waits:
+        learner.step(batch, 1)
+    assert not waits.found
+
+
+# ---- when it goes wrong --------------------------------------------------------------------------
 
 
 def test_the_batch_of_a_step_that_is_not_finite_is_handed_on():
@@ -232,6 +389,7 @@ def take_steps(rank: int, size: int, folder: str) -> None:
         for number in range(3):
             learner.step(batch, number)
         files, rest = learner.state()
+        files = checkpoint.whole(files, keep=True)
         if rank == 0:
             torch.save(files, f"{folder}/{'-'.join(map(str, settings.values())) or 'ddp'}.pt")
         if settings.get("sharding"):  # and back again, from files that every worker reads

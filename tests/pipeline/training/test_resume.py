@@ -230,6 +230,7 @@ def many(rank: int, size: int, folder: str, piece, stop: int) -> None:
         training = Loop(TowerTrainer, piece)
         while not training.over and training.epoch < stop:
             training.run_epoch()
+        training.settle()
         if training.over:
             training.publish()
         if rank == 0:

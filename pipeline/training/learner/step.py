@@ -2,6 +2,7 @@
 
 A step depends on the weights, the optimizer's state, the batch and the step's number alone: what a
 tower draws (dropout) comes from a seed of the step, so a step that is taken again is the same.
+Nothing in a step waits for the device: what is told of it is read later, or never.
 """
 
 import contextlib
@@ -17,10 +18,12 @@ from pipeline.models import TwoTower
 from pipeline.training import checkpoint
 from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
+from pipeline.training.learner.arithmetic import Arithmetic
+from pipeline.training.learner.compiling import compile_towers
+from pipeline.training.learner.optimizer import lr_factor, optimizer_of
+from pipeline.training.learner.sharding import gathered_no_more, shard
 from pipeline.training.objective import Objective
 from schemas.settings import TrainSettings
-
-AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
 
 
 class NotFinite(Exception):
@@ -53,16 +56,29 @@ class Learner:
                     f"train.chunk encodes a batch in parts, and {name} normalises over the whole "
                     "of it; set train.chunk 0 or choose a tower without batch norm"
                 )
-        if settings.compile:
-            model.image.compile()
-            model.text.compile()
-        self.parallel = world.share(model.to(world.device), settings.sharding)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(model, settings)
+        self.base = checkpoint.identity(checkpoint.frozen(model))  # of what is not trained
+        self.arithmetic = Arithmetic(settings.precision, world.device)
+        self.not_compiled = compile_towers(
+            model, settings, world, steps_per_epoch * settings.epochs
+        )
+        self.sharded = world.together and settings.sharding == "fsdp"
+        self.parallel = self._shared(model.to(world.device))
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names, self.parameters = [n for n, _ in trained], [p for _, p in trained]
+        self.optimizer = optimizer_of(model, settings)
         fp16 = settings.precision == "amp_fp16"
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=fp16)
         self.averages = [p.detach().clone() for p in self.parameters] if settings.ema else []
         self._last: tuple | None = None  # step, batch, loss and norm that were not looked at yet
+
+    def _shared(self, model: TwoTower) -> torch.nn.Module:
+        """The model as it is called in training."""
+        if self.sharded:
+            shard(model, self.world.device, self.arithmetic.dtype)
+            return model
+        if self.world.device.type == "cuda" and _convolves(model.image):
+            model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self.world.share(model)
 
     def step(self, batch: Batch, number: int) -> Callable[[], dict[str, float]]:
         """Take step `number`; a function that reads its record (reading waits for the device)."""
@@ -86,8 +102,9 @@ class Learner:
             values = {"train/loss": loss, **{f"train/{k}": v for k, v in terms.items()}}
             for side, x in zip(("images", "texts"), vectors, strict=True):
                 values[f"train/mean_cosine_{side}"] = x.detach().mean(0).square().sum()
-            means = {name: float(self.world.mean(v.detach())) for name, v in values.items()}
-            return {"train/lr": lr, "train/grad_norm": float(_whole(norm)), **means}
+            means = self.world.mean(torch.stack([v.detach() for v in values.values()])).tolist()
+            own = {"train/lr": lr, "train/grad_norm": float(_whole(norm))}
+            return {**own, **dict(zip(values, means, strict=True))}
 
         return record
 
@@ -114,37 +131,41 @@ class Learner:
             raise NotFinite(number, float(loss), batch)
 
     def _backward(self, batch: Batch, number: int):
-        """Gradients of one step; the loss, its terms and this worker's vectors."""
-        epoch = number / self.steps_per_epoch
-        chunk = self.settings.chunk
-        if not chunk or chunk >= len(batch):
-            vectors = self._encode(batch, number, 0)
-            loss, terms = self.objective(*vectors, batch, epoch)
-            self.scaler.scale(loss).backward()
-            return loss, terms, vectors
-        # Gradient caching: all vectors first, without a graph; the loss's gradient with respect to
-        # them; then each chunk once more, with a graph that the gradient is sent back through.
-        chunks = batch.split(chunk)
-        with torch.no_grad():
-            parts = [self._encode(part, number, k) for k, part in enumerate(chunks)]
-        images, texts = (torch.cat(side).requires_grad_() for side in zip(*parts, strict=True))
-        loss, terms = self.objective(images, texts, batch, epoch)
+        """Gradients of one step; the loss, its terms and this worker's vectors.
+
+        The loss's gradient with respect to the vectors comes first, and is then sent back through
+        the towers, whose arithmetic is not the loss's. In chunks (gradient caching) all vectors
+        are made without a graph, and each chunk once more with one that its gradient goes through.
+        """
+        chunks = batch.split(self.settings.chunk or len(batch))
+        cached = len(chunks) > 1
+        with self.arithmetic.casts_kept(), torch.no_grad() if cached else contextlib.nullcontext():
+            made = [self._encode(part, number, k) for k, part in enumerate(chunks)]
+        images, texts = (
+            torch.cat([x.detach() for x in side]).requires_grad_()
+            for side in zip(*made, strict=True)
+        )
+        loss, terms = self.objective(images, texts, batch, number / self.steps_per_epoch)
         self.scaler.scale(loss).backward()
+        size = len(chunks[0])
+        grads = list(zip(images.grad.split(size), texts.grad.split(size), strict=True))
         ddp = self.parallel if isinstance(self.parallel, DistributedDataParallel) else None
-        grads = zip(images.grad.split(chunk), texts.grad.split(chunk), strict=True)
-        for k, (part, grad) in enumerate(zip(chunks, grads, strict=True)):
-            # Gradients are exchanged once a step, with its last chunk.
-            waits = ddp is not None and k < len(chunks) - 1
-            with ddp.no_sync() if waits else contextlib.nullcontext():
-                torch.autograd.backward(self._encode(part, number, k), grad)
+        with self.arithmetic.casts_kept():
+            for k, (part, grad) in enumerate(zip(chunks, grads, strict=True)):
+                # Gradients are exchanged once a step, with its last chunk; FSDP's with each, as
+                # they would fill a worker's memory.
+                waits = ddp is not None and k < len(chunks) - 1
+                with ddp.no_sync() if waits else contextlib.nullcontext():
+                    vectors = self._encode(part, number, k) if cached else made[0]
+                    with self.arithmetic.backward():
+                        torch.autograd.backward(vectors, grad)
         return loss, terms, (images, texts)
 
     def _encode(self, batch: Batch, number: int, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit vectors (n, D) float32 of images and texts."""
         seed = np.random.SeedSequence([self.settings.seed, number, self.world.rank, chunk])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
-        dtype = AUTOCAST.get(self.settings.precision)
-        with torch.autocast(self.world.device.type, dtype, enabled=dtype is not None):
+        with self.arithmetic.forward():
             images, texts = self.parallel(batch.images, batch.words, batch.lengths)
         return images.float(), texts.float()
 
@@ -153,9 +174,13 @@ class Learner:
         """The model in evaluation mode, with the averaged weights where there are any."""
         self.parallel.eval()
         self._swap()
+        # Blocks that are gathered in bf16 compute in it; others are evaluated in float32.
+        half = self.sharded and self.arithmetic.dtype == torch.bfloat16
         try:
-            yield
+            with self.arithmetic.forward() if half else contextlib.nullcontext():
+                yield
         finally:
+            gathered_no_more(self.model)
             self._swap()
             self.parallel.train()
 
@@ -170,56 +195,44 @@ class Learner:
     def state(self) -> tuple[checkpoint.Tensors, dict]:
         """What a checkpoint keeps: tensors by file, and the rest. Every worker calls it.
 
-        `model` is what is evaluated; with averaged weights, `raw` is what is trained.
+        They are the very tensors that training changes: `checkpoint.whole` copies them. `model` is
+        what is evaluated; with averaged weights, `raw` is what is trained.
         """
         files, rest = checkpoint.state_of(self.model, self.optimizer)
         if self.averages:
-            files["raw"] = files["model"]
-            with self.as_evaluated():
-                averaged = checkpoint.weights_of(self.model)
-                files["model"] = {name: value.clone() for name, value in averaged.items()}
+            averaged = dict(zip(self.names, self.averages, strict=True))
+            files = {**files, "raw": files["model"], "model": {**files["model"], **averaged}}
         return files, {**rest, "scaler": self.scaler.state_dict()}
 
-    def restore(self, files: checkpoint.Tensors, rest: dict) -> None:
-        """Put back what `state` kept. Every worker calls it."""
+    def restore(self, files: checkpoint.Tensors, rest: dict, base: str | None = None) -> None:
+        """Put back what `state` kept; `base` is the identity of what it did not. Every worker.
+
+        Raises `InputError` where the weights that are not among the files are others than then.
+        """
+        frozen = checkpoint.frozen(self.model)
+        left_out = {k: v for k, v in frozen.items() if k not in files["model"]}
+        if left_out and checkpoint.identity(left_out) != base:
+            raise InputError(
+                f"the checkpoint was made with other weights of the {len(left_out)} tensors that "
+                f"are not trained ({next(iter(left_out))}, …): the pretrained model has changed, "
+                "or model.freeze or model.lora_rank are others; give that model, or train without "
+                "--resume"
+            )
         if self.averages:
             checkpoint.put_weights(self.model, files["model"])
             self.averages = [p.detach().clone() for p in self.parameters]
             files = {**files, "model": files.get("raw", files["model"])}
         checkpoint.put_state(self.model, self.optimizer, files, rest)
+        if len(left_out) < len(frozen):  # they came with the checkpoint
+            self.base = checkpoint.identity(checkpoint.frozen(self.model))
         self.scaler.load_state_dict(rest["scaler"])
-
-
-def lr_factor(settings: TrainSettings, step: int, steps_per_epoch: int) -> float:
-    """What the learning rate is multiplied with at a step: a linear rise, then the schedule."""
-    rise = settings.lr_warmup * steps_per_epoch
-    if step < rise:
-        return (step + 1) / math.ceil(rise)
-    done = (step - rise) / max(1, steps_per_epoch * settings.epochs - rise)
-    return {
-        "constant": 1.0,
-        "step": 1.0 if done < 2 / 3 else 0.1,
-        "cosine": (1 + math.cos(math.pi * done)) / 2,
-    }[settings.lr_schedule]
-
-
-def _optimizer(model: TwoTower, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Parameters grouped by their share of the learning rate and by whether they decay."""
-    groups: dict[tuple[float, bool], list] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (model.lr_scale(name), parameter.ndim > 1)
-            groups.setdefault(key, []).append(parameter)
-    arguments = []
-    for (scale, decays), parameters in groups.items():
-        decay = settings.weight_decay if decays else 0.0
-        arguments.append({"params": parameters, "lr_scale": scale, "weight_decay": decay})
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(arguments, lr=settings.lr, momentum=settings.momentum)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    return kind(arguments, lr=settings.lr)
 
 
 def _whole(norm: torch.Tensor) -> torch.Tensor:
     """The norm over all shares of the weights."""
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _convolves(tower: torch.nn.Module) -> bool:
+    """Whether a tower is a convolutional one, and not one convolution that cuts out patches."""
+    return sum(isinstance(m, torch.nn.Conv2d) for m in tower.modules()) > 1
