@@ -147,9 +147,13 @@ class Stage:
             return plan.index
         if pending:
             self.start()
-        with self.run.show.progress(self.name, len(pending)) as advance:
-            say = self.run.show.line
-            made = tasks.fan_out(make, pending, gpu=gpu, done=lambda *_: advance(), say=say)
+        with self.run.show.progress(self.name, len(pending)) as advance, plan.log() as log:
+
+            def done(piece: Piece, summary: dict) -> None:
+                log.add(piece, summary)
+                advance()
+
+            made = tasks.fan_out(make, pending, gpu=gpu, done=done, say=self.run.show.line)
         self.made += len(made)
         check(made)
         return plan.finish(made, **extra)

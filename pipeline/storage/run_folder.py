@@ -1,5 +1,6 @@
 """The run folder: where each stage lies in it, and what a finished stage left there."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from pipeline.errors import InputError, StageMissing
 from pipeline.storage import store
 
 INDEX = "index.json"
+LARGE = 10_000_000  # bytes of an index
 FOLDERS = {
     "ingest": "1-manifest",
     "shard": "2-shards",
@@ -121,8 +123,19 @@ def version(entries: Iterable[dict]) -> str:
 
 
 def read_index(folder: str) -> dict | None:
+    """The index in a folder, None where there is none. It is everybody's: nobody changes it."""
     uri = store.join(folder, INDEX)
-    return store.read_json(uri) if store.exists(uri) else None
+    try:
+        size, changes = store.stamp(uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return _large_index(uri, size, changes) if size > LARGE else store.read_json(uri)
+
+
+@functools.lru_cache(maxsize=2)
+def _large_index(uri: str, size: int, changes: str) -> dict:
+    """Read once while it stays as it is: of 100,000 shards that takes a second."""
+    return store.read_json(uri)
 
 
 def need_index(folder: str, command: str) -> dict:
