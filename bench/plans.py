@@ -92,9 +92,7 @@ def shards(count: int) -> None:
     store.write_json(store.join(run.folder("ingest"), "index.json"), {"pieces": [part]})
     from pipeline.storage.plan import Piece
 
-    pieces = [
-        Piece(f"train-{n:06d}", "", store.fingerprint("shard", n), {}) for n in range(count)
-    ]
+    pieces = [Piece(f"train-{n:06d}", "", store.fingerprint("shard", n), {}) for n in range(count)]
     follows = shard._follows(RECIPE, run)
     plan = Plan.of("shard", run.folder("shard"), pieces, RECIPE.shard.relevant(), follows)
     about = {"split": "train", "samples": 10_000, "captions": 10_000, "holds": {"jpg": 10_000}}
