@@ -38,6 +38,16 @@ OF_PART, OF_GROUP = 16, 24  # a number of the vectors of a part, and of what a g
 OF_KEY = 40  # a neighbour of a group's captions
 
 
+def of_part(captions: int, dim: int) -> int:
+    """Bytes that a part's task takes beside Python and torch."""
+    return int(FIXED + OF_PART * dim * captions)
+
+
+def of_group(captions: float, dim: int, keys: int) -> int:
+    """Bytes that a group's task takes beside Python and torch; `keys`: neighbours of a caption."""
+    return int(FIXED + captions * (OF_GROUP * dim * (1 + cells.AGAIN) + OF_KEY * keys))
+
+
 class Split(NamedTuple):
     """A split that is searched by cells."""
 
@@ -159,7 +169,7 @@ def _plan_parts(split: Split) -> Plan:
         entries = split.files.entries[a:b]
         shards = list(zip(split.files.uris[a:b], starts[a:b].tolist(), strict=True))
         depends = [index["version"], [contents(entry) for entry in entries]]
-        memory = int(FIXED + (starts[b] - starts[a]) * (8 + OF_PART * entries[0]["dim"]))
+        memory = of_part(int(starts[b] - starts[a]), entries[0]["dim"])
         pieces.append((f"part-{number:05d}", depends, {"shards": shards}, memory))
     return _plan(split, "parts", pieces)
 
@@ -210,13 +220,12 @@ def _plan_groups(split: Split) -> Plan:
     total, dim = sum(e["captions"] for e in split.files.entries), split.files.entries[0]["dim"]
     names = [entry["name"] for entry in parts["pieces"]]
     count = centroids["pieces"][0]["groups"]
-    each = total / count  # groups are about of one size
-    held = each * (OF_GROUP * dim * (1 + cells.AGAIN) + OF_KEY * split.k * len(split.kinds))
+    memory = of_group(total / count, dim, split.k * len(split.kinds))  # they are about of one size
     common = {"parts": names, "images": image_starts(split)[1]}
     shards = [e["captions"] for e in split.files.entries]
     common["starts"] = np.array([0, *itertools.accumulate(shards)])
     pieces = [
-        (f"group-{g:05d}", [parts["version"], g], {**common, "group": g}, int(FIXED + held))
+        (f"group-{g:05d}", [parts["version"], g], {**common, "group": g}, memory)
         for g in range(count)
     ]
     return _plan(split, "groups", pieces)

@@ -58,6 +58,11 @@ class Plan:
         """The plan of a folder, with the index that the last time left there."""
         return cls(stage, folder, tuple(pieces), settings, read_index(folder) or {}, follows)
 
+    def look_again(self) -> None:
+        """See what lies in the folder now: another command may have worked there."""
+        object.__setattr__(self, "index", read_index(self.folder) or {})
+        self.__dict__.pop("done", None)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         names = [(piece.name, piece.fingerprint) for piece in self.pieces]

@@ -59,7 +59,9 @@ def test_keys_are_exact_and_by_number(topics, grouped):
             best.setdefault(number[n], float(score[q, n]))
         expected = sorted(best.values(), reverse=True)[:12]
         assert np.allclose(value[q], expected, atol=1e-6)
-        assert all(abs(best[int(n)] - float(v)) < 1e-6 for n, v in zip(row[q], value[q]))
+        assert all(
+            abs(best[int(n)] - float(v)) < 1e-6 for n, v in zip(row[q], value[q], strict=True)
+        )
 
 
 def test_places_without_a_candidate_are_empty_and_stay_so(topics):
