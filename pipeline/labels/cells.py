@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.labels.caption_vectors import Captions
@@ -29,13 +30,13 @@ from pipeline.storage.vector_columns import vector_column, vector_matrix
 from schemas.settings import LabelSettings
 
 VERSION = 1  # counts up when other neighbours are found
-PER_PART = 200_000  # captions of a part, about
-SHARDS, SAMPLED = 32, 512  # shards that are sampled; captions whose recall is measured
+PER_PART = 100_000  # captions of a part, about
+SHARDS, SAMPLED = 32, 1000  # shards that are sampled; captions whose recall is measured
 NUMBER = {"t": "row", "i": "image"}  # of a record, what a kind of candidates goes by
 # Bytes of memory of a task, measured: docs/scale.md.
 FIXED = 200e6
-OF_PART, OF_GROUP = 16, 24  # a number of the vectors of a part, and of what a group reads
-OF_KEY = 40  # a neighbour of a group's captions
+OF_PART, OF_GROUP = 8, 6  # a number of the vectors of a part, and of what a group reads
+OF_KEY = 24  # a neighbour of a group's captions
 
 
 def of_part(captions: int, dim: int) -> int:
@@ -183,11 +184,12 @@ def write_part(piece: Piece) -> dict:
     sorted_, cell, images, queries = [], [], [], asked(split)
     exact = {kind: np.full((len(queries[0]), split.k), nearest.EMPTY) for kind in split.kinds}
     for uri, first in piece.inputs["shards"]:
-        captions = Captions(parquet.read_tables([uri]))
-        records = np.empty(len(captions.caption_ids), record(centroids_CD.shape[1]))
+        table = parquet.read_tables([uri])
+        captions = Captions(table)
+        records = np.empty(len(table), record(centroids_CD.shape[1]))
         records["row"] = first + np.arange(len(records))
         records["image"] = sum(images) + captions.image_of
-        records["vector"] = captions.vectors.numpy()
+        records["vector"] = vector_matrix(table["vector"])  # as they are stored
         owners = queries[1], first + captions.first[captions.image_of]
         for kind, known in exact.items() if len(records) else ():
             number = records[NUMBER[kind]]
@@ -200,7 +202,10 @@ def write_part(piece: Piece) -> dict:
     order = np.argsort(cell_N, kind="stable")
     ends_C = np.bincount(cell_N, minlength=len(centroids_CD)).cumsum()
     names = (piece.output.removesuffix(".parquet") + ending for ending in (".vectors", ".exact"))
-    data = np.concatenate(sorted_)[order], np.stack([exact[kind] for kind in split.kinds])
+    whole = np.concatenate(sorted_)
+    sorted_.clear()
+    data = whole[order], np.stack([exact[kind] for kind in split.kinds])
+    del whole
     files = dict(map(_write, names, data))
     summary = {"images": images, "captions": len(order), "files": files}
     return parquet.write_table(piece.output, pa.table({"end": ends_C}), piece.fingerprint, summary)
@@ -263,6 +268,7 @@ def write_group(piece: Piece) -> dict:
         if not len(queries):
             continue
         found = np.concatenate([records[slice(*start_of[c])] for c in near[cell].tolist()])
+        found = found[np.argsort(found["row"])]  # of equal ones the lowest row comes first
         out[at : at + len(queries)] = _neighbours(queries, found, split)
         at += len(queries)
     out = out[np.argsort(out["row"], kind="stable")]
@@ -275,38 +281,41 @@ def write_group(piece: Piece) -> dict:
 
 def _read(split: Split, inputs: dict, read: np.ndarray, ends_PC: np.ndarray, dim: int):
     """Records of the cells that are read, images by their rows in the split; where each cell is."""
-    kind, out = record(dim), []
+    kind = record(dim)
     starts_PC = np.concatenate([np.zeros((len(ends_PC), 1), int), ends_PC[:, :-1]], axis=1)
-    runs = np.split(read, np.flatnonzero(np.diff(read) > 1) + 1)  # of cells side by side
+    size_PC = (ends_PC - starts_PC)[:, read]
+    edges = np.concatenate([[0], size_PC.sum(0).cumsum()])
+    # A cell's records of the first part come first, and so on.
+    place_PC = edges[:-1] + size_PC.cumsum(0) - size_PC
+    records = np.empty(edges[-1], kind)
+    runs = np.split(np.arange(len(read)), np.flatnonzero(np.diff(read) > 1) + 1)  # side by side
     for part, name in enumerate(inputs["parts"]):
         uri = store.join(split.folder, "parts", f"{name}.vectors")
         for run in runs:
-            a, b = starts_PC[part, run[0]], ends_PC[part, run[-1]]
+            a, b = starts_PC[part, read[run[0]]], ends_PC[part, read[run[-1]]]
             data = store.read_bytes(uri, int(a) * kind.itemsize, int(b - a) * kind.itemsize)
-            of_run = np.frombuffer(data, kind).copy()
-            of_run["image"] += inputs["images"][part]
-            cell = np.repeat(run, (ends_PC - starts_PC)[part, run])
-            out.append((cell, of_run))
-    cell_N = np.concatenate([cell for cell, _ in out])
-    order = np.argsort(cell_N, kind="stable")
-    records = np.concatenate([of_run for _, of_run in out])[order]
-    edges = np.searchsorted(cell_N[order], [read, read + 1]).T.tolist()
-    return records, dict(zip(read.tolist(), edges, strict=True))
+            cut = np.split(np.frombuffer(data, kind), size_PC[part, run].cumsum()[:-1])
+            for start, of_cell in zip(place_PC[part, run], cut, strict=True):
+                here = records[start : start + len(of_cell)]
+                here[:] = of_cell
+                here["image"] += inputs["images"][part]
+    return records, dict(zip(read.tolist(), itertools.pairwise(edges.tolist()), strict=True))
 
 
 def _neighbours(queries: np.ndarray, found: np.ndarray, split: Split) -> np.ndarray:
     """The keys of one cell's captions among the candidates that were read."""
     out = np.empty(len(queries), keys_of(split))
     out["row"] = queries["row"]
-    vectors_QD, vectors_ND = (
-        torch.from_numpy(r["vector"].astype(np.float32)) for r in (queries, found)
-    )
-    vectors_QD, vectors_ND = (
-        torch.nn.functional.normalize(v, dim=1) for v in (vectors_QD, vectors_ND)
-    )
+    vectors = [torch.from_numpy(r["vector"].astype(np.float32)) for r in (queries, found)]
+    for v in vectors:
+        F.normalize(v, dim=1, out=v)
     owners = queries["image"], found["image"]
+    single = len(np.unique(found["image"])) == len(found)  # a caption each: one search for both
     for kind in split.kinds:
-        out[kind] = cells.top_k(vectors_QD, vectors_ND, split.k, found[NUMBER[kind]], owners)
+        if single and kind == "t" and "i" in split.kinds:
+            out["t"] = cells.renumbered(out["i"], found["image"], found["row"])
+        else:
+            out[kind] = cells.top_k(*vectors, split.k, found[NUMBER[kind]], owners)
     return out
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pipeline.retrieval import nearest
 
 PER_CELL = 4096  # vectors of a cell, about
-PER_GROUP = 100_000  # and of a group of cells: the queries of a task
+PER_GROUP = 80_000  # and of a group of cells: the queries of a task
 SAMPLE = 64  # vectors a cell that centroids are trained on
 ROUNDS = 10  # of that training
 REACH = 16  # cells that a query is compared with: its own and those nearest to it
@@ -120,6 +120,16 @@ def merged(keys_QK: np.ndarray, query_Q: np.ndarray, count: int) -> torch.Tensor
 def moved(keys_QK: np.ndarray, by: int) -> np.ndarray:
     """The keys with all candidates' numbers higher by so much."""
     return np.where(keys_QK == nearest.EMPTY, nearest.EMPTY, keys_QK - by)
+
+
+def renumbered(keys_QK: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) -> np.ndarray:
+    """The keys with candidates' numbers changed, each to what stands in its place."""
+    order = np.argsort(before_N)
+    number_QK = nearest.NO_ROW - (keys_QK & 0xFFFFFFFF)
+    known = keys_QK != nearest.EMPTY
+    place_QK = np.searchsorted(before_N[order], np.where(known, number_QK, before_N.min()))
+    new_QK = after_N[order][place_QK].astype(np.int64)
+    return np.where(known, keys_QK + number_QK - new_QK, keys_QK)
 
 
 def best(keys_QK: np.ndarray, more_QK: np.ndarray) -> np.ndarray:

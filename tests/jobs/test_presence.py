@@ -128,7 +128,7 @@ def test_a_command_of_another_machine_is_dead_when_its_file_stays_as_it_is(folde
 
 
 def test_a_command_of_another_machine_that_gives_signs_of_life_is_waited_for(folder, monkeypatch):
-    monkeypatch.setattr(presence, "PATIENCE", 0.5)
+    monkeypatch.setattr(presence, "PATIENCE", 30.0)
     over = threading.Event()
 
     def live() -> None:
@@ -147,13 +147,12 @@ def test_a_command_of_another_machine_that_gives_signs_of_life_is_waited_for(fol
 
 
 def test_of_many_that_come_at_once_one_works_at_a_time(tmp_path):
-    inside, most, waited = [], [], []
+    inside, most = [], []
 
     def work() -> None:
-        with Presence(str(tmp_path), "data", lambda line: None).working("2-shards", "plan") as w:
+        with Presence(str(tmp_path), "data", lambda line: None).working("2-shards", "plan"):
             inside.append(1)
             most.append(len(inside))
-            waited.append(w)
             time.sleep(0.05)
             inside.pop()
 
@@ -162,4 +161,4 @@ def test_of_many_that_come_at_once_one_works_at_a_time(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1] * 6 and waited.count(False) <= 1 and at_work(tmp_path) == []
+    assert most == [1] * 6 and at_work(tmp_path) == []

@@ -52,6 +52,13 @@ def test_with_every_cell_read_the_lists_are_the_exact_ones(tmp_path, small, monk
     assert [entry["recall"] for entry in entries if entry["split"] == "test"] == [{}]  # exact
 
 
+def test_one_caption_an_image_is_searched_once_and_the_same(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(cells, "REACH", 10**6)
+    monkeypatch.setattr(cells, "AGAIN", 100.0)
+    embeddings(str(tmp_path), {"train-000000": [1] * 90, "train-000001": [1] * 80}, dim=8)
+    assert by_cells(recipe_of(top_k=9), str(tmp_path)) == labelled(str(tmp_path), top_k=9)
+
+
 def test_the_recall_that_is_told_is_that_of_the_lists(tmp_path, small, monkeypatch):
     root = str(tmp_path)
     monkeypatch.setattr(cells, "REACH", 2)

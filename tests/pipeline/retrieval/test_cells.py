@@ -80,3 +80,13 @@ def test_recall_is_the_share_of_exact_neighbours(topics):
 
     assert cells.recall(keys(1, 2, 3, 4), keys(1, 2, 5, 6)) == 0.5
     assert cells.recall(np.full((1, 4), nearest.EMPTY), np.full((1, 4), nearest.EMPTY)) == 1.0
+
+
+def test_candidates_may_go_by_other_numbers(topics):
+    before, after = np.random.default_rng(0).permutation(2400), np.arange(2400)[::-1] * 3
+    owners = np.arange(20), np.arange(2400)
+    keys = cells.top_k(topics[:20], topics, 12, before, owners)
+    keys[3, 5:] = nearest.EMPTY
+    expected = cells.top_k(topics[:20], topics, 12, after, owners)
+    expected[3, 5:] = nearest.EMPTY
+    assert np.array_equal(cells.renumbered(keys, before, after), expected)
