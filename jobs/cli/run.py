@@ -176,9 +176,9 @@ class Stage:
                 advance()
 
             made = tasks.fan_out(make, pending, gpu=gpu, done=done, say=self.run.show.line)
-        self.made += len(made)
-        check(made)
-        return plan.finish(made, **extra)
+            self.made += len(made)
+            check(made)
+            return plan.finish(made, **extra)
 
     def train(
         self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict], epochs: int = 0

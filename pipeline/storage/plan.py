@@ -108,12 +108,13 @@ class Plan:
 
     @contextlib.contextmanager
     def log(self) -> Iterator["Log"]:
-        """Where pieces are noted as they are made; what was noted is kept, however this ends."""
+        """Where pieces are noted as they are made; what was noted is kept where this breaks off."""
         log = Log(self.folder)
         try:
             yield log
-        finally:
+        except BaseException:
             log.keep()
+            raise
 
     def finish(self, made: dict[str, dict], **extra) -> dict:
         """Write the index from the summaries of the pieces; remove files nobody names any more."""

@@ -54,6 +54,7 @@ def test_a_log_of_other_settings_or_of_files_that_are_gone_is_not_believed(folde
     with first.log() as log:
         for piece in first.pieces:
             log.add(piece, make(piece))
+        log.keep()
     store.remove(first.pieces[1].output)
     store.write_bytes(first.pieces[2].output, b"cut")
     assert [piece.name for piece in plan_of(folder, 3).pending] == ["p-1", "p-2"]
@@ -70,6 +71,7 @@ def test_a_piece_with_samples_that_failed_is_looked_at_again(tmp_path):
     with first.log() as log:
         log.add(first.pieces[0], {**make(first.pieces[0]), "rejected": {"no answer": 2}})
         log.add(first.pieces[1], {**make(first.pieces[1]), "rejected": {}})
+        log.keep()
     assert [piece.name for piece in plan_of(str(tmp_path), 2).pending] == ["p-0"]
 
 
@@ -156,6 +158,7 @@ def test_a_crash_before_the_index_reads_no_finished_piece_again(tmp_path, monkey
     with first.log() as log:
         for piece in first.pieces:
             log.add(piece, make(piece))
+        log.keep()
 
     def finished(uri, fingerprint):
         raise AssertionError(uri)
