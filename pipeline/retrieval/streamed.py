@@ -46,6 +46,8 @@ class Streamed:
             self._search()
         kept_GK = self.keys_GK[:, : min(self.k, self.candidates)].contiguous()
         self.keys_GK = torch.empty(0)
+        if not kept_GK.numel():
+            return torch.empty(kept_GK.shape), torch.empty(kept_GK.shape, dtype=torch.int32)
         return nearest.unpacked(kept_GK)
 
     def _search(self) -> None:
