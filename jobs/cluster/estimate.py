@@ -6,7 +6,7 @@ storage from the formats and, for a loss, from peaks that were measured.
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from jobs.cluster import rates
@@ -121,6 +121,7 @@ def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> li
         tasks("embed", pieces, embedding, vectors, 0.3 * GB, slots=gpus),
         tasks("label", pieces, labelling, kept, of_label(recipe, data, each), too_large=FEWER),
     ]
+    out[-1] = replace(out[-1], note="; ".join(filter(None, [out[-1].note, _fetched(recipe, data)])))
     _check_driver(recipe, images, captions, pieces)
     for name, own in trainings.items():
         split = own.evaluate.split
@@ -157,6 +158,14 @@ def of_label(recipe: Recipe, data: Collection, captions: float) -> int:
         held.append(by_cells.of_part(by_cells.PER_PART + round(captions), DIM))
         held.append(by_cells.of_group(cells.PER_GROUP, DIM, keys))
     return max(held)
+
+
+def _fetched(recipe: Recipe, data: Collection) -> str:
+    """What label's tasks fetch of a remote store, in words."""
+    exact = {s: n for s, n in data.captions.items() if s not in _by_cells(recipe, data)}
+    largest = max(exact.values(), default=0) * DIM * rates.EMBEDDING_BYTES
+    who = "each node" if largest <= recipe.train.cache_gb * GB else "each task, not each node"
+    return f"{who} fetches up to {largest / GB:,.1f} GB of vectors" if largest > GB else ""
 
 
 def _by_cells(recipe: Recipe, data: Collection) -> list[str]:

@@ -229,6 +229,18 @@ def test_the_memory_of_lists_does_not_grow_with_the_split():
     assert 5e8 < estimate.of_label(cells, large, 1000) < 1e9
 
 
+def test_what_label_fetches_is_told_where_it_is_much():
+    def note(captions: int, **how) -> str:
+        recipe = Recipe(name="t", cluster={"memory_gb": 1000}, **how)
+        data = estimate.Collection({"train": captions}, {"train": captions}, 1e5, "")
+        return {s.name: s for s in estimate.stages(recipe, data, {})}["label"].note
+
+    assert note(10**5) == ""
+    assert "each node fetches up to 4.0 GB of vectors" in note(5 * 10**6)
+    assert "each task, not each node" in note(5 * 10**7)
+    assert "fetches" not in note(5 * 10**7, label={"approximate_above": 10**6})
+
+
 def test_fewer_shards_than_lanes_are_refused_among_nodes_and_told_on_one(capsys, tmp_path):
     at = ["--root", str(tmp_path / "none")]
     with pytest.raises(SystemExit):
