@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jobs.cluster.polling import meanwhile
 from pipeline.errors import InputError
@@ -39,10 +40,18 @@ class Presence:
         """`data` is a fingerprint of the settings that decide what is in the shards."""
         self.root, self.say = root, say
         self.name = f"{PREFIX}{uuid.uuid4().hex}.json"
-        self.about = {"data": data, "folder": "", "of": "", "state": CAME, "beat": 0}
+        self.about: dict[str, Any] = {
+            "data": data,
+            "folder": "",
+            "of": "",
+            "state": CAME,
+            "beat": 0,
+        }
         self.about |= {"machine": _machine(), "host": socket.gethostname(), "pid": os.getpid()}
         self.about |= {"start": _start(os.getpid()), "begun": time.strftime("%F %T %Z")}
-        self.seen: dict[str, tuple[int, float]] = {}  # others' beats, and when they were new here
+        self.seen: dict[
+            str, tuple[int | None, float]
+        ] = {}  # others' beats, and when they were new here
 
     @contextlib.contextmanager
     def working(self, folder: str, of: str) -> Iterator[bool]:

@@ -66,7 +66,8 @@ def plan(recipe: Recipe, root: str) -> Plan:
     if settings.cross_encoder is not None:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
     shared = {"shards": run.folder("shard"), "settings": settings, "embed": recipe.embed}
-    pieces, number = [], Counter()
+    pieces = []
+    number: Counter[str] = Counter()
     for entry in embeddings.entries:
         name, split = entry["name"], entry["split"]
         of_split = shared_of[split]

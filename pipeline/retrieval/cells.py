@@ -53,7 +53,9 @@ def groups(centroids_CD: torch.Tensor, share_C: torch.Tensor, count: int) -> lis
     return _halved(np.arange(len(centroids_CD)), centroids_CD.double(), share_C.numpy() + 1, count)
 
 
-def _halved(cells: np.ndarray, centroids_CD: torch.Tensor, weight_C, count: int):
+def _halved(
+    cells: np.ndarray, centroids_CD: torch.Tensor, weight_C, count: int
+) -> list[np.ndarray]:
     if count <= 1 or len(cells) == 1:
         return [cells]
     off_CD = centroids_CD[cells] - centroids_CD[cells].mean(0)

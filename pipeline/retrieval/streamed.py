@@ -29,7 +29,8 @@ class Streamed:
         self.keys_GK = torch.full((groups, k), EMPTY)
         self.candidates = 0  # the highest group so far, and one
         self.waiting: list[tuple] = []
-        self.longest, self.scan, self.rows = 0.0, "", None  # of the queries as they are scanned
+        self.longest, self.scan = 0.0, ""
+        self.rows: nearest.Rows | None = None  # the queries as they are scanned
 
     def add(self, candidates_ND, candidate_group, candidate_owner) -> None:
         """Take a block of candidates. Groups count on from one block to the next, from 0."""
@@ -71,7 +72,7 @@ class Streamed:
             search.keys_GK = self.keys_GK
             search._scan(queries, symmetric=False)
 
-    def _queries(self, candidates_ND, scan: str):
+    def _queries(self, candidates_ND, scan: str) -> nearest.Rows:
         """The queries as they are scanned, made anew where a vector is longer than all before."""
         both = (v for v in (self.queries_QD, candidates_ND) if len(v))
         longest = max((float(v.norm(dim=1).max()) for v in both), default=0.0)

@@ -152,7 +152,8 @@ class Log:
     EVERY, SHARE = 5.0, 0.02  # seconds between two files, at least; and of the time so far
 
     def __init__(self, folder: str):
-        self.folder, self.lines = folder, []
+        self.folder = folder
+        self.lines: list[str] = []
         self.begun = self.kept = time.monotonic()
 
     def add(self, piece: Piece, summary: dict) -> None:
