@@ -12,7 +12,7 @@ files of one length a record, of which a task reads the ranges that it needs.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -94,10 +94,16 @@ def _plan(split: Split, step: str, pieces: list[tuple[str, list, dict, int]]) ->
 def _plan_centroids(split: Split) -> Plan:
     counts = [entry["captions"] for entry in split.files.entries]
     starts = [0, *itertools.accumulate(counts)]
-    full = np.flatnonzero(counts)
-    some = full[np.unique(np.linspace(0, len(full) - 1, min(SHARDS, len(full))).astype(int))]
-    shards = [(split.files.uris[n], starts[n]) for n in some]
-    return _plan(split, "centroids", [("centroids", [], {"shards": shards, "of": starts[-1]}, 0)])
+    shards = [(split.files.uris[n], starts[n]) for n in _sampled(split)]
+    inputs = {"shards": shards, "of": starts[-1]}
+    memory = of_part(cells.count_of(starts[-1])[1], split.files.entries[0]["dim"])
+    return _plan(split, "centroids", [("centroids", [], inputs, memory)])
+
+
+def _sampled(split: Split) -> list[int]:
+    """The shards that are sampled, evenly spaced."""
+    full = np.flatnonzero([entry["captions"] for entry in split.files.entries])
+    return full[_spaced(len(full), SHARDS)].tolist()
 
 
 def write_centroids(piece: Piece) -> dict:
@@ -105,16 +111,16 @@ def write_centroids(piece: Piece) -> dict:
     if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     shards, total = piece.inputs["shards"], piece.inputs["of"]
-    count = max(1, round(total / cells.PER_CELL))
-    sample, asked = [], []
+    count, sampled = cells.count_of(total)
+    sample, measured = [], []
     for uri, first in shards:
         captions = Captions(parquet.read_tables([uri]))
-        rows = _spaced(len(captions.caption_ids), -(-cells.SAMPLE * count // len(shards)))
+        rows = _spaced(len(captions.caption_ids), -(-sampled // len(shards)))
         sample.append(captions.vectors[rows])
         rows = _spaced(len(captions.caption_ids), -(-SAMPLED // len(shards)))
         owner = first + captions.first[captions.image_of[rows]]
         vectors = vector_column(captions.vectors[rows].numpy())
-        asked.append(pa.table({"row": first + rows, "owner": owner, "vector": vectors}))
+        measured.append(pa.table({"row": first + rows, "owner": owner, "vector": vectors}))
     found_CD, share_C = cells.centroids(torch.cat(sample), count)
     groups = cells.groups(found_CD, share_C, -(-total // cells.PER_GROUP))
     order = np.concatenate(groups)  # cells are numbered so that a group's stand together
@@ -123,7 +129,7 @@ def write_centroids(piece: Piece) -> dict:
         "group": np.repeat(np.arange(len(groups)), [len(g) for g in groups]).astype(np.int32),
     }
     uri = store.join(piece.output.rpartition("/")[0], "asked.parquet")
-    rows = pa.concat_tables(asked)
+    rows = pa.concat_tables(measured)
     summary = {"cells": len(order), "groups": len(groups)}
     summary |= parquet.write_table(uri, rows, piece.fingerprint, {})
     return parquet.write_table(piece.output, pa.table(table), piece.fingerprint, summary)
@@ -261,13 +267,23 @@ def write_group(piece: Piece) -> dict:
     ends_PC = np.stack(ends)
     size_C = np.diff(ends_PC.sum(0), prepend=0)
     read, near = cells.read_by(own, centroids_CD, size_C)
-    records, start_of = _read(split, piece.inputs, read, ends_PC, centroids_CD.shape[1])
+    kind, images = record(centroids_CD.shape[1]), piece.inputs["images"]
+
+    def read_range(part: int, start: int, end: int) -> np.ndarray:
+        """Records of a part, images by their rows in the split."""
+        uri = store.join(folder, f"{parts[part]}.vectors")
+        data = store.read_bytes(uri, start * kind.itemsize, (end - start) * kind.itemsize)
+        found = np.frombuffer(data, kind).copy()
+        found["image"] += images[part]
+        return found
+
+    records, where = cells.gathered(read, ends_PC, kind, read_range)
     out, at = np.empty(size_C[own].sum(), keys_of(split)), 0
     for cell in own.tolist():
-        queries = records[slice(*start_of[cell])]
+        queries = records[where[cell]]
         if not len(queries):
             continue
-        found = np.concatenate([records[slice(*start_of[c])] for c in near[cell].tolist()])
+        found = np.concatenate([records[where[c]] for c in near[cell].tolist()])
         found = found[np.argsort(found["row"])]  # of equal ones the lowest row comes first
         out[at : at + len(queries)] = _neighbours(queries, found, split)
         at += len(queries)
@@ -277,29 +293,6 @@ def write_group(piece: Piece) -> dict:
     bytes_read = len(records) * records.dtype.itemsize
     summary = {"captions": len(out), "read": bytes_read, "files": {name: file}}
     return parquet.write_table(piece.output, pa.table({"below": below}), piece.fingerprint, summary)
-
-
-def _read(split: Split, inputs: dict, read: np.ndarray, ends_PC: np.ndarray, dim: int):
-    """Records of the cells that are read, images by their rows in the split; where each cell is."""
-    kind = record(dim)
-    starts_PC = np.concatenate([np.zeros((len(ends_PC), 1), int), ends_PC[:, :-1]], axis=1)
-    size_PC = (ends_PC - starts_PC)[:, read]
-    edges = np.concatenate([[0], size_PC.sum(0).cumsum()])
-    # A cell's records of the first part come first, and so on.
-    place_PC = edges[:-1] + size_PC.cumsum(0) - size_PC
-    records = np.empty(edges[-1], kind)
-    runs = np.split(np.arange(len(read)), np.flatnonzero(np.diff(read) > 1) + 1)  # side by side
-    for part, name in enumerate(inputs["parts"]):
-        uri = store.join(split.folder, "parts", f"{name}.vectors")
-        for run in runs:
-            a, b = starts_PC[part, read[run[0]]], ends_PC[part, read[run[-1]]]
-            data = store.read_bytes(uri, int(a) * kind.itemsize, int(b - a) * kind.itemsize)
-            cut = np.split(np.frombuffer(data, kind), size_PC[part, run].cumsum()[:-1])
-            for start, of_cell in zip(place_PC[part, run], cut, strict=True):
-                here = records[start : start + len(of_cell)]
-                here[:] = of_cell
-                here["image"] += inputs["images"][part]
-    return records, dict(zip(read.tolist(), itertools.pairwise(edges.tolist()), strict=True))
 
 
 def _neighbours(queries: np.ndarray, found: np.ndarray, split: Split) -> np.ndarray:
@@ -326,7 +319,7 @@ def _plan_recall(split: Split) -> Plan:
     groups = index_of(split, "groups")
     parts = [entry["name"] for entry in index_of(split, "parts")["pieces"]]
     inputs = {"groups": [entry["name"] for entry in groups["pieces"]], "parts": parts}
-    inputs["images"] = image_starts(split)[1]
+    inputs |= {"images": image_starts(split)[1], "shards": _sampled(split)}
     return _plan(split, "recall", [("recall", [groups["version"]], inputs, 0)])
 
 
@@ -342,20 +335,25 @@ def write_recall(piece: Piece) -> dict:
         part = np.frombuffer(data, np.int64).reshape(exact.shape)
         for n, kind in enumerate(split.kinds):
             exact[n] = cells.best(exact[n], cells.moved(part[n], first if kind == "i" else 0))
-    found = np.concatenate([_at(split, name, rows) for name in piece.inputs["groups"]])
-    found = found[np.argsort(found["row"])]
+    groups, shards = piece.inputs["groups"], piece.inputs["shards"]
+    of_shards = (_records(split, groups, shard) for shard in shards)
+    found = np.concatenate([found[np.isin(found["row"], rows)] for found in of_shards])
     recall = {kind: cells.recall(found[kind], exact[n]) for n, kind in enumerate(split.kinds)}
     summary = {"recall": recall, "asked": len(rows)}
     table = pa.table({"kind": list(recall), "recall": list(recall.values())})
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
-def _at(split: Split, group: str, rows: np.ndarray) -> np.ndarray:
-    """The records of a group's file that are of these rows."""
-    kind = keys_of(split)
-    data = store.read_bytes(store.join(split.folder, "groups", f"{group}.keys"))
-    records = np.frombuffer(data, kind)
-    return records[np.isin(records["row"], rows)]
+def _records(split: Split, groups: Sequence[str], shard: int) -> np.ndarray:
+    """The records of a shard's captions, in order, out of the groups' files."""
+    kind, folder, out = keys_of(split), store.join(split.folder, "groups"), []
+    for group in groups:
+        below = parquet.read_table(store.join(folder, f"{group}.parquet"))["below"].to_numpy()
+        a, b = (int(edge) * kind.itemsize for edge in below[shard : shard + 2])
+        data = store.read_bytes(store.join(folder, f"{group}.keys"), a, b - a)
+        out.append(np.frombuffer(data, kind))
+    records = np.concatenate(out)
+    return records[np.argsort(records["row"])]
 
 
 class Found(NamedTuple):
@@ -383,16 +381,10 @@ class Found(NamedTuple):
 
 def of_shard(found: Found, shard: int, count: int) -> np.ndarray:
     """The keys of the `count` captions of a split's shard, in order, out of all groups."""
-    kind, folder, out = keys_of(found.split), store.join(found.split.folder, "groups"), []
-    for group in found.groups:
-        below = parquet.read_table(store.join(folder, f"{group}.parquet"))["below"].to_numpy()
-        a, b = (int(edge) * kind.itemsize for edge in below[shard : shard + 2])
-        data = store.read_bytes(store.join(folder, f"{group}.keys"), a, b - a)
-        out.append(np.frombuffer(data, kind))
-    records = np.concatenate(out)
+    records = _records(found.split, found.groups, shard)
     if len(records) != count:
         raise InputError(
-            f"{folder} holds {len(records)} of the {count} captions of shard {shard}; remove that "
-            "folder and run `halftone label` again"
+            f"{found.split.folder} holds {len(records)} of the {count} captions of shard {shard}; "
+            "remove that folder and run `halftone label` again"
         )
-    return records[np.argsort(records["row"])]
+    return records

@@ -7,6 +7,9 @@ again of others at most. Scores are exact; who is not in a cell that was looked 
 Legend of the shape suffixes: N vectors, D width, C cells, Q query rows, K neighbours.
 """
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -19,8 +22,16 @@ SAMPLE = 64  # vectors a cell that centroids are trained on
 ROUNDS = 10  # of that training
 REACH = 16  # cells that a query is compared with: its own and those nearest to it
 AGAIN = 1.0  # what a group reads of others, at most, of its own size
-BLOCK = 8192  # rows at a time
+MOST = 16_384  # cells: they are larger where there would be more
+SAMPLED = 250_000  # vectors of the sample, at most
+SCORES = 2**24  # of vectors with centroids at a time
 SEED = 0
+
+
+def count_of(vectors: int) -> tuple[int, int]:
+    """How many cells so many vectors are cut into, and how many of them are the sample."""
+    cells = max(1, min(round(vectors / PER_CELL), MOST))
+    return cells, min(SAMPLE * cells, SAMPLED)
 
 
 def centroids(sample_ND: torch.Tensor, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,8 +52,8 @@ def centroids(sample_ND: torch.Tensor, cells: int) -> tuple[torch.Tensor, torch.
 
 def nearest_cell(vectors_ND: torch.Tensor, centroids_CD: torch.Tensor) -> torch.Tensor:
     """The cell (N,) of every vector."""
-    parts = [(part @ centroids_CD.T).argmax(1) for part in vectors_ND.split(BLOCK)]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    rows = max(1, SCORES // len(centroids_CD))
+    return torch.cat([(part @ centroids_CD.T).argmax(1) for part in vectors_ND.split(rows)])
 
 
 def groups(centroids_CD: torch.Tensor, share_C: torch.Tensor, count: int) -> list[np.ndarray]:
@@ -98,16 +109,49 @@ def top_k(
     Candidates go by their numbers; several rows of one number count as their best. Pairs of one
     owner, of the queries' (Q,) and of the candidates' (N,), are left out.
     """
+    number_N = np.array(number_N, np.int64)
     known, group = np.unique(number_N, return_inverse=True)
     if len(known) == len(number_N):
         known, group = number_N, None
-    how = {"query_owner": owners[0], "candidate_owner": owners[1], "candidate_group": group}
+    of_Q, of_N = (np.array(owner, np.int64) for owner in owners)
+    how = {"query_owner": of_Q, "candidate_owner": of_N, "candidate_group": group}
     score_QK, row_QK = nearest.top_k(queries_QD, candidates_ND, k, **how)
     row_QK = row_QK.long()
-    number_QK = torch.from_numpy(np.asarray(known, np.int64))[row_QK]
-    keys_QK = nearest.key(score_QK.contiguous(), number_QK)
-    keys_QK = torch.where(row_QK < 0, nearest.EMPTY, keys_QK)
-    return F.pad(keys_QK, (0, k - keys_QK.shape[1]), value=nearest.EMPTY).numpy()
+    keys_QK = nearest.key(score_QK.contiguous(), torch.from_numpy(known)[row_QK])
+    out_QK = np.full((len(queries_QD), k), nearest.EMPTY)
+    out_QK[:, : row_QK.shape[1]] = torch.where(row_QK < 0, nearest.EMPTY, keys_QK).numpy()
+    return out_QK
+
+
+def gathered(
+    cells_R: np.ndarray,
+    ends_PC: np.ndarray,
+    kind: np.dtype,
+    read: Callable[[int, int, int], np.ndarray],
+) -> tuple[np.ndarray, dict[int, slice]]:
+    """The records of some cells, which rise, out of P files sorted by cell; where each cell is.
+
+    `ends_PC` says where in each file each cell ends; `read(file, start, end)` reads records, those
+    of cells side by side at once.
+    """
+    starts_PC = np.concatenate([np.zeros((len(ends_PC), 1), int), ends_PC[:, :-1]], axis=1)
+    size_PR = (ends_PC - starts_PC)[:, cells_R]
+    edges = np.concatenate([[0], size_PR.sum(0).cumsum()])
+    # A cell's records of the first file come first, and so on.
+    place_PR = edges[:-1] + size_PR.cumsum(0) - size_PR
+    records = np.empty(edges[-1], kind)
+    runs = np.split(np.arange(len(cells_R)), np.flatnonzero(np.diff(cells_R) > 1) + 1)
+    for file in range(len(ends_PC)):
+        for run in runs:
+            a, b = starts_PC[file, cells_R[run[0]]], ends_PC[file, cells_R[run[-1]]]
+            if a == b:
+                continue
+            of_run, start = read(file, int(a), int(b)), 0
+            for place, size in zip(place_PR[file, run], size_PR[file, run], strict=True):
+                records[place : place + size] = of_run[start : start + size]
+                start += size
+    where = itertools.starmap(slice, itertools.pairwise(edges.tolist()))
+    return records, dict(zip(cells_R.tolist(), where, strict=True))
 
 
 def merged(keys_QK: np.ndarray, query_Q: np.ndarray, count: int) -> torch.Tensor:

@@ -90,3 +90,31 @@ def test_candidates_may_go_by_other_numbers(topics):
     expected = cells.top_k(topics[:20], topics, 12, after, owners)
     expected[3, 5:] = nearest.EMPTY
     assert np.array_equal(cells.renumbered(keys, before, after), expected)
+
+
+def test_records_of_cells_are_gathered_in_order_out_of_all_files():
+    """Of the cells 0, 2, 3 and 5; some are empty in a file, and neighbours are read at once."""
+    kind = np.dtype([("cell", "<i4"), ("file", "<i4")])
+    sizes = np.array([[2, 1, 0, 3, 1, 0], [0, 2, 2, 1, 0, 0]])
+    files = []
+    for number, size in enumerate(sizes):
+        whole = np.empty(size.sum(), kind)
+        whole["cell"], whole["file"] = np.repeat(np.arange(6), size), number
+        files.append(whole)
+    asked = []
+
+    def read(file, start, end):
+        asked.append((file, start, end))
+        return files[file][start:end]
+
+    records, where = cells.gathered(np.array([0, 2, 3, 5]), sizes.cumsum(1), kind, read)
+    assert records["cell"].tolist() == [0, 0, 2, 2, 3, 3, 3, 3]
+    assert records["file"].tolist() == [0, 0, 1, 1, 0, 0, 0, 1]
+    assert [records[where[c]]["cell"].tolist() for c in (0, 2, 5)] == [[0, 0], [2, 2], []]
+    assert asked == [(0, 0, 2), (0, 3, 6), (1, 2, 5)]
+
+
+def test_a_huge_collection_has_no_more_cells_and_no_larger_sample_than_others():
+    assert cells.count_of(100) == (1, 64)
+    assert cells.count_of(5_000_000) == (1221, 64 * 1221)
+    assert cells.count_of(10**9) == (cells.MOST, cells.SAMPLED)
