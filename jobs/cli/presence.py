@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.cluster.polling import meanwhile
 from pipeline.errors import InputError
@@ -33,6 +33,15 @@ PROC = Path("/proc")  # of this machine, where it has one
 CAME, WAITS, WORKS = "came", "waits", "works"
 
 
+class Sight(NamedTuple):
+    """What was seen of another command."""
+
+    beat: int  # its sign of life
+    since: float  # when that one was new here, by this machine's own clock
+    looked: float  # when it was last looked at
+    lives: bool  # whether it was seen to give another one
+
+
 class Presence:
     """This command among those that work on a run folder."""
 
@@ -40,18 +49,10 @@ class Presence:
         """`data` is a fingerprint of the settings that decide what is in the shards."""
         self.root, self.say = root, say
         self.name = f"{PREFIX}{uuid.uuid4().hex}.json"
-        self.about: dict[str, Any] = {
-            "data": data,
-            "folder": "",
-            "of": "",
-            "state": CAME,
-            "beat": 0,
-        }
+        self.about: dict[str, Any] = {"data": data, "state": CAME, "beat": 0}
         self.about |= {"machine": _machine(), "host": socket.gethostname(), "pid": os.getpid()}
         self.about |= {"start": _start(os.getpid()), "begun": time.strftime("%F %T %Z")}
-        self.seen: dict[
-            str, tuple[int | None, float]
-        ] = {}  # others' beats, and when they were new here
+        self.seen: dict[str, Sight] = {}
 
     @contextlib.contextmanager
     def working(self, folder: str, of: str) -> Iterator[bool]:
@@ -72,26 +73,29 @@ class Presence:
         """Come to terms with the others; whether one that makes the same was waited for."""
         told: set[str] = set()
         while True:
-            others = {name: other for name, other in self._others() if self._meet(other)}
-            first = {n: o for n, o in others.items() if o["state"] == WORKS or n < self.name}
+            first, others = self._first()
             for name, other in first.items():
-                if not self._same(other):
+                same = self._same(other)
+                if not same and self.seen[name].lives:
                     raise InputError(self._refusal(other))
                 if name not in told:
                     told.add(name)
-                    self.say(f"  {_who(other)} makes the same; this command waits until it ends")
-            if first:
-                self._become(WAITS)
-            elif all(other["state"] == WAITS for other in others.values()):
+                    waits = "makes the same; this command waits until it ends"
+                    sees = f"may be dead; this command looks for {PATIENCE:.0f} s whether it is"
+                    self.say(f"  {_who(other)} {waits if same else sees}")
+            if not first and all(other["state"] == WAITS for other in others.values()):
                 self._become(WORKS)
-                if not self._is_second():
+                # Of two that do so at once the later sees the other now, and steps back.
+                if not self._first()[0]:
                     return bool(told)
+            self._become(WAITS)
             time.sleep(LOOK)
 
-    def _is_second(self) -> bool:
-        """Whether another began in the same moment, and goes first: the one with the lower name."""
-        others = (o for n, o in self._others() if self._meet(o) and n < self.name)
-        return any(other["state"] == WORKS for other in others)
+    def _first(self) -> tuple[dict[str, dict], dict[str, dict]]:
+        """Of those whom this command would disturb, who goes first; and all of them."""
+        others = {name: other for name, other in self._others() if self._meet(other)}
+        first = {n: o for n, o in others.items() if o["state"] == WORKS or n < self.name}
+        return first, others
 
     def _become(self, state: str) -> None:
         if self.about["state"] != state:
@@ -127,14 +131,18 @@ class Presence:
                 store.remove(uri)
 
     def _is_alive(self, name: str, other: dict) -> bool:
+        """Whether a command works still, as far as can be seen from here."""
+        now, beat = time.monotonic(), other["beat"]
         if other["machine"] == self.about["machine"]:
+            self.seen[name] = Sight(beat, now, now, lives=True)
             return _start(other["pid"]) == other["start"]
-        now = time.monotonic()
-        beat, since = self.seen.get(name, (None, now))
-        if beat != other["beat"]:
-            self.seen[name] = other["beat"], now
-            return True
-        return now - since < PATIENCE
+        before = self.seen.get(name, Sight(beat, now, now, lives=False))
+        if beat != before.beat:
+            self.seen[name] = Sight(beat, now, now, lives=True)
+        else:  # time in which nobody looked, as where storage was away, does not count
+            since = now if now - before.looked > BEAT else before.since
+            self.seen[name] = before._replace(since=since, looked=now)
+        return now - self.seen[name].since < PATIENCE
 
     def _beat(self) -> None:
         self.about["beat"] += 1

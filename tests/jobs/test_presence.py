@@ -127,6 +127,40 @@ def test_a_command_of_another_machine_is_dead_when_its_file_stays_as_it_is(folde
         assert waited and len(said) == 1 and len(at_work(folder)) == 1
 
 
+def test_a_command_of_another_machine_with_other_settings_may_be_dead_too(folder, monkeypatch):
+    """It is refused when the other gives a sign of life, and goes on when it gives none."""
+    monkeypatch.setattr(presence, "PATIENCE", 0.3)
+    of_another_machine(folder)
+    said = []
+    with Presence(folder, "others", said.append).working("2-shards", "plan"):
+        assert len(said) == 1 and "may be dead" in said[0]
+    monkeypatch.setattr(presence, "PATIENCE", 600.0)
+    of_another_machine(folder)
+    alive = threading.Timer(0.3, of_another_machine, [folder], {"beat": 1})
+    alive.start()
+    with (
+        pytest.raises(InputError, match="is at work in 2-shards, of other data"),
+        Presence(folder, "others", said.append).working("2-shards", "plan"),
+    ):
+        pass
+    alive.join()
+
+
+def test_time_in_which_nobody_could_look_does_not_count(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(presence.time, "monotonic", lambda: now[0])
+    here = Presence(str(tmp_path), "data", print)
+    other = {**here.about, "machine": "elsewhere", "beat": 3}
+    for at, alive in ((0, True), (5, True), (100, True), (155, True), (160, True)):
+        now[0] = float(at)
+        assert here._is_alive("a", other) == alive
+    for at in range(160, 221, 5):
+        now[0] = float(at)
+        alive = here._is_alive("a", other)
+    assert not alive and not here.seen["a"].lives
+    assert here._is_alive("a", {**other, "beat": 4}) and here.seen["a"].lives
+
+
 def test_a_command_of_another_machine_that_gives_signs_of_life_is_waited_for(folder, monkeypatch):
     monkeypatch.setattr(presence, "PATIENCE", 30.0)
     over = threading.Event()
