@@ -220,7 +220,7 @@ class _Nodes:
         import ray
 
         before, now = self.alive, time.monotonic()
-        if self.looked:
+        if self.ended or self.rate < math.inf:  # until one has ended the rate is not known
             self.rate = self.ended / max(now - self.looked, 1e-3)
         self.looked, self.ended, self._options = now, 0, {}
         _Nodes.alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}

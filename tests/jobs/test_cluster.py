@@ -183,7 +183,9 @@ def nodes(ray_here, monkeypatch):
             for name, has in zip(names, resources, strict=True)
         ]
         monkeypatch.setattr(ray, "nodes", lambda: alive)
-        return tasks._Nodes(pieces(1), gpu, said.append)
+        made = tasks._Nodes(pieces(1), gpu, said.append)
+        made.looked = float("inf")  # it looks again when it is told to
+        return made
 
     said: list[str] = []
     seen.said = said
