@@ -152,7 +152,7 @@ def laion(nodes: int, hours_between_failures: float, seed: int = 0) -> dict[str,
     machines = Machines(nodes, CORES, hours_between_failures)
     packing = rate("shard") + rate("check") * PICTURE
     query = rate("label_query") + rate("label_pair") * DIM * of_split
-    held = task_memory(LabelSettings(), SHARD, SHARD, DIM)
+    held = task_memory(LabelSettings(), SHARD, SHARD, DIM, of_split)
     fit = min(CORES, int(1e9 * MEMORY_GB / (TASK + held)))
     trainers = machines._replace(nodes=min(nodes, 64))
     step = BATCH / (trainers.nodes * GPUS) * PAIR_TFLOP / 100

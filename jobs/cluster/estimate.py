@@ -152,10 +152,11 @@ def _check_driver(recipe: Recipe, images: int, captions: int, pieces: int) -> No
 def of_label(recipe: Recipe, data: Collection, captions: float) -> int:
     """Bytes of the largest of label's tasks beside Python and torch; `captions` are a shard's."""
     settings = recipe.label
-    held = [label.task_memory(settings, round(captions), round(captions), DIM)]
+    each = round(captions)
+    held = [label.task_memory(settings, each, each, DIM, n) for n in data.captions.values()]
     if _by_cells(recipe, data):
         keys = settings.top_k * len({name[2] for name in settings.lists})
-        held.append(by_cells.of_part(by_cells.PER_PART + round(captions), DIM))
+        held.append(by_cells.of_part(by_cells.PER_PART + each, DIM))
         held.append(by_cells.of_group(cells.PER_GROUP, DIM, keys))
     return max(held)
 

@@ -11,6 +11,8 @@ from pipeline.storage import cache, parquet
 from pipeline.storage.run_folder import Files
 from schemas.settings import LabelSettings
 
+SMALL = 2**28  # bytes of a split's vectors that a process keeps
+
 
 class Block(NamedTuple):
     """The captions of one shard; rows of a split are counted from its first shard on."""
@@ -30,16 +32,29 @@ class Pairs(NamedTuple):
     ids: Sequence[tuple[str, str]]  # image, caption
 
 
-def blocks(files: Files, kept: dict[str, dict], limit: float) -> Iterator[Block]:
+_kept: dict[tuple[str, str], Captions] = {}  # a small split's shards, in this process
+
+
+def is_small(captions: int, dim: int) -> bool:
+    """Whether a process keeps the captions of a split for its next task."""
+    return 4 * captions * dim <= SMALL
+
+
+def blocks(files: Files, copies: dict[str, dict], limit: float, small: bool) -> Iterator[Block]:
     """All shards of a split in order, read one after the other.
 
-    `kept` says of files in a remote store their {"bytes", "sha256"}: they are fetched once a node,
-    within `limit` bytes, and read by all its tasks.
+    `copies` says of files in a remote store their {"bytes", "sha256"}: they are fetched once a
+    node, within `limit` bytes, and read by all its tasks. A `small` split is read once a process.
     """
     captions = images = 0
+    if not small or any(version != files.version for version, _ in _kept):
+        _kept.clear()
     for name, uri in zip(files.names, files.uris, strict=True):
-        here = cache.kept(uri, kept[name], limit) if name in kept else uri
-        block = Captions(parquet.read_tables([here]))
+        if (block := _kept.get((files.version, name))) is None:
+            here = cache.kept(uri, copies[name], limit) if name in copies else uri
+            block = Captions(parquet.read_tables([here]))
+        if small:
+            _kept[files.version, name] = block
         yield Block(block, captions, images)
         captions, images = captions + len(block.caption_ids), images + len(block.image_ids)
 

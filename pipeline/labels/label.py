@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from pipeline.errors import InputError
 from pipeline.labels import cells, decisions, embed
-from pipeline.labels.candidates import Decided, blocks
+from pipeline.labels.candidates import Decided, blocks, is_small
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.encoders import encoder_label, sentences
 from pipeline.labels.relevance_lists import Direction, Lists
@@ -33,6 +34,7 @@ CELLS = 2**22  # of a block of relevance
 FIXED = 150e6  # blocks of the product, and what is compiled
 OWN, OTHER = 8.0, 10.0  # a number of the own captions' vectors, and of another shard's
 KEY = 24.0  # a candidate of a list, while it is sorted
+KEPT, CAPTION = 4.0, 500.0  # a number of what is kept, and a caption with its ids
 
 
 class Step(NamedTuple):
@@ -77,7 +79,8 @@ def plan(recipe: Recipe, root: str) -> Plan:
         inputs = {**shared, **of_split, "shard": name, "split": split, "number": number[split]}
         number[split] += 1
         output = store.join(folder, f"{name}.parquet")
-        memory = task_memory(settings, entry["captions"], of_split["largest"], entry["dim"])
+        sizes = entry["captions"], of_split["largest"], entry["dim"], of_split["captions"]
+        memory = task_memory(settings, *sizes)
         pieces.append(Piece(name, output, fingerprint, inputs, memory))
     return Plan.of("label", folder, pieces, matters)
 
@@ -93,6 +96,7 @@ def _of_split(split: str, files: Files, recipe: Recipe, root: str) -> dict:
         "captions": sum(counts),
         "largest": max(counts),
         "copies": (kept, recipe.train.cache_gb * 1e9),
+        "small": is_small(sum(counts), max(entry["dim"] for entry in files.entries)),
         "cells": by_cells and cells.Found.of(by_cells),
     }
 
@@ -117,23 +121,30 @@ def _by_cells(split: str, files: Files, recipe: Recipe, root: str) -> cells.Spli
     return cells.split_of(files, folder, recipe.label, recipe.label.top_k + many)
 
 
-def task_memory(settings: LabelSettings, mine: int, largest: int, dim: int) -> int:
+def task_memory(settings: LabelSettings, mine: int, largest: int, dim: int, split: int) -> int:
     """Bytes that a task takes beside Python and torch: of its captions, and of another shard's.
 
-    Measured by `python -m bench.label_memory`, see docs/scale.md.
+    A small `split` is kept whole by the process. Measured by `python -m bench.task_memory label`.
     """
     keys = len(settings.lists) * mine * settings.top_k
-    return int(FIXED + dim * (OWN * mine + OTHER * largest) + KEY * keys)
+    kept = split * (KEPT * dim + CAPTION) * is_small(split, dim)
+    return int(FIXED + dim * (OWN * mine + OTHER * largest) + KEY * keys + kept)
 
 
 def check_decided(recipe: Recipe, root: str) -> None:
     """Tells how many of the decided pairs are of nobody here; refuses where all are."""
     if recipe.label.overrides is None:
         return
-    uris = embed.files(recipe, root).uris
-    tables = [parquet.read_columns(uri, ["image_id", "caption_id"]) for uri in uris]
-    here = pa.concat_tables(tables).columns
-    decisions.tell(recipe.label.overrides, *(set(column.to_pylist()) for column in here))
+    names, pairs = ("image_id", "caption_id"), decisions.overrides(recipe.label.overrides)
+    listed = {
+        name: pa.array(sorted({getattr(p, name) for p in pairs}), pa.string()) for name in names
+    }
+    here: dict[str, set[str]] = {name: set() for name in names}
+    for uri in embed.files(recipe, root).uris:
+        table = parquet.read_columns(uri, list(names))
+        for name, ids in listed.items():
+            here[name].update(table[name].filter(pc.is_in(table[name], ids)).to_pylist())
+    decisions.tell(recipe.label.overrides, *here.values())
 
 
 def _check_calibration(recipe: Recipe) -> None:
@@ -199,7 +210,9 @@ Starts = list[tuple[str, int, int]]  # of shards: sidecar, row of the first capt
 def _look_at_all(inputs: dict, directions: list[Direction], decided, counted) -> Starts:
     """Meet all captions of the split: memory is that of one shard's, whatever the split holds."""
     files, starts = inputs["embeddings"], []
-    for name, block in zip(files.names, blocks(files, *inputs["copies"]), strict=True):
+    for name, block in zip(
+        files.names, blocks(files, *inputs["copies"], inputs["small"]), strict=True
+    ):
         own, met = name == inputs["shard"], decided.see(block)
         for direction in directions:
             direction.add(block, own)
@@ -224,7 +237,7 @@ def _look_into_cells(inputs: dict, directions: list[Direction], decided, counted
     of_mine[own] = mine.image_of[owner[own] - first]
     counted.add(vectors, of_mine, len(owner), [])
     if decided.asked:
-        for block in blocks(files, *inputs["copies"]):
+        for block in blocks(files, *inputs["copies"], inputs["small"]):
             decided.see(block)
     sidecars = (store.join(inputs["shards"], f"{name}.parquet") for name in files.names)
     return list(zip(sidecars, captions, images, strict=False))

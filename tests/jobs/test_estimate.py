@@ -224,6 +224,9 @@ def test_the_memory_of_lists_does_not_grow_with_the_split():
         estimate.Collection({"train": n}, {"train": n}, 1e5, "") for n in (10**5, 10**9)
     )
     assert estimate.of_label(recipe, small, 1000) == estimate.of_label(recipe, large, 1000) < 1e9
+    tiny = estimate.Collection({"train": 10**4}, {"train": 10**4}, 1e5, "")  # kept by its process
+    kept = estimate.of_label(recipe, tiny, 1000) - estimate.of_label(recipe, large, 1000)
+    assert kept > 4 * estimate.DIM * 10**4
     cells = recipe.model_copy(update={"label": LabelSettings(approximate_above=10**6)})
     assert estimate.of_label(cells, small, 1000) == estimate.of_label(recipe, small, 1000)
     assert 5e8 < estimate.of_label(cells, large, 1000) < 1e9
