@@ -49,10 +49,11 @@ def steps(recipe: Recipe, root: str) -> Iterator[Step]:
 
     Of a split that is searched by cells these come first.
     """
-    everyone = embed.files(recipe, root)
-    for split in sorted({entry["split"] for entry in everyone.entries}):
-        if by_cells := _by_cells(split, everyone.of_split(split), recipe, root):
-            yield from (Step(*step) for step in cells.steps(by_cells))
+    if recipe.label.approximate_above is not None:
+        everyone = embed.files(recipe, root)
+        for split in sorted({entry["split"] for entry in everyone.entries}):
+            if by_cells := _by_cells(split, everyone.of_split(split), recipe, root):
+                yield from (Step(*step) for step in cells.steps(by_cells))
     yield Step(plan(recipe, root), write_relevance)
 
 

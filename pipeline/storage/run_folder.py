@@ -52,7 +52,8 @@ class Files:
         return Files, (self.folder, self.names, self.version)  # tasks need no entries
 
     def of_split(self, split: str) -> "Files":
-        return Files.of(self.folder, [e for e in self.entries if e.get("split") == split])
+        entries = [e for e in self.entries if e.get("split") == split]
+        return self if len(entries) == len(self) else Files.of(self.folder, entries)
 
     def need(self, split: str, setting: str) -> "Files":
         """The files of the split that a setting names, or a sentence with those there are."""
