@@ -87,7 +87,9 @@ def read_by(
     Of other groups' cells the nearest come first, for every own cell in turn, until they are as
     large as `AGAIN` allows.
     """
-    order_CC = (centroids_CD[own] @ centroids_CD.T).argsort(1, descending=True, stable=True).numpy()
+    order_CC = (
+        (centroids_CD[own] @ centroids_CD.T).argsort(dim=1, descending=True, stable=True).numpy()
+    )
     order_CC = order_CC[:, :REACH]
     left, known = AGAIN * size_C[own].sum(), set(own.tolist())
     for cell in order_CC.T.reshape(-1).tolist():  # everybody's nearest, then the second ones
