@@ -221,7 +221,7 @@ def test_what_is_planned_for_a_task_is_what_ray_is_told(run, tmp_path):
 def test_the_memory_of_lists_does_not_grow_with_the_split():
     recipe = Recipe(name="t")
     small, large = (
-        estimate.Collection({"train": n}, {"train": n}, 1e5, "") for n in (10**5, 10**9)
+        estimate.Collection({"train": n}, {"train": n}, 1e5, "") for n in (10**6, 10**9)
     )
     assert estimate.of_label(recipe, small, 1000) == estimate.of_label(recipe, large, 1000) < 1e9
     tiny = estimate.Collection({"train": 10**4}, {"train": 10**4}, 1e5, "")  # kept by its process
