@@ -2,6 +2,7 @@
 
     python -m bench.cluster                  # two cores to itself; about five minutes
     python -m bench.cluster --images 2000 --rounds 3
+    python -m bench.cluster --tasks 10000    # what the driver spends on tasks that do nothing
 
 Drawn scenes are sharded, and their captions embedded by tfidf and labelled, by 2 workers and by 1:
 through Ray (`jobs.cluster.tasks.fan_out`) and through a `multiprocessing` pool with the same
@@ -30,6 +31,8 @@ os.environ.update({"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_AUTH
 from jobs.cluster import tasks
 from pipeline.labels import embed, label
 from pipeline.sharding import ingest, shard
+from pipeline.storage.plan import Piece
+from pipeline.storage.run_folder import Files
 from schemas.settings import Recipe
 
 STAGES = ("shard", "embed", "label")
@@ -138,6 +141,31 @@ def measure(recipe: Recipe, manifest: Path, rounds: int) -> dict[tuple, list[dic
     return {way: times[1:] for way, times in took.items()}
 
 
+def nothing(piece: Piece) -> dict:
+    return {"made": piece.name}
+
+
+def driver(count: int) -> None:
+    """CPU and memory of the driver that hands out tasks as of `label`, which do nothing."""
+    names = tuple(f"train-{n:06d}" for n in range(count))
+    recipe = recipe_of(1)
+    common = {"embeddings": Files("/nowhere", names, "1"), "settings": recipe.label}
+    pieces = [Piece(name, f"/nowhere/{name}", name, {**common, "shard": name}) for name in names]
+    with ray_with_two():
+        tasks.fan_out(nothing, pieces[:100])
+        me, seen = psutil.Process(), []
+        before, started = sum(me.cpu_times()[:2]), time.perf_counter()
+
+        def done(*_) -> None:
+            seen.append(me.memory_info().rss / 2**20 if len(seen) % (count // 5) == 0 else 0)
+
+        tasks.fan_out(nothing, pieces, done=done)
+        cpu, wall = sum(me.cpu_times()[:2]) - before, time.perf_counter() - started
+    held = ", ".join(f"{megabytes:.0f}" for megabytes in seen if megabytes)
+    print(f"{count:,} tasks: {1e3 * cpu / count:.2f} ms of the driver's CPU a task, {wall:.1f} s")
+    print(f"MB it held after each fifth: {held}")
+
+
 def ratio(above: list[dict], below: list[dict], name: str, of: int, share: float = 1.0) -> str:
     """Median and quartiles of the rounds' ratios of a stage, of wall (0) or CPU (1) time."""
     rounds = zip(above, below, strict=True)
@@ -150,7 +178,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=6000, help="drawn scenes (count)")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (count)")
+    parser.add_argument("--tasks", type=int, help="that do nothing, instead (count)")
     options = parser.parse_args()
+    if options.tasks:
+        return driver(options.tasks)
     recipe = recipe_of(options.images)
     with tempfile.TemporaryDirectory() as root:
         plan = ingest.plan(recipe, root)
@@ -167,6 +198,7 @@ def main() -> None:
             for what, above, below in RATIOS:
                 share = 0.5 if of == 0 and above[1] != below[1] else 1.0
                 print(f"    {what}: {ratio(took[above], took[below], name, of, share)}")
+    return None
 
 
 if __name__ == "__main__":

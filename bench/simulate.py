@@ -19,7 +19,10 @@ import time
 from collections import deque
 from typing import NamedTuple
 
+from jobs.cluster.rates import TASK
 from jobs.cluster.rates import of as rate
+from pipeline.labels.label import task_memory
+from schemas.settings import LabelSettings
 
 START = 5.0  # seconds until a stage's workers have started; assumed
 START_TRAIN = 15.0  # seconds until a training's have; 12 to 17 were seen
@@ -149,7 +152,8 @@ def laion(nodes: int, hours_between_failures: float, seed: int = 0) -> dict[str,
     machines = Machines(nodes, CORES, hours_between_failures)
     packing = rate("shard") + rate("check") * PICTURE
     query = rate("label_query") + rate("label_pair") * DIM * of_split
-    fit = int(MEMORY_GB / (0.86 + 4e-9 * DIM * of_split))
+    held = task_memory(LabelSettings(), SHARD, SHARD, DIM, of_split)
+    fit = min(CORES, int(1e9 * MEMORY_GB / (TASK + held)))
     trainers = machines._replace(nodes=min(nodes, 64))
     step = BATCH / (trainers.nodes * GPUS) * PAIR_TFLOP / 100
     ring = 2 * 4 * 151_277_312 / LINE if trainers.nodes > 1 else 0.0

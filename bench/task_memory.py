@@ -1,6 +1,7 @@
 """Peak memory of one shard's ranking task, by images, width and sentence width of the split.
 
-    python -m bench.task_memory      # about three minutes
+    python -m bench.task_memory          # about three minutes
+    python -m bench.task_memory label    # of a shard's lists, in splits of some sizes
 
 Made-up unit vectors, five captions an image, shards of 500 images, a bank of 2,000 images; plain
 rankings, and those of inverted softmax. `pipeline/evaluation/task_memory.py` holds the figures a
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,13 @@ import pyarrow as pa
 from jobs.cluster.polling import meanwhile
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.graded_relevance import Judge
+from pipeline.labels import label
 from pipeline.reranking import rerank
 from pipeline.reranking.inputs import SplitVectors
 from pipeline.sharding.exclusions import Excluded
-from pipeline.storage import parquet, vector_columns
+from pipeline.storage import parquet, run_folder, store, vector_columns
 from pipeline.storage.plan import Piece
-from pipeline.storage.run_folder import Files
+from pipeline.storage.run_folder import Files, RunFolder
 from schemas.embedding import embedding_schema, tower_schema
 from schemas.settings import Recipe
 
@@ -34,9 +37,9 @@ ROWS = ((1000, 256, 384), (5000, 256, 384), (5000, 1024, 384), (5000, 256, 1024)
 BANK, SHARD = 2000, 500  # images
 
 
-def unit(count: int, dim: int):
+def unit(count: int, dim: int, seed: int = 0):
     """A column of unit vectors."""
-    vectors = np.random.default_rng(0).standard_normal((count, dim), np.float32)
+    vectors = np.random.default_rng(seed).standard_normal((count, dim), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
 
@@ -97,7 +100,49 @@ def measure(folder: str, scored: bool) -> None:
     print(f"  {way:<16} {max(seen) - seen[0]:6.0f} MB", flush=True)
 
 
+def lists(split: int, shard: int, dim: int) -> None:
+    """Of a shard's lists in a split of so many captions."""
+    recipe = Recipe(name="bench", embed={"encoder": "made-up"})
+    with tempfile.TemporaryDirectory() as root:
+        folder, pieces = RunFolder(root).folder("embed", "made-up"), []
+        for n in range(split // shard):
+            name = f"train-{n:06d}"
+            ids = [f"{name}-{k}" for k in range(shard)]
+            vectors = vector_columns.vector_column(unit(shard, dim, n).astype(np.float16))
+            columns = {"caption_id": ids, "image_id": ids, "vector": vectors}
+            table = pa.table(columns, schema=embedding_schema(dim))
+            about = {"split": "train", "captions": shard, "dim": dim}
+            written = parquet.write_table(f"{folder}/{name}.parquet", table, "1", about)
+            pieces.append({**written, "name": name, "fingerprint": "1"})
+        index = {"pieces": pieces, "version": run_folder.version(pieces)}
+        store.write_json(f"{folder}/index.json", index)
+        piece = label.plan(recipe, root).pieces[0]
+        seen, started = [anonymous()], time.process_time()
+        with meanwhile(lambda: seen.append(anonymous()), 0.003):
+            label.write_relevance(piece)
+        took, told = time.process_time() - started, piece.memory / 1e6
+        row = f"{split:>9,} captions, {shard:>6,} a shard, D {dim}"
+        print(
+            f"{row}: {max(seen) - seen[0]:6.0f} MB, told {told:.0f}; {took:.1f} CPU s", flush=True
+        )
+
+
+LISTS = (
+    (40_000, 10_000, 384),
+    (160_000, 10_000, 384),
+    (160_000, 40_000, 384),
+    (160_000, 10_000, 64),
+)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["label"]:
+        if sys.argv[2:]:
+            return lists(*map(int, sys.argv[2:]))
+        for row in LISTS:
+            command = [sys.executable, "-m", "bench.task_memory", "label", *map(str, row)]
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--scored", action="store_true", help=argparse.SUPPRESS)

@@ -15,7 +15,8 @@ def run(run: Run) -> None:
         check = partial(ingest.check, plan, settings=run.recipe.source)
         index = stage.make(plan, ingest.write_part, check=check)
         if not run.dry:
-            images = {f"{split}_images": n for split, n in ingest.totals(plan.folder).items()}
+            totals = ingest.totals(plan.folder, index["pieces"], run.recipe.source.kind)
+            images = {f"{split}_images": n for split, n in totals.items()}
             stage.note(**images, version=index["version"])
             for line in ingest.told(index):
                 run.show.line(f"  {line}")

@@ -11,10 +11,10 @@ def run(run: Run) -> None:
     from pipeline.reports import false_negatives, labels
 
     with run.stage("label") as stage:
-        plan = label.plan(run.recipe, run.root)
-        if plan.pending and not run.dry:
-            label.check_decided(run.recipe, run.root)
-        index = stage.make(plan, label.write_relevance)
+        for plan, make in label.steps(run.recipe, run.root):
+            if plan.pending and not run.dry and make is label.write_relevance:
+                label.check_decided(run.recipe, run.root)
+            index = stage.make(plan, make)
         entries = index["pieces"]
         stage.note(lists=sum(entry["queries"] for entry in entries), **label.recalls(entries))
         if run.recipe.label.overrides is not None:

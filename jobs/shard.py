@@ -12,7 +12,7 @@ def run(run: Run) -> None:
     from pipeline.sharding import shard
 
     with run.stage("shard") as stage:
-        plan = shard.plan(run.recipe, run.root)
+        plan = shard.finished(run.recipe, run.root) or shard.plan(run.recipe, run.root)
         check = partial(shard.check, plan, recipe=run.recipe)
         index = stage.make(plan, shard.write_shard, check=check)
         if not run.dry:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from jobs.cli.presence import Presence
 from jobs.cli.show import Show
 from jobs.cluster import tasks, training
 from jobs.tracking.tracker import Tracker
@@ -42,11 +43,15 @@ class Run:
     show: Show
     options: Namespace  # of the command line
     track: Tracker = field(init=False)
+    present: Presence = field(init=False)
     results: dict[str, Any] = field(default_factory=dict)  # for --json and the final table
     begun: bool = False
 
     def __post_init__(self):
         self.track = Tracker(self.recipe.name, self.root, self.name)
+        parts = (self.recipe.source, self.recipe.shard)
+        data = store.fingerprint([part.model_dump(mode="json") for part in parts])
+        self.present = Presence(self.root, data, self.show.line)
 
     @property
     def dry(self) -> bool:
@@ -145,14 +150,35 @@ class Stage:
             return self._would(plan, pending)
         if plan.complete:
             return plan.index
-        if pending:
-            self.start()
-        with self.run.show.progress(self.name, len(pending)) as advance:
-            say = self.run.show.line
-            made = tasks.fan_out(make, pending, gpu=gpu, done=lambda *_: advance(), say=say)
-        self.made += len(made)
-        check(made)
-        return plan.finish(made, **extra)
+        with self._at_work(plan):
+            if plan.complete:  # by another command, which was waited for
+                return plan.index
+            if pending := plan.pending:
+                self.start()
+            return self._make(plan, make, pending, gpu, check, extra)
+
+    @contextlib.contextmanager
+    def _at_work(self, plan: Plan) -> Iterator[None]:
+        """While it is entered no other command makes what the plan is of."""
+        with self.run.present.working(plan.folder, plan.fingerprint) as waited:
+            if waited:
+                before = len(plan.pending)
+                plan.look_again()
+                self.kept += before - len(plan.pending)
+            yield
+
+    def _make(self, plan: Plan, make: Callable, pending: list[Piece], gpu, check, extra) -> dict:
+        """The index of a plan whose pending pieces are made."""
+        with self.run.show.progress(self.name, len(pending)) as advance, plan.log() as log:
+
+            def done(piece: Piece, summary: dict) -> None:
+                log.add(piece, summary)
+                advance()
+
+            made = tasks.fan_out(make, pending, gpu=gpu, done=done, say=self.run.show.line)
+            self.made += len(made)
+            check(made)
+            return plan.finish(made, **extra)
 
     def train(
         self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict], epochs: int = 0
@@ -165,15 +191,20 @@ class Stage:
             if self.untold:
                 self.run.track.records(self.name, store.read_json(piece.output)["records"])
             return plan.index if plan.complete else plan.finish({})
-        self.start()
-        epochs = epochs or self.run.recipe.train.epochs
+        with self._at_work(plan):
+            if not plan.pending:  # another command, which was waited for, has made it
+                return plan.index if plan.complete else plan.finish({})
+            self.start()
+            self._train(fit, piece, epochs or self.run.recipe.train.epochs)
+            self.made += 1
+            self.run.track.records(self.name, store.read_json(piece.output)["records"])
+            return plan.finish({piece.name: summary(piece)})
+
+    def _train(self, fit: Callable, piece: Piece, epochs: int) -> None:
         with self.run.show.training(epochs, piece):
             track = self.run.track
             watchers = track.recorder(self.name), track.monitor(self.name)
             training.train(fit, piece, self.run.recipe.train, *watchers, self.run.show.line)
-        self.made += 1
-        self.run.track.records(self.name, store.read_json(piece.output)["records"])
-        return plan.finish({piece.name: summary(piece)})
 
     def _pending(self, plan: Plan) -> list[Piece]:
         """The pieces that are still to be made; the rest are counted as kept."""

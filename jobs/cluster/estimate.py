@@ -6,22 +6,26 @@ storage from the formats and, for a loss, from peaks that were measured.
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from jobs.cluster import rates
 from jobs.cluster.rates import GB, TASK
 from jobs.cluster.rates import of as rate
 from pipeline.errors import InputError
+from pipeline.evaluation import task_memory
 from pipeline.formulas.losses import GRADED, LOSSES
 from pipeline.formulas.streaming import rows_of_block
+from pipeline.labels import cells as by_cells
+from pipeline.labels import label
 from pipeline.labels.encoders import fitted
+from pipeline.retrieval import cells
 from pipeline.sharding import ingest
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
 
 DIM = 384  # of a caption's vector
-SPLIT_UP = "cut the collection into splits that are labelled by themselves (source.split_column)"
+FEWER = "lower shard.samples, so that a shard has fewer captions"
 
 
 @dataclass(frozen=True)
@@ -106,21 +110,76 @@ def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> li
     pair = rate("label_pair") * DIM
     labelling = sum(n * (rate("label_query") + pair * n) for n in counts)
     vectors, lists = captions * DIM * rates.EMBEDDING_BYTES, (images + captions) * rates.LIST_BYTES
-    whole = 4 * DIM * max(counts)  # a task of label holds all captions of its split
+    each = captions / max(1, images) * recipe.shard.samples  # captions of a shard
+    kept = lists * recipe.label.top_k
+    if large := _by_cells(recipe, data):
+        labelling = None
+        kept += sum(data.captions[split] for split in large) * _cell_bytes(recipe)
     tasks = partial(_tasks, recipe.cluster)
     out = [
         tasks("ingest", max(1, images // 100_000), None, images * rates.MANIFEST_BYTES),
         tasks("shard", pieces, images * packing, images * (data.image_bytes + rates.SAMPLE_BYTES)),
         tasks("embed", pieces, embedding, vectors, 0.3 * GB, slots=gpus),
-        tasks("label", pieces, labelling, lists * recipe.label.top_k, whole, too_large=SPLIT_UP),
+        tasks("label", pieces, labelling, kept, of_label(recipe, data, each), too_large=FEWER),
     ]
+    out[-1] = replace(out[-1], note="; ".join(filter(None, [out[-1].note, _fetched(recipe, data)])))
+    _check_driver(recipe, images, captions, pieces)
     for name, own in trainings.items():
         split = own.evaluate.split
         towers = 4.0 * own.model.dim * (data.images.get(split, 0) + data.captions.get(split, 0))
         ranked, smaller = shards(own, data).get(split, 1), "evaluate a smaller split"
+        seen = data.images.get(split, 0), data.captions.get(split, 0)
+        held = task_memory.rankings(*seen, DIM * seen[1], own, scored=False)
         out.append(_train(own, data, name))
-        out.append(tasks(f"evaluate {name}", ranked, None, towers, towers, too_large=smaller))
+        out.append(tasks(f"evaluate {name}", ranked, None, towers, held, too_large=smaller))
     return out
+
+
+def driver_bytes(images: int, captions: int, pieces: int) -> float:
+    """Bytes that the command itself holds at its peak: the manifest, and what it plans."""
+    return TASK + rates.ROW * images + rates.CAPTION * captions + rates.SHARD * pieces
+
+
+def _check_driver(recipe: Recipe, images: int, captions: int, pieces: int) -> None:
+    """Refuses a node that cannot hold the manifest."""
+    needed, room = driver_bytes(images, captions, pieces) / GB, recipe.cluster.memory_gb
+    if needed > room:
+        raise InputError(
+            f"the command that plans the shards of {images:,} images holds their manifest, "
+            f"{needed:,.1f} GB, and a node has {room:g}; run it on a node with more memory"
+        )
+
+
+def of_label(recipe: Recipe, data: Collection, captions: float) -> int:
+    """Bytes of the largest of label's tasks beside Python and torch; `captions` are a shard's."""
+    settings = recipe.label
+    each = round(captions)
+    held = [label.task_memory(settings, each, each, DIM, n) for n in data.captions.values()]
+    if _by_cells(recipe, data):
+        keys = settings.top_k * len({name[2] for name in settings.lists})
+        held.append(by_cells.of_part(by_cells.PER_PART + each, DIM))
+        held.append(by_cells.of_group(cells.PER_GROUP, DIM, keys))
+    return max(held)
+
+
+def _fetched(recipe: Recipe, data: Collection) -> str:
+    """What label's tasks fetch of a remote store, in words."""
+    exact = {s: n for s, n in data.captions.items() if s not in _by_cells(recipe, data)}
+    largest = max(exact.values(), default=0) * DIM * rates.EMBEDDING_BYTES
+    who = "each node" if largest <= recipe.train.cache_gb * GB else "each task, not each node"
+    return f"{who} fetches up to {largest / GB:,.1f} GB of vectors" if largest > GB else ""
+
+
+def _by_cells(recipe: Recipe, data: Collection) -> list[str]:
+    """The splits whose neighbours are looked for in near cells alone."""
+    above = recipe.label.approximate_above
+    return [s for s, n in data.captions.items() if above is not None and n > above]
+
+
+def _cell_bytes(recipe: Recipe) -> float:
+    """Stored a caption: its record, and the keys of its neighbours."""
+    kinds = len({name[2] for name in recipe.label.lists})
+    return 2 * DIM + 8 + 4 + 8 * kinds * recipe.label.top_k
 
 
 def shards(recipe: Recipe, data: Collection) -> dict[str, int]:

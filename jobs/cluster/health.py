@@ -24,7 +24,7 @@ PACKAGES = (  # whose versions change bytes, numbers or what can be read
     *("torch", "numpy", "pyarrow", "pillow", "scikit-learn", "safetensors", "pydantic", "fsspec"),
     *("sentence-transformers", "transformers", "tokenizers", "webdataset", "mlflow"),
 )
-OPTIONAL = ("numba", "s3fs", "gcsfs", "faiss-cpu", "peft")
+OPTIONAL = ("numba", "s3fs", "gcsfs", "peft")
 GIB = 2**30
 UPLOAD_LIMIT = 100 * 2**20  # Ray's
 UPLOAD_LARGE = 10 * 2**20  # Halftone itself is 2 MB

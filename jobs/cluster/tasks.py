@@ -4,6 +4,7 @@ With RAY_ADDRESS the cluster it names, else a small Ray of this machine's own.
 """
 
 import logging
+import math
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -107,7 +109,7 @@ def fan_out(
     import ray
 
     connect()
-    nodes, task = _Nodes(waiting, gpu, say), ray.remote(_task)
+    nodes, common, task = _Nodes(waiting, gpu, say), _Common(waiting), ray.remote(_task)
     tries: Counter[str] = Counter()
     running: dict[Any, Piece] = {}
     made: dict[str, dict] = {}
@@ -117,29 +119,74 @@ def fan_out(
             pause = 2 ** tries[piece.name] - 1  # seconds: storage that is away may come back
             shown = f"{make.__name__} {piece.name}"  # in Ray's dashboard, in `ps`
             options = {"name": shown, **nodes.options(piece)}
-            running[task.options(**options).remote(make, piece, pause)] = piece
-        ready, _ = ray.wait(list(running), num_returns=1)
-        piece = running.pop(ready[0])
-        try:
-            made[piece.name] = ray.get(ready[0])
-        except ray.exceptions.RayError as error:
-            why, tries[piece.name] = nodes.passing(error), tries[piece.name] + 1
-            if not why or tries[piece.name] == TRIES:
-                for other in running:
-                    ray.cancel(other)
-                raise _explained(piece.name, error) from error
-            say(f"  {piece.name}: {why}; it is made again, try {tries[piece.name] + 1} of {TRIES}")
-            waiting.appendleft(piece)
-            continue
-        done(piece, made[piece.name])
+            own = common.parted(piece)
+            running[task.options(**options).remote(make, *own, pause)] = piece
+        for ended in _ended(running):
+            piece = running.pop(ended)
+            try:
+                made[piece.name] = ray.get(ended)
+            except ray.exceptions.RayError as error:
+                why, tries[piece.name] = nodes.passing(error), tries[piece.name] + 1
+                if not why or tries[piece.name] == TRIES:
+                    for other in running:
+                        ray.cancel(other)
+                    raise _explained(piece.name, error) from error
+                again = f"it is made again, try {tries[piece.name] + 1} of {TRIES}"
+                say(f"  {piece.name}: {why}; {again}")
+                waiting.appendleft(piece)
+                continue
+            nodes.ended += 1
+            done(piece, made[piece.name])
     return made
 
 
-def _task(make: Callable[[Piece], dict], piece: Piece, pause: float) -> dict:
+def _ended(running: dict[Any, Piece]) -> list:
+    """All the tasks that have ended, after waiting for one.
+
+    Asked for one at a time, each would cost a look at the whole window.
+    """
+    import ray
+
+    ray.wait(list(running), num_returns=1)
+    return ray.wait(list(running), num_returns=len(running), timeout=0)[0]
+
+
+class _Common:
+    """What several pieces have in common, such as settings and names of files: sent once.
+
+    It goes to Ray's store, from which each node fetches it, so a task's own arguments stay small
+    however many shards there are.
+    """
+
+    SMALL = (str, int, float, bool, type(None))
+
+    def __init__(self, pieces: Iterable[Piece]):
+        self.times = Counter(id(value) for piece in pieces for value in self._values(piece))
+        self.sent: dict[tuple, Any] = {}  # by what is in it
+
+    def _values(self, piece: Piece) -> list:
+        return [v for v in piece.inputs.values() if not isinstance(v, self.SMALL)]
+
+    def parted(self, piece: Piece) -> tuple[Piece, Any]:
+        """The piece with its own inputs alone, and where Ray holds the others."""
+        import ray
+
+        known = {id(value) for value in self._values(piece) if self.times[id(value)] > 1}
+        inputs = piece.inputs.items()
+        common = {name: value for name, value in inputs if id(value) in known}
+        key = tuple((name, id(value)) for name, value in common.items())
+        if key not in self.sent:
+            self.sent[key] = ray.put(common)
+        own = {name: value for name, value in inputs if name not in common}
+        return replace(piece, inputs=own), self.sent[key]
+
+
+def _task(make: Callable[[Piece], dict], piece: Piece, common: dict, pause: float) -> dict:
     """What `make(piece)` gives; what fails because of this node says so."""
     import ray
 
     time.sleep(pause)
+    piece = replace(piece, inputs={**piece.inputs, **common})
     try:
         return make(piece)
     except (OSError, Unreachable) as error:  # bad images are none of these: they are rejected
@@ -161,7 +208,9 @@ class _Nodes:
         import ray
 
         self.say, self.failed, self.looked = say, set(), 0.0
+        self.ended, self.rate = 0, math.inf  # tasks since the last look, and how many a second
         self.here = ray.get_runtime_context().get_node_id()
+        self._options: dict[tuple, dict] = {}
         self.look()
         self.gpus = 1 if gpu and any("GPU" in n["Resources"] for n in self.alive.values()) else 0
         self.largest = max((_bytes(piece) for piece in pieces), default=0)
@@ -170,7 +219,10 @@ class _Nodes:
         """Count the nodes anew: they come and go."""
         import ray
 
-        before, self.looked = self.alive, time.monotonic()
+        before, now = self.alive, time.monotonic()
+        if self.ended or self.rate < math.inf:  # until one has ended the rate is not known
+            self.rate = self.ended / max(now - self.looked, 1e-3)
+        self.looked, self.ended, self._options = now, 0, {}
         _Nodes.alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for gone, node in enumerate(sorted(before.keys() - self.alive.keys()), 1):
             name, left = before[node]["NodeManagerHostname"], len(before) - gone
@@ -178,17 +230,28 @@ class _Nodes:
         if before and (new := self.alive.keys() - before.keys()):
             names = ", ".join(self.alive[node]["NodeManagerHostname"] for node in new)
             self.say(f"  node {names} has joined, {len(self.alive)} now")
+        self.cpus = sum(node["Resources"].get("CPU", 0) for node in self.alive.values())
 
     def window(self) -> int:
-        """How many tasks Ray is handed at a time: their inputs fill half a store at most."""
+        """How many tasks Ray is handed at a time.
+
+        Those that run and those that will have ended by the next look, one to three a CPU; their
+        inputs fill half a store at most.
+        """
         if time.monotonic() - self.looked > LOOK_SECONDS:
             self.look()
-        cpus = sum(node["Resources"].get("CPU", 0) for node in self.alive.values())
+        ahead = min(max(self.cpus, LOOK_SECONDS * self.rate), (WINDOW_PER_CPU - 1) * self.cpus)
         store = self.alive[self.here]["Resources"]["object_store_memory"]
-        return max(1, int(min(WINDOW_PER_CPU * cpus, store / 2 / max(1, self.largest))))
+        return max(1, int(min(self.cpus + ahead, store / 2 / max(1, self.largest))))
 
     def options(self, piece: Piece) -> dict[str, Any]:
         """Ray's options of a task: what it takes, and on which nodes it may run."""
+        key = piece.memory, len(self.failed), len(self.not_ready)
+        if key not in self._options:  # nodes are looked through once a look, not once a task
+            self._options[key] = self._options_of(piece)
+        return self._options[key]
+
+    def _options_of(self, piece: Piece) -> dict[str, Any]:
         able = [n["Resources"] for n in self.alive.values() if n["Resources"].get("CPU")]
         mixed = len({"GPU" in resources for resources in able}) > 1
         largest = max((int(resources.get("memory", 0)) for resources in able), default=0)

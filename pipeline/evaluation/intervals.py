@@ -15,6 +15,7 @@ from pipeline.labels.agreement import draw_images
 DEPTHS = (1, 5, 10)
 SEED = 0
 CELLS = 2**22  # of a block of weights
+HELD = 2**24  # resamples × images whose draws are held at a time: 0.26 GB
 
 
 class Queries(NamedTuple):
@@ -48,10 +49,24 @@ def bootstrap(ranking: dict[str, Queries], resamples: int) -> dict[str, list[flo
     """
     if not ranking:
         return {}
-    # How often each image is drawn, the same draws for every figure.
     images = np.unique(np.concatenate([queries.image_ids for queries in ranking.values()]))
-    drawn_BM = draw_images(len(images), resamples, SEED)
-    weight_BM, rsum_B, out = drawn_BM.astype(np.float64), np.zeros(resamples), {}
+    generator, parts = np.random.default_rng(SEED), []
+    step = max(1, HELD // len(images))  # draws follow on from each other, however they are cut
+    for start in range(0, resamples, step):
+        drawn_BM = draw_images(len(images), min(step, resamples - start), generator)
+        parts.append(_resampled(ranking, images, drawn_BM.astype(np.float64)))
+    out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # Values that were drawn, not between them: a resample of NaN alone says nothing.
+    ends = (2.5, 97.5)
+    return {
+        name: [float(v) for v in np.nanpercentile(value_B, ends, method="nearest")]
+        for name, value_B in out.items()
+    }
+
+
+def _resampled(ranking: dict[str, Queries], images: np.ndarray, weight_BM: np.ndarray) -> dict:
+    """Every figure (B,) where each image counts as often as it was drawn."""
+    rsum_B, out = np.zeros(len(weight_BM)), {}
     for direction, queries in ranking.items():
         row_Q = np.searchsorted(images, queries.image_ids)
         for name, value_Q in queries.values.items():
@@ -71,13 +86,7 @@ def bootstrap(ranking: dict[str, Queries], resamples: int) -> dict[str, list[flo
                 value_B = _scale(name) * (weight_BM @ sums_M) / (weight_BM @ counts_M)
             out[f"{direction}_{name}"] = value_B
             rsum_B += value_B if name.startswith("R_at_") else 0.0
-    out["rsum"] = rsum_B
-    # Values that were drawn, not between them: a resample of NaN alone says nothing.
-    ends = (2.5, 97.5)
-    return {
-        name: [float(v) for v in np.nanpercentile(value_B, ends, method="nearest")]
-        for name, value_B in out.items()
-    }
+    return {**out, "rsum": rsum_B}
 
 
 def _medians(weight_BM: np.ndarray, row_Q: np.ndarray, value_Q: np.ndarray) -> np.ndarray:

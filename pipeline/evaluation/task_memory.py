@@ -30,8 +30,13 @@ def of_rankings(vectors: Files, captions: Files | None, recipe: Recipe, scored: 
     made, the bank's vectors count too.
     """
     images, texts = (sum(entry[of] for entry in vectors.entries) for of in ("images", "captions"))
-    towers = (images + texts) * recipe.model.dim
     judging = sum(e["captions"] * e["dim"] for e in captions.entries) if captions else 0
+    return rankings(images, texts, judging, recipe, scored)
+
+
+def rankings(images: int, texts: int, judging: int, recipe: Recipe, scored: bool) -> int:
+    """The same of so many images and texts; `judging` are the numbers of the sentence vectors."""
+    towers = (images + texts) * recipe.model.dim
     bank = recipe.rerank.bank_images * (1 + texts / max(1, images)) * recipe.model.dim
     block = BLOCK * max(images, texts)
     if scored:

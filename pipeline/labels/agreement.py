@@ -23,8 +23,11 @@ def resamples(image_P: np.ndarray, count: int, seed: int) -> np.ndarray:
     return times[:, row_P]
 
 
-def draw_images(images: int, count: int, seed: int) -> np.ndarray:
-    """How often each of M images is drawn (R, M), in so many draws of as many with replacement."""
+def draw_images(images: int, count: int, seed: int | np.random.Generator) -> np.ndarray:
+    """How often each of M images is drawn (R, M), in so many draws of as many with replacement.
+
+    A generator goes on where it stands: draws in several lots are those of one.
+    """
     share = np.full(images, 1 / images)
     return np.random.default_rng(seed).multinomial(images, share, size=count)
 

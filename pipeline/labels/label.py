@@ -5,15 +5,19 @@ Lists from images or texts to the images or texts of the query's own split.
 Legend of the shape suffixes: M images, N captions, Q queries, K candidates.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from pipeline.errors import InputError
-from pipeline.labels import decisions, embed
-from pipeline.labels.caption_vectors import Captions
+from pipeline.labels import cells, decisions, embed
+from pipeline.labels.candidates import Decided, blocks, is_small
+from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.encoders import encoder_label, sentences
 from pipeline.labels.relevance_lists import Direction, Lists
 from pipeline.storage import parquet, store, text_files
@@ -26,7 +30,31 @@ BLOCK = 256  # images whose captions are compared with each other at a time
 BINS = 50  # of the relevance histograms
 COUNTED = 10_000_000  # pairs of a piece that its histogram counts, of evenly spaced images
 CELLS = 2**22  # of a block of relevance
-BYTES = 6.5  # of memory for a number of the split's vectors, measured: docs/scale.md
+# Bytes of memory of a task, measured: docs/scale.md.
+FIXED = 150e6  # blocks of the product, and what is compiled
+OWN, OTHER = 8.0, 10.0  # a number of the own captions' vectors, and of another shard's
+KEY = 24.0  # a candidate of a list, while it is sorted
+KEPT, CAPTION = 4.0, 500.0  # a number of what is kept, and a caption with its ids
+
+
+class Step(NamedTuple):
+    """One plan of the stage, and what makes its pieces."""
+
+    plan: Plan
+    make: Callable[[Piece], dict]
+
+
+def steps(recipe: Recipe, root: str) -> Iterator[Step]:
+    """The stage's plans in order; each is drawn up when those before it are finished.
+
+    Of a split that is searched by cells these come first.
+    """
+    if recipe.label.approximate_above is not None:
+        everyone = embed.files(recipe, root)
+        for split in sorted({entry["split"] for entry in everyone.entries}):
+            if by_cells := _by_cells(split, everyone.of_split(split), recipe, root):
+                yield from (Step(*step) for step in cells.steps(by_cells))
+    yield Step(plan(recipe, root), write_relevance)
 
 
 def plan(recipe: Recipe, root: str) -> Plan:
@@ -34,11 +62,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     run, settings = RunFolder(root), recipe.label
     embeddings = embed.files(recipe, root)
     splits = {entry["split"] for entry in embeddings.entries}
-    everyone_of = {split: embeddings.of_split(split) for split in splits}
-    numbers = {
-        split: sum(entry["captions"] * entry["dim"] for entry in everyone.entries)
-        for split, everyone in everyone_of.items()
-    }
+    shared_of = {s: _of_split(s, embeddings.of_split(s), recipe, root) for s in splits}
     folder = run.folder("label", encoder_label(recipe.embed.encoder))
     _check_calibration(recipe)
     matters = {**depends_on(settings), **settings.relevant("lists")}
@@ -46,24 +70,82 @@ def plan(recipe: Recipe, root: str) -> Plan:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
     shared = {"shards": run.folder("shard"), "settings": settings, "embed": recipe.embed}
     pieces = []
+    number: Counter[str] = Counter()
     for entry in embeddings.entries:
         name, split = entry["name"], entry["split"]
-        everyone = everyone_of[split]
-        fingerprint = store.fingerprint("label", matters, name, everyone.version)
-        inputs = shared | {"embeddings": everyone, "shard": name, "split": split}
+        of_split = shared_of[split]
+        found = of_split["cells"] and [of_split["cells"].version]
+        depends = [of_split["embeddings"].version, *(found or [])]
+        fingerprint = store.fingerprint("label", matters, name, *depends)
+        inputs = {**shared, **of_split, "shard": name, "split": split, "number": number[split]}
+        number[split] += 1
         output = store.join(folder, f"{name}.parquet")
-        pieces.append(Piece(name, output, fingerprint, inputs, int(BYTES * numbers[split])))
+        sizes = entry["captions"], of_split["largest"], entry["dim"], of_split["captions"]
+        memory = task_memory(settings, *sizes)
+        pieces.append(Piece(name, output, fingerprint, inputs, memory))
     return Plan.of("label", folder, pieces, matters)
+
+
+def _of_split(split: str, files: Files, recipe: Recipe, root: str) -> dict:
+    """What all tasks of a split are told of it."""
+    remote = not store.is_local(files.folder)
+    kept = {e["name"]: e["files"][f"{e['name']}.parquet"] for e in files.entries if remote}
+    counts = [entry["captions"] for entry in files.entries]
+    by_cells = _by_cells(split, files, recipe, root)
+    return {
+        "embeddings": files,
+        "captions": sum(counts),
+        "largest": max(counts),
+        "copies": (kept, recipe.train.cache_gb * 1e9),
+        "small": is_small(sum(counts), max(entry["dim"] for entry in files.entries)),
+        "cells": by_cells and cells.Found.of(by_cells),
+    }
+
+
+def _by_cells(split: str, files: Files, recipe: Recipe, root: str) -> cells.Split | None:
+    """The split as it is searched by cells; None where it is searched exactly."""
+    above = recipe.label.approximate_above
+    if above is None or sum(entry["captions"] for entry in files.entries) <= above:
+        return None
+    if recipe.label.reduce != "max":
+        raise InputError(
+            f"label.approximate_above {above} needs label.reduce max, not {recipe.label.reduce}: "
+            "cells hold captions, and no means of them; leave one of the two out"
+        )
+    encoder = encoder_label(recipe.embed.encoder)
+    folder = RunFolder(root).folder("label", encoder, f"cells-{split}")
+    many = 0
+    if recipe.label.overrides is not None:
+        pairs = decisions.overrides(recipe.label.overrides)
+        of_each = (Counter(p.image_id for p in pairs), Counter(p.caption_id for p in pairs))
+        many = max((n for of in of_each for n in of.values()), default=0)
+    return cells.split_of(files, folder, recipe.label, recipe.label.top_k + many)
+
+
+def task_memory(settings: LabelSettings, mine: int, largest: int, dim: int, split: int) -> int:
+    """Bytes that a task takes beside Python and torch: of its captions, and of another shard's.
+
+    A small `split` is kept whole by the process. Measured by `python -m bench.task_memory label`.
+    """
+    keys = len(settings.lists) * mine * settings.top_k
+    kept = split * (KEPT * dim + CAPTION) * is_small(split, dim)
+    return int(FIXED + dim * (OWN * mine + OTHER * largest) + KEY * keys + kept)
 
 
 def check_decided(recipe: Recipe, root: str) -> None:
     """Tells how many of the decided pairs are of nobody here; refuses where all are."""
     if recipe.label.overrides is None:
         return
-    uris = embed.files(recipe, root).uris
-    tables = [parquet.read_columns(uri, ["image_id", "caption_id"]) for uri in uris]
-    here = pa.concat_tables(tables).columns
-    decisions.tell(recipe.label.overrides, *(set(column.to_pylist()) for column in here))
+    names, pairs = ("image_id", "caption_id"), decisions.overrides(recipe.label.overrides)
+    listed = {
+        name: pa.array(sorted({getattr(p, name) for p in pairs}), pa.string()) for name in names
+    }
+    here: dict[str, set[str]] = {name: set() for name in names}
+    for uri in embed.files(recipe, root).uris:
+        table = parquet.read_columns(uri, list(names))
+        for name, ids in listed.items():
+            here[name].update(table[name].filter(pc.is_in(table[name], ids)).to_pylist())
+    decisions.tell(recipe.label.overrides, *here.values())
 
 
 def _check_calibration(recipe: Recipe) -> None:
@@ -96,30 +178,70 @@ def write_relevance(piece: Piece) -> dict:
     inputs = piece.inputs
     settings: LabelSettings = inputs["settings"]
     files: Files = inputs["embeddings"]
-    everyone = Captions.read(files)
-    mine = Captions.read(files.one(inputs["shard"]))
-    tables, recalls = [RELEVANCE.empty_table()], {}
-    for name in settings.lists:
-        direction = Direction(name, mine, everyone, settings)
-        lists, recall = direction.lists()
+    mine = Captions(parquet.read_tables(files.one(inputs["shard"]).uris))
+    decided = Decided(mine, settings)
+    directions = [Direction(name, mine, settings, decided) for name in settings.lists]
+    counted = Histograms(mine, settings)
+    look = _look_into_cells if inputs["cells"] else _look_at_all
+    starts = look(inputs, directions, decided, counted)
+    tables = [RELEVANCE.empty_table()]
+    for direction in directions:
+        lists = direction.lists()
         if settings.cross_encoder is not None:
-            sidecars = [store.join(inputs["shards"], f"{n}.parquet") for n in files.names]
-            lists = direction.read_again(lists, sidecars, inputs["embed"])
+            lists = direction.read_again(lists, starts, inputs["number"], inputs["embed"])
         tables.append(_table(direction, direction.decide(lists)))
-        recalls |= {name: recall} if recall is not None else {}
     table = pa.concat_tables(tables)
-    image_P = everyone.decided(settings)[0]
+    recall = inputs["cells"].recall if inputs["cells"] else {}
     summary = {
         "split": inputs["split"],
         "queries": len(table),
-        "decided": int(np.isin(image_P, everyone.rows_of(mine.image_ids)).sum()),
-        "recall": recalls,
-        **_histograms(mine, everyone, settings),
+        "decided": sum(image in mine.image_row for image, _ in decided.pairs().ids),
+        "recall": {name: recall[name[2]] for name in settings.lists if recall},
+        **counted.summary(),
     }
     about = {"map": settings.map, "reduce": settings.reduce, "embeddings": files.version}
     return parquet.write_table(
         piece.output, table, piece.fingerprint, summary, encodings=ENCODINGS, **about
     )
+
+
+Starts = list[tuple[str, int, int]]  # of shards: sidecar, row of the first caption, of the image
+
+
+def _look_at_all(inputs: dict, directions: list[Direction], decided, counted) -> Starts:
+    """Meet all captions of the split: memory is that of one shard's, whatever the split holds."""
+    files, starts = inputs["embeddings"], []
+    for name, block in zip(
+        files.names, blocks(files, *inputs["copies"], inputs["small"]), strict=True
+    ):
+        own, met = name == inputs["shard"], decided.see(block)
+        for direction in directions:
+            direction.add(block, own)
+        here = block.captions
+        of_mine = here.image_of if own else np.full(len(here.image_of), -1)
+        counted.add(here.vectors, of_mine, inputs["captions"], met)
+        starts.append((store.join(inputs["shards"], f"{name}.parquet"), *block[1:]))
+    return starts
+
+
+def _look_into_cells(inputs: dict, directions: list[Direction], decided, counted) -> Starts:
+    """Take what the groups of cells have found; histograms are of the sampled captions."""
+    files, found = inputs["embeddings"], inputs["cells"]
+    captions, images = found.starts
+    mine, first = decided.mine, captions[inputs["number"]]
+    records = cells.of_shard(found, inputs["number"], len(mine.caption_ids))
+    for direction in directions:
+        direction.take(records[direction.name[2]])
+    _, owner, vectors = cells.asked(found.split)
+    own = (owner >= first) & (owner < first + len(mine.caption_ids))
+    of_mine = np.full(len(owner), -1)
+    of_mine[own] = mine.image_of[owner[own] - first]
+    counted.add(vectors, of_mine, len(owner), [])
+    if decided.asked:
+        for block in blocks(files, *inputs["copies"], inputs["small"]):
+            decided.see(block)
+    sidecars = (store.join(inputs["shards"], f"{name}.parquet") for name in files.names)
+    return list(zip(sidecars, captions, images, strict=False))
 
 
 def _table(direction: Direction, lists: Lists) -> pa.Table:
@@ -135,18 +257,38 @@ def _table(direction: Direction, lists: Lists) -> pa.Table:
     return pa.table([ids, pa.array([direction.name] * len(ids)), *lists_of], schema=RELEVANCE)
 
 
-def _histograms(mine: Captions, everyone: Captions, settings: LabelSettings) -> dict:
+class Histograms:
     """Counts of the relevance of annotated negatives, and of captions to their own images."""
-    pairs = len(mine.image_ids) * len(everyone.caption_ids)
-    images = mine.image_ids[:: max(1, -(-pairs // COUNTED))]
-    negatives = np.zeros(BINS, np.int64)
-    for part in _parts(images, max(1, CELLS // max(1, len(everyone.caption_ids)))):
-        r_MN = everyone.relevance(part, settings)
-        negatives += _histogram(r_MN[~everyone.same_image(part)])
-    positives = np.zeros(BINS, np.int64)
-    for part in _parts(mine.image_ids, BLOCK):
-        positives += _histogram(mine.held_out(part, settings))
-    return {"histogram_negatives": negatives.tolist(), "histogram_positives": positives.tolist()}
+
+    def __init__(self, mine: Captions, settings: LabelSettings):
+        self.mine, self.settings = mine, settings
+        self.negatives = np.zeros(BINS, np.int64)
+
+    def add(self, texts_ND, image_N, of: int, decided: list[tuple[int, int, float]]) -> None:
+        """Count pairs of my images with texts, of which there are `of` in all.
+
+        `image_N` are the rows of the texts' images among mine, -1 for others; of `decided` ones
+        are my image's row, the text's, and their relevance.
+        """
+        pairs = len(self.mine.image_ids) * of
+        counted = self.mine.image_ids[:: max(1, -(-pairs // COUNTED))]
+        for images in _parts(counted, max(1, CELLS // max(1, len(texts_ND)))):
+            rows_MC, mask_MC = self.mine.captions_of(images)
+            vectors_MCD, rows = self.mine.vectors[rows_MC], self.mine.rows_of(images)
+            r_MN = relevance_of(vectors_MCD, texts_ND, self.settings, mask_MC=mask_MC)
+            place = {row: m for m, row in enumerate(rows.tolist())}
+            for image, text, value in decided:
+                if image in place:
+                    r_MN[place[image], text] = value
+            self.negatives += _histogram(r_MN[torch.from_numpy(rows[:, None] != image_N)])
+
+    def summary(self) -> dict:
+        positives = np.zeros(BINS, np.int64)
+        for part in _parts(self.mine.image_ids, BLOCK):
+            positives += _histogram(self.mine.held_out(part, self.settings))
+        names = ("histogram_negatives", "histogram_positives")
+        counts = (self.negatives.tolist(), positives.tolist())
+        return dict(zip(names, counts, strict=True))
 
 
 def _parts(images: list[str], size: int) -> Iterator[list[str]]:

@@ -3,15 +3,18 @@
 Legend of the shape suffixes: Q queries, N candidates, K candidates of a query, P pairs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from pipeline.labels.candidates import Block, Decided, Pairs
 from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import rescore
 from pipeline.labels.maps import cosine_map
-from pipeline.retrieval import approximate, nearest
+from pipeline.retrieval import cells, nearest
+from pipeline.retrieval.streamed import Streamed
 from pipeline.sharding import sidecar
 from schemas.settings import EmbedSettings, LabelSettings
 
@@ -26,39 +29,53 @@ class Lists(NamedTuple):
 class Direction:
     """Queries of a shard, candidates of its split: i2t, t2i, i2i or t2t."""
 
-    def __init__(self, name: str, mine: Captions, everyone: Captions, settings: LabelSettings):
-        self.name, self.mine, self.everyone, self.settings = name, mine, everyone, settings
+    def __init__(self, name: str, mine: Captions, settings: LabelSettings, decided: Decided):
+        self.name, self.mine, self.settings, self.decided = name, mine, settings, decided
+        # More than are kept, since some of them may be put down.
+        many = decided.most(name[0]) if self._is_judged else 0
+        queries, group, owner = self._side(name[0], mine)
+        by_image = "i" in name and settings.reduce == "max"
+        groups = {"query_group": group, "query_owner": owner, "grouped": by_image}
+        self.found = Streamed(queries, settings.top_k + many, **groups)
+        self.keys: torch.Tensor | None = None  # of neighbours that were found elsewhere
 
     @property
     def query_ids(self) -> list[str]:
         return self.mine.image_ids if self.name[0] == "i" else self.mine.caption_ids
 
-    def lists(self) -> tuple[Lists, float | None]:
-        """The nearest candidates of every query, own image left out; the recall where not 1."""
-        queries, query_group, query_owner = self._side(self.name[0], self.mine)
-        candidates, group, owner = self._side(self.name[2], self.everyone)
-        groups = {"query_group": query_group, "candidate_group": group}
-        how = {**groups, "query_owner": query_owner, "candidate_owner": owner}
+    @property
+    def _is_judged(self) -> bool:
+        return self.name in ("i2t", "t2i")  # decisions are of an image and a caption
+
+    def add(self, block: Block, own: bool) -> None:
+        """Meet the candidates of a block; `own`: of the queries' own shard."""
+        vectors, group, owner = self._side(self.name[2], block.captions)
+        group = np.arange(len(vectors)) if group is None else group
+        first = block.first_image if self.name[2] == "i" else block.first_caption
+        # The own image is in no other shard.
+        self.found.add(vectors, group + first, owner if own else np.full(len(vectors), -1))
+
+    def take(self, keys_NK: np.ndarray) -> None:
+        """Take the neighbours that were found of every caption of mine, own image left out."""
+        rows = self.mine.image_of if self.name[0] == "i" else np.arange(len(keys_NK))
+        self.keys = cells.merged(keys_NK, rows, len(self.query_ids))
+
+    def lists(self) -> Lists:
+        """The nearest candidates of every query, own image left out."""
+        known = self.keys is not None
+        cosine_QK, row_QK = nearest.unpacked(self.keys) if known else self.found.result()
         place_P, _, _ = self._decided()
-        k = self.settings.top_k + int(np.bincount(place_P).max(initial=0))  # some may be put down
-        above = self.settings.approximate_above
-        if above is None or len(self.everyone.caption_ids) <= above:
-            cosine_QK, row_QK = nearest.top_k(queries, candidates, k, **how)
-            recall = None
-        else:
-            cosine_QK, row_QK = approximate.top_k(queries, candidates, k, **how)
-            recall = approximate.recall(row_QK, queries, candidates, k, **how)
-        relevance_QK = cosine_map(self.settings)(cosine_QK.clamp(-1, 1))
-        return Lists(relevance_QK, row_QK), recall
+        k = self.settings.top_k + int(np.bincount(place_P).max(initial=0))
+        relevance_QK = cosine_map(self.settings)(cosine_QK[:, :k].clamp(-1, 1))
+        return Lists(relevance_QK, row_QK[:, :k])
 
     def _side(self, kind: str, captions: Captions) -> tuple:
-        """Vectors, the query or candidate that each is of, and the split's row of its image."""
-        owner = self.everyone.rows_of(captions.image_ids)
+        """Vectors, the query or candidate that each is of, and the image that each is of."""
         if kind == "t":
-            return captions.vectors, None, owner[captions.image_of]
+            return captions.vectors, None, captions.image_of
         if self.settings.reduce == "mean":  # a mean of cosines is the cosine of a mean
-            return captions.means, None, owner
-        return captions.vectors, captions.image_of, owner[captions.image_of]
+            return captions.means, None, np.arange(len(captions.image_ids))
+        return captions.vectors, captions.image_of, captions.image_of
 
     def decide(self, lists: Lists) -> Lists:
         """The best `top_k` with people's decisions put in."""
@@ -81,26 +98,25 @@ class Direction:
 
     def _decided(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Query, candidate and relevance (P,) of the pairs people decided, own images' left out."""
-        image_P, caption_P, value_P = self.everyone.decided(self.settings)
-        others = image_P != self.everyone.image_of[caption_P]
-        if self.name in ("i2i", "t2t"):  # decisions are of an image and a caption
-            others[:] = False
-        image_P, caption_P, value_P = image_P[others], caption_P[others], value_P[others]
-        ids = self.everyone.image_ids if self.name[0] == "i" else self.everyone.caption_ids
-        rows = (image_P, caption_P) if self.name[0] == "i" else (caption_P, image_P)
+        pairs: Pairs = self.decided.pairs()
+        others = (pairs.image_P != pairs.image_of_P) & self._is_judged
+        rows = pairs.caption_P if self.name[0] == "i" else pairs.image_P
         place = {query_id: place for place, query_id in enumerate(self.query_ids)}
-        place_P = np.array([place.get(ids[row], -1) for row in rows[0]], np.int64)
-        known = place_P >= 0
-        return place_P[known], rows[1][known], value_P[known]
+        asking = [pair[0 if self.name[0] == "i" else 1] for pair in pairs.ids]
+        place_P = np.array([place.get(id_, -1) for id_ in asking], np.int64)
+        known = (place_P >= 0) & others
+        return place_P[known], rows[known], pairs.value_P[known]
 
-    def read_again(self, lists: Lists, sidecars: list[str], embed: EmbedSettings) -> Lists:
-        """The lists with the relevance that a cross-encoder reads off the texts, in [0, 1]."""
-        text_of: dict[str, str] = {}
-        for uri in sidecars:
-            for captions in sidecar.read_sidecar(uri, ["captions"])["captions"].to_pylist():
-                text_of |= {caption["caption_id"]: caption["text"] for caption in captions}
-        query_texts = _texts(self.name[0], self.mine, text_of)
-        candidate_texts = _texts(self.name[2], self.everyone, text_of)
+    def read_again(
+        self, lists: Lists, sidecars: Sequence[tuple[str, int, int]], own: int, embed: EmbedSettings
+    ) -> Lists:
+        """The lists with the relevance that a cross-encoder reads off the texts, in [0, 1].
+
+        `sidecars` are of the split's shards, with the first caption's row and the first image's of
+        each; `own` is that of the queries.
+        """
+        query_texts = _texts(self.name[0], sidecars[own][0])
+        candidate_texts = self._texts_of(lists.row_QK, sidecars)
         query_P, place_P = torch.nonzero(lists.row_QK >= 0, as_tuple=True)
         texts, pair = [], []
         for number, (q, place) in enumerate(zip(query_P.tolist(), place_P.tolist(), strict=True)):
@@ -118,10 +134,20 @@ class Direction:
         relevance_QK[query_P, place_P] = relevance_P
         return Lists(relevance_QK, lists.row_QK)
 
+    def _texts_of(self, row_QK, sidecars: Sequence[tuple[str, int, int]]) -> dict[int, list[str]]:
+        """The texts of the candidates in lists, by row; of a shard at a time."""
+        wanted, out = np.unique(row_QK[row_QK >= 0].numpy()), {}
+        starts = [images if self.name[2] == "i" else captions for _, captions, images in sidecars]
+        ends = np.searchsorted(wanted, [*starts[1:], np.iinfo(np.int64).max])
+        for (uri, *_), start, a, b in zip(sidecars, starts, [0, *ends], ends, strict=False):
+            if a < b:
+                texts = _texts(self.name[2], uri)
+                out |= {int(row): texts[row - start] for row in wanted[a:b]}
+        return out
 
-def _texts(kind: str, captions: Captions, text_of: dict[str, str]) -> list[list[str]]:
-    """The texts of every caption, or of every image."""
-    texts = [text_of[caption_id] for caption_id in captions.caption_ids]
-    if kind == "t":
-        return [[text] for text in texts]
-    return [texts[a : a + n] for a, n in zip(captions.first, captions.count, strict=True)]
+
+def _texts(kind: str, uri: str) -> list[list[str]]:
+    """The texts of every caption, or of every image, of a shard."""
+    samples = sidecar.read_sidecar(uri, ["captions"])["captions"].to_pylist()
+    texts = [[caption["text"] for caption in captions] for captions in samples]
+    return texts if kind == "i" else [[text] for of_image in texts for text in of_image]

@@ -109,6 +109,11 @@ class _Search:
         self.block = torch.empty(BLOCK * BLOCK, device=device)
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
+        self.run()
+        return unpacked(self.keys_GK)
+
+    def run(self) -> None:
+        """Find the keys of the best K."""
         if self.keys_GK.numel():
             self._guess()
             self._scan(self.queries, self.symmetric)
@@ -117,7 +122,6 @@ class _Search:
                 self.keys_GK[short_G] = EMPTY
                 again = torch.nonzero(short_G[self.queries.group])[:, 0]
                 self._scan(Rows(*(part[again] for part in self.queries)), symmetric=False)
-        return unpacked(self.keys_GK)
 
     def _guess(self) -> None:
         """Fill the places with nobodies, at a score that rather more than K candidates reach.

@@ -175,8 +175,10 @@ def told(index: dict) -> list[str]:
     return [f"splits: {said}", *notes.told(notes.summed([entry["passed"] for entry in pieces]))]
 
 
-def totals(folder: str) -> dict[str, int]:
+def totals(folder: str, entries: list[dict], kind: str) -> dict[str, int]:
     """Images of each split of the source, those in several parts counted once."""
+    if not hasattr(sources.source(kind), "one_image"):  # an id is there once: it was checked
+        return dict(sum((Counter(entry["splits"]) for entry in entries), Counter()))
     rows = read(folder, ["image_id", "split"]).group_by(["split", "image_id"]).aggregate([])
     counts = pc.value_counts(rows["split"]).to_pylist()
     return {count["values"]: count["counts"] for count in counts}

@@ -54,7 +54,37 @@ def plan(recipe: Recipe, root: str) -> Plan:
             pieces.append(Piece(name, output, fingerprint, inputs))
     if excluded:
         exclusions.tell(recipe.shard.exclude, excluded, found, "this collection", refuse=True)
-    return Plan.of("shard", run.folder("shard"), pieces, settings)
+    return Plan.of("shard", run.folder("shard"), pieces, settings, _follows(recipe, run))
+
+
+def finished(recipe: Recipe, root: str) -> Plan | None:
+    """The plan of shards that all are there, made without a look at the manifest's rows.
+
+    None where something is to be made, or where that cannot be told from versions alone.
+    """
+    run = RunFolder(root)
+    index = run.known("shard") or {}
+    if not index.get("follows") or index["follows"] != _follows(recipe, run):
+        return None
+    folder = run.folder("shard")
+    pieces = [
+        Piece(e["name"], store.join(folder, f"{e['name']}.parquet"), e["fingerprint"], {})
+        for e in index["pieces"]
+    ]
+    plan = Plan.of("shard", folder, pieces, recipe.shard.relevant(), index["follows"])
+    return plan if plan.complete else None
+
+
+def _follows(recipe: Recipe, run: RunFolder) -> str:
+    """Fingerprint of the manifest's files and of all settings that say which row goes where.
+
+    '' with a list of what is left out: whom of it is not here is told each time.
+    """
+    if recipe.shard.exclude:
+        return ""
+    files = [entry["files"] for entry in run.index("ingest")["pieces"]]
+    settings = (part.model_dump(mode="json") for part in (recipe.shard, recipe.source))
+    return store.fingerprint("shard", files, *settings)
 
 
 def write_shard(piece: Piece) -> dict:

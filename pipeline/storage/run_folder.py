@@ -1,5 +1,6 @@
 """The run folder: where each stage lies in it, and what a finished stage left there."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from pipeline.storage import store
 from schemas.settings import of_before
 
 INDEX = "index.json"
+LARGE = 10_000_000  # bytes of an index
 FOLDERS = {
     "ingest": "1-manifest",
     "shard": "2-shards",
@@ -51,7 +53,8 @@ class Files:
         return Files, (self.folder, self.names, self.version)  # tasks need no entries
 
     def of_split(self, split: str) -> "Files":
-        return Files.of(self.folder, [e for e in self.entries if e.get("split") == split])
+        entries = [e for e in self.entries if e.get("split") == split]
+        return self if len(entries) == len(self) else Files.of(self.folder, entries)
 
     def need(self, split: str, setting: str) -> "Files":
         """The files of the split that a setting names, or a sentence with those there are."""
@@ -122,8 +125,19 @@ def version(entries: Iterable[dict]) -> str:
 
 
 def read_index(folder: str) -> dict | None:
+    """The index in a folder, None where there is none. It is everybody's: nobody changes it."""
     uri = store.join(folder, INDEX)
-    return store.read_json(uri) if store.exists(uri) else None
+    try:
+        size, changes = store.stamp(uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return _large_index(uri, size, changes) if size > LARGE else store.read_json(uri)
+
+
+@functools.lru_cache(maxsize=2)
+def _large_index(uri: str, size: int, changes: str) -> dict:
+    """Read once while it stays as it is: of 100,000 shards that takes a second."""
+    return store.read_json(uri)
 
 
 def need_index(folder: str, command: str) -> dict:

@@ -88,8 +88,8 @@ class LabelSettings(Section):
     )
     approximate_above: int | None = setting(
         None,
-        "captions of a split above which faiss finds neighbours, faster than the exact "
-        "search from some millions on (count)",
+        "captions of a split above which neighbours are looked for in near cells alone, their "
+        "recall measured (count)",
         ge=1,
         changes="lists",
     )

@@ -16,6 +16,8 @@ from ray import cloudpickle
 from jobs.cluster import tasks
 from pipeline.errors import InputError, Unreachable
 from pipeline.storage.plan import Piece
+from pipeline.storage.run_folder import Files
+from schemas.settings import Recipe
 from tests.helpers.paths import ROOT
 
 # Ray's workers cannot import a test file: its functions travel whole.
@@ -76,6 +78,39 @@ def test_every_piece_has_its_summary(ray_here):
     made = tasks.fan_out(square, pieces(40), done=lambda piece, summary: done.append(piece.name))
     assert made == {p.name: {"value": p.inputs["i"] ** 2} for p in pieces(40)}
     assert sorted(done) == sorted(made)
+
+
+def names_and(piece: Piece) -> dict:
+    return {"names": len(piece.inputs["files"].names), "own": piece.inputs["i"]}
+
+
+def test_what_pieces_have_in_common_is_sent_once_and_arrives_whole(ray_here):
+    """A task's own arguments do not grow with the shards."""
+    size = {}
+    for count in (10, 10_000):
+        files = Files("/x", tuple(f"train-{n:06d}" for n in range(count)), "v")
+        some = pieces(20, files=files, settings=Recipe(name="t"), small="train")
+        common = tasks._Common(some)
+        own = [common.parted(piece)[0] for piece in some]
+        assert len(common.sent) == 1 and all(set(p.inputs) == {"i", "small"} for p in own)
+        size[count] = len(cloudpickle.dumps(own[0]))
+        made = tasks.fan_out(names_and, some)
+        assert made == {p.name: {"names": count, "own": p.inputs["i"]} for p in some}
+    assert size[10_000] == size[10] < 1000
+
+
+def test_pieces_of_several_splits_have_different_things_in_common(ray_here):
+    both = [Files("/x", ("a",) * count, "v") for count in (3, 4)]
+    mixed = [Piece(f"p-{i}", "", "f", {"i": i, "files": both[i % 2]}) for i in range(6)]
+    made = tasks.fan_out(names_and, mixed)
+    assert [made[f"p-{i}"]["names"] for i in range(6)] == [3, 4, 3, 4, 3, 4]
+
+
+def test_all_that_have_ended_are_taken_at_once(ray_here):
+    import ray
+
+    refs = {ray.put(n): n for n in range(5)}
+    assert set(tasks._ended(refs)) == set(refs)
 
 
 def test_nothing_to_do_starts_nothing():
@@ -148,7 +183,9 @@ def nodes(ray_here, monkeypatch):
             for name, has in zip(names, resources, strict=True)
         ]
         monkeypatch.setattr(ray, "nodes", lambda: alive)
-        return tasks._Nodes(pieces(1), gpu, said.append)
+        made = tasks._Nodes(pieces(1), gpu, said.append)
+        made.looked = float("inf")  # it looks again when it is told to
+        return made
 
     said: list[str] = []
     seen.said = said
@@ -193,6 +230,25 @@ def test_inputs_in_flight_fill_half_a_store_at_most(nodes):
     assert seen.window() == 32
     seen.largest = tasks._bytes(Piece("p", "", "f", {"rows": np.zeros(10**7, np.int8)}))
     assert seen.window() == 5
+
+
+def test_as_many_tasks_wait_as_end_between_two_looks(nodes):
+    """One to three a CPU, beside those that run: long tasks need no long queue."""
+    seen = nodes({"CPU": 100.0, **STORE}, {"CPU": 100.0, **STORE})
+    for rate, window in ((0.0, 400), (150.0, 500), (10**6, 800)):
+        seen.rate = rate
+        assert seen.window() == window
+
+
+def test_nodes_are_looked_through_once_a_look_and_not_once_a_task(nodes):
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, **STORE})
+    piece = pieces(1)[0]
+    assert seen.options(piece) is seen.options(piece)
+    seen.failed = {"node-1"}
+    assert seen.options(piece)["label_selector"] == {"ray.io/node-id": "!in(node-1)"}
+    before = seen.options(piece)
+    seen.look()
+    assert seen.options(piece) is not before
 
 
 def test_a_piece_lost_with_its_node_names_it_and_goes_elsewhere(nodes):

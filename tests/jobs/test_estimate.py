@@ -11,14 +11,16 @@ from jobs.cluster import estimate, rates
 from pipeline.formulas.kernels import rows as kernel_rows
 from pipeline.formulas.losses import WeightedSum
 from pipeline.formulas.streaming import lists_streamed
+from pipeline.labels import label
 from pipeline.sharding import ingest
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.data import Split
 from pipeline.training.sampler import Sampler
-from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
+from schemas.settings import ClusterSettings, LabelSettings, ModelSettings, Recipe, TrainSettings
 from tests.helpers.live_bytes import Peak
 from tests.helpers.paths import ROOT
+from tests.helpers.relevance_lists import embeddings
 from tests.helpers.stages import sharded
 
 COCO = ["--recipe", "coco_clip", "--samples", "100000"]
@@ -172,7 +174,8 @@ def test_more_nodes_help_until_the_pieces_are_used_up(run):
         ),
         ([*COCO, "--cluster.gpus", "1", "--cluster.storage_gb", "10"], "and 10 are free"),
         (["--recipe", "coco_clip"], "give the number of train images with --samples"),
-        (["--recipe", "coco_clip", "--samples", "400000000"], "source.split_column"),
+        (["--recipe", "coco_clip", "--samples", "400000000"], "400,005,000 images holds their"),
+        ([*COCO, "--shard.samples", "2000000"], "lower shard.samples, so that a shard has fewer"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(argv, sentence, capsys, tmp_path):
@@ -180,6 +183,45 @@ def test_what_cannot_work_is_refused_in_a_sentence(argv, sentence, capsys, tmp_p
         main.main("plan", [*argv, "--root", str(tmp_path / "none")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and sentence in said and len(said.splitlines()) == 1
+
+
+def test_what_is_planned_for_a_task_is_what_ray_is_told(run, tmp_path):
+    """One formula: of a shard's lists, and of a ranking."""
+    recipe, _ = run
+    counts = {"train-000000": [5] * 40, "train-000001": [5] * 40}
+    embeddings(str(tmp_path), counts, dim=estimate.DIM)
+    of_hand = recipe.model_copy(
+        update={"embed": recipe.embed.model_copy(update={"encoder": "hand"})}
+    )
+    told = {piece.memory for piece in label.plan(of_hand, str(tmp_path)).pieces}
+    data = estimate.Collection({"train": 80}, {"train": 400}, 1e5, "")
+    assert told == {estimate.of_label(of_hand, data, 200)}
+
+
+def test_the_memory_of_lists_does_not_grow_with_the_split():
+    recipe = Recipe(name="t")
+    small, large = (
+        estimate.Collection({"train": n}, {"train": n}, 1e5, "") for n in (10**6, 10**9)
+    )
+    assert estimate.of_label(recipe, small, 1000) == estimate.of_label(recipe, large, 1000) < 1e9
+    tiny = estimate.Collection({"train": 10**4}, {"train": 10**4}, 1e5, "")  # kept by its process
+    kept = estimate.of_label(recipe, tiny, 1000) - estimate.of_label(recipe, large, 1000)
+    assert kept > 4 * estimate.DIM * 10**4
+    cells = recipe.model_copy(update={"label": LabelSettings(approximate_above=10**6)})
+    assert estimate.of_label(cells, small, 1000) == estimate.of_label(recipe, small, 1000)
+    assert 5e8 < estimate.of_label(cells, large, 1000) < 1e9
+
+
+def test_what_label_fetches_is_told_where_it_is_much():
+    def note(captions: int, **how) -> str:
+        recipe = Recipe(name="t", cluster={"memory_gb": 1000}, **how)
+        data = estimate.Collection({"train": captions}, {"train": captions}, 1e5, "")
+        return {s.name: s for s in estimate.stages(recipe, data, {})}["label"].note
+
+    assert note(10**5) == ""
+    assert "each node fetches up to 4.0 GB of vectors" in note(5 * 10**6)
+    assert "each task, not each node" in note(5 * 10**7)
+    assert "fetches" not in note(5 * 10**7, label={"approximate_above": 10**6})
 
 
 def test_fewer_shards_than_lanes_are_refused_among_nodes_and_told_on_one(capsys, tmp_path):

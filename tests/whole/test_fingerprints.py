@@ -70,6 +70,7 @@ OTHERWISE = {
     "label.overrides": f"{GIVEN}/overrides.csv",
     "label.lists": ["t2t"],
     "label.map": "half",
+    "label.approximate_above": 10_000,  # below it no cells are needed
     "train.losses": {"smooth_ndcg": {"tau": 0.1}},
     "train.batch_size": 64,
     "train.lanes": 4,

@@ -33,7 +33,9 @@ def ranking(seed=0, images=12, better=0.0) -> dict[str, Queries]:
     return out
 
 
-def test_bootstrap_is_that_of_a_slow_loop_over_drawn_images():
+@pytest.mark.parametrize("held", [2**24, 7 * 12])  # all resamples at once, or seven at a time
+def test_bootstrap_is_that_of_a_slow_loop_over_drawn_images(held, monkeypatch):
+    monkeypatch.setattr(intervals, "HELD", held)
     mine = ranking()
     images = sorted(set(mine["i2t"].image_ids))
     draws = np.random.default_rng(intervals.SEED).multinomial(12, np.full(12, 1 / 12), size=50)

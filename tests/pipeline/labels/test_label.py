@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.labels import embed, label, relevance_lists
+from pipeline.labels.candidates import Decided
 from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import sentences
 from pipeline.labels.relevance_lists import Direction, Lists
@@ -216,7 +217,9 @@ def test_a_pair_takes_no_more_than_four_bytes(tmp_path):
         torch.from_numpy(rng.normal(0.4, 0.1, (queries, k)).clip(0, 1)).float(),
         torch.from_numpy(rng.integers(0, gallery, (queries, k), np.int32)),
     )
-    table = label._table(Direction("t2i", mine, mine, LabelSettings()), lists)
+    table = label._table(
+        Direction("t2i", mine, LabelSettings(), Decided(mine, LabelSettings())), lists
+    )
     written = write_table(f"{tmp_path}/l.parquet", table, "f", {}, encodings=ENCODINGS)
     with_ids = written["files"]["l.parquet"]["bytes"]
     written = write_table(f"{tmp_path}/i.parquet", table.select(["query_id"]), "f", {})
@@ -234,28 +237,6 @@ def test_a_pair_takes_no_more_than_four_bytes(tmp_path):
 
 
 # ---- other ways to find and to score -----------------------------------------------------------
-
-
-def test_a_large_split_is_searched_approximately_and_the_recall_is_kept(tmp_path):
-    root = str(tmp_path)
-    embeddings(root, {"train-000000": [2] * 300, "train-000001": [3]}, dim=8)
-    exact = labelled(root)
-    close = labelled(root, approximate_above=100)
-    index = label.plan(
-        Recipe(name="t", embed={"encoder": "hand"}, label={"approximate_above": 100}), root
-    ).index
-    for entry in index["pieces"]:
-        assert set(entry["recall"]) == {"i2t", "t2i"}
-        assert all(0.2 < recall <= 1 for recall in entry["recall"].values())
-    for a, b in zip(exact, close, strict=True):
-        known = dict(zip(a["candidate"], a["relevance"], strict=True))
-        assert all(
-            value <= known.get(n, 1)
-            for n, value in zip(b["candidate"], b["relevance"], strict=True)
-        )
-    assert all(entry["recall"] == {} for entry in finish(label.plan(
-        Recipe(name="t", embed={"encoder": "hand"}), root), label.write_relevance)["pieces"]
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])

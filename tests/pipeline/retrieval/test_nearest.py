@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.formulas import relevance
-from pipeline.retrieval import approximate, nearest
+from pipeline.retrieval import nearest
 from pipeline.retrieval.nearest import largest, top_k
 
 SCANS = ("fp32", "bf16", "int8")
@@ -183,28 +183,3 @@ def test_the_largest_of_a_block_have_the_lowest_rows_in_ties(queries, count, k, 
     expected = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :k]
     assert np.array_equal(row.numpy(), expected)
     assert np.array_equal(value.numpy(), np.take_along_axis(scores.numpy(), expected, 1))
-
-
-@pytest.mark.parametrize("groups", ["none", "queries", "candidates"])
-def test_approximate_neighbours_are_real_ones_and_their_recall_is_what_is_said(groups, monkeypatch):
-    monkeypatch.setattr(approximate, "CELLS", 1)  # so that a few are missed
-    monkeypatch.setattr(approximate, "READ", 0)
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(60, 16, generator=generator)
-    v = centres.repeat(40, 1) + 0.4 * torch.randn(2400, 16, generator=generator)
-    v = torch.nn.functional.normalize(v, dim=1)
-    image = torch.arange(2400) // 5
-    of = {
-        "query_group": image if groups == "queries" else None,
-        "candidate_group": image if groups == "candidates" else None,
-        "query_owner": image,
-        "candidate_owner": image,
-    }
-    value, row = approximate.top_k(v, v, 10, **of)
-    exact_value, exact_row = top_k(v, v, 10, **of)
-    assert ((exact_value - value) >= 0).all()  # nobody better was there to be found
-    found = [len(set(a) & set(b)) for a, b in zip(row.tolist(), exact_row.tolist(), strict=True)]
-    real = sum(found) / exact_row.numel()
-    assert abs(approximate.recall(row, v, v, 10, **of) - real) < 0.03
-    assert 0.2 < real < 1
-    assert all(len({n for n in r if n >= 0}) == sum(n >= 0 for n in r) for r in row.tolist())
