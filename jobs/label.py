@@ -14,7 +14,7 @@ def run(run: Run) -> None:
         plan = label.plan(run.recipe, run.root)
         if plan.pending and not run.dry:
             label.check_decided(run.recipe, run.root)
-        index = stage.make(plan, label.write_relevance)
+        index = stage.make(plan, label.write_relevance, gpu=True)
         entries = index["pieces"]
         stage.note(lists=sum(entry["queries"] for entry in entries), **label.recalls(entries))
         if run.recipe.label.overrides is not None:

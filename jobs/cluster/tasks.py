@@ -20,6 +20,7 @@ from pipeline.storage.plan import Piece
 
 OBJECT_STORE_BYTES = 300 * 2**20  # results are small: bytes go to storage, not through Ray
 WINDOW_PER_CPU = 4  # tasks handed to Ray ahead of those that run
+GPU_SHARE = 1 / 4  # of a task: it keeps a processor as busy, with reading, decoding, tokenising
 TRIES = 4  # of a piece whose worker, node or storage failed
 PATIENCE = 120  # seconds until a node that does not start a task is given up
 LOOK_SECONDS = 2  # between looks at which nodes there are
@@ -31,6 +32,7 @@ os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks that were 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
+_own: set[str] = set()  # addresses of the Rays that this process started
 Say = Callable[[str], None]
 _to_stderr = partial(print, file=sys.stderr, flush=True)
 
@@ -68,6 +70,13 @@ def connect() -> None:
         start_here()
 
 
+def is_own() -> bool:
+    """Whether the Ray that is joined was started by this process, for itself, on this machine."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address in _own
+
+
 def start_here(cpus: int | None = None, **options) -> None:
     """Start Ray on this machine: on all its processors, or as if it had so many."""
     import ray
@@ -85,6 +94,7 @@ def start_here(cpus: int | None = None, **options) -> None:
         logging_level=logging.WARNING,
         **options,
     )
+    _own.add(ray.get_runtime_context().gcs_address)
 
 
 def fan_out(
@@ -96,6 +106,9 @@ def fan_out(
     say: Say = _to_stderr,
 ) -> dict[str, dict]:
     """Summaries by piece name of `make(piece)` for all pieces, as Ray tasks.
+
+    With `gpu` a task takes its share of a GPU where the cluster has one, for as long as it has
+    one; a task that takes none sees none.
 
     At most a window of tasks is handed to Ray at a time. A piece whose worker, node or storage
     failed is made again, elsewhere if there is another node, and `say` tells so; any other error
@@ -117,8 +130,16 @@ def fan_out(
             pause = 2 ** tries[piece.name] - 1  # seconds: storage that is away may come back
             shown = f"{make.__name__} {piece.name}"  # in Ray's dashboard, in `ps`
             options = {"name": shown, **nodes.options(piece)}
-            running[task.options(**options).remote(make, piece, pause)] = piece
-        ready, _ = ray.wait(list(running), num_returns=1)
+            running[task.options(**options).remote(make, piece, pause, nodes.gpu)] = piece
+        patience = LOOK_SECONDS if nodes.gpu else None
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=patience)
+        if not ready:
+            if nodes.without_gpu():  # what is asked for will never be there
+                for other in running:
+                    ray.cancel(other, force=True)
+                waiting.extendleft(running.values())
+                running = {}
+            continue
         piece = running.pop(ready[0])
         try:
             made[piece.name] = ray.get(ready[0])
@@ -135,10 +156,12 @@ def fan_out(
     return made
 
 
-def _task(make: Callable[[Piece], dict], piece: Piece, pause: float) -> dict:
+def _task(make: Callable[[Piece], dict], piece: Piece, pause: float, gpu: float) -> dict:
     """What `make(piece)` gives; what fails because of this node says so."""
     import ray
 
+    if not gpu:  # Ray lends none, but hides none either: all tasks of a node would fill it at once
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     time.sleep(pause)
     try:
         return make(piece)
@@ -161,9 +184,11 @@ class _Nodes:
         import ray
 
         self.say, self.failed, self.looked = say, set(), 0.0
+        self.gpu = GPU_SHARE if gpu else 0
         self.here = ray.get_runtime_context().get_node_id()
         self.look()
-        self.gpus = 1 if gpu and any("GPU" in n["Resources"] for n in self.alive.values()) else 0
+        if not self.able():
+            self.gpu = 0
         self.largest = max((_bytes(piece) for piece in pieces), default=0)
 
     def look(self) -> None:
@@ -178,6 +203,21 @@ class _Nodes:
         if before and (new := self.alive.keys() - before.keys()):
             names = ", ".join(self.alive[node]["NodeManagerHostname"] for node in new)
             self.say(f"  node {names} has joined, {len(self.alive)} now")
+
+    def able(self) -> set[str]:
+        """The nodes that have what a task takes."""
+        wanted = ("CPU", "GPU") if self.gpu else ("CPU",)
+        has = {node: about["Resources"] for node, about in self.alive.items()}
+        return {node for node, room in has.items() if all(room.get(kind) for kind in wanted)}
+
+    def without_gpu(self) -> bool:
+        """Whether the last node that had a GPU is gone; from now on tasks take none."""
+        self.look()
+        if not self.gpu or self.able():
+            return False
+        self.gpu = 0
+        self.say("  no node with a GPU is left; what is still to be made is made without")
+        return True
 
     def window(self) -> int:
         """How many tasks Ray is handed at a time: their inputs fill half a store at most."""
@@ -194,11 +234,11 @@ class _Nodes:
         largest = max((int(resources.get("memory", 0)) for resources in able), default=0)
         return {
             "num_cpus": 1,
-            "num_gpus": self.gpus,
+            "num_gpus": self.gpu,
             "memory": min(piece.memory, largest) or None,
             "max_retries": 0,  # `fan_out` sees to it, and says so
             # Ray's own way keeps work without GPU off the nodes that have one; SPREAD does not.
-            "scheduling_strategy": "DEFAULT" if mixed and not self.gpus else "SPREAD",
+            "scheduling_strategy": "DEFAULT" if mixed and not self.gpu else "SPREAD",
             "label_selector": self.left_out(),
         }
 
@@ -237,7 +277,7 @@ class _Nodes:
     def left_out(self) -> dict[str, str] | None:
         """Ray's selector of the nodes that have not failed; None where no node is better."""
         failed = (self.failed | self.not_ready) & self.alive.keys()
-        if not failed or failed == self.alive.keys():
+        if not failed or self.able() <= failed:
             return None
         return {"ray.io/node-id": f"!in({','.join(sorted(failed))})"}
 

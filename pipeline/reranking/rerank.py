@@ -75,14 +75,16 @@ def write_reranker(piece: Piece) -> dict:
     """Choose each step's settings on val and write all trials; a summary with the steps."""
     if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
-    inputs, settings = piece.inputs, piece.inputs["rerank"]
+    inputs, settings, device = piece.inputs, piece.inputs["rerank"], ProcessGroup().device
     val = problem_of(inputs["vectors"], settings, "val")
+    val = val and val.to(device)
     methods = [method for method in inputs["method"].split("+") if method != "leaprr"]
     steps, trials = fitting.chain(methods, val, settings.betas)
     summary = {"method": inputs["method"], "steps": steps, "bank_images": bank_size(inputs)}
     ends, model = "leaprr" in inputs["method"], None
     if ends and settings.weights is not None:
-        steps, model = [*steps, {"method": "leaprr"}], load_leaprr(settings.weights)
+        model = load_leaprr(settings.weights).to(device)
+        steps = [*steps, {"method": "leaprr"}]
     if val is not None and (model or not ends):  # else LeaPRR's training tells what it gives on val
         with torch.inference_mode():
             summary["val/rsum"] = sum(fitting.sums(val, steps, model))
@@ -124,13 +126,13 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
     return plans
 
 
-def fit(piece: Piece, report, leaving=lambda: False) -> None:
+def fit(piece: Piece, report, leaving=lambda: False, live=lambda figures: None) -> None:
     """Train LeaPRR to the end from its newest checkpoint, on every worker alike."""
 
     def build(piece: Piece, world: ProcessGroup) -> LeaPRRTrainer:
         return LeaPRRTrainer(piece, world, *_training_problems(piece.inputs))
 
-    Loop(build, piece, report, leaving).run()
+    Loop(build, piece, report, leaving, live).run()
 
 
 def _training_problems(inputs: dict) -> tuple[Problem, Problem | None]:

@@ -17,6 +17,7 @@ from pipeline.training.distributed import ProcessGroup, check_storage
 from schemas.checkpoint import Checkpoint
 
 Report = Callable[[list[dict]], None]  # takes new records, from every worker
+Live = Callable[[dict[str, float]], None]  # takes how fast a worker is at the moment
 CHOSEN_BY = {"best": "val/rsum", "best_ndcg": "val/ndcg_label"}  # the higher the better
 
 
@@ -77,8 +78,10 @@ class Loop:
         piece: Piece,
         report: Report = lambda records: None,
         leaving: Callable[[], bool] = lambda: False,  # whether this node is to be taken away
+        live: Live = lambda figures: None,
     ):
         self.piece, self.report, self.leaving, self.world = piece, report, leaving, ProcessGroup()
+        self.live = live
         self.folder = piece.output.rsplit("/", 1)[0]
         self.checkpoints = store.join(self.folder, "checkpoints")
         self.epoch = self.step = 0  # finished ones
@@ -107,6 +110,7 @@ class Loop:
         trainer, course = self.trainer, self.course
         begin, end = self.epoch * trainer.steps, (self.epoch + 1) * trainer.steps
         started, waited, pairs = time.perf_counter(), 0.0, 0
+        pace = Pace(self.live, self.step)
         for batch in trainer.batches(self.epoch, self.step - begin):
             waited, pairs = waited + batch.waited, pairs + trainer.pairs(batch)
             record = trainer.step(batch, self.step)
@@ -114,10 +118,12 @@ class Loop:
             logged = bool(course.log_every) and self.step % course.log_every == 0
             if logged:
                 self.records.append({"step": self.step, **record()})
+                pace.tell(self.step, waited, pairs)
             due = bool(course.checkpoint_every) and self.step % course.checkpoint_every == 0
             # Only where records are read anyway: asking waits for every worker.
             if self.step < end and (due or (logged and self.leaving())):
                 self._write_checkpoint({})
+        pace.tell(self.step, waited, pairs)
         seconds = time.perf_counter() - started
         self.epoch += 1
         summary = {
@@ -202,6 +208,28 @@ class Loop:
             history = {"summary": summary, "records": self.records}
             store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})
         self.world.barrier()
+
+
+class Pace:
+    """How fast a worker is since it last told: its own figures, not the mean of all."""
+
+    def __init__(self, live: Live, step: int):
+        self.live, self.last = live, (time.perf_counter(), step, 0.0, 0)
+
+    def tell(self, step: int, waited: float, pairs: int) -> None:
+        """Hand on the figures of the steps since the last time; `waited` and `pairs` add up."""
+        now = time.perf_counter(), step, waited, pairs
+        seconds, steps, wait, more = (n - t for n, t in zip(now, self.last, strict=True))
+        if not steps:
+            return
+        self.last = now
+        self.live(
+            {
+                "samples_per_second": more / seconds,
+                "data_wait": wait / seconds,
+                "step_seconds": seconds / steps,
+            }
+        )
 
 
 def at_pace(records: list[dict], epochs: int, steps: int) -> list[dict]:

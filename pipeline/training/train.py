@@ -17,7 +17,7 @@ from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder, contents
 from pipeline.training.data import captions_of
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.loop import Loop, Report
+from pipeline.training.loop import Live, Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
 from pipeline.training.trainer import TowerTrainer
 from schemas.settings import Recipe
@@ -48,13 +48,19 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     return Plan.of("train", folder, [piece], settings)
 
 
-def fit(piece: Piece, report: Report, leaving: Callable[[], bool] = lambda: False) -> None:
+def fit(
+    piece: Piece,
+    report: Report,
+    leaving: Callable[[], bool] = lambda: False,
+    live: Live = lambda figures: None,
+) -> None:
     """Train to the end from the newest checkpoint; `report` gets every epoch's records.
 
     Every worker calls this and reports equally often; worker 0 writes. `leaving` says, to all
     workers alike, that one of them is about to be taken away: a checkpoint is written at once.
+    `live` gets this worker's own pace, every `train.log_every` steps.
     """
-    Loop(TowerTrainer, piece, report, leaving).run()
+    Loop(TowerTrainer, piece, report, leaving, live).run()
 
 
 def probe(piece: Piece) -> dict:
