@@ -84,6 +84,9 @@ def start_here(cpus: int | None = None, **options) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # this Ray listens on loopback only
     # Ray adds 15 to its workers' niceness: beside any other program they would starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # It ends idle processes after a second where there are more than processors: the next stage
+    # would import everything again.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(24 * 3600 * 1000))
     ray.init(
         address="local",
         num_cpus=cpus,

@@ -43,9 +43,7 @@ class Direction:
         k = self.settings.top_k + int(np.bincount(place_P).max(initial=0))  # some may be put down
         above = self.settings.approximate_above
         if above is None or len(self.everyone.caption_ids) <= above:
-            here = nearest.device()  # of no bearing on who is found
-            found = nearest.top_k(queries.to(here), candidates.to(here), k, **how)
-            cosine_QK, row_QK = (part.cpu() for part in found)
+            cosine_QK, row_QK = nearest.anywhere(queries, candidates, k, **how)
             recall = None
         else:
             cosine_QK, row_QK = approximate.top_k(queries, candidates, k, **how)

@@ -19,7 +19,6 @@ from pipeline.evaluation.results import Protocol
 from pipeline.reranking import baselines, fitting
 from pipeline.reranking.inputs import SplitVectors, bank_size, inputs_of, problem_of, vectors_of
 from pipeline.reranking.leaprr.model import load_leaprr
-from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.retrieval.scores import BlockScores
 from pipeline.sharding.exclusions import Excluded
@@ -28,7 +27,6 @@ from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training import saved_model
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.loop import Loop
 from schemas.settings import Recipe, RerankSettings
 from schemas.trials import TRIALS
 
@@ -128,6 +126,8 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
 
 def fit(piece: Piece, report, leaving=lambda: False, live=lambda figures: None) -> None:
     """Train LeaPRR to the end from its newest checkpoint, on every worker alike."""
+    from pipeline.reranking.leaprr.training import LeaPRRTrainer
+    from pipeline.training.loop import Loop
 
     def build(piece: Piece, world: ProcessGroup) -> LeaPRRTrainer:
         return LeaPRRTrainer(piece, world, *_training_problems(piece.inputs))

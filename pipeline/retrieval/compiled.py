@@ -85,7 +85,8 @@ def dot(a_D, b_D):
     return exact_dot(a_D, b_D)
 
 
-@njit(cache=True, nogil=True)  # in this order and no other: what is lost is the point
+# In this order and no other, what is lost being the point; fastmath left out is the caller's.
+@njit(cache=True, nogil=True, fastmath=False)
 def exact_dot(a_D, b_D):
     """As nearest.py's `exact_sums`."""
     total, lost = float64(0), float64(0)

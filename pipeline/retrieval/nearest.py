@@ -13,6 +13,7 @@ Legend of the shape suffixes: Q query rows, N candidate rows, D width, G queries
 rows), K neighbours, R × C a block of the product, P pairs.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -39,9 +40,21 @@ class Rows(NamedTuple):
     owner: torch.Tensor  # (N,) a query does not meet candidates of its owner; negative: of nobody
 
 
-def device() -> torch.device:
-    """Where this process searches: on the GPU that it may use, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def anywhere(
+    queries_QD: torch.Tensor, candidates_ND: torch.Tensor | None, k: int, **how
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`top_k` of vectors on the CPU, found on the GPU where there is one that they fit into.
+
+    Nobody can tell where: the lists are the same.
+    """
+    if torch.cuda.is_available():
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            given = (queries_QD, candidates_ND)
+            there = (part if part is None else part.cuda() for part in given)
+            scores_GK, rows_GK = top_k(*there, k, **how)
+            return scores_GK.cpu(), rows_GK.cpu()
+        torch.cuda.empty_cache()
+    return top_k(queries_QD, candidates_ND, k, **how)
 
 
 def top_k(

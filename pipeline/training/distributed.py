@@ -5,7 +5,6 @@ import socket
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 
 from pipeline.errors import InputError
 from pipeline.storage import probe, store
@@ -46,6 +45,8 @@ class ProcessGroup:
         if not self.together:
             return model
         if sharding == "fsdp":
+            from torch.distributed.fsdp import fully_shard  # takes a second to import
+
             mesh = dist.device_mesh.init_device_mesh(self.device.type, (self.size,))
             for tower in model.children():
                 fully_shard(tower, mesh=mesh)

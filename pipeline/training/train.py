@@ -1,12 +1,12 @@
 """Stage 5: a two-tower model is trained on the shards.
 
 `fit` knows torch.distributed and nothing of what started it: it runs bare, under torchrun and
-under Ray Train alike.
+under Ray alike. What trains is imported where it is needed: a plan needs little of it.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,10 +17,11 @@ from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder, contents
 from pipeline.training.data import captions_of
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.loop import Live, Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
-from pipeline.training.trainer import TowerTrainer
 from schemas.settings import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import Live, Report
 
 STEPS, WARM, SECONDS = 20, 2, 20.0  # of a probe: steps timed, not timed, and when it is enough
 
@@ -50,9 +51,9 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
 
 def fit(
     piece: Piece,
-    report: Report,
+    report: "Report",
     leaving: Callable[[], bool] = lambda: False,
-    live: Live = lambda figures: None,
+    live: "Live" = lambda figures: None,
 ) -> None:
     """Train to the end from the newest checkpoint; `report` gets every epoch's records.
 
@@ -60,6 +61,9 @@ def fit(
     workers alike, that one of them is about to be taken away: a checkpoint is written at once.
     `live` gets this worker's own pace, every `train.log_every` steps.
     """
+    from pipeline.training.loop import Loop
+    from pipeline.training.trainer import TowerTrainer
+
     Loop(TowerTrainer, piece, report, leaving, live).run()
 
 
@@ -70,6 +74,8 @@ def probe(piece: Piece) -> dict:
 
     Takes real steps on the real batches and writes nothing to the run folder.
     """
+    from pipeline.training.trainer import TowerTrainer
+
     training = TowerTrainer(piece, ProcessGroup())
     settings, steps = training.settings, training.steps
     started = waited = 0.0

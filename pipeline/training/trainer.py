@@ -185,7 +185,7 @@ def _near(captions: Captions | None, group: int) -> np.ndarray | None:
     if group == 1:
         return None
     image_N = torch.from_numpy(captions.image_of)
-    _, rows = nearest.top_k(
+    _, rows = nearest.anywhere(
         captions.vectors,
         None,
         SPARE * group,
