@@ -157,7 +157,7 @@ class Stage:
     def train(
         self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict], epochs: int = 0
     ) -> dict:
-        """The plan's index, after its one piece was trained on Ray Train's workers."""
+        """The plan's index, after its one piece was trained on Ray's workers."""
         pending, piece = self._pending(plan), plan.pieces[0]
         if self.run.dry:
             return self._would(plan, pending)

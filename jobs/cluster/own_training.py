@@ -76,7 +76,8 @@ def _tried(fit: Callable, piece: Piece, settings: TrainSettings) -> dict[int, Ex
     finally:
         for other in running:
             ray.cancel(other, force=True)
-        ray.wait(list(running), num_returns=max(1, len(running)), timeout=PATIENCE)
+        if running:  # two must not write one folder
+            ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
         meeting.unlink(missing_ok=True)
     # What the others say, that somebody hung up, is of no use to anyone.
     return dict(sorted(lost.items(), key=lambda each: hasattr(each[1], "cause")))
@@ -103,6 +104,7 @@ def _worker(fit: Callable, piece: Piece, rank: int, size: int, meeting: str, tim
     import torch.distributed as dist
 
     live = gauges.of_training(piece, rank)
+    precision = torch.get_float32_matmul_precision()
     try:
         if size > 1:
             dist.init_process_group(
@@ -121,7 +123,8 @@ def _worker(fit: Callable, piece: Piece, rank: int, size: int, meeting: str, tim
         live({})
         if dist.is_initialized():
             dist.destroy_process_group()
-        if torch.cuda.is_available():  # the next stage is another's
+        torch.set_float32_matmul_precision(precision)  # this process goes on to other stages
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return ""
 

@@ -98,6 +98,18 @@ def start_here(cpus: int | None = None, **options) -> None:
         **options,
     )
     _own.add(ray.get_runtime_context().gcs_address)
+    if ray.cluster_resources().get("GPU"):  # while the first stages need none of it
+        ray.remote(_warm).options(num_cpus=0, num_gpus=GPU_SHARE, max_retries=0).remote()
+
+
+def _warm() -> None:
+    """Makes a process ready for the stages that use a GPU: it imports, and finds its device."""
+    import torch
+
+    import pipeline.training.trainer  # noqa: F401
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
 
 
 def fan_out(
@@ -171,6 +183,16 @@ def _task(make: Callable[[Piece], dict], piece: Piece, pause: float, gpu: float)
     except (OSError, Unreachable) as error:  # bad images are none of these: they are rejected
         node = ray.get_runtime_context().get_node_id()
         raise NodeFailed(node, socket.gethostname(), str(error)) from error
+    finally:
+        if gpu:
+            _hand_back()
+
+
+def _hand_back() -> None:
+    """Memory of the GPU that this process keeps for itself, to those that share it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _nothing() -> None:

@@ -203,9 +203,9 @@ def test_on_a_machine_with_a_gpu_processes_stay_warm_and_gauges_are_scraped(tmp_
     pids = {
         k: {m["pid"] for m in v} for k, v in found.items() if isinstance(v, list) and "pid" in v[0]
     }
-    assert not pids["cpu"] & pids["gpu"]
-    assert pids["cpu again"] <= pids["cpu"] and pids["gpu again"] <= pids["gpu"]
-    assert found["trained"]["pid"] in pids["gpu"] and pids["gpu, then"] <= pids["gpu"]
+    of_gpu = pids["gpu"] | pids["gpu again"] | pids["gpu, then"] | {found["trained"]["pid"]}
+    assert not pids["cpu"] & of_gpu and pids["cpu again"] <= pids["cpu"]
+    assert len(of_gpu) <= 3  # two at a time, and the one that was made ready at the start
     assert {made["sees"] for made in found["cpu"] + found["cpu again"]} == {""}
     assert {made["sees"] for made in [*found["gpu"], found["trained"]]} == {"0"}
     by_name = {line.partition("{")[0]: line for line in found["gauges"]}
