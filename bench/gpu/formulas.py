@@ -59,7 +59,7 @@ def correct(device: torch.device, quick: bool) -> dict:
                 leaf = s.detach().clone().requires_grad_()
                 value = both_directions(name, leaf, t)
                 value.backward()
-                found.append((float(value), leaf.grad.double().cpu()))
+                found.append((value.item(), leaf.grad.double().cpu()))
             (value, gradient), (value64, gradient64) = found
             apart = (gradient - gradient64).norm() / gradient64.norm().clamp(min=1e-30)
             again = stepped(name, scores, target)

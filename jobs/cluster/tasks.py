@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.cluster import joining
 from pipeline.errors import InputError, Unreachable
@@ -34,6 +34,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 _own: set[str] = set()  # addresses of the Rays that this process started
 Say = Callable[[str], None]
+Made = TypeVar("Made")
 _to_stderr = partial(print, file=sys.stderr, flush=True)
 
 
@@ -186,6 +187,28 @@ def _task(make: Callable[[Piece], dict], piece: Piece, pause: float, gpu: float)
     finally:
         if gpu:
             _hand_back()
+
+
+def aside(work: Callable[[], Made]) -> Made:
+    """What `work()` gives, by a process that has imported and loaded what it needs already.
+
+    On the Ray of this very command, where the stages before left some; else, or where that fails,
+    by this process.
+    """
+    if "ray" not in sys.modules or not is_own():
+        return work()
+    import ray
+
+    share = GPU_SHARE if ray.cluster_resources().get("GPU") else 0
+    task = ray.remote(_called).options(name="page", num_gpus=share, max_retries=0)
+    try:
+        return ray.get(task.remote(work))
+    except ray.exceptions.RayError:
+        return work()
+
+
+def _called(work: Callable[[], Made]) -> Made:
+    return work()
 
 
 def _hand_back() -> None:

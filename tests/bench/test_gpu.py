@@ -60,7 +60,7 @@ def test_every_table_is_there_and_what_is_asked_names_figures():
 
 def test_one_table_that_fails_costs_no_other(tmp_path):
     out = tmp_path / "found.json"
-    words = ["formulas", "steps", "--quick", "--out", str(out), "--device", "cpu"]
+    words = ["formulas", "neighbours", "--quick", "--out", str(out), "--device", "cpu"]
     code = (
         "import sys; from bench.gpu import __main__ as gpu;"
         "gpu.TABLES['formulas'] = ('bench.gpu.formulas', 'correct', False, 0.01);"
@@ -69,5 +69,5 @@ def test_one_table_that_fails_costs_no_other(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     found = json.loads(out.read_text())
     assert done.returncode == 1 and "formulas: FAILED, no end within 0 s" in done.stdout
-    assert found["tables"]["steps"]["rows"] and "torch" in found["versions"]
-    assert found["command"] == "python -m bench.gpu formulas steps --device cpu --quick"
+    assert found["tables"]["neighbours"]["rows"] and "torch" in found["versions"]
+    assert found["command"] == "python -m bench.gpu formulas neighbours --device cpu --quick"
