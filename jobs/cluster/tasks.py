@@ -107,8 +107,9 @@ def _warm() -> None:
     """Makes a process ready for the stages that use a GPU: it imports, and finds its device."""
     import torch
 
-    import pipeline.training.trainer  # noqa: F401
+    from pipeline.training import train
 
+    train.ready()
     if torch.cuda.is_available():
         torch.zeros(1, device="cuda")
 
@@ -213,9 +214,11 @@ def _called(work: Callable[[], Made]) -> Made:
 
 def _hand_back() -> None:
     """Memory of the GPU that this process keeps for itself, to those that share it."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _nothing() -> None:

@@ -49,9 +49,8 @@ def anywhere(
     """
     if torch.cuda.is_available():
         with contextlib.suppress(torch.cuda.OutOfMemoryError):
-            given = (queries_QD, candidates_ND)
-            there = (part if part is None else part.cuda() for part in given)
-            scores_GK, rows_GK = top_k(*there, k, **how)
+            there_ND = None if candidates_ND is None else candidates_ND.cuda()
+            scores_GK, rows_GK = top_k(queries_QD.cuda(), there_ND, k, **how)
             return scores_GK.cpu(), rows_GK.cpu()
         torch.cuda.empty_cache()
     return top_k(queries_QD, candidates_ND, k, **how)

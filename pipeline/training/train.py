@@ -67,6 +67,12 @@ def fit(
     Loop(TowerTrainer, piece, report, leaving, live).run()
 
 
+def ready() -> None:
+    """Import what `fit` needs, so that it starts at once in this process."""
+    import pipeline.training.loop
+    import pipeline.training.trainer  # noqa: F401
+
+
 def probe(piece: Piece) -> dict:
     """How long a training will take, by a few steps of it.
 
