@@ -88,7 +88,7 @@ def dot(a_D, b_D):
 # In this order and no other, what is lost being the point; fastmath left out is the caller's.
 @njit(cache=True, nogil=True, fastmath=False)
 def exact_dot(a_D, b_D):
-    """As nearest.py's `exact_sums`."""
+    """With twice the digits: what each addition lost is added in the end."""
     total, lost = float64(0), float64(0)
     for d in range(a_D.shape[0]):
         term = float64(a_D[d]) * float64(b_D[d])

@@ -14,6 +14,7 @@ rows), K neighbours, R × C a block of the product, P pairs.
 """
 
 import contextlib
+import math
 from typing import NamedTuple
 
 import torch
@@ -266,7 +267,7 @@ def products(queries_QD, candidates_ND, query_P, candidate_P) -> torch.Tensor:
     """float32 scores (P,) of pairs of rows: their exact products, rounded.
 
     Summed in float64, in whatever order the device likes; where that leaves open which float32 is
-    the nearest, summed again on the CPU with twice the digits.
+    the nearest, in one of some hundred thousand, summed again on the CPU, exactly.
     """
     scores_P = torch.empty(len(query_P), device=queries_QD.device)
     pairs = PAIRS if queries_QD.device.type == "cpu" else PAIRS * LARGER**4
@@ -277,7 +278,8 @@ def products(queries_QD, candidates_ND, query_P, candidate_P) -> torch.Tensor:
         sum_P = terms_PD.sum(1)
         error_P = terms_PD.abs_().sum(1) * ((terms_PD.shape[1] + 2) * ROUNDING64)
         scores_P[part] = sum_P
-        open_P = torch.nonzero((sum_P - error_P).float() != (sum_P + error_P).float())[:, 0]
+        ends = (sum_P - error_P).float(), (sum_P + error_P).float()
+        open_P = torch.nonzero((ends[0] != ends[1]) & sum_P.isfinite())[:, 0]
         if len(open_P):
             exact = exact_sums(a_PD[open_P].cpu().double() * b_PD[open_P].cpu().double())
             scores_P[start + open_P] = exact.to(scores_P.device)
@@ -285,14 +287,8 @@ def products(queries_QD, candidates_ND, query_P, candidate_P) -> torch.Tensor:
 
 
 def exact_sums(terms_PD: torch.Tensor) -> torch.Tensor:
-    """float32 sums (P,) of rows of float64, with what each addition lost added in the end."""
-    sum_P = lost_P = torch.zeros(len(terms_PD), dtype=torch.float64)
-    for term_P in terms_PD.unbind(1):
-        total_P = sum_P + term_P
-        mine_P = total_P - sum_P
-        lost_P = lost_P + ((sum_P - (total_P - mine_P)) + (term_P - mine_P))
-        sum_P = total_P
-    return (sum_P + lost_P).float()
+    """float32 sums (P,) of rows of float64, as if summed without any rounding but the last."""
+    return torch.tensor([math.fsum(row) for row in terms_PD.tolist()], dtype=torch.float64).float()
 
 
 def key(score_P, row_P) -> torch.Tensor:

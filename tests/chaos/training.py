@@ -153,7 +153,7 @@ class Chaos:
         while driver.poll() is None:
             assert time.monotonic() < deadline, f"{root}: no end; see log.txt"
             if planned and step_of(root) >= planned[0][0] - EVERY:
-                time.sleep(self.random.random())
+                time.sleep(self.random.random() / 5)
                 if victims := self._victims(driver, planned[0][1]):
                     step, kind = planned.pop(0)
                     self.rows.append((number, workers, kind, step_of(root)))
