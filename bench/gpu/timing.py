@@ -42,10 +42,10 @@ def megabytes(work: Work, device: torch.device) -> float | None:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def busy(work: Work, device: torch.device) -> tuple[float, float]:
-    """Share of the time (0-1) in which the device computed, and milliseconds it did."""
+def busy(work: Work, device: torch.device) -> float | None:
+    """Share of the time (0-1) in which the device computed; None where it does not tell."""
     if device.type != "cuda":
-        return float("nan"), float("nan")
+        return None
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
@@ -64,4 +64,4 @@ def busy(work: Work, device: torch.device) -> tuple[float, float]:
     for start, end in spans:
         covered += max(0.0, end - max(start, until))
         until = max(until, end)
-    return covered / whole, covered / 1e3
+    return covered / whole

@@ -42,7 +42,7 @@ def batches(training: TowerTrainer) -> Iterator[Batch]:
     return itertools.chain.from_iterable(training.batches(epoch) for epoch in itertools.count())
 
 
-def loaded(training: TowerTrainer, steps: int) -> tuple[float, float]:
+def loaded(training: TowerTrainer, steps: int) -> tuple[float, float | None]:
     """Pictures a second, and a CPU second of this process, of the loader alone."""
     made, count = batches(training), 0
     for _ in range(WARM):
@@ -52,7 +52,7 @@ def loaded(training: TowerTrainer, steps: int) -> tuple[float, float]:
         count += len(next(made))
     wall = time.perf_counter() - started
     used = sum(os.times()[:2]) - used
-    return count / wall, count / used if used > 0.05 else float("nan")  # the clock's own step
+    return count / wall, count / used if used > 0.05 else None  # the clock's own step
 
 
 def alone(training: TowerTrainer, steps: int, device: torch.device) -> tuple[float, float]:
@@ -74,7 +74,7 @@ def alone(training: TowerTrainer, steps: int, device: torch.device) -> tuple[flo
     return seconds, peak
 
 
-def looped(training: TowerTrainer, steps: int, device: torch.device) -> dict[str, float]:
+def looped(training: TowerTrainer, steps: int, device: torch.device) -> dict:
     """Seconds a step with the loader, shares of waiting and of the device at work."""
     made, waited = batches(training), 0.0
     for number in range(WARM):
@@ -94,8 +94,9 @@ def looped(training: TowerTrainer, steps: int, device: torch.device) -> dict[str
         for number in range(min(8, steps)):
             training.learner.step(next(made), number)
 
-    at_work, _ = busy(some, device)
-    return {"seconds": seconds / steps, "waited": waited / seconds, "busy": at_work}
+    at_work = busy(some, device)
+    idle = None if at_work is None else 1 - at_work
+    return {"seconds": seconds / steps, "waited": waited / seconds, "idle": idle}
 
 
 def steps(device: torch.device, quick: bool, folder: Path) -> dict:
@@ -159,7 +160,7 @@ def loop(device: torch.device, quick: bool, folder: Path) -> dict:
         found = looped(training, many, device)
         share = single / found["seconds"]
         row = [size, size / single, size / found["seconds"], share, found["waited"]]
-        rows.append([*row, 1 - found["busy"]])
+        rows.append([*row, found["idle"]])
         figures |= {f"loop_{size}": share, f"waited_{size}": found["waited"]}
         del training
         free(device)
