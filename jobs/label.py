@@ -12,9 +12,10 @@ def run(run: Run) -> None:
 
     with run.stage("label") as stage:
         for plan, make in label.steps(run.recipe, run.root):
-            if plan.pending and not run.dry and make is label.write_relevance:
+            lists = make is label.write_relevance
+            if plan.pending and not run.dry and lists:
                 label.check_decided(run.recipe, run.root)
-            index = stage.make(plan, make)
+            index = stage.make(plan, make, gpu=lists)
         entries = index["pieces"]
         stage.note(lists=sum(entry["queries"] for entry in entries), **label.recalls(entries))
         if run.recipe.label.overrides is not None:

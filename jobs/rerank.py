@@ -14,7 +14,8 @@ def run(run: Run) -> None:
 
     with run.stage("rerank") as stage:
         recipe, root, name = run.recipe, run.root, run.name
-        fitted = stage.make(rerank.plan(recipe, root, name), rerank.write_reranker)
+        plan = rerank.plan(recipe, root, name)
+        fitted = stage.make(plan, rerank.write_reranker, gpu=True)
         for plan in rerank.plan_training(recipe, root, name, fitted):
             stage.train(plan, rerank.fit, rerank.summary, epochs=recipe.leaprr.epochs)
         chosen, val = rerank.best(recipe, root, name)
@@ -32,7 +33,7 @@ def _ranked(stage: Stage, method: str, chosen: bool):
 
     run = stage.run
     plan = rerank.plan_reranked(run.recipe, run.root, run.name, method)
-    index = stage.make(plan, rerank.write_rankings)
+    index = stage.make(plan, rerank.write_rankings, gpu=True)
     if run.dry:
         return None
     version, about = results.version(plan, run.recipe), (run.recipe, rerank.cost(index))

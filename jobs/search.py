@@ -27,7 +27,7 @@ def page(run: Run) -> None:
     from pipeline.search.page import page
 
     with run.stage("search") as stage:
-        stage.page(page(run.recipe, run.root, run.name))
+        stage.page(page(run.recipe, run.root, run.name), aside=True)
 
 
 def answer(run: Run) -> None:

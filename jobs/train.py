@@ -1,4 +1,4 @@
-"""halftone train: a two-tower model is trained under Ray Train."""
+"""halftone train: a two-tower model is trained under Ray."""
 
 from jobs.cli import main, scopes
 from jobs.cli.command import Command

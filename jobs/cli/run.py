@@ -183,7 +183,7 @@ class Stage:
     def train(
         self, plan: Plan, fit: Callable, summary: Callable[[Piece], dict], epochs: int = 0
     ) -> dict:
-        """The plan's index, after its one piece was trained on Ray Train's workers."""
+        """The plan's index, after its one piece was trained on Ray's workers."""
         pending, piece = self._pending(plan), plan.pieces[0]
         if self.run.dry:
             return self._would(plan, pending)
@@ -220,10 +220,11 @@ class Stage:
             raise NotYet
         return plan.index
 
-    def page(self, page: "Page", *, beside: bool = False) -> None:
+    def page(self, page: "Page", *, beside: bool = False, aside: bool = False) -> None:
         """Make a page that is not there, or was made from something else; to MLflow too.
 
-        One that lies beside a stage's pieces is not counted among what the stage made.
+        One that lies beside a stage's pieces is not counted among what the stage made. One that is
+        made `aside` needs models: a process that has them makes it, if there is one.
         """
         if beside and self.run.dry:
             return
@@ -235,7 +236,8 @@ class Stage:
             raise NotYet
         if not current:
             self.start()
-            self.run.keep(self.name, page, page.make())
+            made = tasks.aside(page.make) if aside else page.make()
+            self.run.keep(self.name, page, made)
 
     def result(self, plan: Plan, label: str, version: str, measure: Callable, *about) -> "Result":
         """What a ranking's metrics.json holds; `measure(plan, *about, label)` where it is old."""

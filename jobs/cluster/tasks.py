@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.cluster import joining
 from pipeline.errors import InputError, Unreachable
@@ -22,6 +22,7 @@ from pipeline.storage.plan import Piece
 
 OBJECT_STORE_BYTES = 300 * 2**20  # results are small: bytes go to storage, not through Ray
 WINDOW_PER_CPU = 4  # tasks handed to Ray ahead of those that run
+GPU_SHARE = 1 / 4  # of a task: it keeps a processor as busy, with reading, decoding, tokenising
 TRIES = 4  # of a piece whose worker, node or storage failed
 PATIENCE = 120  # seconds until a node that does not start a task is given up
 LOOK_SECONDS = 2  # between looks at which nodes there are
@@ -33,7 +34,9 @@ os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks that were 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
+_own: set[str] = set()  # addresses of the Rays that this process started
 Say = Callable[[str], None]
+Made = TypeVar("Made")
 _to_stderr = partial(print, file=sys.stderr, flush=True)
 
 
@@ -70,6 +73,13 @@ def connect() -> None:
         start_here()
 
 
+def is_own() -> bool:
+    """Whether the Ray that is joined was started by this process, for itself, on this machine."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address in _own
+
+
 def start_here(cpus: int | None = None, **options) -> None:
     """Start Ray on this machine: on all its processors, or as if it had so many."""
     import ray
@@ -77,6 +87,9 @@ def start_here(cpus: int | None = None, **options) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # this Ray listens on loopback only
     # Ray adds 15 to its workers' niceness: beside any other program they would starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # It ends idle processes after a second where there are more than processors: the next stage
+    # would import everything again.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(24 * 3600 * 1000))
     ray.init(
         address="local",
         num_cpus=cpus,
@@ -87,6 +100,20 @@ def start_here(cpus: int | None = None, **options) -> None:
         logging_level=logging.WARNING,
         **options,
     )
+    _own.add(ray.get_runtime_context().gcs_address)
+    if ray.cluster_resources().get("GPU"):  # while the first stages need none of it
+        ray.remote(_warm).options(num_cpus=0, num_gpus=GPU_SHARE, max_retries=0).remote()
+
+
+def _warm() -> None:
+    """Makes a process ready for the stages that use a GPU: it imports, and finds its device."""
+    import torch
+
+    from pipeline.training import train
+
+    train.ready()
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
 
 
 def fan_out(
@@ -98,6 +125,9 @@ def fan_out(
     say: Say = _to_stderr,
 ) -> dict[str, dict]:
     """Summaries by piece name of `make(piece)` for all pieces, as Ray tasks.
+
+    With `gpu` a task takes its share of a GPU where the cluster has one, for as long as it has
+    one; a task that takes none sees none.
 
     At most a window of tasks is handed to Ray at a time. A piece whose worker, node or storage
     failed is made again, elsewhere if there is another node, and `say` tells so; any other error
@@ -120,8 +150,14 @@ def fan_out(
             shown = f"{make.__name__} {piece.name}"  # in Ray's dashboard, in `ps`
             options = {"name": shown, **nodes.options(piece)}
             own = common.parted(piece)
-            running[task.options(**options).remote(make, *own, pause)] = piece
-        for ended in _ended(running):
+            running[task.options(**options).remote(make, *own, pause, nodes.gpu)] = piece
+        ready = _ended(running, LOOK_SECONDS if nodes.gpu else None)
+        if not ready and nodes.without_gpu():  # what is asked for will never be there
+            for other in running:
+                ray.cancel(other, force=True)
+            waiting.extendleft(running.values())
+            running = {}
+        for ended in ready:
             piece = running.pop(ended)
             try:
                 made[piece.name] = ray.get(ended)
@@ -140,14 +176,15 @@ def fan_out(
     return made
 
 
-def _ended(running: dict[Any, Piece]) -> list:
-    """All the tasks that have ended, after waiting for one.
+def _ended(running: dict[Any, Piece], patience: float | None) -> list:
+    """All the tasks that have ended, after waiting for one, for so long at most (seconds).
 
     Asked for one at a time, each would cost a look at the whole window.
     """
     import ray
 
-    ray.wait(list(running), num_returns=1)
+    if not ray.wait(list(running), num_returns=1, timeout=patience)[0]:
+        return []
     return ray.wait(list(running), num_returns=len(running), timeout=0)[0]
 
 
@@ -181,10 +218,14 @@ class _Common:
         return replace(piece, inputs=own), self.sent[key]
 
 
-def _task(make: Callable[[Piece], dict], piece: Piece, common: dict, pause: float) -> dict:
+def _task(
+    make: Callable[[Piece], dict], piece: Piece, common: dict, pause: float, gpu: float
+) -> dict:
     """What `make(piece)` gives; what fails because of this node says so."""
     import ray
 
+    if not gpu:  # Ray lends none, but hides none either: all tasks of a node would fill it at once
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     time.sleep(pause)
     piece = replace(piece, inputs={**piece.inputs, **common})
     try:
@@ -192,6 +233,40 @@ def _task(make: Callable[[Piece], dict], piece: Piece, common: dict, pause: floa
     except (OSError, Unreachable) as error:  # bad images are none of these: they are rejected
         node = ray.get_runtime_context().get_node_id()
         raise NodeFailed(node, socket.gethostname(), str(error)) from error
+    finally:
+        if gpu:
+            _hand_back()
+
+
+def aside(work: Callable[[], Made]) -> Made:
+    """What `work()` gives, by a process that has imported and loaded what it needs already.
+
+    On the Ray of this very command, where the stages before left some; else, or where that fails,
+    by this process.
+    """
+    if "ray" not in sys.modules or not is_own():
+        return work()
+    import ray
+
+    share = GPU_SHARE if ray.cluster_resources().get("GPU") else 0
+    task = ray.remote(_called).options(name="page", num_gpus=share, max_retries=0)
+    try:
+        return ray.get(task.remote(work))
+    except ray.exceptions.RayError:
+        return work()
+
+
+def _called(work: Callable[[], Made]) -> Made:
+    return work()
+
+
+def _hand_back() -> None:
+    """Memory of the GPU that this process keeps for itself, to those that share it."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _nothing() -> None:
@@ -209,10 +284,12 @@ class _Nodes:
 
         self.say, self.failed, self.looked = say, set(), 0.0
         self.ended, self.rate = 0, math.inf  # tasks since the last look, and how many a second
+        self.gpu = GPU_SHARE if gpu else 0
         self.here = ray.get_runtime_context().get_node_id()
         self._options: dict[tuple, dict] = {}
         self.look()
-        self.gpus = 1 if gpu and any("GPU" in n["Resources"] for n in self.alive.values()) else 0
+        if not self.able():
+            self.gpu = 0
         self.largest = max((_bytes(piece) for piece in pieces), default=0)
 
     def look(self) -> None:
@@ -231,6 +308,21 @@ class _Nodes:
             names = ", ".join(self.alive[node]["NodeManagerHostname"] for node in new)
             self.say(f"  node {names} has joined, {len(self.alive)} now")
         self.cpus = sum(node["Resources"].get("CPU", 0) for node in self.alive.values())
+
+    def able(self) -> set[str]:
+        """The nodes that have what a task takes."""
+        wanted = ("CPU", "GPU") if self.gpu else ("CPU",)
+        has = {node: about["Resources"] for node, about in self.alive.items()}
+        return {node for node, room in has.items() if all(room.get(kind) for kind in wanted)}
+
+    def without_gpu(self) -> bool:
+        """Whether the last node that had a GPU is gone; from now on tasks take none."""
+        self.look()
+        if not self.gpu or self.able():
+            return False
+        self.gpu = 0
+        self.say("  no node with a GPU is left; what is still to be made is made without")
+        return True
 
     def window(self) -> int:
         """How many tasks Ray is handed at a time.
@@ -257,11 +349,11 @@ class _Nodes:
         largest = max((int(resources.get("memory", 0)) for resources in able), default=0)
         return {
             "num_cpus": 1,
-            "num_gpus": self.gpus,
+            "num_gpus": self.gpu,
             "memory": min(piece.memory, largest) or None,
             "max_retries": 0,  # `fan_out` sees to it, and says so
             # Ray's own way keeps work without GPU off the nodes that have one; SPREAD does not.
-            "scheduling_strategy": "DEFAULT" if mixed and not self.gpus else "SPREAD",
+            "scheduling_strategy": "DEFAULT" if mixed and not self.gpu else "SPREAD",
             "label_selector": self.left_out(),
         }
 
@@ -300,7 +392,7 @@ class _Nodes:
     def left_out(self) -> dict[str, str] | None:
         """Ray's selector of the nodes that have not failed; None where no node is better."""
         failed = (self.failed | self.not_ready) & self.alive.keys()
-        if not failed or failed == self.alive.keys():
+        if not failed or self.able() <= failed:
             return None
         return {"ray.io/node-id": f"!in({','.join(sorted(failed))})"}
 

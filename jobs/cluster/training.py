@@ -1,4 +1,4 @@
-"""Training on Ray Train."""
+"""Training on Ray Train; on the Ray of this very command, without it (own_training.py)."""
 
 import contextlib
 import os
@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from jobs.cluster import torchrun
+from jobs.cluster import gauges, own_training, torchrun
 from jobs.cluster.polling import meanwhile
-from jobs.cluster.tasks import LOOK_SECONDS, Say, _explained, _Nodes, _to_stderr, connect
+from jobs.cluster.tasks import LOOK_SECONDS, Say, _explained, _Nodes, _to_stderr, connect, is_own
 from pipeline.errors import InputError, Unreachable
 from pipeline.storage import store
 from pipeline.storage.plan import Piece
@@ -16,16 +16,16 @@ from schemas.settings import TrainSettings
 
 
 def train(
-    fit: Callable[[Piece, Callable], None],
+    fit: Callable,
     piece: Piece,
     settings: TrainSettings,
     record: Callable[[list[dict]], None],
     monitor: Callable[[str], AbstractContextManager] = lambda node: nullcontext(),
     say: Say = _to_stderr,
 ) -> None:
-    """Run `fit(piece, report)` on Ray Train's workers; `record` gets every epoch's records.
+    """Run `fit(piece, report, leaving, live)` on all workers; `record` gets every epoch's records.
 
-    One worker of each node runs inside `monitor(node)`.
+    One process of each node runs inside `monitor(node)`.
 
     A lost worker restarts all of them, and `fit` goes on from its newest checkpoint; with
     `train.min_workers` on as many nodes as there are then. `say` tells so.
@@ -39,6 +39,9 @@ def train(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     connect()
+    if is_own():
+        own_training.train(fit, piece, settings, record, monitor, say)
+        return None
     storage = store.join(piece.output.rsplit("/", 1)[0], "ray")
     losses = store.join(storage, "losses")
     fewest = settings.min_workers if settings.min_workers < settings.workers else 0
@@ -84,13 +87,16 @@ def _worker(config: dict) -> None:
     context = ray.train.get_context()
     first = context.get_local_rank() == 0
     watched = config["monitor"](f"node-{context.get_node_rank()}") if first else nullcontext()
+    live = gauges.of_training(config["piece"], context.get_world_rank())
     try:
         with watched:
-            config["fit"](config["piece"], report, leaving)
+            config["fit"](config["piece"], report, leaving, live)
     except Unreachable:  # Ray Train starts all again
         raise
     except InputError as error:  # the same again would not help: no restart
         ray.train.report({"input_error": str(error)})
+    finally:
+        live({})
 
 
 def _recorder(record: Callable[[list[dict]], None], losses: str):

@@ -47,6 +47,7 @@ def monitor(uri: str, run_id: str | None, node: str) -> Iterator[None]:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # a server is away
     about = {"sampling_interval": 10, "node_id": node, "resume_logging": True}
     try:
         watch = SystemMetricsMonitor(run_id, tracking_uri=uri, **about)

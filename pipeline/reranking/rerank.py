@@ -19,7 +19,6 @@ from pipeline.evaluation.results import Protocol
 from pipeline.reranking import baselines, fitting
 from pipeline.reranking.inputs import SplitVectors, bank_size, inputs_of, problem_of, vectors_of
 from pipeline.reranking.leaprr.model import load_leaprr
-from pipeline.reranking.leaprr.training import LeaPRRTrainer
 from pipeline.reranking.problem import SIDES, Problem
 from pipeline.retrieval.scores import BlockScores
 from pipeline.sharding.exclusions import Excluded
@@ -28,7 +27,6 @@ from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training import saved_model
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.loop import Loop
 from schemas.settings import Recipe, RerankSettings
 from schemas.trials import TRIALS
 
@@ -75,14 +73,16 @@ def write_reranker(piece: Piece) -> dict:
     """Choose each step's settings on val and write all trials; a summary with the steps."""
     if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
-    inputs, settings = piece.inputs, piece.inputs["rerank"]
+    inputs, settings, device = piece.inputs, piece.inputs["rerank"], ProcessGroup().device
     val = problem_of(inputs["vectors"], settings, "val")
+    val = val and val.to(device)
     methods = [method for method in inputs["method"].split("+") if method != "leaprr"]
     steps, trials = fitting.chain(methods, val, settings.betas)
     summary = {"method": inputs["method"], "steps": steps, "bank_images": bank_size(inputs)}
     ends, model = "leaprr" in inputs["method"], None
     if ends and settings.weights is not None:
-        steps, model = [*steps, {"method": "leaprr"}], load_leaprr(settings.weights)
+        model = load_leaprr(settings.weights).to(device)
+        steps = [*steps, {"method": "leaprr"}]
     if val is not None and (model or not ends):  # else LeaPRR's training tells what it gives on val
         with torch.inference_mode():
             summary["val/rsum"] = sum(fitting.sums(val, steps, model))
@@ -124,13 +124,15 @@ def plan_training(recipe: Recipe, root: str, name: str, fitted: dict) -> list[Pl
     return plans
 
 
-def fit(piece: Piece, report, leaving=lambda: False) -> None:
+def fit(piece: Piece, report, leaving=lambda: False, live=lambda figures: None) -> None:
     """Train LeaPRR to the end from its newest checkpoint, on every worker alike."""
+    from pipeline.reranking.leaprr.training import LeaPRRTrainer
+    from pipeline.training.loop import Loop
 
     def build(piece: Piece, world: ProcessGroup) -> LeaPRRTrainer:
         return LeaPRRTrainer(piece, world, *_training_problems(piece.inputs))
 
-    Loop(build, piece, report, leaving).run()
+    Loop(build, piece, report, leaving, live).run()
 
 
 def _training_problems(inputs: dict) -> tuple[Problem, Problem | None]:

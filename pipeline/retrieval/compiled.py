@@ -13,6 +13,7 @@ from numba import float32, float64, int32, int64, njit
 from pipeline.formulas import floats
 
 NO_ROW = 2**31 - 1  # as in nearest.py
+ROUNDING64 = 2.0**-53
 CHUNK = 32  # columns tested at once
 
 compiled = njit(cache=True, nogil=True, fastmath={"nsz", "contract", "reassoc"})
@@ -71,11 +72,31 @@ def _any_near(scan_C, scale_C, error_C, floor_C, scale, error, floor):
 
 @compiled
 def dot(a_D, b_D):
-    """The product of two rows, summed in float64 and rounded to float32."""
-    total = float64(0)
+    """The exact product of two rows, rounded to float32: as nearest.py's `products`."""
+    total, size = float64(0), float64(0)
     for d in range(a_D.shape[0]):
-        total += float64(a_D[d]) * float64(b_D[d])
-    return float32(total)
+        term = float64(a_D[d]) * float64(b_D[d])
+        total += term
+        size += abs(term)
+    error = size * ((a_D.shape[0] + 2) * ROUNDING64)
+    score = float32(total - error)
+    if score == float32(total + error):
+        return score
+    return exact_dot(a_D, b_D)
+
+
+# In this order and no other, what is lost being the point; fastmath left out is the caller's.
+@njit(cache=True, nogil=True, fastmath=False)
+def exact_dot(a_D, b_D):
+    """With twice the digits: what each addition lost is added in the end."""
+    total, lost = float64(0), float64(0)
+    for d in range(a_D.shape[0]):
+        term = float64(a_D[d]) * float64(b_D[d])
+        grown = total + term
+        mine = grown - total
+        lost += (total - (grown - mine)) + (term - mine)
+        total = grown
+    return float32(total + lost)
 
 
 @compiled

@@ -2,8 +2,9 @@
 
 Blocks of the product are *scanned* in cheap arithmetic (int8, bf16, fp32), which only rules out:
 whoever could still be among the top K, by a bound on the scan's error, is scored again in float64.
-So the result is brute force's, whatever the scan. Scores are float64 products rounded to float32;
-of equal scores the lowest row comes first.
+So the result is brute force's, whatever the scan. A score is the exact product, rounded once, to
+float32: no order of summing changes it, so a CPU, compiled or not, and a GPU give the same lists,
+byte for byte. Of equal scores the lowest row comes first.
 
 A neighbour is one int64, its key: the score above, the row counted down below. The larger of two
 keys is the better neighbour, and no two are equal.
@@ -12,6 +13,8 @@ Legend of the shape suffixes: Q query rows, N candidate rows, D width, G queries
 rows), K neighbours, R × C a block of the product, P pairs.
 """
 
+import contextlib
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,8 +24,10 @@ from pipeline.formulas.floats import has_numba, turned
 BLOCK = 2048  # rows and columns of a block of the product
 FEW = 128  # rows at a time where a block's worth would take more memory than the block
 PAIRS = 256  # scored again at once where nothing is compiled: larger ones leave the cache
+LARGER = 4  # blocks on a GPU are so many times as high and as wide: launches cost more than work
 NO_ROW = 2**31 - 1  # the row of a place that is not taken
 ROUNDING = 2.0**-24  # of float32, relative
+ROUNDING64 = 2.0**-53  # of float64
 
 
 class Rows(NamedTuple):
@@ -34,6 +39,22 @@ class Rows(NamedTuple):
     error: torch.Tensor  # (N,) a scanned product is off by at most the sum of its rows' errors
     group: torch.Tensor  # (N,) the query, or the candidate, that the row stands for
     owner: torch.Tensor  # (N,) a query does not meet candidates of its owner; negative: of nobody
+
+
+def anywhere(
+    queries_QD: torch.Tensor, candidates_ND: torch.Tensor | None, k: int, **how
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`top_k` of vectors on the CPU, found on the GPU where there is one that they fit into.
+
+    Nobody can tell where: the lists are the same.
+    """
+    if torch.cuda.is_available():
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            there_ND = None if candidates_ND is None else candidates_ND.cuda()
+            scores_GK, rows_GK = top_k(queries_QD.cuda(), there_ND, k, **how)
+            return scores_GK.cpu(), rows_GK.cpu()
+        torch.cuda.empty_cache()
+    return top_k(queries_QD, candidates_ND, k, **how)
 
 
 def top_k(
@@ -105,8 +126,9 @@ class _Search:
         of_each = (queries.group, candidates.group)
         groups, others = (int(group.max()) + 1 if len(group) else 0 for group in of_each)
         device = queries.vectors.device
+        self.larger = 1 if device.type == "cpu" else LARGER
         self.keys_GK = torch.full((groups, min(k, others)), EMPTY, device=device)
-        self.block = torch.empty(BLOCK * BLOCK, device=device)
+        self.block = torch.empty((self.larger * BLOCK) ** 2, device=device)
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
         self.run()
@@ -140,7 +162,7 @@ class _Search:
         codes, scale = candidates.codes[sample], candidates.scale[sample]
         guess_G = torch.full((len(self.keys_GK),), -torch.inf, device=scale.device)
         product, scores = self.block.chunk(2)
-        for part in _blocks(len(queries.group), FEW):
+        for part in _blocks(len(queries.group), self.larger**2 * FEW):
             product_RC = _product(queries.codes[part], codes, product)
             scores_RC = scores[: product_RC.numel()].view_as(product_RC)
             scores_RC.copy_(product_RC).mul_(scale)
@@ -150,10 +172,10 @@ class _Search:
         self.keys_GK[:] = key(guess_G, torch.full_like(queries.group[:1], NO_ROW))[:, None]
 
     def _scan(self, queries: Rows, symmetric: bool) -> None:
-        candidates = self.candidates
-        for i in range(0, len(queries.group), BLOCK):
-            for j in range(i if symmetric else 0, len(candidates.group), BLOCK):
-                rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
+        candidates, size = self.candidates, self.larger * BLOCK
+        for i in range(0, len(queries.group), size):
+            for j in range(i if symmetric else 0, len(candidates.group), size):
+                rows, columns = slice(i, i + size), slice(j, j + size)
                 scan_RC = _product(queries.codes[rows], candidates.codes[columns], self.block)
                 both = symmetric and j > i
                 if self.fast:
@@ -194,7 +216,7 @@ def _rows(vectors_ND, longest: float, scan: str, group, owner) -> Rows:
     """
     n, width = vectors_ND.shape
     device = vectors_ND.device
-    exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    exact = torch.get_float32_matmul_precision() == "highest"
     rounding = (width + 16) * ROUNDING if exact else 2.0**-7  # else TF32 or bf16 may multiply
     scale, lost = torch.ones(n, device=device), torch.zeros(n, device=device)
     codes = vectors_ND
@@ -246,13 +268,31 @@ def _product(codes_RD, codes_CD, buffer):
 
 
 def products(queries_QD, candidates_ND, query_P, candidate_P) -> torch.Tensor:
-    """float32 scores (P,) of pairs of rows, summed in float64."""
+    """float32 scores (P,) of pairs of rows: their exact products, rounded.
+
+    Summed in float64, in whatever order the device likes; where that leaves open which float32 is
+    the nearest, in one of some hundred thousand, summed again on the CPU, exactly.
+    """
     scores_P = torch.empty(len(query_P), device=queries_QD.device)
-    for start in range(0, len(query_P), PAIRS):
-        part = slice(start, start + PAIRS)
-        a, b = queries_QD[query_P[part]].double(), candidates_ND[candidate_P[part]].double()
-        scores_P[part] = (a * b).sum(1)
+    pairs = PAIRS if queries_QD.device.type == "cpu" else PAIRS * LARGER**4
+    for start in range(0, len(query_P), pairs):
+        part = slice(start, start + pairs)
+        a_PD, b_PD = queries_QD[query_P[part]], candidates_ND[candidate_P[part]]
+        terms_PD = a_PD.double() * b_PD.double()  # exact: twice 24 bits are fewer than 53
+        sum_P = terms_PD.sum(1)
+        error_P = terms_PD.abs_().sum(1) * ((terms_PD.shape[1] + 2) * ROUNDING64)
+        scores_P[part] = sum_P
+        ends = (sum_P - error_P).float(), (sum_P + error_P).float()
+        open_P = torch.nonzero((ends[0] != ends[1]) & sum_P.isfinite())[:, 0]
+        if len(open_P):
+            exact = exact_sums(a_PD[open_P].cpu().double() * b_PD[open_P].cpu().double())
+            scores_P[start + open_P] = exact.to(scores_P.device)
     return scores_P
+
+
+def exact_sums(terms_PD: torch.Tensor) -> torch.Tensor:
+    """float32 sums (P,) of rows of float64, as if summed without any rounding but the last."""
+    return torch.tensor([math.fsum(row) for row in terms_PD.tolist()], dtype=torch.float64).float()
 
 
 def key(score_P, row_P) -> torch.Tensor:

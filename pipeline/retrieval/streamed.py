@@ -22,11 +22,14 @@ class Streamed:
 
     def __init__(self, queries_QD, k: int, *, query_group=None, query_owner=None, grouped=False):
         """`grouped`: several rows are one query or one candidate, whose score is their largest."""
-        self.queries_QD, self.k, self.grouped = queries_QD.float().contiguous(), k, grouped
-        self.group = nearest.groups_of(query_group, queries_QD)
-        self.owner = nearest.owners_of(query_owner, queries_QD)
+        # On the GPU where there is one: the lists are the same.
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.queries_QD, self.k, self.grouped = queries_QD.to(self.device).float(), k, grouped
+        self.queries_QD = self.queries_QD.contiguous()
+        self.group = nearest.groups_of(query_group, self.queries_QD)
+        self.owner = nearest.owners_of(query_owner, self.queries_QD)
         groups = int(self.group.max()) + 1 if len(self.group) else 0
-        self.keys_GK = torch.full((groups, k), EMPTY)
+        self.keys_GK = torch.full((groups, k), EMPTY, device=self.device)
         self.candidates = 0  # the highest group so far, and one
         self.waiting: list[tuple] = []
         self.longest, self.scan = 0.0, ""
@@ -45,20 +48,21 @@ class Streamed:
         """Scores and rows (G, K) as of `nearest.top_k`; K is the candidates' number at most."""
         if self.waiting:
             self._search()
-        kept_GK = self.keys_GK[:, : min(self.k, self.candidates)].contiguous()
+        kept_GK = self.keys_GK[:, : min(self.k, self.candidates)].cpu().contiguous()
         self.keys_GK = torch.empty(0)
         if not kept_GK.numel():
             return torch.empty(kept_GK.shape), torch.empty(kept_GK.shape, dtype=torch.int32)
         return nearest.unpacked(kept_GK)
 
     def _search(self) -> None:
-        vectors_ND, group, owner = (torch.cat(part) for part in zip(*self.waiting, strict=True))
+        parts = zip(*self.waiting, strict=True)
+        vectors_ND, group, owner = (torch.cat(part).to(self.device) for part in parts)
         self.waiting, first = [], self.candidates == 0
         self.candidates = max(self.candidates, int(group.max()) + 1)
         if not self.keys_GK.numel():
             return
         work = len(self.queries_QD) * len(vectors_ND)
-        fast = work >= BLOCK**2 and has_numba()
+        fast = work >= BLOCK**2 and has_numba() and self.device.type == "cpu"
         vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
         wide = vectors_ND.shape[1] > 1  # of a single column, torch._int_mm is wrong
         scan = "int8" if fast and len(self.queries_QD) >= 256 and wide and vnni() else "fp32"

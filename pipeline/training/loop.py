@@ -21,6 +21,7 @@ from pipeline.training.loading import waiting
 from schemas.checkpoint import Checkpoint
 
 Report = Callable[[list[dict]], None]  # takes new records, from every worker
+Live = Callable[[dict[str, float]], None]  # takes how fast a worker is at the moment
 CHOSEN_BY = {"best": "val/rsum", "best_ndcg": "val/ndcg_label"}  # the higher the better
 
 
@@ -90,8 +91,10 @@ class Loop:
         piece: Piece,
         report: Report = lambda records: None,
         leaving: Callable[[], bool] = lambda: False,  # whether this node is to be taken away
+        live: Live = lambda figures: None,
     ):
         self.piece, self.report, self.leaving, self.world = piece, report, leaving, ProcessGroup()
+        self.live = live
         self.folder = piece.output.rsplit("/", 1)[0]
         self.checkpoints = store.join(self.folder, "checkpoints")
         self.epoch = self.step = 0  # finished ones
@@ -127,7 +130,7 @@ class Loop:
         trainer, course = self.trainer, self.course
         begin, end = self.epoch * trainer.steps, (self.epoch + 1) * trainer.steps
         started, pairs = time.perf_counter(), 0
-        data = waiting.Stopwatch(self.world.device)
+        data, pace = waiting.Stopwatch(self.world.device), Pace(self.live, self.step)
         exchanged = self.world.exchanging.seconds
         for batch in waiting.watched(trainer.batches(self.epoch, self.step - begin), data):
             pairs += trainer.pairs(batch)
@@ -138,6 +141,7 @@ class Loop:
                 self.records.append({"step": self.step, **record()})
                 if self.written is not None and self.writer.done():
                     self.settle()
+                pace.tell(self.step, data.seconds, pairs)
             due = bool(course.checkpoint_every) and self.step % course.checkpoint_every == 0
             # Only where records are read anyway: asking waits for every worker.
             leaves = logged and self.step < end and self.leaving()
@@ -146,6 +150,7 @@ class Loop:
             if leaves:
                 self.settle()
         last = record()  # waits for the device, which may be steps behind
+        pace.tell(self.step, data.seconds, pairs)
         seconds = time.perf_counter() - started
         shares = data.seconds, *trainer.loading(), self.world.exchanging.seconds - exchanged
         self.epoch += 1
@@ -244,6 +249,28 @@ class Loop:
             history = {"summary": summary, "records": self.records}
             store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})
         self.world.barrier()
+
+
+class Pace:
+    """How fast a worker is since it last told: its own figures, not the mean of all."""
+
+    def __init__(self, live: Live, step: int):
+        self.live, self.last = live, (time.perf_counter(), step, 0.0, 0)
+
+    def tell(self, step: int, waited: float, pairs: int) -> None:
+        """Hand on the figures of the steps since the last time; `waited` and `pairs` add up."""
+        now = time.perf_counter(), step, waited, pairs
+        seconds, steps, wait, more = (n - t for n, t in zip(now, self.last, strict=True))
+        if not steps:
+            return
+        self.last = now
+        self.live(
+            {
+                "samples_per_second": more / seconds,
+                "data_wait": wait / seconds,
+                "step_seconds": seconds / steps,
+            }
+        )
 
 
 def at_pace(records: list[dict], epochs: int, steps: int) -> list[dict]:

@@ -1,12 +1,12 @@
 """Stage 5: a two-tower model is trained on the shards.
 
 `fit` knows torch.distributed and nothing of what started it: it runs bare, under torchrun and
-under Ray Train alike.
+under Ray alike. What trains is imported where it is needed: a plan needs little of it.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,11 +18,12 @@ from pipeline.storage.run_folder import RunFolder, contents
 from pipeline.training.data import captions_of
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loading.waiting import Stopwatch, watched
-from pipeline.training.loop import Loop, Report
 from pipeline.training.objective import check, needs_embeddings, needs_labels
 from pipeline.training.sampler import order_of
-from pipeline.training.trainer import TowerTrainer
 from schemas.settings import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import Live, Report
 
 STEPS, WARM, SECONDS = 20, 2, 20.0  # of a probe: steps timed, not timed, and when it is enough
 
@@ -54,17 +55,32 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     return Plan.of("train", folder, [piece], settings)
 
 
-def fit(piece: Piece, report: Report, leaving: Callable[[], bool] = lambda: False) -> None:
+def fit(
+    piece: Piece,
+    report: "Report",
+    leaving: Callable[[], bool] = lambda: False,
+    live: "Live" = lambda figures: None,
+) -> None:
     """Train to the end from the newest checkpoint; `report` gets every epoch's records.
 
     Every worker calls this and reports equally often; worker 0 writes. `leaving` says, to all
     workers alike, that one of them is about to be taken away: a checkpoint is written at once.
+    `live` gets this worker's own pace, every `train.log_every` steps.
     """
-    loop = Loop(TowerTrainer, piece, report, leaving)
+    from pipeline.training.loop import Loop
+    from pipeline.training.trainer import TowerTrainer
+
+    loop = Loop(TowerTrainer, piece, report, leaving, live)
     try:
         loop.run()
     finally:
         loop.trainer.close()
+
+
+def ready() -> None:
+    """Import what `fit` needs, so that it starts at once in this process."""
+    import pipeline.training.loop
+    import pipeline.training.trainer  # noqa: F401
 
 
 def probe(piece: Piece) -> dict:
@@ -74,6 +90,8 @@ def probe(piece: Piece) -> dict:
 
     Takes real steps on the real batches and writes nothing to the run folder.
     """
+    from pipeline.training.trainer import TowerTrainer
+
     training = TowerTrainer(piece, ProcessGroup())
     settings, steps = training.settings, training.steps
     data, started, waited = Stopwatch(training.world.device), 0.0, 0.0

@@ -2,9 +2,12 @@
 
     python -m tests.chaos.training --kills 20 --seed 0
 
-A round trains one small model with 1, 2 or 4 workers under Ray Train, a checkpoint every few steps.
-What is killed, at a random step and a random instant after: a training worker (Ray Train starts all
-of them again), the driver alone, or everything. A run that ended is started again. At the end of a
+    python -m tests.chaos.training --kills 20 --ray-train
+
+A round trains one small model with 1, 2 or 4 workers, a checkpoint every few steps: on the Ray that
+the command starts for itself, or, as on a cluster, under Ray Train. What is killed, at a random
+step and a random instant after: a training worker (all of them start again), the driver alone, or
+everything. A run that ended is started again. At the end of a
 round the weights must equal those of an undisturbed training of as many workers, and every recorded
 loss, by step, too; those of 1, 2 and 4 undisturbed workers may differ by rounding.
 """
@@ -50,19 +53,22 @@ def recipe_of(workers: int) -> Recipe:
     )
 
 
-def drive(root: str, workers: int) -> None:
+def drive(root: str, workers: int, ray_train: bool) -> None:
     """`halftone train` on a Ray with room for so many workers."""
     from jobs.cluster import tasks
     from jobs.cluster import training as ray_training
 
     tasks.start_here(workers + 1)
+    if ray_train:
+        tasks._own.clear()  # as if others had started it
     recipe = recipe_of(workers)
     plan = train.plan(recipe, root, "main")
     ray_training.train(train.fit, plan.pieces[0], recipe.train, lambda records: None)
 
 
-def start(root: Path, workers: int) -> psutil.Popen:
+def start(root: Path, workers: int, ray_train: bool) -> psutil.Popen:
     command = [sys.executable, "-m", "tests.chaos.training", "--drive", str(root)]
+    command += ["--ray-train"] if ray_train else []
     with (root / "log.txt").open("ab") as log:
         return psutil.Popen(
             [*command, "--workers", str(workers)],
@@ -108,8 +114,8 @@ class Outcome:
 class Chaos:
     """Rounds of kills, from one seed."""
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.random = folder, random.Random(seed)
+    def __init__(self, folder: Path, seed: int, ray_train: bool):
+        self.folder, self.random, self.ray_train = folder, random.Random(seed), ray_train
         self.rows: list[tuple] = []
         self.started: list[psutil.Process] = []
         data = folder / "data"
@@ -125,7 +131,7 @@ class Chaos:
 
     def undisturbed(self, workers: int) -> Outcome:
         root = self.new(f"undisturbed-{workers}")
-        running = start(root, workers)
+        running = start(root, workers, self.ray_train)
         self.started.append(running)
         assert running.wait(DEADLINE) == 0, (root / "log.txt").read_text()[-2000:]
         return Outcome.of(root)
@@ -141,13 +147,13 @@ class Chaos:
             raise AssertionError(f"{root}: {differs}")
 
     def _run(self, root: Path, number: int, workers: int, planned: list) -> int:
-        driver = start(root, workers)
+        driver = start(root, workers, self.ray_train)
         self.started.append(driver)
         deadline = time.monotonic() + DEADLINE
         while driver.poll() is None:
             assert time.monotonic() < deadline, f"{root}: no end; see log.txt"
             if planned and step_of(root) >= planned[0][0] - EVERY:
-                time.sleep(self.random.random())
+                time.sleep(self.random.random() / 5)
                 if victims := self._victims(driver, planned[0][1]):
                     step, kind = planned.pop(0)
                     self.rows.append((number, workers, kind, step_of(root)))
@@ -160,7 +166,8 @@ class Chaos:
         try:
             below = driver.children(recursive=True)
             self.started += [process for process in below if process not in self.started]
-            training = [p for p in below if "RayTrainWorker" in " ".join(p.cmdline()[:1])]
+            named = "RayTrainWorker" if self.ray_train else "train, worker"
+            training = [p for p in below if named in " ".join(p.cmdline()[:1])]
         except psutil.NoSuchProcess:
             return []
         if not training:
@@ -183,9 +190,9 @@ def with_suppressed_kill(process: psutil.Process) -> None:
         return
 
 
-def run(folder: Path, kills: int, seed: int) -> str:
+def run(folder: Path, kills: int, seed: int, ray_train: bool) -> str:
     """The table of the kills, after every round ended as the undisturbed training did."""
-    chaos = Chaos(folder, seed)
+    chaos = Chaos(folder, seed, ray_train)
     try:
         apart = max(
             float((chaos.expected[1].weights[k] - chaos.expected[w].weights[k]).abs().max())
@@ -216,13 +223,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="processes to kill (count)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ray-train", action="store_true", help="under Ray Train")
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.drive:
-        return drive(options.drive, options.workers)
+        return drive(options.drive, options.workers, options.ray_train)
     folder = Path(tempfile.mkdtemp(prefix="halftone-chaos-"))  # stays where a round fails
-    print(run(folder, options.kills, options.seed))
+    print(run(folder, options.kills, options.seed, options.ray_train))
     return shutil.rmtree(folder)
 
 

@@ -204,8 +204,76 @@ def test_work_is_spread_and_kept_off_gpus_where_it_needs_none(nodes):
     assert nodes(gpus, gpus).options(piece)["scheduling_strategy"] == "SPREAD"
     assert nodes(cpus, gpus).options(piece)["scheduling_strategy"] == "DEFAULT"
     encode = nodes(cpus, gpus, gpu=True).options(piece)
-    assert (encode["num_gpus"], encode["scheduling_strategy"]) == (1, "SPREAD")
+    assert (encode["num_gpus"], encode["scheduling_strategy"]) == (tasks.GPU_SHARE, "SPREAD")
     assert nodes(cpus, cpus, gpu=True).options(piece)["num_gpus"] == 0
+
+
+def test_when_the_last_gpu_is_gone_the_rest_is_made_without(nodes, monkeypatch):
+    import ray
+
+    seen = nodes({"CPU": 1.0, **STORE}, {"CPU": 1.0, "GPU": 1.0, **STORE}, gpu=True)
+    assert not seen.without_gpu() and seen.options(pieces(1)[0])["num_gpus"] == tasks.GPU_SHARE
+    both = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: both[:1])
+    assert seen.without_gpu() and seen.options(pieces(1)[0])["num_gpus"] == 0
+    assert (
+        nodes.said[-1] == "  no node with a GPU is left; what is still to be made is made without"
+    )
+    assert not seen.without_gpu()  # said once
+
+
+def test_a_failed_node_is_not_left_out_where_no_other_has_what_a_task_takes(nodes):
+    cpus, gpus = {"CPU": 1.0, **STORE}, {"CPU": 1.0, "GPU": 1.0, **STORE}
+    head = {"CPU": 0.0, **STORE}
+    for about, gpu in (((cpus, gpus), True), ((head, cpus), False)):
+        seen = nodes(*about, gpu=gpu)
+        seen.failed = {"node-1"}
+        assert seen.options(pieces(1)[0])["label_selector"] is None
+
+
+def waits_without_a_gpu(piece: Piece) -> dict:
+    import ray
+
+    (Path(piece.inputs["folder"]) / piece.name).touch()
+    while ray.get_gpu_ids():  # it hangs there, as on a node that is gone
+        time.sleep(0.1)
+    return {"sees": os.environ["CUDA_VISIBLE_DEVICES"]}
+
+
+LOST = """
+import json, sys, threading, time
+from pathlib import Path
+from jobs.cluster import tasks
+from tests.jobs import test_cluster
+
+import ray
+from ray import cloudpickle
+cloudpickle.register_pickle_by_value(test_cluster)
+tasks.start_here(2, num_gpus=1)
+nodes, folder = ray.nodes, Path(sys.argv[1])
+
+def after_a_while():
+    found = nodes()
+    if (folder / "piece-000").exists():
+        found[0]["Resources"].pop("GPU", None)
+    return found
+
+ray.nodes = after_a_while  # what Ray says of a cluster whose GPU is gone
+pieces = test_cluster.pieces(2, folder=str(folder))
+said = []
+made = tasks.fan_out(test_cluster.waits_without_a_gpu, pieces, gpu=True, say=said.append)
+print(json.dumps([made, said]))
+"""
+
+
+@pytest.mark.own_cluster
+def test_tasks_that_wait_for_a_gpu_that_is_gone_are_made_without(tmp_path):
+    command = [sys.executable, "-c", LOST, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made, said = json.loads(done.stdout.splitlines()[-1])
+    assert made == {f"piece-00{i}": {"sees": ""} for i in range(2)}
+    assert said == ["  no node with a GPU is left; what is still to be made is made without"]
 
 
 def test_a_task_asks_for_the_memory_of_its_piece_or_of_the_largest_node(nodes):

@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -125,7 +127,25 @@ def test_the_model_is_registered_and_the_best_version_has_an_alias(client, runs,
     assert client.get_model_version_by_alias("drawn_tiny", "main").version == version.version
 
 
-def test_the_load_of_the_node_is_logged(tmp_path, monkeypatch):
+def one_gpu(monkeypatch) -> None:
+    """A driver with one card, at work: what NVIDIA's library would say of it."""
+    told = {
+        "nvmlInit": None,
+        "nvmlDeviceGetCount": 1,
+        "nvmlDeviceGetHandleByIndex": "card",
+        "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=30e9, total=80e9),
+        "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=63),
+        "nvmlDeviceGetPowerUsage": 350_000,
+        "nvmlDeviceGetEnforcedPowerLimit": 700_000,
+    }
+    for name, value in told.items():
+        monkeypatch.setattr(pynvml, name, lambda *_, value=value: value)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_load_of_the_node_is_logged(tmp_path, monkeypatch, gpu):
+    if gpu:
+        one_gpu(monkeypatch)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     publish, published = SystemMetricsMonitor.publish_metrics, threading.Event()
 
@@ -144,6 +164,19 @@ def test_the_load_of_the_node_is_logged(tmp_path, monkeypatch):
         "tags.`halftone.stage` = 'train'",
     )
     assert "system/node-0/cpu_utilization_percentage" in train.data.metrics
+    of_gpu = {k: v for k, v in train.data.metrics.items() if k.startswith("system/node-0/gpu_0_")}
+    assert {name.removeprefix("system/node-0/gpu_0_"): v for name, v in of_gpu.items()} == (
+        {
+            **{
+                "utilization_percentage": 63,
+                "power_usage_watts": 350,
+                "power_usage_percentage": 50,
+            },
+            **{"memory_usage_percentage": 37.5, "memory_usage_megabytes": 30_000},
+        }
+        if gpu
+        else {}
+    )
 
 
 def test_a_server_that_goes_away_ends_no_training_and_is_asked_once(monkeypatch):

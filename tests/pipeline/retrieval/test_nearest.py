@@ -1,5 +1,6 @@
 """The engine of nearest neighbours, against brute force."""
 
+import math
 import sys
 
 import numpy as np
@@ -147,6 +148,52 @@ def test_places_without_a_candidate_are_empty(fast):
     for queries, candidates in ((v[:0], v), (v, v[:0]), (v[:0], v[:0])):
         value, row = top_k(queries, candidates, 2, fast=fast)
         assert value.shape == row.shape == (len(queries), min(2, len(candidates)))
+
+
+def cancelling(pairs: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows whose products cancel but for x² − next(x) previous(x): sums in float64 lose that."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.exp(2 * torch.randn(pairs, width // 2, generator=generator))
+    sign = torch.randint(0, 2, x.shape, generator=generator) * 2.0 - 1
+    after, before = x.nextafter(torch.tensor(1e9)), x.nextafter(torch.tensor(0.0))
+    a, b = torch.cat([x, after], 1), torch.cat([sign * x, -sign * before], 1)
+    order = torch.randperm(a.shape[1], generator=generator)
+    return a[:, order].contiguous(), b[:, order].contiguous()
+
+
+def test_a_score_is_the_exact_product_rounded_whatever_adds_it_up():
+    from pipeline.retrieval import compiled
+
+    rows = np.arange(400)
+    for seed in range(3):
+        a, b = cancelling(400, 200, seed)
+        terms = a.double() * b.double()  # exact
+        exact = [np.float32(math.fsum(row)) for row in terms.tolist()]
+        assert np.unique(exact).size > 200  # no zeros alone
+        plain = [np.float32(float(row.sum())) for row in terms.flip(1)]
+        assert plain != exact  # a sum in float64 is not enough here
+        of_torch = nearest.products(a, b, torch.arange(400), torch.arange(400))
+        assert of_torch.tolist() == exact
+        assert compiled.products(a.numpy(), b.numpy(), rows, rows).tolist() == exact
+        backwards = (x.flip(1).contiguous() for x in (a, b))
+        assert nearest.products(*backwards, torch.arange(400), torch.arange(400)).tolist() == exact
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_lists_are_the_same_byte_for_byte_with_a_gpu_s_blocks_and_with_numba(symmetric):
+    """What a GPU does differently: larger blocks, nothing compiled, another order of sums."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(5200, 48, generator=generator)
+    v[3000:4000] = v[:1000].clone()  # captions that come twice
+    v = torch.nn.functional.normalize(v, dim=1)
+    image = torch.arange(5200) // 5
+    of = {"query_owner": image, "candidate_owner": image, "candidate_group": image}
+    everyone = None if symmetric else v.clone()
+    expected = top_k(v, everyone, 20, fast=True, **of)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "BLOCK", 3000)
+        found = top_k(v, everyone, 20, fast=False, scan="fp32", **of)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("scan", SCANS)
