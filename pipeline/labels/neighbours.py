@@ -51,7 +51,7 @@ class Neighbours:
         first, last = self.images.starts[shard], self.images.ends[shard]
         mine = slice(*np.searchsorted(everyone.image_of, [first, last]).tolist())
         image_N = torch.from_numpy(everyone.image_of)
-        _, rows = nearest.top_k(
+        _, rows = nearest.anywhere(
             everyone.vectors[mine],
             everyone.vectors,
             self.k,

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from pipeline.errors import InputError
-from pipeline.retrieval.nearest import top_k
+from pipeline.retrieval.nearest import anywhere
 
 BLOCK = 256  # rows compared at a time
 FEW = 32  # lists of rows whose profiles are held at a time
@@ -76,7 +76,7 @@ class Towers:
     def nearest(self, side, rows_X, k):
         vectors, own = self._of(side, side)[rows_X], torch.arange(len(rows_X))
         k = min(k, len(rows_X) - 1)
-        values, places = top_k(vectors, None, k, query_owner=own, candidate_owner=own)
+        values, places = anywhere(vectors, None, k, query_owner=own, candidate_owner=own)
         return values, places.long()
 
 
