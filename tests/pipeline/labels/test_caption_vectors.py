@@ -43,7 +43,7 @@ def both(tmp_path) -> tuple[StoredCaptions, Captions]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 34), min_size=1, max_size=40))
+@given(st.lists(st.integers(0, 31), min_size=1, max_size=40))
 def test_the_vectors_of_pairs_are_those_of_captions_held_whole(tmp_path_factory, rows):
     folder = tmp_path_factory.getbasetemp() / "embeddings"
     found = files(folder, UNEQUAL)

@@ -129,18 +129,11 @@ def counted(folder, counts: list[list[int]], images_with: bool = True) -> Split:
     entries = []
     for number, of_shard in enumerate(counts):
         name = f"train-{number:06d}"
-        rows = [
-            {"image_id": f"{name}/{i}", "offset": 512 * i, "size": 9, "split": "train"}
-            | {
-                "captions": [
-                    {"caption_id": f"{i}#{c}", "text": f"{name} {i} {c}"} for c in range(n)
-                ]
-            }
-            for i, n in enumerate(of_shard)
-        ]
-        rows.insert(
-            len(rows) // 2, {"image_id": "no", "captions": [], "split": "train", "reason": "x"}
-        )
+        rows = [{"image_id": "no", "captions": [], "split": "train", "reason": "rejected"}]
+        for i, n in enumerate(of_shard):
+            texts = [{"caption_id": f"{i}#{c}", "text": f"{name} {i} {c}"} for c in range(n)]
+            about = {"image_id": f"{name}/{i}", "captions": texts, "split": "train"}
+            rows.append(about | {"offset": 512 * i, "size": 9, "member": f"{i}.jpg"})
         summary = {"split": "train", "samples": len(of_shard), "captions": sum(of_shard)}
         summary |= {"images_with": shard._images_with(of_shard)} if images_with else {}
         summary |= {"files": {f"{name}.tar": {"bytes": 1, "sha256": "0" * 64}}}
