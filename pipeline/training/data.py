@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.models.vocabulary import count_words
 from pipeline.sharding import sidecar
 from pipeline.sharding.decoding import decode
+from pipeline.sharding.mapped_samples import mapped_samples
 from pipeline.storage import cache, run_folder, store
 from pipeline.storage.mapped import Rows
 from pipeline.storage.run_folder import RunFolder
@@ -111,7 +112,7 @@ class Split:
         """The samples of a shard: image_id, captions, member, offset and size, mapped."""
         entry = self.shards[shard]
         file = entry["files"][f"{entry['name']}.parquet"]
-        return sidecar.mapped_sidecar(self.sidecars[shard], file, self.copies)
+        return mapped_samples(self.sidecars[shard], file, self.copies)
 
     @functools.cached_property
     def having(self) -> np.ndarray:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.labels.neighbours import Neighbours
 from pipeline.storage.mapped import Rows
 from pipeline.training.data import Split
+from pipeline.training.neighbours import Neighbours
 
 SHUFFLE_BLOCK = 4096  # samples permuted together: the shards of a block are read as one stretch
 

@@ -11,7 +11,6 @@ from pipeline import models
 from pipeline.errors import InputError
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions, StoredCaptions
-from pipeline.labels.neighbours import Neighbours
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
@@ -23,6 +22,7 @@ from pipeline.training.learner import Learner, NotFinite
 from pipeline.training.loading.augmentation import Augment
 from pipeline.training.loading.loader import Loader, workers_for
 from pipeline.training.loop import Course
+from pipeline.training.neighbours import Neighbours
 from pipeline.training.objective import Objective, needs_embeddings, needs_relevance
 from pipeline.training.sampler import Sampler
 from schemas.checkpoint import Checkpoint

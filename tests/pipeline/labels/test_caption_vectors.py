@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.labels.caption_vectors import Captions, StoredCaptions
-from pipeline.labels.neighbours import Neighbours
 from pipeline.retrieval import nearest
 from pipeline.storage import parquet, store
 from pipeline.storage.run_folder import Files
 from pipeline.storage.vector_columns import vector_column
+from pipeline.training.neighbours import Neighbours
 from schemas.embedding import embedding_schema
 from schemas.settings import LabelSettings
 
