@@ -255,5 +255,5 @@ def relevance_of(
 
     All vectors are unit vectors.
     """
-    how = {"map": cosine_map(settings), "reduce": settings.reduce, "unit": True}
+    how: dict[str, Any] = {"map": cosine_map(settings), "reduce": settings.reduce, "unit": True}
     return from_captions(image_captions_MCD, texts_ND, **how, **masks)

@@ -101,8 +101,8 @@ def of_shards(recipe: Recipe, root: str, split: str) -> tuple[Files, list[int]]:
     """
     every = files(recipe, root)
     made = {entry["name"]: entry for entry in every.entries}
-    shards = RunFolder(root).files("shard").of_split(split).entries
-    shards = [entry for entry in shards if entry["captions"]]
+    known = RunFolder(root).files("shard").of_split(split).entries
+    shards = [entry for entry in known if entry["captions"]]
     for entry in shards:
         if made.get(entry["name"], {}).get("of") != store.fingerprint(contents(entry)):
             raise InputError(

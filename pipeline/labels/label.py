@@ -211,9 +211,7 @@ Starts = list[tuple[str, int, int]]  # of shards: sidecar, row of the first capt
 def _look_at_all(inputs: dict, directions: list[Direction], decided, counted) -> Starts:
     """Meet all captions of the split: memory is that of one shard's, whatever the split holds."""
     files, starts = inputs["embeddings"], []
-    for name, block in zip(
-        files.names, blocks(files, *inputs["copies"], inputs["small"]), strict=True
-    ):
+    for name, block in zip(files.names, _blocks(inputs), strict=True):
         own, met = name == inputs["shard"], decided.see(block)
         for direction in directions:
             direction.add(block, own)
@@ -238,7 +236,7 @@ def _look_into_cells(inputs: dict, directions: list[Direction], decided, counted
     of_mine[own] = mine.image_of[owner[own] - first]
     counted.add(vectors, of_mine, len(owner), [])
     if decided.asked:
-        for block in blocks(files, *inputs["copies"], inputs["small"]):
+        for block in _blocks(inputs):
             decided.see(block)
     sidecars = (store.join(inputs["shards"], f"{name}.parquet") for name in files.names)
     return list(zip(sidecars, captions, images, strict=False))

@@ -240,7 +240,7 @@ def _met(decided: Decided, image_rows: np.ndarray, caption_rows: np.ndarray) -> 
     found: list[tuple[int, int, float]] = []
     for image, caption, value in zip(image_P[met], caption_P[met], value_P[met], strict=True):
         rows, columns = np.flatnonzero(image_rows == image), np.flatnonzero(caption_rows == caption)
-        found += [(row, column, value) for row in rows for column in columns]
+        found += [(int(row), int(column), value) for row in rows for column in columns]
     row, column, value = (np.array([x[k] for x in found]) for k in range(3))
     return row.astype(np.int64), column.astype(np.int64), value.astype(np.float32)
 

@@ -114,7 +114,8 @@ class Round:
             skipped = 0
             while held.shape[2] >= self.share:
                 step, held = held[:, :, : self.share], held[:, :, self.share :]
-                yield tuple(step.reshape(2, len(lanes), -1))
+                rows, captions = step.reshape(2, len(lanes), -1)
+                yield rows, captions
 
     def _block(self, block: int, lanes: Sequence[int]) -> np.ndarray:
         """Image rows and caption rows (2, lanes, block, group) of the same block of some lanes."""

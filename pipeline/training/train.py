@@ -41,7 +41,7 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
         used += [contents(e) for s in splits for e in run_folder.of_split(embeddings, s)]
     if needs_labels(recipe.train):
         settings["label"] = label.depends_on(recipe.label)
-    relevant = {**settings, "train": recipe.train.relevant()}
+    relevant: dict[str, Any] = {**settings, "train": recipe.train.relevant()}
     images = sum(entry["samples"] for entry in run_folder.of_split(shards, "train"))
     s = recipe.train
     if (order := order_of(images, s.batch_size, s.lanes, s.neighbours)) > 1:

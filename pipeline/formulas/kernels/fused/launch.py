@@ -193,7 +193,7 @@ def _laid(scores_QN: Tensor, *others: Mask) -> tuple[tuple[Tensor, ...], int, in
     """
     queries, n = scores_QN.shape
     by_columns = not scores_QN.is_contiguous() and scores_QN.T.is_contiguous()
-    laid = []
+    laid: list[Tensor] = []
     for x in (scores_QN.detach(), *others):
         if x is not None:
             x = x.T.contiguous().T if by_columns else x.contiguous()
