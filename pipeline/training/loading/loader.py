@@ -161,11 +161,12 @@ class Loader:
         kept = bool(len(self._held))
         held = self._held[task.rows].tolist() if kept else [False] * len(rows)
         each = -(-len(rows) // (PARTS * max(1, self.workers)))
-        return [
-            Part(number, task.frame, first, task.at[0], *(x[first : first + each] for x in columns))
-            for columns in [(rows, captions, held, places, texts)]
-            for first in range(0, len(rows), each)
-        ]
+        parts = []
+        for first in range(0, len(rows), each):
+            of = slice(first, first + each)
+            about = number, task.frame, first, task.at[0]
+            parts.append(Part(*about, rows[of], captions[of], held[of], places[of], texts[of]))
+        return parts
 
     def _collect(self, wait: bool) -> None:
         """Take what was made."""
