@@ -51,6 +51,9 @@ class Trainer(Protocol):
     def loading(self) -> tuple[float, float]:
         """Seconds that who makes batches was busy since this was asked last, and in storage."""
 
+    def close(self) -> None:
+        """End who makes batches."""
+
     def pairs(self, batch) -> int:
         """How many pairs the batch has on all workers together."""
 

@@ -58,6 +58,9 @@ class LeaPRRTrainer:
     def loading(self) -> tuple[float, float]:
         return 0.0, 0.0  # all is in memory
 
+    def close(self) -> None:
+        return  # nobody makes them
+
     def pairs(self, batch: PairBatch) -> int:
         return len(batch.images_B)
 

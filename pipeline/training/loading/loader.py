@@ -163,9 +163,9 @@ class Loader:
         each = -(-len(rows) // (PARTS * max(1, self.workers)))
         parts = []
         for first in range(0, len(rows), each):
-            some = slice(first, first + each)
-            of_part = rows[some], captions[some], held[some], places[some], texts[some]
-            parts.append(Part(number, task.frame, first, task.at[0], *of_part))
+            of = slice(first, first + each)
+            about = number, task.frame, first, task.at[0]
+            parts.append(Part(*about, rows[of], captions[of], held[of], places[of], texts[of]))
         return parts
 
     def _collect(self, wait: bool) -> None:
@@ -215,8 +215,8 @@ def _pairs(
     """(epoch and step), image rows and caption rows of some lanes, to the training's end."""
     mine = list(lanes)
     while True:
-        for step, (rows, captions) in enumerate(order.epoch(epoch, start, mine), start):
-            yield (epoch, step), rows.reshape(-1), captions.reshape(-1)
+        for step, (rows, captions) in enumerate(order.epoch(epoch, start), start):
+            yield (epoch, step), rows[mine].reshape(-1), captions[mine].reshape(-1)
         epoch, start = epoch + 1, 0
         if epoch >= epochs:
             return
