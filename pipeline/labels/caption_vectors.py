@@ -5,7 +5,7 @@ Legend of the shape suffixes: M images, C captions of an image, N captions, D wi
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa

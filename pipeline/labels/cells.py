@@ -13,7 +13,7 @@ files of one length a record, of which a task reads the ranges that it needs.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa

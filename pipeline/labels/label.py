@@ -16,7 +16,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.labels import cells, decisions, embed
-from pipeline.labels.candidates import Decided, blocks, is_small
+from pipeline.labels.candidates import Block, Decided, blocks, is_small
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.encoders import encoder_label, sentences
 from pipeline.labels.relevance_lists import Direction, Lists
@@ -206,6 +206,12 @@ def write_relevance(piece: Piece) -> dict:
 
 
 Starts = list[tuple[str, int, int]]  # of shards: sidecar, row of the first caption, of the image
+
+
+def _blocks(inputs: dict) -> Iterator[Block]:
+    """The captions of the split, a shard at a time."""
+    first, second = inputs["copies"]
+    return blocks(inputs["embeddings"], first, second, inputs["small"])
 
 
 def _look_at_all(inputs: dict, directions: list[Direction], decided, counted) -> Starts:

@@ -9,6 +9,7 @@ Legend of the shape suffixes: N vectors, D width, C cells, Q query rows, K neigh
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch

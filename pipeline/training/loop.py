@@ -81,9 +81,6 @@ class Trainer(Protocol):
     def same_batches(self, checkpoint: Checkpoint) -> bool:
         """Whether the training that a checkpoint is of saw the same batches."""
 
-    def close(self) -> None:
-        """End what makes the batches."""
-
     def summary(self, chosen: Checkpoint, records: list[dict], torn: list[str]) -> dict:
         """What the stage's index says of the model; `torn` are checkpoints nobody could read."""
 
