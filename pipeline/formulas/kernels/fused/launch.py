@@ -24,6 +24,7 @@ SHORT = 256  # candidates up to which all pairs are dearer by nothing that matte
 SORTED = 1024  # candidates up to which gains are sorted
 TILES = (16, 64)  # of a grid: at least, at most (powers of two; 16 is what a tensor core takes)
 WIDE = 204  # tau: the grid's width where no range of scores is known
+ROWS = 16  # of the matrix in which several lists' grids go through the step
 PULLS = 2**21  # numbers that all programs of the pairs' kernel keep together, at most
 IN_32_BITS = 4096  # candidates whose sums 32 bits hold finely enough; longer lists take 64
 
@@ -98,7 +99,7 @@ class _Lists:
         binned.smooth_ndcg[(programs,)](
             *self.matrices, loss_Q, ideal_Q, wide_Q, sums, above, below, coarse, fine, *tables,
             self.queries, n, self.down, self.along, cells / tau, fixed, unit, self.scale,
-            **self.how, SORT=sort, LISTS=lists, TOGETHER=min(lists, max(1, 128 // tiles)),
+            **self.how, SORT=sort, LISTS=lists, TOGETHER=min(lists, max(1, ROWS // tiles)),
             BLOCK=512 // lists, TILES=tiles, REACH=reach,
             num_warps=warps, num_stages=1, maxnreg=128,
         )  # fmt: skip
