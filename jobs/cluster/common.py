@@ -1,4 +1,4 @@
-"""What the pieces of a fan-out have in common travels once."""
+"""What tasks have in common: inputs, which travel once, and imports, which are made once."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -36,3 +36,14 @@ class Common:
             self.sent[key] = ray.put(common)
         own = {name: value for name, value in inputs if name not in common}
         return replace(piece, inputs=own), self.sent[key]
+
+
+def warm() -> None:
+    """Makes a process ready for the stages that use a GPU: it imports, and finds its device."""
+    import torch
+
+    from pipeline.training import train
+
+    train.ready()
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")

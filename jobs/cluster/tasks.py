@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from jobs.cluster import joining
-from jobs.cluster.common import Common
+from jobs.cluster.common import Common, warm
 from pipeline.errors import InputError, Unreachable
 from pipeline.storage.plan import Piece
 
@@ -103,18 +103,7 @@ def start_here(cpus: int | None = None, **options) -> None:
     )
     _own.add(ray.get_runtime_context().gcs_address)
     if ray.cluster_resources().get("GPU"):  # while the first stages need none of it
-        ray.remote(_warm).options(num_cpus=0, num_gpus=GPU_SHARE, max_retries=0).remote()
-
-
-def _warm() -> None:
-    """Makes a process ready for the stages that use a GPU: it imports, and finds its device."""
-    import torch
-
-    from pipeline.training import train
-
-    train.ready()
-    if torch.cuda.is_available():
-        torch.zeros(1, device="cuda")
+        ray.remote(warm).options(num_cpus=0, num_gpus=GPU_SHARE, max_retries=0).remote()
 
 
 def fan_out(

@@ -291,7 +291,7 @@ def _kinds(reasons: Iterable[str | None]) -> dict[str, int]:
 
 def _images_with(counts: Iterable[int]) -> dict[str, int]:
     """How many images have how many captions (a number, as JSON has keys)."""
-    return {str(captions): images for captions, images in sorted(Counter(counts).items())}
+    return {str(captions): count for captions, count in sorted(Counter(counts).items())}
 
 
 def _failed(reason: str | None) -> bool:

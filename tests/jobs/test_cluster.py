@@ -14,6 +14,7 @@ import pytest
 from ray import cloudpickle
 
 from jobs.cluster import tasks
+from jobs.cluster.common import Common
 from pipeline.errors import InputError, Unreachable
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import Files
@@ -90,7 +91,7 @@ def test_what_pieces_have_in_common_is_sent_once_and_arrives_whole(ray_here):
     for count in (10, 10_000):
         files = Files("/x", tuple(f"train-{n:06d}" for n in range(count)), "v")
         some = pieces(20, files=files, settings=Recipe(name="t"), small="train")
-        common = tasks._Common(some)
+        common = Common(some)
         own = [common.parted(piece)[0] for piece in some]
         assert len(common.sent) == 1 and all(set(p.inputs) == {"i", "small"} for p in own)
         size[count] = len(cloudpickle.dumps(own[0]))

@@ -39,7 +39,7 @@ def test_kernels_are_right_in_the_interpreter():
 @needs_triton
 def test_kernels_compile_for_a_gpu(tmp_path):
     """As far as the machine's code: what an interpreter does not check, and what they take."""
-    said = python(str(ROOT / "tests/helpers/gpu_code.py"), TRITON_CACHE_DIR=str(tmp_path))
+    said = python(str(ROOT / "tests/pipeline/formulas/gpu_code.py"), TRITON_CACHE_DIR=str(tmp_path))
     assert "binned.smooth_ndcg" in said and "hinge_pairs.count" in said
 
 

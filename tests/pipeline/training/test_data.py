@@ -26,7 +26,7 @@ from tests.helpers.stages import sharded
 
 def ids_of(split: Split) -> list[str]:
     """The ids of the images, row by row."""
-    tables = [split.table(shard) for shard in range(len(split.shards))]
+    tables = [split.table(number) for number in range(len(split.shards))]
     return [id_ for table in tables for id_ in table["image_id"].to_pylist()]
 
 

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for a GPU that need not be here, and looks at what it takes.
 
-    python tests/helpers/gpu_code.py
+    python tests/pipeline/formulas/gpu_code.py
 
 Run by `tests/pipeline/formulas/test_fused.py`. The losses are called as for a GPU, and where a
 kernel would start it is compiled instead, for the types it was given. A line a kernel: registers a
