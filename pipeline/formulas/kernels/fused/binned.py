@@ -1,4 +1,6 @@
-"""S-NDCG and its gradient over a grid, in one Triton kernel; `pipeline/formulas/kernels/binned.py` has the method.
+"""S-NDCG and its gradient over a grid, in one Triton kernel.
+
+`pipeline/formulas/kernels/binned.py` has the method.
 
 A program takes LISTS lists at a time and goes through each three times: it spreads the scores over
 a grid in whole numbers (so the sum has one value in whatever order), takes them through the step,
