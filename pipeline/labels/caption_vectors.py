@@ -5,7 +5,7 @@ Legend of the shape suffixes: M images, C captions of an image, N captions, D wi
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -255,5 +255,5 @@ def relevance_of(
 
     All vectors are unit vectors.
     """
-    how: dict[str, Any] = {"map": cosine_map(settings), "reduce": settings.reduce, "unit": True}
-    return from_captions(image_captions_MCD, texts_ND, **how, **masks)
+    map, reduce = cosine_map(settings), settings.reduce
+    return from_captions(image_captions_MCD, texts_ND, map=map, reduce=reduce, unit=True, **masks)

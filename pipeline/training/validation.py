@@ -45,10 +45,9 @@ def _recalls(queries: Tensor, candidates: Tensor, pairs: ranks.Pairs, rows: rang
     """R@K (len(rows), K) of some queries, as a fraction."""
     mine_P = (pairs.query_P >= rows.start) & (pairs.query_P < rows.stop)
     mine = ranks.Pairs(pairs.query_P[mine_P] - rows.start, pairs.candidate_P[mine_P])
-    (above_P, tied_P), _ = ranks.of_vectors(queries[rows.start : rows.stop], candidates, mine, NONE)
-    given = mine.query_P, above_P, tied_P
-    query, above, tied = map(torch.from_numpy, given)
-    found = per_query(query, above, tied, len(rows), ks=DEPTHS)
+    places, _ = ranks.of_vectors(queries[rows.start : rows.stop], candidates, mine, NONE)
+    query_P, above_P, tied_P = (torch.from_numpy(x) for x in (mine.query_P, *places))
+    found = per_query(query_P, above_P, tied_P, len(rows), ks=DEPTHS)
     return torch.stack([found[f"R_at_{k}"] for k in DEPTHS], 1)
 
 

@@ -36,8 +36,8 @@ CASES = {name: {name: SETTINGS.get(name, {})} for name in LOSSES} | {
 }
 
 
-# They ask which relevance is equal, and an image that is there twice ties but for rounding.
-TIED = {"kendall_smooth", "list_mle"}
+# They ask what order or equals relevance has; an image that is there twice ties but for rounding.
+TIED = {"kendall_rank", "kendall_smooth", "list_mle"}
 
 
 def inputs_of(captions: Captions, mine: slice, losses: dict):
