@@ -239,8 +239,8 @@ class Texts(Sequence[str]):
         return texts_of(sidecar.read_sidecar(uri, ["captions"])["captions"])
 
 
-def word_counts(split: Split, world: ProcessGroup) -> Counter[str]:
-    """How often each word is in a split's captions: counted once, and kept beside the models.
+def word_counts(split: Split, world: ProcessGroup, keep: bool = True) -> Counter[str]:
+    """How often each word is in a split's captions: counted once, kept beside the models (`keep`).
 
     The workers count a share of the shards each.
     """
@@ -254,6 +254,6 @@ def word_counts(split: Split, world: ProcessGroup) -> Counter[str]:
     counts: Counter[str] = Counter()
     for of_worker in world.gather_objects(count_words(itertools.chain.from_iterable(texts))):
         counts.update(of_worker)
-    if world.rank == 0:
+    if keep and world.rank == 0:
         store.write_bytes(uri, json.dumps({"of": of, "words": counts}, ensure_ascii=False).encode())
     return counts

@@ -34,13 +34,20 @@ class Neighbours:
         self.uris = [store.join(folder, f"{name}-{k}.parquet") for name in files.names]
         self._near: list[np.ndarray | None] = [None] * len(files)
 
-    def find(self, shards: Iterable[int]) -> None:
-        """Search for the neighbours of the images of some shards, where that was not done."""
+    def find(self, shards: Iterable[int], keep: bool = True) -> None:
+        """Search for the neighbours of the images of some shards, where that was not done.
+
+        Without `keep` nothing is written, and what is found is held here.
+        """
         everyone: Captions | None = None  # not `Captions.read`, which keeps them
         for shard in shards:
             if parquet.finished(self.uris[shard], self._fingerprint(shard)) is None:
                 everyone = everyone or Captions(parquet.read_tables(self.files.uris))
-                table = pa.table({"near": vector_column(self._search(shard, everyone))})
+                near = self._search(shard, everyone)
+                if not keep:
+                    self._near[shard] = near
+                    continue
+                table = pa.table({"near": vector_column(near)})
                 parquet.write_table(self.uris[shard], table, self._fingerprint(shard), {})
 
     def _fingerprint(self, shard: int) -> str:

@@ -94,7 +94,7 @@ def probe(piece: Piece) -> dict:
     """
     from pipeline.training.trainer import TowerTrainer
 
-    training = TowerTrainer(piece, ProcessGroup())
+    training = TowerTrainer(piece, ProcessGroup(), keep=False)
     settings, steps = training.settings, training.steps
     data, started, waited = Stopwatch(training.world.device), 0.0, 0.0
     for number, batch in enumerate(watched(training.batches(0), data)):

@@ -33,9 +33,12 @@ COLLAPSED = 0.99  # mean cosine of a batch's images or texts above which they ar
 
 
 class TowerTrainer:
-    """A `Trainer` of two towers, new ones, on the data of the piece's recipe."""
+    """A `Trainer` of two towers, new ones, on the data of the piece's recipe.
 
-    def __init__(self, piece: Piece, world: ProcessGroup):
+    Without `keep` nothing is written, not even what any training would find again.
+    """
+
+    def __init__(self, piece: Piece, world: ProcessGroup, *, keep: bool = True):
         self.piece, self.world, root = piece, world, piece.inputs["root"]
         self.recipe: Recipe = piece.inputs["recipe"]
         self.settings, model = self.recipe.train, self.recipe.model
@@ -57,11 +60,15 @@ class TowerTrainer:
         if needs_embeddings(s):
             of_shards = embed.of_shards(self.recipe, root, "train")
             label_version, limit = of_shards[0].version, s.cache_gb * 1e9
-            near = _near(Neighbours(*of_shards, SPARE * s.neighbours, limit), s.neighbours, world)
+            near = _near(
+                Neighbours(*of_shards, SPARE * s.neighbours, limit), s.neighbours, world, keep
+            )
             known = StoredCaptions(*of_shards, limit) if needs_relevance(s) else None
         objective = Objective(s, self.recipe.label, known, world)
         try:
-            words = models.vocabulary_for(model, partial(word_counts, self.train_split, world))
+            words = models.vocabulary_for(
+                model, partial(word_counts, self.train_split, world, keep)
+            )
             self.architecture = models.architecture(model)  # of pretrained towers
             towers = models.build(model, vocabulary=words, features=self.train_split.features)
         except ValueError as error:
@@ -205,10 +212,10 @@ class TowerTrainer:
         }
 
 
-def _near(neighbours: Neighbours, group: int, world: ProcessGroup) -> Neighbours | None:
+def _near(neighbours: Neighbours, group: int, world: ProcessGroup, keep: bool) -> Neighbours | None:
     """The neighbours, which the workers search for together where that was not done before."""
     if group == 1:
         return None
-    neighbours.find(range(world.rank, len(neighbours.files), world.size))
+    neighbours.find(range(world.rank, len(neighbours.files), world.size), keep)
     world.barrier()
     return neighbours

@@ -320,7 +320,8 @@ def test_a_run_folder_that_is_a_file_is_named(refused, here):
 # ---- dry runs ----------------------------------------------------------------------------------
 
 
-FITS = ("--train.batch_size", "8")  # batches that the images there fill
+# Batches that the images there fill, and all that a training looks for before its first step.
+FITS = ("--train.batch_size", "8", "--train.lanes", "4", "--train.neighbours", "2")
 
 
 @pytest.mark.parametrize("command", ["run", *STAGES, "report"])
