@@ -22,8 +22,8 @@ from pipeline.formulas.kernels.rows import blocks, in_full_precision
 from pipeline.formulas.losses.in_blocks import Terms, in_blocks
 from pipeline.formulas.losses.registry import function_of
 
-BLOCK = 2**21  # scores in a block: enough for matrix products at full speed, and 8 MB
-LISTS = 64  # of a block at least: of fewer, adding to all candidates' gradients is most of the work
+BLOCK = 2**20  # scores in a block: enough for matrix products at full speed, and 4 MB
+LISTS = 32  # of a block at least: of fewer, adding to all candidates' gradients is most of the work
 EVERYTHING = slice(None)
 Matrix = Tensor | Callable[[slice, slice], Tensor]
 Given = Callable[[slice], tuple[Any, ...]]  # what the loss of these queries takes after the scores
@@ -33,7 +33,7 @@ def rows_of_block(candidates: int) -> int:
     """How many lists of `candidates` are worked on at a time, unless told otherwise.
 
     >>> rows_of_block(1024), rows_of_block(131072)
-    (2048, 64)
+    (1024, 32)
     """
     return max(LISTS, BLOCK // max(1, candidates))
 

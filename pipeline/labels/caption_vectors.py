@@ -145,5 +145,5 @@ def relevance_of(
 
     All vectors are unit vectors.
     """
-    how = {"map": cosine_map(settings), "reduce": settings.reduce, "unit": True}
-    return from_captions(image_captions_MCD, texts_ND, **how, **masks)
+    map, reduce = cosine_map(settings), settings.reduce
+    return from_captions(image_captions_MCD, texts_ND, map=map, reduce=reduce, unit=True, **masks)

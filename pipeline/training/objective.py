@@ -242,7 +242,7 @@ def _met(decided: Decided, image_rows: np.ndarray, caption_rows: np.ndarray) -> 
     """Where the decided pairs (image, caption, relevance) stand in a matrix of such rows."""
     image_P, caption_P, value_P = decided
     met = np.isin(image_P, image_rows) & np.isin(caption_P, caption_rows)
-    found: list[tuple[int, int, float]] = []
+    found: list[tuple] = []
     for image, caption, value in zip(image_P[met], caption_P[met], value_P[met], strict=True):
         rows, columns = np.flatnonzero(image_rows == image), np.flatnonzero(caption_rows == caption)
         found += [(row, column, value) for row in rows for column in columns]

@@ -46,8 +46,8 @@ def _recalls(queries: Tensor, candidates: Tensor, pairs: ranks.Pairs, rows: rang
     mine_P = (pairs.query_P >= rows.start) & (pairs.query_P < rows.stop)
     mine = ranks.Pairs(pairs.query_P[mine_P] - rows.start, pairs.candidate_P[mine_P])
     places, _ = ranks.of_vectors(queries[rows.start : rows.stop], candidates, mine, NONE)
-    given = (torch.from_numpy(x) for x in (mine.query_P, *places))
-    found = per_query(*given, len(rows), ks=DEPTHS)
+    query_P, above_P, tied_P = (torch.from_numpy(x) for x in (mine.query_P, *places))
+    found = per_query(query_P, above_P, tied_P, len(rows), ks=DEPTHS)
     return torch.stack([found[f"R_at_{k}"] for k in DEPTHS], 1)
 
 

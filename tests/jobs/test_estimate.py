@@ -29,7 +29,7 @@ GPUS = ["--cluster.nodes", "4", "--cluster.gpus", "8"]
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Nothing is done by numba, and a block of lists at once."""
-    for module in ("sort", "pairs"):
+    for module in ("sort", "pairs", "smooth_rank"):
         monkeypatch.setattr(f"pipeline.formulas.kernels.{module}.compiled", lambda: None)
     monkeypatch.setitem(kernel_rows.CACHE, "cpu", kernel_rows.CACHE["cuda"])
 
@@ -168,7 +168,7 @@ def test_more_nodes_help_until_the_pieces_are_used_up(run):
         ([*COCO, "--batch-size", "131072", "--cluster.gpus", "1"], "do not fill one batch"),
         (
             [*COCO, "--batch-size", "65536", "--cluster.gpus", "1", "--cluster.gpu_memory_gb", "1"],
-            "of them vectors, and has 1; lower train.batch_size or take more train.workers",
+            "of them relevance, and has 1; lower train.batch_size or take more train.workers",
         ),
         ([*COCO, "--cluster.gpus", "1", "--cluster.storage_gb", "10"], "and 10 are free"),
         (["--recipe", "coco_clip"], "give the number of train images with --samples"),
@@ -211,13 +211,13 @@ def test_a_worker_needs_less_among_others_and_relevance_only_where_a_loss_is_gra
 
 
 def test_memory_is_that_of_the_fullest_node(capsys, tmp_path):
-    """Eight workers on three nodes: three on one of them, of 4 GB."""
-    data = ["--samples", "100000", "--batch-size", "16384", "--workers", "8"]
+    """Eight workers on three nodes: three on one of them, of 2.8 GB."""
+    data = ["--samples", "100000", "--batch-size", "65536", "--workers", "8"]
     nodes = ["--cluster.nodes", "3", "--cluster.cpus", "4", "--root", str(tmp_path / "none")]
     planned(capsys, *data, *nodes, "--cluster.memory_gb", "32", "--name", "info_nce")
     with pytest.raises(SystemExit):
-        planned(capsys, *data, *nodes, "--cluster.memory_gb", "4", "--name", "info_nce")
-    assert "and has 1.33333; lower train.batch_size" in capsys.readouterr().err
+        planned(capsys, *data, *nodes, "--cluster.memory_gb", "2.8", "--name", "info_nce")
+    assert "and has 0.933333; lower train.batch_size" in capsys.readouterr().err
 
 
 def test_settings_of_clusters_that_are_gone_are_let_by_in_old_run_folders():

@@ -15,8 +15,9 @@ class Loss:
 
     function: Function
     graded: bool  # its target is relevance, else boolean positives
-    # Peak of forward and backward of both directions in score matrices (4 Q N bytes), torch alone,
-    # measured on 1,024 x 1,024 (kendall_smooth 512).
+    # Peak of a block of lists, forward and backward, in score matrices (4 R N bytes), as a device
+    # without Triton has it: torch alone, the block of 256 x 2,048 at once. Kendall's are beside a
+    # piece of the pairs, whose size does not depend on the block's.
     score_matrices: float
 
     def __call__(self, scores_QN: Tensor, target_QN: Tensor, **settings: Any) -> Tensor:
@@ -24,17 +25,17 @@ class Loss:
 
 
 LOSSES = {
-    "smooth_ndcg": Loss(listwise.smooth_ndcg, graded=True, score_matrices=5.4),
-    "kendall_rank": Loss(kendall.kendall_rank, graded=True, score_matrices=7.4),
+    "smooth_ndcg": Loss(listwise.smooth_ndcg, graded=True, score_matrices=18.9),
+    "kendall_rank": Loss(kendall.kendall_rank, graded=True, score_matrices=9.5),
     "kendall_smooth": Loss(kendall.kendall_smooth, graded=True, score_matrices=5.8),
-    "list_net": Loss(listwise.list_net, graded=True, score_matrices=8.1),
-    "list_mle": Loss(listwise.list_mle, graded=True, score_matrices=24.4),
-    "soft_label_kl": Loss(listwise.soft_label_kl, graded=True, score_matrices=9.1),
-    "masked_info_nce": Loss(contrastive.masked_info_nce, graded=True, score_matrices=9.1),
-    "adaptive_info_nce": Loss(contrastive.adaptive_info_nce, graded=True, score_matrices=8.6),
-    "triplet": Loss(contrastive.triplet, graded=False, score_matrices=4.6),
-    "info_nce": Loss(contrastive.info_nce, graded=False, score_matrices=8.6),
-    "siglip": Loss(contrastive.siglip, graded=False, score_matrices=6.1),
+    "list_net": Loss(listwise.list_net, graded=True, score_matrices=6.1),
+    "list_mle": Loss(listwise.list_mle, graded=True, score_matrices=17.1),
+    "soft_label_kl": Loss(listwise.soft_label_kl, graded=True, score_matrices=7.1),
+    "masked_info_nce": Loss(contrastive.masked_info_nce, graded=True, score_matrices=7.6),
+    "adaptive_info_nce": Loss(contrastive.adaptive_info_nce, graded=True, score_matrices=7.3),
+    "triplet": Loss(contrastive.triplet, graded=False, score_matrices=5.3),
+    "info_nce": Loss(contrastive.info_nce, graded=False, score_matrices=6.3),
+    "siglip": Loss(contrastive.siglip, graded=False, score_matrices=4.1),
 }
 GRADED = {name for name, loss in LOSSES.items() if loss.graded}
 

@@ -36,13 +36,19 @@ CASES = {name: {name: SETTINGS.get(name, {})} for name in LOSSES} | {
 }
 
 
-def inputs_of(captions: Captions, mine: slice):
+# They ask what order or equals relevance has; an image that is there twice ties but for rounding.
+TIED = {"kendall_rank", "kendall_smooth", "list_mle"}
+
+
+def inputs_of(captions: Captions, mine: slice, losses: dict):
     """Shared weights, the vectors of images and texts that follow from them, and the batch."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(2, PAIRS, DIM, generator=generator, dtype=torch.float64)
     weights = torch.randn(2, DIM, DIM, generator=generator, dtype=torch.float64)
     weights.requires_grad_()
-    image_rows = torch.arange(PAIRS) // 2 * 2  # two pairs of every other image
+    image_rows = torch.arange(PAIRS)
+    if not TIED & set(losses):
+        image_rows = image_rows // 2 * 2  # two pairs of every other image
     first = torch.from_numpy(captions.first)[image_rows]
     # Two of its captions, or one twice where there is no other.
     second = torch.arange(PAIRS) % 2 * (torch.from_numpy(captions.count)[image_rows] > 1)
@@ -62,7 +68,7 @@ def inputs_of(captions: Captions, mine: slice):
 def whole(losses: dict, counts: list[int], label: LabelSettings):
     """Loss, terms and gradient by the score matrix and the relevance of all captions."""
     captions = captions_of(counts, ENCODER_DIM)
-    weights, (images, texts), batch = inputs_of(captions, slice(None))
+    weights, (images, texts), batch = inputs_of(captions, slice(None), losses)
     loss = loss_of(TrainSettings(losses=losses, negatives_warmup=0))
     r_MN = captions.relevance(captions.image_ids, label)
     r_BB = r_MN[batch.image_rows][:, batch.caption_rows]
@@ -72,7 +78,7 @@ def whole(losses: dict, counts: list[int], label: LabelSettings):
     terms = {name: (i2t[name].mean() + t2i[name].mean()) / 2 for name in i2t}
     total = sum(terms.values())
     total.backward()
-    return {"": total.detach()} | {k: v.detach() for k, v in terms.items()}, weights.grad
+    return {"": total.item()} | {k: v.item() for k, v in terms.items()}, weights.grad
 
 
 def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, rank=0, size=1):
@@ -81,7 +87,7 @@ def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, ran
     settings = TrainSettings(losses=losses, negatives_warmup=0, list_rows=rows)
     objective = Objective(settings, label, None, captions, world)
     mine = slice(rank * PAIRS // size, (rank + 1) * PAIRS // size)
-    weights, vectors, batch = inputs_of(captions, mine)
+    weights, vectors, batch = inputs_of(captions, mine, losses)
     loss, terms = objective(*vectors, batch, epoch=1.0)
     loss.backward()
     gradient = weights.grad
@@ -89,10 +95,11 @@ def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, ran
         dist.all_reduce(gradient)
         gradient /= size
     terms = {"": loss, **terms}
-    return {name: world.mean(value.detach()) for name, value in terms.items()}, gradient
+    return {name: float(world.mean(value.detach())) for name, value in terms.items()}, gradient
 
 
-RAGGED, ONE = [1, 3, 2, 2, 5, 1, 3, 1, 2, 4, 1, 1, 3, 2, 2, 1], [1] * PAIRS
+# Where an image comes twice it is with two captions: equal relevance would tie by rounding alone.
+RAGGED, ONE = [2, 3, 3, 2, 5, 1, 3, 1, 2, 4, 2, 1, 3, 2, 2, 1], [1] * PAIRS
 
 
 def cases(folder: str) -> dict[tuple, tuple]:
@@ -131,7 +138,10 @@ def worker(rank: int, size: int, folder: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_workers_together_have_the_loss_and_gradient_of_one(size, tmp_path):
-    """Whole or by blocks of three lists, whoever has the captions that relevance is made of."""
+    """Whole or by blocks of three lists, whoever has the captions that relevance is made of.
+
+    To what float32 relevance is rounded by, which depends on a product's shape.
+    """
     if size == 1:
         worker(0, 1, str(tmp_path))
     else:
@@ -142,9 +152,9 @@ def test_workers_together_have_the_loss_and_gradient_of_one(size, tmp_path):
         assert expected[""] > 0 and gradient.abs().max() > 1e-4, f"{case} has nothing to do here"
         for rank, rows in itertools.product(range(size), (0, 3)):
             terms, other_gradient = found[rank][case, rows]
-            assert terms == pytest.approx(expected, abs=1e-9), (case, rows)
+            assert terms == pytest.approx(expected, rel=1e-6, abs=1e-7), (case, rows)
             torch.testing.assert_close(
-                other_gradient, gradient, atol=1e-9, rtol=1e-7, msg=str(case)
+                other_gradient, gradient, atol=1e-7, rtol=1e-6, msg=str((case, rows))
             )
 
 

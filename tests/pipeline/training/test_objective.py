@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.lists import Simulated, batch_of, captions_of, vectors_of
 from jobs.cluster import estimate
-from pipeline.formulas.kernels import pairs, sort
+from pipeline.formulas.kernels import pairs, smooth_rank, sort
 from pipeline.formulas.kernels import rows as kernel_rows
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.objective import Objective
@@ -20,7 +20,7 @@ GB = 1e9
 
 def as_on_a_gpu() -> None:
     """Nothing is done by numba, and a block of lists at once."""
-    sort.compiled = pairs.compiled = lambda: None
+    sort.compiled = pairs.compiled = smooth_rank.compiled = lambda: None
     kernel_rows.CACHE["cpu"] = kernel_rows.CACHE["cuda"]
 
 
