@@ -16,7 +16,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.labels import cells, decisions, embed
-from pipeline.labels.candidates import Decided, blocks, is_small
+from pipeline.labels.candidates import Block, Decided, blocks, is_small
 from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.encoders import encoder_label, sentences
 from pipeline.labels.relevance_lists import Direction, Lists
@@ -96,7 +96,8 @@ def _of_split(split: str, files: Files, recipe: Recipe, root: str) -> dict:
         "embeddings": files,
         "captions": sum(counts),
         "largest": max(counts),
-        "copies": (kept, recipe.train.cache_gb * 1e9),
+        "copies": kept,
+        "limit": recipe.train.cache_gb * 1e9,
         "small": is_small(sum(counts), max(entry["dim"] for entry in files.entries)),
         "cells": by_cells and cells.Found.of(by_cells),
     }
@@ -211,9 +212,7 @@ Starts = list[tuple[str, int, int]]  # of shards: sidecar, row of the first capt
 def _look_at_all(inputs: dict, directions: list[Direction], decided, counted) -> Starts:
     """Meet all captions of the split: memory is that of one shard's, whatever the split holds."""
     files, starts = inputs["embeddings"], []
-    for name, block in zip(
-        files.names, blocks(files, *inputs["copies"], inputs["small"]), strict=True
-    ):
+    for name, block in zip(files.names, _blocks(inputs), strict=True):
         own, met = name == inputs["shard"], decided.see(block)
         for direction in directions:
             direction.add(block, own)
@@ -222,6 +221,10 @@ def _look_at_all(inputs: dict, directions: list[Direction], decided, counted) ->
         counted.add(here.vectors, of_mine, inputs["captions"], met)
         starts.append((store.join(inputs["shards"], f"{name}.parquet"), *block[1:]))
     return starts
+
+
+def _blocks(inputs: dict) -> Iterator[Block]:
+    return blocks(inputs["embeddings"], inputs["copies"], inputs["limit"], inputs["small"])
 
 
 def _look_into_cells(inputs: dict, directions: list[Direction], decided, counted) -> Starts:
@@ -238,7 +241,7 @@ def _look_into_cells(inputs: dict, directions: list[Direction], decided, counted
     of_mine[own] = mine.image_of[owner[own] - first]
     counted.add(vectors, of_mine, len(owner), [])
     if decided.asked:
-        for block in blocks(files, *inputs["copies"], inputs["small"]):
+        for block in _blocks(inputs):
             decided.see(block)
     sidecars = (store.join(inputs["shards"], f"{name}.parquet") for name in files.names)
     return list(zip(sidecars, captions, images, strict=False))

@@ -9,6 +9,7 @@ Legend of the shape suffixes: N vectors, D width, C cells, Q query rows, K neigh
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ def top_k(
     if len(known) == len(number_N):
         known, group = number_N, None
     of_Q, of_N = (np.array(owner, np.int64) for owner in owners)
-    how = {"query_owner": of_Q, "candidate_owner": of_N, "candidate_group": group}
+    how: dict[str, Any] = {"query_owner": of_Q, "candidate_owner": of_N, "candidate_group": group}
     score_QK, row_QK = nearest.top_k(queries_QD, candidates_ND, k, **how)
     row_QK = row_QK.long()
     keys_QK = nearest.key(score_QK.contiguous(), torch.from_numpy(known)[row_QK])
