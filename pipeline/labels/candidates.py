@@ -93,10 +93,9 @@ class Decided:
         rows = [(self.image[p.image_id], *self.caption[p.caption_id]) for p in known]
         table = np.array(rows, np.int64).reshape(-1, 3)
         values = np.array([p.relevance for p in known], np.float32)
-        image_P, caption_P, block_P = table.T
-        return Pairs(
-            image_P, caption_P, block_P, values, [(p.image_id, p.caption_id) for p in known]
-        )
+        image_P, caption_P, of_image_P = table.T
+        ids = [(p.image_id, p.caption_id) for p in known]
+        return Pairs(image_P, caption_P, of_image_P, values, ids)
 
     def most(self, queries: str) -> int:
         """How many of a query's candidates may be decided at most; of images ("i") or texts."""

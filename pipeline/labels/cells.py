@@ -13,7 +13,7 @@ files of one length a record, of which a task reads the ranges that it needs.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -232,9 +232,9 @@ def _plan_groups(split: Split) -> Plan:
     names = [entry["name"] for entry in parts["pieces"]]
     count = centroids["pieces"][0]["groups"]
     memory = of_group(total / count, dim, split.k * len(split.kinds))  # they are about of one size
-    common: dict[str, Any] = {"parts": names, "images": image_starts(split)[1]}
     shards = [e["captions"] for e in split.files.entries]
-    common["starts"] = np.array([0, *itertools.accumulate(shards)])
+    starts = np.array([0, *itertools.accumulate(shards)])
+    common = {"parts": names, "images": image_starts(split)[1], "starts": starts}
     pieces = [
         (f"group-{g:05d}", [parts["version"], g], {**common, "group": g}, memory)
         for g in range(count)
@@ -299,8 +299,8 @@ def _neighbours(queries: np.ndarray, found: np.ndarray, split: Split) -> np.ndar
     """The keys of one cell's captions among the candidates that were read."""
     out = np.empty(len(queries), keys_of(split))
     out["row"] = queries["row"]
-    mine, theirs = (torch.from_numpy(r["vector"].astype(np.float32)) for r in (queries, found))
-    for v in (mine, theirs):
+    asking, asked = (torch.from_numpy(r["vector"].astype(np.float32)) for r in (queries, found))
+    for v in (asking, asked):
         F.normalize(v, dim=1, out=v)
     owners = queries["image"], found["image"]
     single = len(np.unique(found["image"])) == len(found)  # a caption each: one search for both
@@ -308,7 +308,7 @@ def _neighbours(queries: np.ndarray, found: np.ndarray, split: Split) -> np.ndar
         if single and kind == "t" and "i" in split.kinds:
             out["t"] = cells.renumbered(out["i"], found["image"], found["row"])
         else:
-            out[kind] = cells.top_k(mine, theirs, split.k, found[NUMBER[kind]], owners)
+            out[kind] = cells.top_k(asking, asked, split.k, found[NUMBER[kind]], owners)
     return out
 
 

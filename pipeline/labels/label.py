@@ -96,7 +96,8 @@ def _of_split(split: str, files: Files, recipe: Recipe, root: str) -> dict:
         "embeddings": files,
         "captions": sum(counts),
         "largest": max(counts),
-        "copies": (kept, recipe.train.cache_gb * 1e9),
+        "copies": kept,
+        "limit": recipe.train.cache_gb * 1e9,
         "small": is_small(sum(counts), max(entry["dim"] for entry in files.entries)),
         "cells": by_cells and cells.Found.of(by_cells),
     }
@@ -226,6 +227,10 @@ def _look_at_all(inputs: dict, directions: list[Direction], decided, counted) ->
         counted.add(here.vectors, of_mine, inputs["captions"], met)
         starts.append((store.join(inputs["shards"], f"{name}.parquet"), *block[1:]))
     return starts
+
+
+def _blocks(inputs: dict) -> Iterator[Block]:
+    return blocks(inputs["embeddings"], inputs["copies"], inputs["limit"], inputs["small"])
 
 
 def _look_into_cells(inputs: dict, directions: list[Direction], decided, counted) -> Starts:
