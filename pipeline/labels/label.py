@@ -209,12 +209,6 @@ def write_relevance(piece: Piece) -> dict:
 Starts = list[tuple[str, int, int]]  # of shards: sidecar, row of the first caption, of the image
 
 
-def _blocks(inputs: dict) -> Iterator[Block]:
-    """The captions of the split, a shard at a time."""
-    first, second = inputs["copies"]
-    return blocks(inputs["embeddings"], first, second, inputs["small"])
-
-
 def _look_at_all(inputs: dict, directions: list[Direction], decided, counted) -> Starts:
     """Meet all captions of the split: memory is that of one shard's, whatever the split holds."""
     files, starts = inputs["embeddings"], []
