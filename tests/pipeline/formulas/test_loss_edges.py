@@ -34,6 +34,7 @@ OTHERS = [
     ("triplet", "mining", 0.5, {}),
     ("triplet", "tau", 0.5, {}),
     ("smooth_ndcg", "error", 1e-4, {}),
+    ("smooth_ndcg", "score_range", 2.0, {}),
     ("masked_info_nce", "ignore_above", 0.5, {}),
     ("masked_info_nce", "positive_at", 1.0, {}),
     ("adaptive_info_nce", "margin", 0.2, {}),
