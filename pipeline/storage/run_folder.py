@@ -128,9 +128,9 @@ def read_index(folder: str) -> dict | None:
     uri = store.join(folder, INDEX)
     try:
         size, changes = store.stamp(uri)
+        return _large_index(uri, size, changes) if size > LARGE else store.read_json(uri)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return _large_index(uri, size, changes) if size > LARGE else store.read_json(uri)
 
 
 @functools.lru_cache(maxsize=2)
