@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.labels import embed, label
 from pipeline.sharding import shard
-from pipeline.storage import store as storage
+from pipeline.storage import store as files_at
 from pipeline.storage.plan import Plan
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
@@ -66,8 +66,8 @@ def finish(plan: Plan, **summary) -> None:
         beside = [f"{piece.name}.tar"] if plan.stage == "shard" else []
         files = {}
         for name in (f"{piece.name}.parquet", *beside):
-            files[name] = {"bytes": 1, "sha256": storage.sha256(f"{name}{number}".encode())}
-            MemoryFileSystem.pipe_file(fs, storage.join(plan.folder, name), b"x")
+            files[name] = {"bytes": 1, "sha256": files_at.sha256(f"{name}{number}".encode())}
+            MemoryFileSystem.pipe_file(fs, files_at.join(plan.folder, name), b"x")
         own = {"contents": [files[beside[0]]["sha256"], "x" * 64]} if beside else {}
         made[piece.name] = {"files": files, **own, **summary}
     plan.finish(made)
@@ -89,11 +89,11 @@ def shards(count: int) -> None:
     """The indexes of a manifest and of so many shards."""
     run = RunFolder(ROOT)
     part = {"name": "part-00000", "files": {}, "splits": {"train": 10_000 * count}}
-    storage.write_json(storage.join(run.folder("ingest"), "index.json"), {"pieces": [part]})
+    files_at.write_json(files_at.join(run.folder("ingest"), "index.json"), {"pieces": [part]})
     from pipeline.storage.plan import Piece
 
     pieces = [
-        Piece(f"train-{n:06d}", "", storage.fingerprint("shard", n), {}) for n in range(count)
+        Piece(f"train-{n:06d}", "", files_at.fingerprint("shard", n), {}) for n in range(count)
     ]
     follows = shard._follows(RECIPE, run)
     plan = Plan.of("shard", run.folder("shard"), pieces, RECIPE.shard.relevant(), follows)
