@@ -166,7 +166,7 @@ def fan_out(
     return made
 
 
-def _ended(running: dict[Any, Piece], patience: float | None) -> list:
+def _ended(running: dict[Any, Piece], patience: float | None = None) -> list:
     """All the tasks that have ended, after waiting for one, for so long at most (seconds).
 
     Asked for one at a time, each would cost a look at the whole window.
