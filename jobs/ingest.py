@@ -15,7 +15,7 @@ def run(run: Run) -> None:
         check = partial(ingest.check, plan, settings=run.recipe.source)
         index = stage.make(plan, ingest.write_part, check=check)
         if not run.dry:
-            totals = ingest.totals(plan.folder, index["pieces"], run.recipe.source.kind)
+            totals = ingest.totals(plan.folder)
             images = {f"{split}_images": n for split, n in totals.items()}
             stage.note(**images, version=index["version"])
             for line in ingest.told(index):

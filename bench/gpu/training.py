@@ -14,6 +14,7 @@ from bench.gpu.timing import busy, wait
 from pipeline.training import train
 from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
+from pipeline.training.loading.waiting import Stopwatch, watched
 from pipeline.training.trainer import TowerTrainer
 from schemas.settings import TrainSettings
 
@@ -76,19 +77,19 @@ def alone(training: TowerTrainer, steps: int, device: torch.device) -> tuple[flo
 
 def looped(training: TowerTrainer, steps: int, device: torch.device) -> dict:
     """Seconds a step with the loader, shares of waiting and of the device at work."""
-    made, waited = batches(training), 0.0
+    waiting = Stopwatch(device)
+    made = watched(batches(training), waiting)
     for number in range(WARM):
         training.learner.step(next(made), number)
     wait(device)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), waiting.seconds
     for number in range(steps):
-        batch = next(made)
-        waited += batch.waited
-        record = training.learner.step(batch, number)
+        record = training.learner.step(next(made), number)
         if number % training.settings.log_every == 0:
             record()
     wait(device)
     seconds = time.perf_counter() - started
+    waited = waiting.seconds - before
 
     def some() -> None:
         for number in range(min(8, steps)):

@@ -24,10 +24,12 @@ ALIASES = {
 
 def parse(name: str, command: Command, argv: list[str]) -> tuple[argparse.Namespace, dict]:
     """The options of a command line, and the settings it overrides by section."""
-    options, rest = parser_of(name, command).parse_known_args(argv)
+    shallow, deep = _apart(argv)
+    options, rest = parser_of(name, command).parse_known_args(shallow)
     given = [(k, v) for k, v in vars(options).items() if "." in k]
     overrides: dict = {}
-    for dotted, text in given + _deeper(rest, [*ALIASES.values(), *command.flags.values()]):
+    known = [*ALIASES.values(), *command.flags.values()]
+    for dotted, text in given + _deeper([*rest, *deep], known):
         section, key = dotted.split(".", 1)
         deep = "." in key or recipes.is_nested(section, key)
         value = recipes.parse(text, repr(text)) if deep else text
@@ -70,6 +72,24 @@ def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
             told = text if shown else argparse.SUPPRESS
             group.add_argument(*flags, dest=dotted, metavar=values, help=told)
     return parser
+
+
+def _apart(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line without, and those of, settings inside a setting.
+
+    The parser does not know those, and would take their values for a command's own words.
+    """
+    shallow, deep, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or flag.count(".") < 2:
+            shallow.append(word)
+            continue
+        deep.append(flag)
+        if equals or words:
+            deep.append(value if equals else words.pop(0))
+    return shallow, deep
 
 
 def _deeper(rest: list[str], aliases: list[str]) -> list[tuple[str, str]]:

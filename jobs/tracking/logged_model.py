@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.storage import run_folder, store
 
 # What stage 5's model imports, by the names they are installed by.
-ALWAYS = {"fsspec", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "PyYAML", "regex"}
+ALWAYS = {"fsspec", "numpy", "pandas", "pillow", "pydantic", "PyYAML", "regex"}
 ALWAYS |= {"safetensors", "torch"}
 OURS = ("pipeline", "schemas")
 FILES = ("index.json", "vocabulary.json", "model.safetensors")

@@ -15,7 +15,7 @@ from pipeline.sources import splits as splits_rule
 from pipeline.sources.splits import Splits
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
-from pipeline.storage.run_folder import RunFolder, read_index
+from pipeline.storage.run_folder import RunFolder, need_index, read_index
 from schemas.manifest import MANIFEST, TRUTH
 from schemas.settings import Recipe, SourceSettings
 
@@ -175,10 +175,12 @@ def told(index: dict) -> list[str]:
     return [f"splits: {said}", *notes.told(notes.summed([entry["passed"] for entry in pieces]))]
 
 
-def totals(folder: str, entries: list[dict], kind: str) -> dict[str, int]:
+def totals(folder: str) -> dict[str, int]:
     """Images of each split of the source, those in several parts counted once."""
-    if not hasattr(sources.source(kind), "one_image"):  # an id is there once: it was checked
-        return dict(sum((Counter(entry["splits"]) for entry in entries), Counter()))
+    index = need_index(folder, "ingest")
+    source = sources.source(index["settings"]["kind"])
+    if not hasattr(source, "one_image"):  # an id is there once: it was checked
+        return dict(sum((Counter(entry["splits"]) for entry in index["pieces"]), Counter()))
     rows = read(folder, ["image_id", "split"]).group_by(["split", "image_id"]).aggregate([])
     counts = pc.value_counts(rows["split"]).to_pylist()
     return {count["values"]: count["counts"] for count in counts}

@@ -195,7 +195,7 @@ def test_it_loads_anywhere_and_requires_what_it_imports(kept, model, tmp_path):
     same(vectors[1:], model.embed_images([FILES["turned.jpg"]]))
     assert all(Path(file).is_relative_to(kept) for file in here)  # its own code, not what is here
     assert mine and mine <= required(kept) | {"mlflow"}
-    unused = {"torch", "numpy", "pandas", "PIL", "pyarrow", "pydantic", "yaml", "regex"} - mine
+    unused = {"torch", "numpy", "pandas", "PIL", "pydantic", "yaml", "regex"} - mine
     assert not unused  # nothing is required for nothing
 
 

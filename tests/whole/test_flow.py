@@ -86,7 +86,9 @@ def test_another_number_of_workers_is_the_same_training(run_copy, capsys):
 def test_a_model_of_another_name_stands_beside_the_first(run_copy, capsys):
     root, arguments = run_copy
     main("train", [*arguments, "--name", "other", "--lr", "0.002"])
-    assert {f.name for f in (Path(root) / "5-model").iterdir()} == {"main", "other"}
+    assert {f.name for f in (Path(root) / "5-model").iterdir()} == {
+        *("main", "other", "words.json"),
+    }
     assert made(capsys, "train", arguments)["train"] == 0
 
 
@@ -160,7 +162,7 @@ def test_pages_are_self_contained(finished_run):
     for name in ("report.html", "search-main.html"):
         page = (Path(finished_run) / name).read_text()
         assert "data:image/jpeg;base64," in page
-        for outside in ('src="http', 'href="http', "<script", "<link", "url(http", "@import"):
+        for outside in ('src="http', 'href="http', "<script src", "<link", "url(http", "@import"):
             assert outside not in page, outside
         assert len(page) < 5_000_000
 

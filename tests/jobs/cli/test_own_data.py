@@ -91,6 +91,19 @@ def test_a_pretrained_model_is_the_towers(here):
     assert (model.image, model.text, model.pretrained) == ("pretrained", "pretrained", "some/clip")
 
 
+def test_a_setting_inside_a_setting_is_not_taken_for_the_data(here):
+    folder(here / "data", 60)
+    for argv in (
+        ["--train.losses.smooth_ndcg.tau", "0.5", "data"],
+        ["data", "--train.losses.smooth_ndcg.tau=0.5"],
+    ):
+        given, overrides = options.parse("run", command_of("run"), argv)
+        assert given.source == "data"
+        assert overrides == {"train": {"losses.smooth_ndcg.tau": 0.5}}
+    given, overrides = options.parse("run", command_of("run"), argv[1:])
+    assert given.source is None and overrides["train"]
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [

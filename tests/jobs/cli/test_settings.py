@@ -417,7 +417,7 @@ def test_help_shows_each_setting_of_the_stage_with_its_default(command, capsys):
     [
         ("label", "map", "half|clip|logistic|isotonic"),
         ("label", "lists", "[i2t|t2i|i2i|t2t, …]"),
-        ("train", "precision", "fp32|amp_bf16|amp_fp16"),
+        ("train", "precision", "fp32|tf32|amp_bf16|amp_fp16"),
         *(("train", "lr", "X"), ("train", "flip", "true|false"), ("train", "epochs", "N")),
         *(("train", "resume", "TEXT"), ("train", "losses", "{…}")),
     ],
