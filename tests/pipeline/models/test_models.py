@@ -53,7 +53,7 @@ def test_a_tower_that_does_not_fit_the_data_is_refused(settings, features):
 def test_rare_words_become_unknown_and_long_captions_are_cut():
     words = Vocabulary.of(["dog dog cat"], min_count=2)
     assert words.words == ["<pad>", "<unk>", "dog"]
-    assert words.ids_of("Cat DOG dog dog", 3) == [1, 2, 2]
+    assert words.ids(["Cat DOG dog dog"], 3) == [[1, 2, 2]]
 
 
 def norm_worker(rank, size, folder):

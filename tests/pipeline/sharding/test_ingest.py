@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.sharding import ingest
+from pipeline.storage import parquet
 from schemas.settings import Recipe
 from tests.helpers.datasets import FIVE, drawn, files, table_of, with_source
 from tests.helpers.stages import ingested
@@ -179,7 +180,7 @@ def table(rows: int, **changes) -> pa.Table:
 
 
 def large(rows: pa.Table) -> pa.Table:
-    return rows.cast(pa.schema([f.with_type(ingest._large(f.type)) for f in rows.schema]))
+    return rows.cast(parquet.large(rows.schema))
 
 
 def test_a_digest_depends_on_what_rows_hold_and_not_on_how_they_lie_in_memory():
