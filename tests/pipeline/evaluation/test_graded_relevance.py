@@ -9,7 +9,7 @@ import pytest
 from jobs import embed, ingest, shard
 from jobs.cli.show import Show
 from pipeline.evaluation import evaluate, graded_relevance, results
-from pipeline.labels import embed
+from pipeline.labels.embed import KIND
 from pipeline.storage import run_folder, store
 from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import embedding_schema
@@ -43,7 +43,7 @@ def write_encoder(root, name: str, backend: str | None = "torch", files="hand") 
     write_stage(folder, made)
     index = run_folder.read_index(folder)
     for entry in index["pieces"]:
-        entry["fingerprint"] = store.fingerprint(*embed.KIND, settings, files, [])
+        entry["fingerprint"] = store.fingerprint(*KIND, settings, files, [])
     store.write_json(f"{folder}/index.json", {**index, "settings": settings})
     place = RunFolder(str(root)).folder("shard", "index.json")
     store.write_json(place, {"pieces": shards, "version": "hand"})

@@ -3,7 +3,7 @@
 The first histogram, of 1,024 even bins of the gain, says where the gains lie. The second has 2,048
 bins, shared out among the first's by how many gains they hold and by how much the discount falls
 there; a bin's gains take the mean discount of its places. Within 1e-6 of the sum of sorted gains
-for the distributions of `tests/pipeline/formulas/kernels/test_ideal.py`.
+for the distributions of `tests/pipeline/formulas/kernels_in_triton.py`.
 
 Legend of the shape suffixes: L lists, N candidates of a block, K and F bins of the first and the
 second histogram.
