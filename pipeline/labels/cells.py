@@ -129,7 +129,7 @@ def write_centroids(piece: Piece) -> dict:
         "group": np.repeat(np.arange(len(groups)), [len(g) for g in groups]).astype(np.int32),
     }
     uri = store.join(piece.output.rpartition("/")[0], "asked.parquet")
-    rows = pa.concat_tables(measured)
+    rows = parquet.joined(measured)
     summary = {"cells": len(order), "groups": len(groups)}
     summary |= parquet.write_table(uri, rows, piece.fingerprint, {})
     return parquet.write_table(piece.output, pa.table(table), piece.fingerprint, summary)

@@ -220,9 +220,10 @@ def test_batches_before_the_one_that_cannot_be_made_come_first(tmp_path, workers
     steps = [set(rows.tolist()) for rows, _ in steps_of(loader_of(split).order)]
     step = 3
     (row, *_) = steps[step] - steps[0] - steps[1] - steps[2]
-    tar, offset = Path(split.tars[split.shard_of[row]]), int(split.offset[row])
+    ((_, uri, _, offset, size),) = split.places(np.array([row]))
+    tar = Path(uri)
     data = bytearray(tar.read_bytes())
-    data[offset : offset + int(split.size[row])] = bytes(int(split.size[row]))
+    data[offset : offset + size] = bytes(size)
     tar.write_bytes(data)
     batches = closed(loader_of(split, workers=workers)).epoch(0)
     assert contents(next(batches) for _ in range(step)) == known[:step]
