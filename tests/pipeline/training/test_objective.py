@@ -108,7 +108,7 @@ def test_a_step_of_the_objective_never_waits_for_the_device(each):
         losses={"info_nce": {}, "soft_label_kl": {}}, batch_size=64, list_rows=5
     )
     captions, batch = captions_of([each] * 32 + [1] * 32, 8), batch_of(32, each)
-    objective = Objective(settings, LabelSettings(), None, captions, Simulated(2))
+    objective = Objective(settings, LabelSettings(), captions, Simulated(2))
     vectors = vectors_of(32, WIDTH)
     with pytest.raises(AssertionError, match="waits"), NoWaits():
         bool(vectors[0].sum() > 0)
