@@ -13,10 +13,8 @@ docs/library.md shows each at work. All else may change without a word. Importin
 nothing: every import above brings what it needs.
 """
 
-from typing import Any
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> str:
     """`__version__`, of the installed package."""
     if name == "__version__":
         from importlib.metadata import version
