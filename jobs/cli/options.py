@@ -28,8 +28,8 @@ def parse(name: str, command: Command, argv: list[str]) -> tuple[argparse.Namesp
     options, rest = parser_of(name, command).parse_known_args(shallow)
     given = [(k, v) for k, v in vars(options).items() if "." in k]
     overrides: dict = {}
-    known = [*ALIASES.values(), *command.flags.values()]
-    for dotted, text in given + _deeper([*rest, *deep], known):
+    flags = [*ALIASES.values(), *command.flags.values()]
+    for dotted, text in given + _deeper([*rest, *deep], flags):
         section, key = dotted.split(".", 1)
         deep = "." in key or recipes.is_nested(section, key)
         value = recipes.parse(text, repr(text)) if deep else text
