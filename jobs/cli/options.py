@@ -24,12 +24,12 @@ ALIASES = {
 
 def parse(name: str, command: Command, argv: list[str]) -> tuple[argparse.Namespace, dict]:
     """The options of a command line, and the settings it overrides by section."""
-    shallow, deep = _apart(argv)
+    shallow, inner = _apart(argv)
     options, rest = parser_of(name, command).parse_known_args(shallow)
     given = [(k, v) for k, v in vars(options).items() if "." in k]
     overrides: dict = {}
     flags = [*ALIASES.values(), *command.flags.values()]
-    for dotted, text in given + _deeper([*rest, *deep], flags):
+    for dotted, text in given + _deeper([*rest, *inner], flags):
         section, key = dotted.split(".", 1)
         deep = "." in key or recipes.is_nested(section, key)
         value = recipes.parse(text, repr(text)) if deep else text
