@@ -12,12 +12,12 @@ Legend of the shape suffixes: B batch.
 
 import argparse
 import contextlib
-import statistics
 import time
 from collections.abc import Iterator
 
 import torch
 
+from bench.gpu.timing import megabytes, milliseconds
 from pipeline.formulas.kernels import fused
 from pipeline.formulas.losses import GRADED, both_directions
 
@@ -102,36 +102,6 @@ def errors(name: str, size: int, device: torch.device, settings: dict) -> tuple[
         off = float((loss.double() - value).abs()), float(apart)
         worst = max(worst[0], off[0]), max(worst[1], off[1])
     return worst
-
-
-def milliseconds(work, device: torch.device) -> float:
-    """The median of a few runs, after one that does not count: it compiles."""
-    work()
-    taken: list[float] = []
-    while len(taken) < 3 or (len(taken) < 20 and sum(taken) < 300):
-        wait(device)
-        start = time.perf_counter()
-        work()
-        wait(device)
-        taken.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(taken)
-
-
-def megabytes(work, device: torch.device) -> float | None:
-    """Peak beyond what was held before, MiB; None where the device does not count."""
-    if device.type != "cuda":
-        return None
-    wait(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    work()
-    wait(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def shown(cell) -> str:

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from jobs.cli import recipes
+from jobs.cli import recipes, scopes
 from jobs.cli.show import Show
 from pipeline.errors import InputError
 from pipeline.storage import store
@@ -38,8 +38,8 @@ def choose(options, overrides: dict) -> None:
         return
     given.setdefault("kind", sources.kind_of(given["path"]))
     options.called = called(given["path"])
-    options.root = options.root or store.join("runs", options.called)
-    if RunFolder(store.absolute(options.root)).models():
+    options.root = scopes.root_of(options.root, options.called)
+    if RunFolder(options.root).models():
         return
     options.recipe = RECIPE
     ((_, recipe), *_) = recipes.resolve(RECIPE, overrides, None)

@@ -118,6 +118,16 @@ def test_a_run_is_called_after_its_data(path, name):
     assert own_data.called(path) == name
 
 
+def test_a_submitted_job_has_a_run_folder_that_outlives_it(here, monkeypatch):
+    """Its working directory ends with it, so that `runs` there is no place."""
+    folder(here / "data", 60)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("HOME", str(here / "home"))
+    given, overrides = options.parse("run", command_of("run"), [str(here / "data")])
+    own_data.choose(given, overrides)
+    assert models_of(given, overrides)[0] == str(here / "home" / "halftone" / "runs" / "data")
+
+
 def test_the_second_command_keeps_the_settings_of_the_first(here):
     folder(here / "data", 60)
     run = RunFolder(str(here / "runs" / "data"))
