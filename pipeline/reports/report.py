@@ -150,8 +150,11 @@ def build(recipe: Recipe, root: str, report: Report, version: str) -> Made:
         data=recipe.name,
         about=recipe.about or "A Halftone run.",
         protocol=best.measured.protocol,
-        # Whether training used the labels is told of each model by itself.
-        protocol_line=measured.sentence(replace(best.measured.protocol, labels_trained_on=None)),
+        # Whether training used the labels is told of each model by itself; how lists were re-ranked
+        # stands in the protocol of those that were.
+        protocol_line=measured.sentence(
+            replace(galleries[0][-1].measured.protocol, labels_trained_on=None)
+        ),
         intervals=any(result.intervals for result in results),
         table=results_table.table(systems),
         level=results_table.LEVEL,
