@@ -150,11 +150,7 @@ def build(recipe: Recipe, root: str, report: Report, version: str) -> Made:
         data=recipe.name,
         about=recipe.about or "A Halftone run.",
         protocol=best.measured.protocol,
-        # Whether training used the labels is told of each model by itself; how lists were re-ranked
-        # stands in the protocol of those that were.
-        protocol_line=measured.sentence(
-            replace(galleries[0][-1].measured.protocol, labels_trained_on=None)
-        ),
+        protocol_line=_protocol_line(galleries[0]),
         intervals=any(result.intervals for result in results),
         table=results_table.table(systems),
         level=results_table.LEVEL,
@@ -193,6 +189,14 @@ def _shades(recipe: Recipe, root: str, systems: list[System], relevance) -> list
     truth = shades.against_truth(relevance)
     spread = figures.spread(histograms, title)
     return [spread, *([truth] if truth else []), shades.recall(systems, relevance)]
+
+
+def _protocol_line(systems: list[System]) -> str:
+    """By what all was measured, and how the lists that were re-ranked were.
+
+    Whether training used the labels is told of each model by itself.
+    """
+    return measured.sentence(replace(systems[-1].measured.protocol, labels_trained_on=None))
 
 
 def _method(systems: list[System]) -> str:
