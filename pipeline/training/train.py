@@ -35,8 +35,8 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     folder = RunFolder(root).folder("train", name)
     used = [contents(e) for s in ("train", "val") for e in run_folder.of_split(shards, s)]
     # Whether to compile was a yes or no when the first indexes were written: they stay as they are.
-    told = {**recipe.train.model_dump(), "compile": recipe.train.compile == "on"}
-    settings = {"model": recipe.model.model_dump(), "train": told}
+    told = {**recipe.train.told(), "compile": recipe.train.compile == "on"}
+    settings = {"model": recipe.model.told(), "train": told}
     if needs_embeddings(recipe.train):
         embeddings = run_folder.need_index(embed.folder_of(recipe, root), "embed")
         splits = ("train", "val") if recipe.train.select == "best_ndcg" else ("train",)
