@@ -19,6 +19,8 @@ from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import Recipe, ShardSettings, of_before
 
+LEARNED = "learned."  # how the names of what the losses learned begin
+
 
 def summary(piece: Piece) -> dict:
     """What the finished training left in its folder."""
@@ -110,7 +112,10 @@ def load_model(folder: str) -> SavedModel:
     shard = ShardSettings(**about["shard"]) if "shard" in about else recipe.shard
     known = {name: about[name] for name in ("features", "architecture")}
     model = models.build(recipe.model, vocabulary=vocabulary, **known)
-    model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
+    weights = load(store.read_bytes(store.join(folder, "model.safetensors")))
+    learned = {n.removeprefix(LEARNED): v for n, v in weights.items() if n.startswith(LEARNED)}
+    model.learned.update({name: torch.nn.Parameter(value) for name, value in learned.items()})
+    model.load_state_dict(weights)
     model = model.eval().to(ProcessGroup().device)
     return SavedModel(model, vocabulary, recipe, shard, about["features"])
 
