@@ -31,6 +31,7 @@ TABLES = {
     "kernels": ("bench.kernels", "tables", False, 90),  # a cold cache compiles first
     "neighbours": ("bench.gpu.formulas", "neighbours", False, 30),
     "steps": ("bench.gpu.training", "steps", True, 90),
+    "tuning": ("bench.gpu.training", "tuning", True, 110),
     "loader": ("bench.gpu.training", "loader", True, 50),
     "loop": ("bench.gpu.training", "loop", True, 60),
     "run": ("bench.gpu.whole", "run", True, 120),

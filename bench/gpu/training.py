@@ -16,22 +16,26 @@ from pipeline.training.data import Batch
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loading.waiting import Stopwatch, watched
 from pipeline.training.trainer import TowerTrainer
-from schemas.settings import TrainSettings
+from schemas.settings import TrainSettings, TuneSettings
 
 # Loaders that decode in processes count those, loaders that decode in threads count these.
 DECODERS = "decode_workers" if "decode_workers" in TrainSettings.model_fields else "decode_threads"
 WARM = 6  # steps that do not count: memory is found, kernels are chosen
 
 
-def trainer(folder: Path, quick: bool, device: torch.device, **changed) -> TowerTrainer:
+def trainer(
+    folder: Path, quick: bool, device: torch.device, tune: dict | None = None, **changed
+) -> TowerTrainer:
     """A training of the collection with some settings of `train` changed; nothing is kept decoded.
 
-    As if the collection were larger than memory.
+    As if the collection were larger than memory. `tune` are changes of `model`.
     """
     world = ProcessGroup()
     world.device = device
     recipe = data.recipe_of(folder, quick)
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changed)})
+    sections = {"train": recipe.train.model_copy(update=changed)}
+    sections["model"] = recipe.model.model_copy(update=tune or {})
+    recipe = recipe.model_copy(update=sections)
     made = TowerTrainer(train.plan(recipe, str(folder / "run"), "bench").pieces[0], world)
     if hasattr(made.train_split, "_cache_left"):
         made.train_split._cache_left = 0
@@ -131,6 +135,38 @@ CASES = [
     ("chunks of 512", 4096, {"chunk": 512}),
     ("compiled", 1024, {"compile": True}),
 ]
+
+
+def tuning(device: torch.device, quick: bool, folder: Path) -> dict:
+    """The learner alone by what of the towers is trained, with a learned temperature."""
+    size, rows, figures = 16 if quick else 512, [], {}
+    losses = {"info_nce": {"temperature": "learned"}}
+    for name, tune in MODES.items():
+        how = {"batch_size": size, "losses": losses, "epochs": 9}
+        training = trainer(folder, quick, device, tune, **how)
+        seconds, peak = alone(training, 2 if quick else 200, device)
+        trained = sum(p.numel() for p in training.learner.parameters)
+        rows.append([name, size, 1e3 * seconds, size / seconds, trained / 1e6, peak])
+        figures[f"tuning_{name}"] = size / seconds
+        training.close()
+        del training
+        free(device)
+    return {
+        "title": "a step of CLIP ViT-B/32's shape, bf16, by what is trained, the learner alone",
+        "columns": ["", "B", "ms", "pairs/s", "million trained", "GiB"],
+        "rows": rows,
+        "figures": figures,
+    }
+
+
+BOTH = ("tune_image", "tune_text")
+MODES = {
+    "full": {},
+    "last 1": dict.fromkeys(BOTH, TuneSettings(mode="last", layers=1)),
+    "LoRA": dict.fromkeys(BOTH, TuneSettings(mode="lora")),
+    "half the patches": {"tune_image": TuneSettings(patch_dropout=0.5)},
+    "LiT": {"tune_image": TuneSettings(mode="frozen")},
+}
 
 
 def loader(device: torch.device, quick: bool, folder: Path) -> dict:

@@ -51,7 +51,8 @@ def needed(settings: dict, vocabulary: list | dict) -> set[str]:
     names = set()
     if "pretrained" in (settings["image"], settings["text"]):
         names |= {"transformers"}
-    if settings["lora_rank"]:
+    modes = [(settings.get(f"tune_{side}") or {}).get("mode") for side in ("image", "text")]
+    if settings["lora_rank"] or "lora" in modes:
         names |= {"peft"}
     if isinstance(vocabulary, dict):
         names |= {"tokenizers"}

@@ -39,7 +39,7 @@ def test_losses_on_the_device_are_right_and_the_same_twice():
         assert loss < 1e-4 and gradient < 1e-3 and same, name
 
 
-@pytest.mark.parametrize("make", [training.steps, training.loader, training.loop])
+@pytest.mark.parametrize("make", [training.steps, training.tuning, training.loader, training.loop])
 def test_tables_on_pictures(make, folder):
     table = make(CPU, True, folder)
     for row in well_formed(table):

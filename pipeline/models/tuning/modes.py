@@ -6,6 +6,7 @@ fixed but those. Any other tower is frozen whole. A frozen tower's fixed part ru
 so that an input has one vector: `FrozenPart` is that part, and training may keep what it gives.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from pipeline.models.tuning import adapters, patches
 from pipeline.models.tuning.blocks import blocks_of
 from schemas.settings import ModelSettings, TuneSettings
 
+GATHERED = "gathered_"  # how the parts begin of a tower whose weights are spread over the workers
 RANK = 8  # of low-rank updates, unless told otherwise
 
 
@@ -110,7 +112,9 @@ def _train_last(tower: nn.Module, first: int | None, layers: int) -> list[nn.Mod
     frozen = last - 1 - layers if first is None else first
     for name, parameter in tower.named_parameters():
         parameter.requires_grad = depths[name] > frozen
-    if first is not None:  # `model.freeze` leaves them in training mode
+    if first is not None:  # `model.freeze` trains any projection, and all in training mode
+        for name, parameter in tower.named_parameters():
+            parameter.requires_grad |= name.startswith("project.")
         return []
     blocks = blocks_of(tower)[1][:frozen]
     return [inner for block in blocks for inner in block.modules()]
@@ -163,11 +167,15 @@ class FrozenPart:
 
     def __call__(self, *given: torch.Tensor) -> torch.Tensor:
         """(B, F) of a batch."""
-        return self.tower(*given) if self.whole else self.tower.features(*given)  # type: ignore[operator]
+        return self.tower(*given) if self.whole else self._part("features")(*given)
 
     def head(self, vectors: torch.Tensor) -> torch.Tensor:
         """(B, dim), not of unit norm, of what the part gave."""
-        return vectors if self.whole else self.tower.head(vectors)  # type: ignore[operator]
+        return vectors if self.whole else self._part("head")(vectors)
+
+    def _part(self, name: str) -> Callable[..., torch.Tensor]:
+        part: Callable = getattr(self.tower, f"{GATHERED}{name}", None) or getattr(self.tower, name)
+        return part
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Its weights and buffers by name."""

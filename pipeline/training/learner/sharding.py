@@ -11,6 +11,7 @@ from torch.distributed.fsdp import (
 )
 
 from pipeline.models.tuning.blocks import blocks_of
+from pipeline.models.tuning.modes import GATHERED
 from pipeline.models.two_tower import TwoTower
 
 
@@ -28,9 +29,10 @@ def shard(model: TwoTower, device: torch.device, dtype: torch.dtype | None) -> N
         _, blocks = blocks_of(tower)
         for module in (*blocks, tower):
             fully_shard(module, mesh=mesh, mp_policy=policy)
-        for part in ("features", "head"):  # what a frozen tower is called by
-            if hasattr(tower, part):
-                register_fsdp_forward_method(tower, part)
+        for part in ("features", "head"):
+            if hasattr(tower, part):  # by another name: its forward calls both, gathered already
+                setattr(tower, f"{GATHERED}{part}", getattr(tower, part))
+                register_fsdp_forward_method(tower, f"{GATHERED}{part}")
 
 
 def gathered_no_more(model: nn.Module) -> None:

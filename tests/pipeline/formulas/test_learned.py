@@ -12,7 +12,7 @@ CLIP = {"logit_scale": math.log(50), "logit_bias": -3.0}
 
 def values_of(learned: Learned) -> dict:
     values = learned.values(learned.parameters())
-    return {key: float(value) for key, value in values.items()}
+    return {key: float(value.detach()) for key, value in values.items()}
 
 
 def test_it_starts_where_it_is_told_to_at_the_checkpoint_or_at_the_default():
@@ -51,7 +51,7 @@ def test_scales_stay_between_1_and_100_or_where_the_checkpoint_had_it():
             for parameter in parameters.values():
                 parameter.data.fill_(given)
             learned.clamp_(parameters)
-            values = {k: float(v) for k, v in learned.values(parameters).items()}
+            values = {k: float(v.detach()) for k, v in learned.values(parameters).items()}
             wanted = {("info_nce", "temperature"): 1 / scale, ("siglip", "bias"): given}
             assert values == pytest.approx(wanted)
 

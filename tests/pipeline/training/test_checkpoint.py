@@ -157,7 +157,11 @@ LORA = ("--model.image", "pretrained", "--model.text", "pretrained", "--model.lo
 FEW = ("--train.pairs", "image", "--train.log_every", "1")
 
 
-@pytest.mark.parametrize("how", [("--model.lora_rank", "2"), ("--model.freeze", "2")])
+LEARNED = ("--train.losses", "{info_nce: {temperature: learned}}")
+LAST = ("--model.freeze", "2")
+
+
+@pytest.mark.parametrize("how", [("--model.lora_rank", "2", *LEARNED), LAST])
 def test_a_checkpoint_holds_what_is_trained_and_the_model_all(
     data,  # noqa: F811
     tiny_encoder,
@@ -196,7 +200,8 @@ def test_a_checkpoint_holds_what_is_trained_and_the_model_all(
     assert (folder / "model.safetensors").stat().st_size * 2 < sum(
         tensor.nbytes for tensor in one.values()
     )
-    saved_model.load_model(f"{root}/5-model/small-{name}")
+    learned = saved_model.load_model(f"{root}/5-model/small-{name}").towers.learned
+    assert list(learned) == (["info_nce_temperature"] if LEARNED[1] in how else [])
 
 
 def test_it_goes_on_with_the_weights_it_was_made_with_alone(

@@ -35,7 +35,7 @@ FROZEN = ("--model.tune_image.mode", "frozen")
 CASES = {
     "locked": (*BOTH, *FROZEN, "--model.tune_text", "{mode: last, layers: 1}"),
     "new projection": ("--model.image", "pretrained", *FROZEN),  # which is trained
-    "text": ("--model.tune_text.mode", "frozen"),  # of a GRU
+    "text": ("--model.tune_text.mode", "frozen", "--train.frozen_vectors", "on"),  # of a GRU
 }
 
 
