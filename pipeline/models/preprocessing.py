@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 INTERPOLATIONS = {kind.name.lower(): kind for kind in Image.Resampling}
-SLENDER = 4  # times as long as wide: no more is resized than the crop keeps
+LARGEST = 2**24  # pixels before the crop; of a longer strip no more is resized than is kept
 FILES = ("processor_config.json", "preprocessor_config.json")  # the first may hold it nested
 
 
@@ -84,8 +84,7 @@ class Preprocessing:
         tall, wide = self.crop
         left, top = (width - wide) // 2, (height - tall) // 2
         box = left, top, left + wide, top + tall
-        if max(inner) > SLENDER * max(self.crop) and min(left, top) >= 0:
-            # The same pixels but for rounding, without the rest of a strip of any length.
+        if width * height > LARGEST and min(left, top) >= 0:  # nearly the same pixels
             scale = image.width / width, image.height / height
             return image.resize((wide, tall), how, box=tuple(map(mul, box, scale * 2)))
         return (image if inner == image.size else image.resize(inner, how)).crop(box)
