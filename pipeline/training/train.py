@@ -128,6 +128,8 @@ def notes(entry: dict, name: str) -> dict[str, Any]:
         found["passed_over_torn"] = ", ".join(entry["torn_checkpoints"])
     if entry.get("not_compiled"):
         found["not_compiled"] = entry["not_compiled"]
+    if entry.get("cut_captions"):
+        found["cut_captions"] = "{:,} of {:,}".format(*entry["cut_captions"])
     if entry.get("collapsed"):
         found["collapsed_in_epochs"] = str(entry["collapsed"])[1:-1]
     return found
