@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +17,9 @@ from torch.nn.functional import normalize
 from pipeline import models as towers
 from pipeline.models.positions import image_positions, text_positions
 from pipeline.sharding.decoding import decode
-from pipeline.training import saved_model
 from schemas.settings import ModelSettings
-from tests.helpers.stages import TINY
 from tests.pipeline.models.test_preprocessing import PICTURES
 from tests.pipeline.models.test_pretrained import CAPTIONS, SIDE, TEXT, VISION, WORDS, save
-from tests.pipeline.training.test_train import data, fit, recipe_with  # noqa: F401
 
 FILES = {name: data for name, data in PICTURES.items() if name.endswith(("jpg", "0", "7"))}
 FILES = {name: data for name, data in FILES.items() if name not in ("turned.jpg", "ink.jpg")}
@@ -119,8 +118,12 @@ def built(folder: str, **changed):
     return model.eval(), vocabulary, towers.preprocessing_of(settings)
 
 
+def pixels_of(how) -> torch.Tensor:
+    return torch.from_numpy(np.stack([decode(data, how) for data in FILES.values()]))
+
+
 def own_of(folder: str):
-    kind = json.loads(open(f"{folder}/config.json").read())["architectures"][0]
+    kind = json.loads(Path(folder, "config.json").read_text())["architectures"][0]
     return getattr(transformers, kind).from_pretrained(folder).eval()
 
 
@@ -155,7 +158,7 @@ def test_features_are_those_of_transformers(folders, name):
     folder = folders[name]
     model, vocabulary, how = built(folder)
     images, texts = features(own_of(folder), folder, FILES.values(), CUT)
-    pixels = torch.from_numpy(np.stack([decode(data, how) for data in FILES.values()]))
+    pixels = pixels_of(how)
     close(model.encode_image(pixels), images)
     close(model.encode_text(*vocabulary.encode(CUT, None)), texts)
     assert vocabulary.cut(CUT, None) == 2
@@ -167,7 +170,7 @@ def test_the_square_of_before_gave_other_features(folders):
     model, _, how = built(folder)
     images, _ = features(own_of(folder), folder, FILES.values(), CUT)
     before = towers.preprocessing_of(ModelSettings(image_size=48))
-    pixels = torch.from_numpy(np.stack([decode(data, before) for data in FILES.values()]))
+    pixels = pixels_of(before)
     cosines = (model.encode_image(pixels) * normalize(images, dim=1)).sum(1)
     assert cosines.min() < 0.9 and (cosines < 0.999).sum() > len(cosines) / 2
 
@@ -195,7 +198,7 @@ def test_a_larger_image_interpolates_the_positions(folders, name, caplog):
     else:
         found = own.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True)
         expected = found.pooler_output
-    ours = torch.from_numpy(np.stack([decode(data, how) for data in FILES.values()]))
+    ours = pixels_of(how)
     close(model.encode_image(ours), expected)
 
 
@@ -242,23 +245,10 @@ def test_half_precision_weights_are_read_in_full(folders, tmp_path):
 
 def test_weights_of_another_class_are_refused(folders, tmp_path):
     """Transformers would fill up what is missing with random numbers."""
+    source = Path(folders["blip_itc"])
     for name in ("config", "preprocessor_config", "tokenizer", "tokenizer_config"):
-        text = open(f"{folders['blip_itc']}/{name}.json").read()
+        text = (source / f"{name}.json").read_text()
         (tmp_path / f"{name}.json").write_text(text.replace("BlipForImageTextRetrieval", "Blip"))
-    weights = open(f"{folders['blip_itc']}/model.safetensors", "rb").read()
-    (tmp_path / "model.safetensors").write_bytes(weights)
+    shutil.copy(source / "model.safetensors", tmp_path)
     with pytest.raises(ValueError, match=r"\(Blip\) has no weights for .* of BlipModel, such as"):
         built(str(tmp_path))
-
-
-def test_a_longer_and_larger_model_is_trained_and_made_again(data, folders):  # noqa: F811
-    """What is cut is counted, and the folder holds the sizes."""
-    recipe, root = data
-    flags = ["--model.image", "pretrained", "--model.text", "pretrained", "--train.epochs", "1"]
-    flags += ["--model.pretrained", folders["clip"], "--model.image_size", "64"]
-    fit(recipe_with(recipe.embed.encoder, *TINY, *flags, "--model.max_words", "16"), root, "large")
-    loaded = saved_model.load_model(f"{root}/5-model/large")
-    assert loaded.preprocessing.shape == (64, 64)
-    text = loaded.towers.text.encoder.embeddings.position_embedding.weight
-    assert len(text) == 16 and len(loaded.embed_texts(["a star " * 20])) == 1
-    assert loaded.cut_texts(["a star " * 20, "a star"]) == 1

@@ -252,6 +252,19 @@ def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa:
     assert torch.equal(before[first], after[first]) and not torch.equal(before[last], after[last])
 
 
+def test_a_longer_and_larger_model_is_trained_and_made_again(data, clip):  # noqa: F811
+    """What is cut is counted, and the folder holds the sizes."""
+    recipe, root = data
+    flags = ["--model.image", "pretrained", "--model.text", "pretrained", "--train.epochs", "1"]
+    flags += ["--model.pretrained", clip, "--model.image_size", "64"]
+    fit(recipe_with(recipe.embed.encoder, *TINY, *flags, "--model.max_words", "16"), root, "large")
+    loaded = saved_model.load_model(f"{root}/5-model/large")
+    assert loaded.preprocessing.shape == (64, 64)
+    text = loaded.towers.text.encoder.embeddings.position_embedding.weight
+    assert len(text) == 16 and len(loaded.embed_texts(["a star " * 20])) == 1
+    assert loaded.cut_texts(["a star " * 20, "a star"]) == 1
+
+
 # ---- tokenizers that are not of the tokenizers package -----------------------------------------
 
 
