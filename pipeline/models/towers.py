@@ -11,6 +11,7 @@ from pipeline.models import pretrained
 from pipeline.models.backbones.efficientnet import EfficientNetTower
 from pipeline.models.convolution import ConvolutionTower
 from pipeline.models.gru import GRUTower
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.regions import RegionTower
 from pipeline.models.tuning import tune
 from pipeline.models.two_tower import TowerInputs, TwoTower
@@ -32,16 +33,21 @@ def build(
     vocabulary: Vocabulary | PretrainedTokens,
     features: int | None,
     architecture: dict | None = None,
+    preprocessing: Preprocessing | None = None,
+    untrained: bool = False,
 ) -> TwoTower:
     """A new two-tower model; `features` is the width of a region vector, None for pixels.
 
-    Pretrained towers come with their weights, or untrained from an `architecture`. What of each is
-    trained is as `model.tune_image` and `model.tune_text` say.
+    Pretrained towers come with their weights and their own `preprocessing`, or `untrained`, the
+    Hugging Face model of an `architecture`. What of each is trained is as `model.tune_image` and
+    `model.tune_text` say.
     """
     kinds = {side: _tower(side, settings) for side in ("image", "text")}
     asked = "pretrained" in (settings.image, settings.text)
     model = pretrained.load(settings, architecture) if asked else None
-    given = TowerInputs(features, len(vocabulary), model)
+    if preprocessing is None and not untrained and features is None:
+        preprocessing = preprocessing_of(settings)
+    given = TowerInputs(features, len(vocabulary), model, preprocessing, untrained)
     built, tuned = {}, {}
     for side, kind in kinds.items():  # one after the other: what is new in them is drawn so
         built[side] = kind.from_settings(settings, given)
@@ -50,6 +56,15 @@ def build(
     if settings.image == settings.text == "pretrained":  # in the space that it learned them for
         towers.came_with = pretrained.scale_and_bias(model)
     return towers
+
+
+def preprocessing_of(settings: ModelSettings) -> Preprocessing:
+    """What becomes of a picture before the image tower: the tower's own, or a square.
+
+    A tower class that has its own gives it as `preprocessing(settings)`.
+    """
+    own = getattr(_tower("image", settings), "preprocessing", None)
+    return own(settings) if own else Preprocessing.squash(settings.image_size)
 
 
 def architecture(settings: ModelSettings) -> dict | None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.tuning.modes import FrozenPart, Tuned
 
 
@@ -73,3 +74,5 @@ class TowerInputs:
     features: int | None  # width of a region vector; None where the shards hold images
     words: int  # size of the vocabulary
     model: nn.Module | None = None  # the Hugging Face model of the pretrained towers
+    preprocessing: Preprocessing | None = None  # of the pictures that the image tower gets
+    untrained: bool = False  # whether weights follow, and none need be looked for

@@ -5,19 +5,16 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.sharding.images import open_picture
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """A feature array as it was stored, or an image as (3, size, size) uint8."""
+def decode(data: bytes, how: Preprocessing) -> np.ndarray:
+    """A feature array as it was stored, or an image as (3, H, W) uint8, made so."""
     if data.startswith(b"\x93NUMPY"):
         return np.load(io.BytesIO(data))
-    image = open_picture(data)
-    image.draft("RGB", (size, size))  # a JPEG decodes at the next larger eighth, for a fraction
-    image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+    return how.pixels(open_picture(data))
 
 
 def put(image: np.ndarray, out: np.ndarray) -> None:
@@ -29,10 +26,10 @@ def put(image: np.ndarray, out: np.ndarray) -> None:
         plane[:] = channel
 
 
-def stream(tar: str, *, image_size: int) -> Iterator[tuple[dict, np.ndarray]]:
+def stream(tar: str, how: Preprocessing) -> Iterator[tuple[dict, np.ndarray]]:
     """Every sample of a shard in order: its JSON member and its decoded image or features."""
     from pipeline.sharding import reading  # Arrow comes with it, and decoding needs none
 
     for sample in reading.stream(tar):
         payload = next(sample[suffix] for suffix in ("jpg", "png", "npy") if suffix in sample)
-        yield json.loads(sample["json"]), decode(payload, image_size)
+        yield json.loads(sample["json"]), decode(payload, how)

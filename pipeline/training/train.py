@@ -130,6 +130,8 @@ def notes(entry: dict, name: str) -> dict[str, Any]:
         found["vectors_made_once"] = ", ".join(entry["frozen"])
     if entry.get("not_compiled"):
         found["not_compiled"] = entry["not_compiled"]
+    if entry.get("cut_captions"):
+        found["cut_captions"] = "{:,} of {:,}".format(*entry["cut_captions"])
     if entry.get("collapsed"):
         found["collapsed_in_epochs"] = str(entry["collapsed"])[1:-1]
     return found

@@ -1,5 +1,6 @@
 """Two towers as the training loop sees them: their data, their learner, and their val split."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training import validation
 from pipeline.training.checkpoint import Tensors, frozen
-from pipeline.training.data import Batch, Split, word_counts
+from pipeline.training.data import Batch, Split, cut_captions, word_counts
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
 from pipeline.training.learner.frozen import FrozenTowers, parts_of
@@ -51,7 +52,9 @@ class TowerTrainer:
                 "that their number divides"
             )
         torch.manual_seed(s.seed)
-        read = partial(Split, root, image_size=model.image_size, copies_gb=s.cache_gb)
+        with _told():
+            how = self.preprocessing = models.preprocessing_of(model)
+        read = partial(Split, root, preprocessing=how, copies_gb=s.cache_gb)
         self.train_split = read("train")
         of_val = run_folder.of_split(RunFolder(root).index("shard"), "val")
         self.val_split = read("val") if any(entry["samples"] for entry in of_val) else None
@@ -66,17 +69,18 @@ class TowerTrainer:
                 Neighbours(*of_shards, SPARE * s.neighbours, limit), s.neighbours, world, keep
             )
             known = StoredCaptions(*of_shards, limit) if needs_relevance(s) else None
-        try:
+        with _told():
             words = models.vocabulary_for(
                 model, partial(word_counts, self.train_split, world, keep)
             )
             self.architecture = models.architecture(model)  # of pretrained towers
-            towers = models.build(model, vocabulary=words, features=self.train_split.features)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+            features = self.train_split.features
+            towers = models.build(model, vocabulary=words, features=features, preprocessing=how)
         self.objective = Objective(s, self.recipe.label, known, world, towers.came_with)
         towers.learned.update(self.objective.parameters)
         self.vocabulary = words
+        first = world.rank == 0
+        self.cut = cut_captions(self.train_split, words, model.max_words) if first else (0, 0)
         self.vocabulary_state: list | dict | None = words.state
         self.order = self._order(near)
         self.steps = self.order.steps
@@ -247,10 +251,21 @@ class TowerTrainer:
             "features": self.train_split.features,
             "shard": RunFolder(self.piece.inputs["root"]).index("shard")["settings"],
             "architecture": self.architecture,
+            "preprocessing": None if self.train_split.features else self.preprocessing.state,
             "recipe": self.about["settings"],
             **({"frozen": sorted(self.loader.given)} if self.loader.given else {}),
+            **({"cut_captions": self.cut} if self.cut[0] else {}),
             **({"not_compiled": self.learner.not_compiled} if self.learner.not_compiled else {}),
         }
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What towers find wrong with their settings is an error that a person can act on."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _near(neighbours: Neighbours, group: int, world: ProcessGroup, keep: bool) -> Neighbours | None:

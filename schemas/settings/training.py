@@ -6,6 +6,8 @@ from pydantic import field_validator, model_validator
 
 from schemas.settings.section import Section, setting
 
+BRING_SIZES = ("pretrained", "efficientnet")  # towers that know how large a picture, how long a text is
+
 
 class TuneSettings(Section):
     """What of one tower is trained, and how fast."""
@@ -44,24 +46,40 @@ class TuneSettings(Section):
 class ModelSettings(Section):
     """The two towers."""
 
-    image: str = setting("pixels", "image tower: pixels, regions, pretrained, package.module:Class")
+    image: str = setting("pixels", "image tower: pixels, regions, efficientnet, pretrained, package.module:Class")
     text: str = setting("gru", "text tower: gru, bigru, pretrained, or package.module:Class")
     dim: int = setting(256, "size of the shared space (dimensions)", ge=1)
-    image_size: int = setting(64, "side of the image tower's input (pixels)", ge=16)
+    image_size: int | None = setting(
+        None, "side of the image tower's input; none: 64, a pretrained model's own (pixels)", ge=16
+    )
     width: int = setting(32, "pixels: channels of the first layer (count)", ge=1)
     image_pooling: Literal["max", "mean", "gpo"] = setting("max", "regions: how they become one")
     word_dim: int = setting(300, "gru: size of a word vector (dimensions)", ge=1)
     text_pooling: Literal["last", "max", "mean", "gpo"] = setting(
         "last", "gru: the last state, or how the states of all words become one"
     )
+    efficientnet: Literal["lite0", "lite1", "lite2"] = setting(
+        "lite0", "efficientnet: which size, from small to large", later=True
+    )
     min_word_count: int = setting(2, "gru: rarer words of train captions are <unk> (count)", ge=1)
-    max_words: int = setting(64, "longer captions are cut (words, or tokens)", ge=1)
+    max_words: int | None = setting(
+        None,
+        "longer captions are cut; none: 64, all that a pretrained model has positions for, "
+        "which more of them extends (words, or tokens)",
+        ge=1,
+    )
     pretrained: str | None = setting(None, "pretrained: Hugging Face model, name, folder (CLIP …)")
     freeze: int = setting(0, "pretrained: first layers that are not trained (count)", ge=0)
     layer_decay: float = setting(1.0, "pretrained: a layer's lr to the next's (0-1)", gt=0, le=1)
     lora_rank: int = setting(0, "pretrained: low-rank updates of attention alone; 0: all", ge=0)
     gradient_checkpointing: bool = setting(
         False, "pretrained: recompute activations to save memory"
+    )
+    projection: Literal["linear", "mlp"] = setting(
+        "linear", "after a frozen or tuned encoder: a map, or one with a hidden layer", later=True
+    )
+    dropout: float = setting(
+        0.0, "mlp: share of its inputs dropped in training (0-1)", ge=0, lt=1, later=True
     )
     tune_image: TuneSettings = setting(
         TuneSettings(), "image tower: mode full, frozen, last, lora; lr, layer_decay …", later=True
@@ -75,6 +93,16 @@ class ModelSettings(Section):
         if self.tune_text.patch_dropout:
             raise ValueError("tune_text.patch_dropout: a text has no patches; see tune_image")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, given: Any) -> Any:
+        """Towers from scratch have a size; a pretrained one brings its own."""
+        if not isinstance(given, dict):
+            return given
+        of = {"image": "image_size", "text": "max_words"}
+        scratch = {size for side, size in of.items() if given.get(side) not in BRING_SIZES}
+        return {**given, **{size: 64 for size in scratch if given.get(size) is None}}
 
 
 class TrainSettings(Section):
