@@ -6,7 +6,10 @@ from pydantic import field_validator, model_validator
 
 from schemas.settings.section import Section, setting
 
-BRING_SIZES = ("pretrained", "efficientnet")  # towers that know how large a picture, how long a text is
+BRING_SIZES = (
+    "pretrained",
+    "efficientnet",
+)  # towers that know how large a picture, how long a text is
 
 
 class TuneSettings(Section):
@@ -46,7 +49,9 @@ class TuneSettings(Section):
 class ModelSettings(Section):
     """The two towers."""
 
-    image: str = setting("pixels", "image tower: pixels, regions, efficientnet, pretrained, package.module:Class")
+    image: str = setting(
+        "pixels", "image tower: pixels, regions, efficientnet, pretrained, package.module:Class"
+    )
     text: str = setting("gru", "text tower: gru, bigru, pretrained, or package.module:Class")
     dim: int = setting(256, "size of the shared space (dimensions)", ge=1)
     image_size: int | None = setting(

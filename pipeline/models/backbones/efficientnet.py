@@ -58,8 +58,7 @@ class EfficientNetTower(nn.Module):
 
     @staticmethod
     def preprocessing(settings: ModelSettings) -> Preprocessing:
-        """The whole picture, squashed: a crop, as the classes were tested with, loses captions'
-        things at the border."""
+        """The whole picture, squashed: a crop would lose what captions say of the border."""
         side = settings.image_size or SIZES[settings.efficientnet][2]
         halves = {"rescale": 1.0, "mean": (127.0,) * 3, "std": (128.0,) * 3}
         return Preprocessing((side, side), None, "bicubic", **halves)
@@ -126,7 +125,9 @@ class SamePadded(nn.Conv2d):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        short = [max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x_BCHW.shape[2:]]
+        short = [
+            max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x_BCHW.shape[2:]
+        ]
         (top, left), (tall, wide) = (n // 2 for n in short), short
         return super().forward(pad(x_BCHW, (left, wide - left, top, tall - top)))
 
