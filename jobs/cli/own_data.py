@@ -22,6 +22,17 @@ BATCHES = (256, 128, 64, 32, 16, 8)
 STEPS = 600  # that a training has at least, about
 EPOCHS = 4, 40
 ENCODER = "all-MiniLM-L6-v2"
+# Where their packages are installed: a projection on frozen encoders is learned from few pairs.
+PACKAGED = {
+    "image": "efficientnet",
+    "text": "pretrained",
+    "pretrained": ENCODER,
+    "dim": 512,
+    "projection": "mlp",
+    "dropout": 0.3,
+    "tune_image": {"mode": "frozen"},
+    "tune_text": {"mode": "frozen"},
+}
 Settings = dict[str, dict[str, Any]]
 
 
@@ -105,7 +116,7 @@ def fitting(found: dict, recipe: Recipe) -> tuple[Settings, list[str]]:
         "source": cuts,
         "shard": {"samples": min(1000, max(50, round(left / 8)))},
         "embed": {"encoder": ENCODER if sentences else "tfidf"},
-        "model": _towers(features, recipe) | {"min_word_count": about_words},
+        "model": _towers(features, sentences, recipe) | {"min_word_count": about_words},
         "train": {"batch_size": batch, "epochs": epochs, "workers": min(2, os.cpu_count() or 1)},
         "evaluate": {"split": test},
     }
@@ -116,9 +127,11 @@ def fitting(found: dict, recipe: Recipe) -> tuple[Settings, list[str]]:
     return chosen, _told(found, recipe, chosen, cuts)
 
 
-def _towers(features: bool, recipe: Recipe) -> dict[str, str]:
+def _towers(features: bool, sentences: bool, recipe: Recipe) -> dict[str, Any]:
     if recipe.model.pretrained:
         return {"image": "pretrained", "text": "pretrained"}
+    if sentences and not features and packaged.file_of("efficientnet-lite0"):
+        return PACKAGED
     return {"image": "regions" if features else "pixels", "text": "gru"}
 
 
@@ -152,7 +165,10 @@ def _told(found: dict, recipe: Recipe, chosen: Settings, cuts: dict) -> list[str
     elif not {"val", "test"} & found["splits"].keys():
         lines.append(f"will    cut nothing off: {total} images are too few to measure anything by")
     train, model = chosen["train"], chosen["model"]
-    begins = "from scratch (--model.pretrained NAME starts from a CLIP)"
+    begins = "from scratch"
+    if "tune_image" in model:
+        begins = f"EfficientNet-Lite and {ENCODER} frozen, what follows them is trained"
+    begins += " (--model.pretrained NAME starts from a CLIP)"
     if recipe.model.pretrained:
         begins = f"from {recipe.model.pretrained}"
     lines.append(
