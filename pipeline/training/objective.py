@@ -42,7 +42,7 @@ def check(settings: TrainSettings) -> None:
         try:  # on a list of two, at both ends of every schedule: before any work
             loss, two = _trial(settings.losses, name), torch.eye(2)
             for time in (-math.inf, math.inf):
-                value = float(loss(two, two > 0, two, time=time).sum())
+                value = float(loss(two, two > 0, two, time=time).sum().detach())
                 if not math.isfinite(value):
                     raise ValueError(f"{given} gives {value} on a list of two; change its settings")
         except (TypeError, ValueError) as error:

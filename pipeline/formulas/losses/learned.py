@@ -99,7 +99,7 @@ class Learned:
 
     def _read(self, loss: str, name: str, value: Any) -> None:
         asked = isinstance(value, dict) and (LEARNED in value or FOLLOWS in value)
-        if not (asked or value == LEARNED):
+        if loss not in LOSSES or not (asked or value == LEARNED):
             return
         may = [n for n in getattr(LOSSES[loss].function, "learned", ()) if n not in TARGETS]
         if name not in may:

@@ -83,21 +83,25 @@ class FrozenTowers:
             if side not in self.parts:
                 continue
             limit = self.recipe.train.cache_gb * 1e9
-            vectors = FrozenVectors(split, side, self._identity(side), limit)
+            vectors = FrozenVectors(split, side, self._identity(side, split), limit)
             if missing := vectors.look(self.learner.world):
                 self._make(vectors, missing)
             found[side] = vectors
         return found
 
-    def _identity(self, side: str) -> str:
-        """A hash of all that a side's vectors follow from, beside the data."""
+    def _identity(self, side: str, split: Split) -> str:
+        """A hash of all that a side's vectors follow from, beside the data.
+
+        How pictures are made ready is seen by what the tower gets of the first one.
+        """
         if side not in self.identities:
             part, settings = self.parts[side], self.recipe.model.told()
             own = {k: v for k, v in settings.items() if k not in TUNING | OTHERS[side]}
             words = self.vocabulary.state if side == "text" else None
+            shown = store.sha256(split.image(0).tobytes()) if side == "image" else None
             weights = checkpoint.identity(part.tensors())
             kind = f"{type(part.tower).__module__}.{type(part.tower).__qualname__} {part.whole}"
-            about = [kind, own, weights, self.recipe.train.precision, words]
+            about = [kind, own, weights, self.recipe.train.precision, words, shown]
             self.identities[side] = store.fingerprint("frozen", *about)
         return self.identities[side]
 
@@ -113,7 +117,8 @@ class FrozenTowers:
         def encoded(shards: tuple[int, ...]) -> Iterator[torch.Tensor]:
             for given in inputs(vectors, shards, idle):
                 with torch.no_grad(), learner.arithmetic.forward():
-                    yield part(*given)
+                    made = part(*given)
+                yield made
 
         learner.parallel.train()  # what is frozen runs as in evaluation
         vectors.make(missing, encoded, world)

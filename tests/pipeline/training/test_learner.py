@@ -299,9 +299,13 @@ def counts(learner: Learner) -> list[torch.Tensor]:
     return [slots["step"] for slots in learner.optimizer.state.values() if "step" in slots]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+LEARNED = "{info_nce: {temperature: learned}, siglip: {scale: learned, bias: learned}}"
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "learned"])
 def test_a_step_waits_for_no_device(data, tiny_encoder, name):  # noqa: F811
-    losses = ("--train.losses", f"{{{name}: {{weight: 1}}}}", "--train.ema", "0.9")
+    asked = LEARNED if name == "learned" else f"{{{name}: {{weight: 1}}}}"
+    losses = ("--train.losses", asked, "--train.ema", "0.9")
     recipe = recipe_with(tiny_encoder, *losses, "--train.optimizer", "adamw")
     training = TowerTrainer(train.plan(recipe, data[1], f"waits-{name}").pieces[0], ProcessGroup())
     batches = training.batches(0)

@@ -258,6 +258,8 @@ def test_a_run_without_graded_losses_does_not_depend_on_labels(data, tiny_encode
         (["--model.image", "regions"], "use 'pixels'"),
         (["--train.losses", "{infonce: {}}"], "did you mean 'info_nce'?"),
         (["--train.losses", "{}"], "train.losses is empty"),
+        (["--train.losses", "{triplet: {tau: learned}}"], "gives tau no gradient"),
+        (["--train.losses", "{info_nce: {positives: learned}}"], "positives cannot be learned"),
         (["--train.batch_size", "256"], "lower --train.batch_size"),
         (["--lr", "1e30"], "not finite"),
     ],

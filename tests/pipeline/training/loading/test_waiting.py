@@ -50,3 +50,5 @@ def test_the_line_of_an_epoch_says_what_limits():
     line = show._epoch(record, 8)
     assert line.startswith("2/8  3,812 samples/s  waited for data 21 % (one worker 40 %)")
     assert line.endswith("limited by decode")
+    learned = {"train/info_nce_temperature": 0.04271, "train/siglip_bias": -9.5}
+    assert "temperature 0.04271  bias -9.5  " in show._epoch({**record, **learned}, 8)
