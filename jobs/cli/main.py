@@ -1,6 +1,7 @@
 """The command line: `halftone STAGE …` and `python -m jobs.STAGE …` are the same."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -33,6 +34,8 @@ def main(name: str | None = None, argv: list[str] | None = None) -> None:
             print(f"halftone {pipeline.__version__}")
             raise SystemExit(0)
         name, *argv = argv
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # towers and losses of one's own: a console script lacks it
     from jobs.cli import options
     from jobs.cluster import torchrun
     from jobs.cluster.tasks import WorkFailed

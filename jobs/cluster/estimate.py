@@ -14,7 +14,7 @@ from jobs.cluster.rates import GB, TASK
 from jobs.cluster.rates import of as rate
 from pipeline.errors import InputError
 from pipeline.evaluation import task_memory
-from pipeline.formulas.losses import GRADED, LOSSES
+from pipeline.formulas.losses import loss_named
 from pipeline.formulas.streaming import rows_of_block
 from pipeline.labels import cells as by_cells
 from pipeline.labels import label
@@ -217,7 +217,7 @@ def loss_bytes(settings: TrainSettings) -> float:
 
     One loss comes after the other, beside the gradient of those before.
     """
-    largest = max(LOSSES[name].score_matrices for name in settings.losses)
+    largest = max(loss_named(name).score_matrices for name in settings.losses)
     matrices = largest + (len(settings.losses) > 1)
     return 4.0 * _rows_of_block(settings) * settings.batch_size * matrices
 
@@ -242,7 +242,7 @@ def worker_bytes(
         "loss": loss_bytes(settings),
         "relevance": 0.0,
     }
-    if any(name in GRADED for name in settings.losses):
+    if any(loss_named(name).graded for name in settings.losses):
         block = _rows_of_block(settings) * everything
         parts["relevance"] = 4.0 * (DIM * (everything + own * math.ceil(captions)) + block)
     return parts

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.formulas.losses import LOSSES, Learned, WeightedSum
+from pipeline.formulas.losses import LOSSES, Learned, WeightedSum, loss_named
 from pipeline.formulas.relevance import from_captions
 from pipeline.formulas.streaming import lists_streamed
 from pipeline.labels.caption_vectors import Captions, StoredCaptions
@@ -32,7 +32,7 @@ def check(settings: TrainSettings) -> None:
     if not settings.losses:
         raise InputError(f"train.losses is empty; choose from {', '.join(LOSSES)}")
     for name, given in settings.losses.items():
-        if name not in LOSSES:
+        if name not in LOSSES and ":" not in name:
             raise InputError(f"unknown loss {name!r} in train.losses{did_you_mean(name, LOSSES)}")
         if given.get("average") == "pairs":  # each worker has queries of its own only
             raise InputError(
@@ -73,7 +73,7 @@ def loss_of(
 
 
 def needs_relevance(settings: TrainSettings) -> bool:
-    return any(LOSSES[name].graded for name in settings.losses)
+    return any(loss_named(name).graded for name in settings.losses)
 
 
 Decided = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, columns and relevance of pairs

@@ -4,8 +4,11 @@
 under Ray alike. What trains is imported where it is needed: a plan needs little of it.
 """
 
+import contextlib
+import importlib.util
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +51,8 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     s = recipe.train
     if (order := order_of(images, s.batch_size, s.lanes, s.neighbours)) > 1:
         relevant["order"] = order
+    if own := _own_code(recipe):
+        relevant["own_code"] = own
     piece = Piece(
         name="model",
         output=store.join(folder, "history.json"),
@@ -55,6 +60,21 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
         inputs={"recipe": recipe, "root": root, "name": name, "data": shards["version"]},
     )
     return Plan.of("train", folder, [piece], settings)
+
+
+def _own_code(recipe: Recipe) -> dict[str, str]:
+    """Hashes of the files of towers and losses of one's own: when they change, so does the model.
+
+    What these import in turn is not looked at.
+    """
+    named = (recipe.model.image, recipe.model.text, *recipe.train.losses)
+    files = {}
+    for module in sorted({name.partition(":")[0] for name in named if ":" in name}):
+        with contextlib.suppress(ImportError, OSError, ValueError):  # told where it is built
+            spec = importlib.util.find_spec(module)
+            if spec and spec.origin:
+                files[module] = store.sha256(Path(spec.origin).read_bytes())
+    return files
 
 
 def fit(

@@ -22,7 +22,7 @@ from pipeline.formulas.losses.contrastive import (
 from pipeline.formulas.losses.kendall import kendall_rank, kendall_smooth
 from pipeline.formulas.losses.learned import Learned, scale_and_bias
 from pipeline.formulas.losses.listwise import list_mle, list_net, smooth_ndcg, soft_label_kl
-from pipeline.formulas.losses.registry import GRADED, LOSSES
+from pipeline.formulas.losses.registry import GRADED, LOSSES, loss_named
 from pipeline.formulas.losses.weighted_sum import WeightedSum, scheduled
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "kendall_smooth",
     "list_mle",
     "list_net",
+    "loss_named",
     "masked_info_nce",
     "scale_and_bias",
     "scheduled",

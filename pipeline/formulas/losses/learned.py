@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.formulas.losses.registry import LOSSES
+from pipeline.formulas.losses.registry import loss_named
 
 MOST = 100.0  # of a scale, as CLIP has it (arXiv 2103.00020)
 TIMES = 0.2  # tau to temperature, of followers: S-NDCG's 0.01 to InfoNCE's 0.05
@@ -38,7 +38,7 @@ class Setting:
     @property
     def key(self) -> str:
         """What its parameter is called."""
-        return f"{self.loss}_{self.name}"
+        return f"{self.loss}_{self.name}".replace(".", "_")  # a module takes no name with a dot
 
     def begins(self, came_with: Mapping[str, float]) -> float:
         """The parameter's first value. `came_with` are `logit_scale` and `logit_bias`."""
@@ -47,7 +47,7 @@ class Setting:
             return came_with[known[self.name]]
         start = self.start
         if start is None:
-            start = inspect.signature(LOSSES[self.loss].function).parameters[self.name].default
+            start = inspect.signature(loss_named(self.loss).function).parameters[self.name].default
         assert start is not None
         if self.name == "bias":
             return float(start)
@@ -99,9 +99,9 @@ class Learned:
 
     def _read(self, loss: str, name: str, value: Any) -> None:
         asked = isinstance(value, dict) and (LEARNED in value or FOLLOWS in value)
-        if loss not in LOSSES or not (asked or value == LEARNED):
+        if not (asked or value == LEARNED):
             return
-        may = [n for n in getattr(LOSSES[loss].function, "learned", ()) if n not in TARGETS]
+        may = [n for n in getattr(loss_named(loss).function, "learned", ()) if n not in TARGETS]
         if name not in may:
             known = f"{' and '.join(may)} may" if may else "nothing of it may"
             raise ValueError(f"{loss}.{name} cannot be learned ({known} be); give a number")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.formulas.kernels import Mask
 from pipeline.formulas.kernels.rows import loss_dtype
-from pipeline.formulas.losses.registry import LOSSES
+from pipeline.formulas.losses.registry import loss_named
 
 SHAPES = {
     "linear": lambda done: done,
@@ -50,7 +50,7 @@ def scheduled(value: Any, time: float) -> Any:
 class WeightedSum:
     """A loss made of weighted losses, as a recipe has them; any number in it may be a schedule.
 
-    Made of {a name of LOSSES: {"weight": 1.0, and settings of that loss}}, called as
+    Made of {a loss as `loss_named` knows it: {"weight": 1.0, and settings of that loss}}, called as
     `loss(scores_QN, positive_QN, relevance_QN, time=0, mask_QN=None) -> loss_Q`. `terms` gives what
     is summed, by name, and `each` one after the other. A loss costs nothing while its weight is 0,
     and where that is so of all graded ones (`graded_at` a time) relevance may be None.
@@ -67,9 +67,7 @@ class WeightedSum:
         if not self.losses:
             raise ValueError("a weighted sum needs at least one loss")
         for name, settings in self.losses.items():
-            if name not in LOSSES:
-                raise ValueError(f"no loss {name!r}: choose one of {', '.join(sorted(LOSSES))}")
-            parameters = list(inspect.signature(LOSSES[name].function).parameters)
+            parameters = list(inspect.signature(loss_named(name).function).parameters)
             known = {"weight", *parameters[2:]} - {"mask_QN"}
             if unknown := set(settings) - known:
                 raise ValueError(
@@ -97,7 +95,7 @@ class WeightedSum:
     def graded_at(self, time: float) -> bool:
         """Whether relevance plays a part at a time: a graded loss has a weight then."""
         weights = (
-            settings["weight"] for name, settings in self.losses.items() if LOSSES[name].graded
+            settings["weight"] for name, settings in self.losses.items() if loss_named(name).graded
         )
         return any(scheduled(weight, time) for weight in weights)
 
@@ -129,10 +127,10 @@ class WeightedSum:
             if weight == 0:  # of no candidates: zeros through which a gradient can still flow
                 yield name, scores_QN[:, :0].to(loss_dtype(scores_QN)).sum(-1)
                 continue
-            target_QN = relevance_QN if LOSSES[name].graded else positive_QN
+            target_QN = relevance_QN if loss_named(name).graded else positive_QN
             if target_QN is None:
                 raise ValueError(f"{name} takes relevance, and there is none")
             now |= {"mask_QN": mask_QN, "scored": scored}
             if score_range is not None:  # one in the recipe would be a narrower one
                 now.setdefault("score_range", score_range)
-            yield name, weight * LOSSES[name](scores_QN, target_QN, **now)
+            yield name, weight * loss_named(name)(scores_QN, target_QN, **now)
