@@ -178,35 +178,45 @@ def _quotes_of(table: Table) -> Quotes:
     if not kinds:
         return "none"
     plain = _count(table, "none")
+    unsaid = "pairs" in kinds and not kinds & {"doubled", "slashed"}
     if plain is not None and not kinds & {"bare"} and not {"doubled", "slashed"} <= kinds:
+        if unsaid:
+            raise _several(table, ["doubled", "backslash"])
         return "backslash" if "slashed" in kinds else "doubled"  # all are closed in their lines
     doubled = _count(table, "doubled")
-    if plain is not None and plain == doubled:
+    if plain is not None and plain == doubled and not unsaid:
         return "doubled"  # bare quotes inside a cell stay as they are
     if plain is not None and table.sign == "\t":
         return "none"  # as the standard says of tabs
-    slashed = _count(table, "backslash") if kinds & {"slash", "slashed"} else None
+    slashed = _count(table, "backslash") if kinds & {"slash", "slashed", "pairs"} else None
     if doubled == OPEN and slashed in (None, OPEN):
         return "doubled"  # where it is read, it is told where the quote was opened
     ways: dict[Quotes, int | None] = {"none": plain, "doubled": doubled, "backslash": slashed}
     found = [way for way, rows in ways.items() if rows not in (None, OPEN)]
     if len(found) > 1:
-        raise InputError(
-            f"{table.uri}: its quotes can be meant in {len(found)} ways ({', '.join(found)}), with "
-            "different rows; say which by source.quotes"
-        )
+        raise _several(table, found)
     return found[0] if found else "doubled"
+
+
+def _several(table: Table, ways: list[Quotes]) -> InputError:
+    return InputError(
+        f"{table.uri}: its quotes can be meant in {len(ways)} ways ({', '.join(ways)}), with "
+        "different rows; say which by source.quotes"
+    )
 
 
 def _kinds(table: Table) -> set[str]:
     """The quotes a file holds: cells closed by doubling, slashes or 'either', and 'bare' ones.
 
-    And whether any follows a 'slash' where cells are not closed in their line.
+    And whether any follows a 'slash' where cells are not closed in their line, and whether all
+    slashes beside quotes come in 'pairs', so that each may be one or two.
     """
     found: set[str] = set()
+    runs: set[int] = set()  # whether a run of slashes is odd
     for line in itertools.islice(text_files.stream(table.uri, table.what), table.begins, None):
         if '"' not in line:
             continue
+        runs |= {len(run) % 2 for run in re.findall(r"\\+", line)}
         for cell in map(str.strip, line.split(table.sign)):
             if '"' in cell:
                 ways = bool(DOUBLED.fullmatch(cell)), bool(SLASHED.fullmatch(cell))
@@ -214,7 +224,7 @@ def _kinds(table: Table) -> set[str]:
         if '\\"' in line and "bare" in found:
             found.add("slash")
             break
-    return found
+    return found | {"pairs"} if runs == {0} else found
 
 
 def _count(table: Table, quotes: Quotes) -> int | None:

@@ -138,7 +138,7 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
         file = pq.ParquetFile(store.opened(uri))
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{uri} is not a Parquet file ({error})") from None
     try:
         with file:

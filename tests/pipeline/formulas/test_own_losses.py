@@ -80,8 +80,8 @@ def test_settings_it_does_not_have_are_refused(mine):
 
 
 def test_another_file_makes_another_model(mine, tmp_path):
-    recipe = Recipe(train=TrainSettings(losses={f"{mine}:squared": {}}))
+    recipe = Recipe(name="own", train=TrainSettings(losses={f"{mine}:squared": {}}))
     before = train._own_code(recipe)
     (tmp_path / f"{mine}.py").write_text(SOURCE + "\n# changed")
     assert before.keys() == {mine} and train._own_code(recipe) != before
-    assert not train._own_code(Recipe())
+    assert not train._own_code(Recipe(name="own"))

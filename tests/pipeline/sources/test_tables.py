@@ -258,3 +258,14 @@ def test_a_damaged_table_is_named(tmp_path):
     data[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
     (tmp_path / "t.parquet").write_bytes(data)
     assert "t.parquet is damaged (" in refused("csv", tmp_path / "t.parquet")
+
+
+def test_a_column_name_that_is_no_text_is_damage_and_no_traceback(tmp_path):
+    """pyarrow decodes the names before anything is asked of the file."""
+    pq.write_table(
+        pa.table({"image": ["a.jpg"], "caption": ["x"], "split": ["train"]}),
+        path := tmp_path / "t.parquet",
+    )
+    path.write_bytes(path.read_bytes().replace(b"\x05split", b"\x05spl\x80t"))
+    with pytest.raises(InputError, match=r"t\.parquet is (not a Parquet file|damaged)"):
+        parquet.column_names(str(path))

@@ -66,6 +66,12 @@ REFUSED = {  # a text, and what the sentence says
     "two ways": (
         'image,caption\na,"A cake\nb,the sea\nc,a "\n', "can be meant in 2 ways .none, doubled.",
     ),
+    "slashes in pairs, all quoted": (
+        'image,caption\n"a","two \\\\ or one"\n', "can be meant in 2 ways .doubled, backslash.",
+    ),
+    "slashes in pairs, a quoted comma": (
+        'image,caption\na,"one, two \\\\ or one"\n', "can be meant in 2 ways .doubled, backslash.",
+    ),
     "no way": ('image,caption\na,"A cake, big\nb,c\n', "line 2 is not CSV"),
     "an open quote": ('image,caption\na,"A cake\nb,the sea\n', "line 2 is not CSV .unexpected end"),
     "nothing": ("\n \n", "is empty"),
