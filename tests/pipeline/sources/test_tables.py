@@ -261,7 +261,7 @@ def test_a_damaged_table_is_named(tmp_path):
 
 
 def test_a_column_name_that_is_no_text_is_damage_and_no_traceback(tmp_path):
-    """pyarrow decodes the names before anything is asked of the file."""
+    """Pyarrow decodes the names before anything is asked of the file."""
     pq.write_table(
         pa.table({"image": ["a.jpg"], "caption": ["x"], "split": ["train"]}),
         path := tmp_path / "t.parquet",
