@@ -4,7 +4,6 @@ import functools
 import importlib
 import inspect
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -54,11 +53,9 @@ def loss_named(name: str) -> Loss:
     if name in LOSSES:
         return LOSSES[name]
     if ":" not in name:
-        near = get_close_matches(name, LOSSES, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"no loss {name!r}: choose one of {', '.join(sorted(LOSSES))}, or "
-            f"package.module:function{meant}"
+            "package.module:function"
         )
     return _own(name)
 

