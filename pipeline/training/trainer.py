@@ -61,14 +61,7 @@ class TowerTrainer:
         asked = s.select == "best_ndcg" and self.val_split is not None
         val = embed.of_shards(self.recipe, root, "val")[0] if asked else None
         self.val_captions = None if val is None else Captions.read(val)
-        label_version = near = known = None
-        if needs_embeddings(s):
-            of_shards = embed.of_shards(self.recipe, root, "train")
-            label_version, limit = of_shards[0].version, s.cache_gb * 1e9
-            near = _near(
-                Neighbours(*of_shards, SPARE * s.neighbours, limit), s.neighbours, world, keep
-            )
-            known = StoredCaptions(*of_shards, limit) if needs_relevance(s) else None
+        label_version, near, known = self._embeddings(keep)
         with _told():
             words = models.vocabulary_for(
                 model, partial(word_counts, self.train_split, world, keep)
@@ -94,6 +87,20 @@ class TowerTrainer:
             s.epochs, s.select, s.patience, s.log_every, s.checkpoint_every, s.resume
         )
         self.about: dict[str, Any] = self._about(label_version)
+
+    def _embeddings(
+        self, keep: bool
+    ) -> tuple[str | None, Neighbours | None, StoredCaptions | None]:
+        """Of the train captions: their version, near ones and vectors, where those are needed."""
+        s, root = self.settings, self.piece.inputs["root"]
+        if not needs_embeddings(s):
+            return None, None, None
+        of_shards = embed.of_shards(self.recipe, root, "train")
+        limit = s.cache_gb * 1e9
+        found = Neighbours(*of_shards, SPARE * s.neighbours, limit)
+        near = _near(found, s.neighbours, self.world, keep)
+        known = StoredCaptions(*of_shards, limit) if needs_relevance(s) else None
+        return of_shards[0].version, near, known
 
     def _about(self, label_version: str | None) -> dict[str, Any]:
         """What every checkpoint says of the training."""
