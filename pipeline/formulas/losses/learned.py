@@ -108,7 +108,7 @@ class Learned:
         if asked and FOLLOWS in value:
             self._follow(loss, name, value)
             return
-        start = value[LEARNED] if asked else None
+        start: Any = value[LEARNED] if asked else None
         sound = isinstance(start, int | float) and math.isfinite(start)
         if asked and not (len(value) == 1 and sound and (start > 0 or name == "bias")):
             raise ValueError(f"{loss}.{name} is learned from {value}; give {{learned: NUMBER}}")

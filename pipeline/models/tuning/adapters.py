@@ -30,8 +30,8 @@ def add(tower: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> li
         raise ValueError(f"no layer is called {missed[0]}; its layers are {known or 'none'}")
     for parameter in tower.parameters():
         parameter.requires_grad = False
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(targets))  # type: ignore[arg-type]
-    inject_adapter_in_model(config, tower)
+    how: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(targets)}
+    inject_adapter_in_model(LoraConfig(**how), tower)
     return sorted(name for names in found.values() for name in names)
 
 

@@ -35,9 +35,11 @@ CASES: dict[str, tuple[str, ...]] = {
     "averaged": (*CLIP, "--train.ema", "0.5", *LEARNED),
     "chunked": (*CLIP, "--train.chunk", "3", *LEARNED),
     "locked": (*CLIP, *LOCKED, *LEARNED),
+    "projected": ("--model.image", "pretrained", *LOCKED[:2], *LEARNED),
     "recomputed": (*CLIP, "--model.gradient_checkpointing", "true", "--model.freeze", "1"),
     "own tower": ("--model.image", "tests.pipeline.training.test_many_workers:Patches"),
 }
+BLOCKS = {"own tower": 0, "projected": 3}  # of both towers, of others six
 HALF = {f"{name} bf16": (*CASES[name], "--train.precision", "amp_bf16") for name in ("all", "lora")}
 HALF["pixels bf16"] = ("--train.precision", "amp_bf16")
 
@@ -104,7 +106,7 @@ def test_spread_out_weights_take_the_steps_of_whole_ones(trained, name, how):
     assert whole.keys() == spread.keys()
     for key, tensor in whole.items():
         torch.testing.assert_close(spread[key], tensor, atol=1e-6, rtol=1e-5, msg=key)
-    assert blocks == shared == (0 if name == "own tower" else 6)  # three in each tower
+    assert blocks == shared == BLOCKS.get(name, 6)  # three in each tower
     for one, two in zip(records, its, strict=True):
         assert one["step"] == two["step"]
         assert {k: v for k, v in two.items() if k.startswith("val/")} == pytest.approx(

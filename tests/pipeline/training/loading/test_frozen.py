@@ -69,10 +69,12 @@ def test_it_is_the_training_without_them(own, tiny_encoder, clip, name, monkeypa
     # val's pictures are shown in every epoch too.
     assert len(made) == (3 if side == "text" else 4)
     if side == "image":
+        decode, decoded = training_data.decode, []
         with monkeypatch.context() as patch:
             patch.setattr(making, "decode", refuse)
-            patch.setattr(training_data, "decode", refuse)
+            patch.setattr(training_data, "decode", lambda *x: decoded.append(x) or decode(*x))
             fit(recipe_with(tiny_encoder, *flags), own, "again")
+        assert len(decoded) == 1  # train's first one: what it looks like is part of the fingerprint
         one, two = weights(own, "kept"), weights(own, "again")
         assert all(torch.equal(one[key], two[key]) for key in two)
     off = recipe_with(tiny_encoder, *flags, "--train.frozen_vectors", "off")
