@@ -44,6 +44,8 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     if needs_labels(recipe.train):
         settings["label"] = label.depends_on(recipe.label)
     relevant: dict[str, Any] = {**settings, "train": recipe.train.relevant()}
+    if recipe.model.image == "pretrained":  # its own pictures: they were all squashed before
+        relevant["pictures"] = 2
     images = sum(entry["samples"] for entry in run_folder.of_split(shards, "train"))
     s = recipe.train
     if (order := order_of(images, s.batch_size, s.lanes, s.neighbours)) > 1:
