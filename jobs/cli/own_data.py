@@ -116,9 +116,9 @@ def fitting(found: dict, recipe: Recipe) -> tuple[Settings, list[str]]:
     return chosen, _told(found, recipe, chosen, cuts)
 
 
-def _towers(features: bool, recipe: Recipe) -> dict[str, Any]:
+def _towers(features: bool, recipe: Recipe) -> dict[str, str]:
     if recipe.model.pretrained:
-        return {"image": "pretrained", "text": "pretrained", "image_size": None}  # its own
+        return {"image": "pretrained", "text": "pretrained"}
     return {"image": "regions" if features else "pixels", "text": "gru"}
 
 

@@ -280,6 +280,8 @@ def sentence_pieces(tmp_path_factory) -> str:
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("sentence-pieces")
     (folder / "spiece.model").write_bytes(written.getvalue())
+    kind = {"image_processor_type": "SiglipImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(kind))
     about = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 12, "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
     torch.manual_seed(0)
