@@ -116,7 +116,11 @@ def load_model(folder: str) -> SavedModel:
     shard = ShardSettings(**about["shard"]) if "shard" in about else recipe.shard
     # Of a model trained before it was kept, the square that all pictures were then.
     kept = about.get("preprocessing")
-    how = Preprocessing.of(kept) if kept else Preprocessing.squash(recipe.model.image_size)
+    how = (
+        Preprocessing.of(kept)
+        if kept
+        else Preprocessing.squash(about["recipe"]["model"]["image_size"])
+    )
     known = {name: about[name] for name in ("features", "architecture")}
     model = models.build(recipe.model, vocabulary=vocabulary, preprocessing=how, **known)
     model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
