@@ -12,6 +12,7 @@ import torch
 
 from pipeline.labels import embed, label
 from pipeline.models import vocabulary_of
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder, contents
@@ -130,6 +131,9 @@ def notes(entry: dict, name: str) -> dict[str, Any]:
         found["passed_over_torn"] = ", ".join(entry["torn_checkpoints"])
     if entry.get("not_compiled"):
         found["not_compiled"] = entry["not_compiled"]
+    how = entry.get("preprocessing")
+    if how and not how["shrink"]:
+        found["pictures"] = str(Preprocessing.of(how))
     if entry.get("cut_captions"):
         found["cut_captions"] = "{:,} of {:,}".format(*entry["cut_captions"])
     if entry.get("collapsed"):
