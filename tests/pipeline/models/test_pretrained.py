@@ -242,6 +242,7 @@ def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa:
     pixels = torch.from_numpy(own(picture, return_tensors="np", do_rescale=False).pixel_values)
     with torch.inference_mode():
         torch.testing.assert_close(model.encode_image(pixels), loaded.embed_images([picture]))
+    assert loaded.embed_images([]).shape == loaded.embed_texts([]).shape == (0, 24)
     index = store.read_json(f"{root}/5-model/clip/index.json")  # as of a model of before
     del index["pieces"][0]["preprocessing"]
     store.write_json(f"{root}/5-model/clip/index.json", index)
