@@ -245,6 +245,7 @@ def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa:
     assert loaded.embed_images([]).shape == loaded.embed_texts([]).shape == (0, 24)
     index = store.read_json(f"{root}/5-model/clip/index.json")  # as of a model of before
     del index["pieces"][0]["preprocessing"]
+    index["pieces"][0]["recipe"]["model"]["image_size"] = 48
     store.write_json(f"{root}/5-model/clip/index.json", index)
     assert saved_model.load_model(f"{root}/5-model/clip").preprocessing == Preprocessing.squash(48)
     before = CLIPModel.from_pretrained(clip).vision_model.state_dict()
