@@ -5,7 +5,6 @@ Read from the processor file of a Hugging Face model and kept with every model t
 
 import json
 from dataclasses import asdict, dataclass, replace
-from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +59,11 @@ class Preprocessing:
         """The same of another shape; a shorter side stays in its ratio to the crop."""
         if self.crop is None:
             return replace(self, resize=(height, width))
-        resize = self.resize
-        if resize is not None:
-            scale = min(height, width) / min(self.crop)
-            sides = (resize,) if isinstance(resize, int) else resize
-            scaled = tuple(round(side * scale) for side in sides)
-            resize = scaled[0] if isinstance(resize, int) else scaled
+        resize, scale = self.resize, min(height, width) / min(self.crop)
+        if isinstance(resize, int):
+            resize = round(resize * scale)
+        elif resize is not None:
+            resize = round(resize[0] * scale), round(resize[1] * scale)
         return replace(self, resize=resize, crop=(height, width))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
@@ -85,8 +83,9 @@ class Preprocessing:
         left, top = (width - wide) // 2, (height - tall) // 2
         box = left, top, left + wide, top + tall
         if width * height > LARGEST and min(left, top) >= 0:  # nearly the same pixels
-            scale = image.width / width, image.height / height
-            return image.resize((wide, tall), how, box=tuple(map(mul, box, scale * 2)))
+            x, y = image.width / width, image.height / height
+            part = left * x, top * y, (left + wide) * x, (top + tall) * y
+            return image.resize((wide, tall), how, box=part)
         return (image if inner == image.size else image.resize(inner, how)).crop(box)
 
     def _inner(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -203,6 +202,7 @@ def of_processor(told: dict[str, Any], model_type: str, side: int, where: str) -
             f"{where}: size {found['size']!r} without a crop makes pictures of many shapes, and a "
             "batch here holds one; set do_center_crop and crop_size, or a height and width"
         )
+    assert crop is None or isinstance(crop, tuple)
     how = Preprocessing(
         resize,
         crop,
