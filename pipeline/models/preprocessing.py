@@ -101,10 +101,10 @@ class Preprocessing:
         """In words, for a line of a log."""
         size = "{} × {}".format
         steps = []
-        if self.resize is not None:
-            whole = isinstance(self.resize, tuple)
-            to = f"to {size(*self.resize)}" if whole else f"shorter side to {self.resize}"
-            steps.append(f"{to} ({self.interpolation})")
+        if isinstance(self.resize, int):
+            steps.append(f"shorter side to {self.resize} ({self.interpolation})")
+        elif self.resize is not None:
+            steps.append(f"to {size(*self.resize)} ({self.interpolation})")
         if self.crop is not None:
             steps.append(f"the middle {size(*self.crop)}")
         return ", ".join(steps)
@@ -197,12 +197,13 @@ def of_processor(told: dict[str, Any], model_type: str, side: int, where: str) -
     crop = None
     if found["do_center_crop"]:
         crop = _sides(found["crop_size"], True, f"{where}: crop_size")
+    if isinstance(crop, int):
+        raise ValueError(f"{where}: crop_size {found['crop_size']!r} is no height and width")
     if not isinstance(crop or resize, tuple):
         raise ValueError(
             f"{where}: size {found['size']!r} without a crop makes pictures of many shapes, and a "
             "batch here holds one; set do_center_crop and crop_size, or a height and width"
         )
-    assert crop is None or isinstance(crop, tuple)
     how = Preprocessing(
         resize,
         crop,

@@ -147,6 +147,7 @@ def test_the_value_is_written_and_read_again():
         ({"do_flip_channel_order": True}, "do_flip_channel_order True of CLIPImageProcessor"),
         ({"rescale_offset": True}, "rescale_offset True of CLIPImageProcessor is not understood"),
         ({"size": {"shortest_edge": 9, "longest_edge": 9}}, "size .*longest_edge.* not understood"),
+        ({"crop_size": {"shortest_edge": 9}}, "crop_size .* is no height and width"),
         ({"do_center_crop": False}, "size .*shortest_edge.* without a crop .* many shapes"),
         ({"do_center_crop": False, "do_resize": False}, "without a crop makes pictures of many"),
         ({"resample": 9}, "resample 9 is not understood"),
