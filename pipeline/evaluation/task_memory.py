@@ -4,7 +4,6 @@ Ray places tasks by it. What was measured stands in docs/scale.md; where a formu
 on the safe side.
 """
 
-from pipeline.models.preprocessing import Preprocessing
 from pipeline.storage.run_folder import Files
 from schemas.settings import Recipe
 
@@ -18,8 +17,8 @@ BLOCK = 256  # queries at a time
 
 def of_vectors(entry: dict, recipe: Recipe, model: dict) -> int:
     """Of a shard's tower vectors: its samples decoded, and the model, twice while it is read."""
-    how = model["pieces"][0].get("preprocessing") if model["pieces"] else None
-    height, width = Preprocessing.of(how).shape if how else (recipe.model.image_size or 0,) * 2
+    how = model["pieces"][0].get("preprocessing")
+    height, width = how["crop"] or how["resize"] if how else (recipe.model.image_size or 0,) * 2
     pixels = 3 * height * width * entry["samples"]
     held = entry["files"][f"{entry['name']}.tar"]["bytes"]
     weights = sum(f["bytes"] for p in model["pieces"] for f in p["files"].values())

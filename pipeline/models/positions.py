@@ -18,6 +18,9 @@ def fitted(model: nn.Module, other: nn.Module, config) -> nn.Module:
         shape = wanted[name].shape
         if values.shape == shape:
             continue
+        if not values.is_floating_point():  # the places' numbers
+            state[name] = wanted[name]
+            continue
         if "position" not in name or values.shape[-1] != shape[-1] or values.ndim > 3:
             raise ValueError(f"{name} {list(values.shape)} cannot become {list(shape)}")
         table, places = values.reshape(-1, shape[-1]), shape[:-1].numel()

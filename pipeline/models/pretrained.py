@@ -300,7 +300,7 @@ def _side(model, names: tuple[tuple[str, ...], ...], settings: ModelSettings):
     encoders, projections = ([n for n in of if hasattr(model, n)] for of in names)
     encoder = getattr(model, encoders[0]) if encoders else model
     if settings.image == settings.text == "pretrained" and encoder is not model:
-        return encoder, getattr(model, *projections[:1], nn.Identity()), True
+        return encoder, getattr(model, (*projections, "")[0], nn.Identity()), True
     return encoder, projection(encoder.config.hidden_size, settings), False
 
 

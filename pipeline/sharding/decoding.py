@@ -3,14 +3,22 @@
 import io
 import json
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
-from pipeline.models.preprocessing import Preprocessing
 from pipeline.sharding.images import open_picture
 
 
-def decode(data: bytes, how: Preprocessing) -> np.ndarray:
+class Pixels(Protocol):
+    """What makes an image tower's pixels of a picture (`pipeline.models.preprocessing`)."""
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """(3, H, W) uint8."""
+
+
+def decode(data: bytes, how: Pixels) -> np.ndarray:
     """A feature array as it was stored, or an image as (3, H, W) uint8, made so."""
     if data.startswith(b"\x93NUMPY"):
         return np.load(io.BytesIO(data))
@@ -26,7 +34,7 @@ def put(image: np.ndarray, out: np.ndarray) -> None:
         plane[:] = channel
 
 
-def stream(tar: str, how: Preprocessing) -> Iterator[tuple[dict, np.ndarray]]:
+def stream(tar: str, how: Pixels) -> Iterator[tuple[dict, np.ndarray]]:
     """Every sample of a shard in order: its JSON member and its decoded image or features."""
     from pipeline.sharding import reading  # Arrow comes with it, and decoding needs none
 

@@ -29,7 +29,7 @@ from pipeline.training.neighbours import Neighbours
 from pipeline.training.objective import Objective, needs_embeddings, needs_relevance
 from pipeline.training.sampler import Sampler
 from schemas.checkpoint import Checkpoint
-from schemas.settings import Recipe
+from schemas.settings import Recipe, TrainSettings
 
 SPARE = 4  # neighbours known for each place of a group: some are taken when its turn comes
 COLLAPSED = 0.99  # mean cosine of a batch's images or texts above which they are all one
@@ -46,11 +46,7 @@ class TowerTrainer:
         self.recipe: Recipe = piece.inputs["recipe"]
         self.settings, model = self.recipe.train, self.recipe.model
         s = self.settings
-        if s.lanes % world.size:
-            raise InputError(
-                f"train.lanes {s.lanes} do not share out among {world.size} workers; choose lanes "
-                "that their number divides"
-            )
+        _check_lanes(s, world)
         torch.manual_seed(s.seed)
         with _told():
             how = self.preprocessing = models.preprocessing_of(model)
@@ -264,6 +260,14 @@ class TowerTrainer:
             **({"cut_captions": self.cut} if self.cut[0] else {}),
             **({"not_compiled": self.learner.not_compiled} if self.learner.not_compiled else {}),
         }
+
+
+def _check_lanes(s: TrainSettings, world: ProcessGroup) -> None:
+    if s.lanes % world.size:
+        raise InputError(
+            f"train.lanes {s.lanes} do not share out among {world.size} workers; choose lanes "
+            "that their number divides"
+        )
 
 
 @contextlib.contextmanager

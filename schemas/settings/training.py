@@ -6,10 +6,9 @@ from pydantic import field_validator, model_validator
 
 from schemas.settings.section import Section, setting
 
-BRING_SIZES = (
-    "pretrained",
-    "efficientnet",
-)  # towers that know how large a picture, how long a text is
+# Towers that know how large a picture, how long a text is.
+BRING_SIZES = ("pretrained", "efficientnet")
+SIZES = {"image": "image_size", "text": "max_words"}  # by the tower's setting
 
 
 class TuneSettings(Section):
@@ -105,8 +104,7 @@ class ModelSettings(Section):
         """Towers from scratch have a size; a pretrained one brings its own."""
         if not isinstance(given, dict):
             return given
-        of = {"image": "image_size", "text": "max_words"}
-        scratch = {size for side, size in of.items() if given.get(side) not in BRING_SIZES}
+        scratch = {size for side, size in SIZES.items() if given.get(side) not in BRING_SIZES}
         return {**given, **{size: 64 for size in scratch if given.get(size) is None}}
 
 

@@ -74,6 +74,7 @@ OTHERWISE = {
     "model.tune_image": {"mode": "frozen"},
     "model.tune_text": {"lr": 1e-5},
     "train.betas": [0.9, 0.98],
+    "model.image_size": 96,
     "train.losses": {"smooth_ndcg": {"tau": 0.1}},
     "train.batch_size": 64,
     "train.lanes": 4,

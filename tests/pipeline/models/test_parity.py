@@ -95,9 +95,8 @@ def folders(tmp_path_factory) -> dict[str, str]:
 
 def gemma(folder) -> None:
     """Published tokenizers of SigLIP 2: lower case, an end mark, no mask."""
-    ids = {**{"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4}}
-    tokenizer = Tokenizer(models.WordLevel(ids | {w: 5 + i for i, w in enumerate(WORDS[4:])}))
-    tokenizer.model.unk_token = "<unk>"
+    ids = {word: n for n, word in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", *WORDS[4:]])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -206,14 +205,13 @@ def test_a_larger_image_interpolates_the_positions(folders, name, caplog):
 @torch.inference_mode()
 def test_more_words_extend_the_positions(folders, name):
     """A short caption keeps its vector, and of a long one the end is read."""
-    long = ["a star on the sand and a " * 3, "a star on the sand and a " * 2 + "blue circle"]
+    long = ["a star on sand and a " * 3 + end for end in ("the circle", "blue the")]
     vectors = {}
     for words in (None, 30):
         model, vocabulary, _ = built(folders[name], max_words=words)
         assert vocabulary.longest(words) == (words or 12)
         assert vocabulary.cut(long, words) == (0 if words else 2)
         vectors[words] = model.encode_text(*vocabulary.encode(["star", *long], words))
-    assert not name.startswith("siglip") or vectors[30].isfinite().all()
     if not name.startswith("siglip"):  # which reads its padding
         torch.testing.assert_close(vectors[None][0], vectors[30][0], atol=1e-5, rtol=0)
     same, other = (float((v[1] * v[2]).sum()) for v in (vectors[None], vectors[30]))
@@ -230,7 +228,7 @@ def test_tables_of_positions():
     torch.testing.assert_close(image_positions(table, 11, 9), table)
     clip_table = torch.arange(77.0)[:, None]
     longer = text_positions(clip_table, 248).flatten()
-    assert longer[:20].tolist() == list(range(20)) and longer[-1] == 76
+    assert longer[:20].tolist() == list(range(20)) and float(longer[-1]) == pytest.approx(76)
     assert longer[20:].diff().numpy() == pytest.approx(56 / 227, abs=1e-4)
 
 
