@@ -60,10 +60,35 @@ def source_or_recipe(command, options, overrides: dict) -> None:
 
 
 def each_model(command, options, overrides: dict) -> None:
-    """`run(run)` for every model; a worker of torchrun's that is not the first trains alone."""
+    """`run(run)` for every model; a worker of torchrun's that is not the first trains alone.
+
+    Pretrained ones stand as they were before training, too; torchrun takes steps alone.
+    """
+    if torchrun.rank() is None:
+        return _runs(command, options, overrides, recipes.with_before)
     if torchrun.rank():
-        return torchrun.take_part(*models_of(options, overrides))
-    return _runs(command, options, overrides, lambda root, models: models)
+        root, models = models_of(options, overrides)
+        return torchrun.take_part(root, _taking_steps(root, models))
+    return _runs(command, options, overrides, _taking_steps)
+
+
+def _taking_steps(root: str, models: list) -> list:
+    return [model for model in models if recipes.takes_steps(model[1])]
+
+
+def each_or_pretrained(command, options, overrides: dict) -> None:
+    """`run(run)` for every model, or for the one that --pretrained names."""
+    if options.pretrained is None:
+        return each_model(command, options, overrides)
+    if options.seeds is not None:
+        raise InputError("--pretrained is no training, so it has no --seeds; leave them out")
+    called = options.name or store.name_of(options.pretrained)
+    options.name = None
+
+    def pretrained(root: str, models: list) -> list:
+        return [(called, recipes.of_pretrained(models[0][1], options.pretrained, overrides))]
+
+    return _runs(command, options, overrides, pretrained)
 
 
 def data(command, options, overrides: dict) -> None:

@@ -136,6 +136,10 @@ def _epoch(record: dict, epochs: int) -> str:
     parts = [f"{record['epoch']}/{epochs}"]
     if "val/rsum" in record:
         parts.append(f"val rSum {record['val/rsum']:.1f}")
+    if (over := record.get("val/rsum_over_zero_shot", 0.0)) < 0:
+        parts.append(f"below zero-shot by {-over:.1f}")
+    if not record["epoch"]:
+        return "  ".join([*parts, "before training"])
     parts.append(f"{record['train/samples_per_second']:,.0f} samples/s")
     waits = f"waited for data {100 * record['train/data_wait']:.0f} %"
     worst = record.get("train/data_wait_worst", record["train/data_wait"])

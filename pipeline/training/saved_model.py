@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from safetensors.torch import load
+from torch.nn.functional import normalize
 
 from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
@@ -41,16 +42,24 @@ class SavedModel:
     recipe: Recipe
     shard: ShardSettings  # of the shards that it was trained on
     features: int | None  # width of a region vector; None: it takes pictures
+    prompts: tuple[str, ...] = ()  # by which texts are read, `a photo of {}`; none: as they are
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        """Unit vectors (N, D), float32 on the CPU."""
+        """Unit vectors (N, D), float32 on the CPU.
+
+        With several prompts the mean of a text's unit vectors by each, of unit length again.
+        """
 
         def encoded(part: Sequence[str]) -> torch.Tensor:
             words, lengths = self.vocabulary.encode(list(part), self.recipe.model.max_words)
             return self.towers.encode_text(words.to(self.device), lengths)
 
-        return self._in_batches(texts, batch_size, encoded)
+        vectors = [
+            self._in_batches([prompt.replace("{}", text) for text in texts], batch_size, encoded)
+            for prompt in self.prompts or ("{}",)
+        ]
+        return vectors[0] if len(vectors) == 1 else normalize(torch.stack(vectors).mean(0), dim=1)
 
     def embed_images(self, images: Sequence[Picture], batch_size: int = 256) -> torch.Tensor:
         """Unit vectors (M, D), float32 on the CPU, of pictures as the shards treat theirs.
@@ -100,8 +109,11 @@ class SavedModel:
         return next(self.towers.parameters()).device
 
 
-def load_model(folder: str) -> SavedModel:
-    """The trained model of a folder of stage 5, in evaluation mode on the GPU if there is one."""
+def load_model(folder: str, prompts: tuple[str, ...] | None = None) -> SavedModel:
+    """The trained model of a folder of stage 5, in evaluation mode on the GPU if there is one.
+
+    It reads texts by `prompts`, or by those of the settings it was trained with.
+    """
     index = run_folder.need_index(folder, "train")
     vocabulary = models.vocabulary_of(store.read_json(store.join(folder, "vocabulary.json")))
     about = index["pieces"][0]
@@ -112,7 +124,8 @@ def load_model(folder: str) -> SavedModel:
     model = models.build(recipe.model, vocabulary=vocabulary, **known)
     model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
     model = model.eval().to(ProcessGroup().device)
-    return SavedModel(model, vocabulary, recipe, shard, about["features"])
+    read_by = recipe.evaluate.prompts if prompts is None else prompts
+    return SavedModel(model, vocabulary, recipe, shard, about["features"], read_by)
 
 
 def best_val(root: str, name: str) -> float:

@@ -14,8 +14,7 @@ from pipeline.labels.caption_vectors import Captions, StoredCaptions
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training import validation
-from pipeline.training.checkpoint import Tensors, frozen
+from pipeline.training.checkpoint import Tensors, frozen, put_weights
 from pipeline.training.data import Batch, Split, word_counts
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
@@ -25,6 +24,7 @@ from pipeline.training.loop import Course
 from pipeline.training.neighbours import Neighbours
 from pipeline.training.objective import Objective, needs_embeddings, needs_relevance
 from pipeline.training.sampler import Sampler
+from pipeline.training.weights import norms, published, validation
 from schemas.checkpoint import Checkpoint
 from schemas.settings import Recipe
 
@@ -78,9 +78,7 @@ class TowerTrainer:
         self.loader = self._loader(near)
         self.order, self.steps = self.loader.order, self.loader.order.steps
         self.learner = Learner(towers, objective, s, world, self.steps)
-        self.course = Course(
-            s.epochs, s.select, s.patience, s.log_every, s.checkpoint_every, s.resume
-        )
+        self.course = _course(self.recipe)
         self.about: dict[str, Any] = {
             "settings": self.recipe.model_dump(mode="json"),
             "data_version": piece.inputs["data"],
@@ -157,15 +155,24 @@ class TowerTrainer:
         if self.val_split is None:
             return {}
         with self.learner.as_evaluated():
-            towers, words = self.learner.model, self.recipe.model.max_words
-            images, texts, owners = validation.encode_split(
-                towers, self.vocabulary, self.val_split, self.world, max_words=words
-            )
-        metrics = validation.recalls(images, texts, owners, self.world)
-        if self.val_captions is not None:
-            given = self.val_captions, self.recipe.label, self.world
-            metrics |= validation.ndcg_on_val(images, texts, *given)
-        return metrics
+            return self._measured()
+
+    def _measured(self) -> dict[str, float]:
+        assert self.val_split is not None
+        towers, given = self.learner.model, (self.val_split, self.world, self.recipe)
+        return validation.measure(towers, self.vocabulary, *given, self.val_captions)
+
+    def validate_with(self, weights: dict[str, torch.Tensor]) -> tuple[dict, dict]:
+        """Figures on val of other weights, and these with the batch norms' moments made anew.
+
+        They stay in the towers: training is over. Every worker calls it.
+        """
+        self.learner.averages = []
+        put_weights(self.learner.model, weights)
+        given = self.vocabulary, self.train_split, self.recipe, self.world.device
+        with self.learner.as_evaluated():
+            moments = norms.renew(self.learner.model, *given)
+            return self._measured(), {**weights, **moments}
 
     def frozen(self) -> dict[str, torch.Tensor]:
         return frozen(self.learner.model)
@@ -203,13 +210,22 @@ class TowerTrainer:
             "torn_checkpoints": torn,
             "collapsed": [r["epoch"] for r in ends if r.get("train/collapsed")],
             "metrics": chosen.metrics,
-            "parameters": sum(p.numel() for p in self.learner.model.parameters()),
-            "features": self.train_split.features,
-            "shard": RunFolder(self.piece.inputs["root"]).index("shard")["settings"],
-            "architecture": self.architecture,
-            "recipe": self.about["settings"],
+            **published.described(
+                *(self.piece.inputs["root"], self.learner.model, self.train_split.features),
+                *(self.architecture, self.about["settings"]),
+            ),
             **({"not_compiled": self.learner.not_compiled} if self.learner.not_compiled else {}),
         }
+
+
+def _course(recipe: Recipe) -> Course:
+    s, model = recipe.train, recipe.model
+    return Course(
+        *(s.epochs, s.select, s.patience, s.log_every, s.checkpoint_every, s.resume),
+        before=model.image == model.text == "pretrained",
+        stop_below=s.stop_below,
+        keep_epochs=s.keep_epochs,
+    )
 
 
 def _near(neighbours: Neighbours, group: int, world: ProcessGroup, keep: bool) -> Neighbours | None:
