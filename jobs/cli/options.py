@@ -3,6 +3,8 @@
 import argparse
 import json
 
+from pydantic import BaseModel
+
 from jobs.cli import recipes
 from jobs.cli.command import COMMANDS, Command
 from jobs.cli.scopes import DEFAULT
@@ -116,4 +118,6 @@ def written(default) -> str:
     """A setting's default in its help, as one would type it."""
     if default is None:
         return "none"
+    if isinstance(default, BaseModel):  # settings inside a setting, as they come
+        default = default.model_dump(mode="json", exclude_defaults=True)
     return default if isinstance(default, str) else json.dumps(default)

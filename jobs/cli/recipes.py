@@ -326,7 +326,7 @@ def values_of(section: str, name: str) -> str:
         inner = get_args(at)
         if get_origin(at) is Literal:
             kinds.extend(map(str, inner))
-        elif get_origin(at) is dict:
+        elif get_origin(at) is dict or (isinstance(at, type) and issubclass(at, BaseModel)):
             kinds.append("{…}")
         elif inner:  # an option, a union, a tuple: what is in it
             for one in inner:
@@ -342,4 +342,4 @@ def values_of(section: str, name: str) -> str:
 def is_nested(section: str, name: str) -> bool:
     """Whether a setting is written as YAML on the command line (a mapping or a list)."""
     default = Recipe.model_fields[section].annotation.model_fields[name].default
-    return isinstance(default, dict | tuple)
+    return isinstance(default, dict | tuple | BaseModel)

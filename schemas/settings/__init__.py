@@ -8,13 +8,13 @@ from schemas.settings.labels import CalibrateSettings, EmbedSettings, LabelSetti
 from schemas.settings.reranking import LeaPRRSettings, RerankSettings
 from schemas.settings.results import EvaluateSettings, ReportSettings, SearchSettings, ServeSettings
 from schemas.settings.section import Section, setting
-from schemas.settings.training import ModelSettings, TrainSettings, of_before
+from schemas.settings.training import ModelSettings, TrainSettings, TuneSettings, of_before
 
 __all__ = [
     "SECTIONS", "AuditSettings", "CalibrateSettings", "ClusterSettings", "EmbedSettings",
     "EvaluateSettings", "LabelSettings", "LeaPRRSettings", "ModelSettings", "Recipe",
     "ReportSettings", "RerankSettings", "SearchSettings", "Section", "ServeSettings",
-    "ShardSettings", "SourceSettings", "TrainSettings", "of_before",
+    "ShardSettings", "SourceSettings", "TrainSettings", "TuneSettings", "of_before",
 ]  # fmt: skip
 
 

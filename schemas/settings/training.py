@@ -7,6 +7,40 @@ from pydantic import field_validator, model_validator
 from schemas.settings.section import Section, setting
 
 
+class TuneSettings(Section):
+    """What of one tower is trained, and how fast."""
+
+    mode: Literal["full", "frozen", "last", "lora"] | None = setting(
+        None,
+        "full: all; frozen: nothing but a new projection; last: the last blocks and what follows; "
+        "lora: low-rank updates; none: by model.freeze and model.lora_rank",
+    )
+    layers: int = setting(0, "last: blocks from the end that are trained (count)", ge=0)
+    lr: float | None = setting(None, "learning rate of the tower (per step); none: train's", gt=0)
+    layer_decay: float | None = setting(
+        None, "a block's lr to the next one's (0-1); none: model.layer_decay", gt=0, le=1
+    )
+    lora_rank: int | None = setting(None, "lora: rank of the updates; none: 8 (count)", ge=1)
+    lora_alpha: float | None = setting(None, "lora: they count alpha/rank; none: 2 ranks", gt=0)
+    lora_targets: tuple[str, ...] = setting(
+        (), "lora: layers by the end of their names; none: projections of attention"
+    )
+    patch_dropout: float = setting(
+        0.0, "image: share of the patches left out in a training step (0-1)", ge=0, lt=1
+    )
+    frozen_batch_norm: bool = setting(False, "batch norms keep the moments they came with")
+
+    @model_validator(mode="after")
+    def _of_the_mode(self) -> Self:
+        own = {"last": ("layers",), "lora": ("lora_rank", "lora_alpha", "lora_targets")}
+        for mode, names in own.items():
+            if mode != self.mode and (given := [n for n in names if getattr(self, n)]):
+                raise ValueError(f"{given[0]} is a setting of mode {mode}; give mode: {mode}")
+        if self.mode == "last" and not self.layers:
+            raise ValueError("mode last needs layers, the number of blocks that are trained")
+        return self
+
+
 class ModelSettings(Section):
     """The two towers."""
 
@@ -29,6 +63,18 @@ class ModelSettings(Section):
     gradient_checkpointing: bool = setting(
         False, "pretrained: recompute activations to save memory"
     )
+    tune_image: TuneSettings = setting(
+        TuneSettings(), "image tower: mode full, frozen, last, lora; lr, layer_decay …", later=True
+    )
+    tune_text: TuneSettings = setting(
+        TuneSettings(), "text tower: mode full, frozen, last, lora; lr, layer_decay …", later=True
+    )
+
+    @model_validator(mode="after")
+    def _texts_have_no_patches(self) -> Self:
+        if self.tune_text.patch_dropout:
+            raise ValueError("tune_text.patch_dropout: a text has no patches; see tune_image")
+        return self
 
 
 class TrainSettings(Section):
@@ -72,12 +118,24 @@ class TrainSettings(Section):
     )
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "torch.optim's")
     momentum: float = setting(0.9, "sgd: momentum (0-1)", ge=0, lt=1)
+    betas: tuple[float, float] = setting(
+        (0.9, 0.999), "adam, adamw: decay of both moments (0-1)", later=True
+    )
+    eps: float = setting(1e-8, "adam, adamw: added to the root of the second moment", later=True)
     lr: float = setting(5e-4, "learning rate (per step)", gt=0)
+    temperature_lr: float | None = setting(
+        None, "learning rate of learned temperatures (per step); none: lr", gt=0, later=True
+    )
     lr_schedule: Literal["constant", "step", "cosine"] = setting(
         "cosine", "constant; a tenth after two thirds; or half a cosine to 0"
     )
     lr_warmup: float = setting(0.0, "linear rise of the rate before that (epochs)", ge=0)
     weight_decay: float = setting(0.0, "of matrices, not of biases and norms (per step)", ge=0)
+    no_decay: Literal["vectors", "embeddings"] = setting(
+        "vectors",
+        "what does not decay: biases, norms and class tokens, or position embeddings too",
+        later=True,
+    )
     clip_grad_norm: float = setting(2.0, "largest gradient norm (L2)", gt=0)
     precision: Literal["fp32", "tf32", "amp_bf16", "amp_fp16"] = setting(
         "fp32", "arithmetic of the towers; losses are always fp32"
@@ -135,6 +193,12 @@ class TrainSettings(Section):
         changes="how",
     )
     cache_gb: float = setting(20.0, "remote shards a node keeps; 0: none (GB)", ge=0, changes="how")
+    frozen_vectors: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "vectors of a frozen tower made once and kept; auto: where it pays",
+        changes="how",
+        later=True,
+    )
     timeout: int = setting(300, "a silent worker is given up after (seconds)", ge=10, changes="how")
     max_failures: int = setting(2, "restarts after a lost worker (count)", ge=0, changes="how")
     seed: int = setting(0, "seed of weights, order and caption draws", ge=0)
@@ -172,7 +236,14 @@ class TrainSettings(Section):
             raise ValueError("soup names a model twice; name each once")
         return self
 
-    @field_validator("compile", mode="before")
+    @field_validator("betas")
+    @classmethod
+    def _decays(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are two numbers from 0 to below 1, got {list(betas)}")
+        return betas
+
+    @field_validator("compile", "frozen_vectors", mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:
         """YAML takes on and off for true and false, which they were before."""

@@ -72,6 +72,9 @@ OTHERWISE = {
     "label.lists": ["t2t"],
     "label.map": "half",
     "label.approximate_above": 10_000,  # below it no cells are needed
+    "model.tune_image": {"mode": "frozen"},
+    "model.tune_text": {"lr": 1e-5},
+    "train.betas": [0.9, 0.98],
     "train.losses": {"smooth_ndcg": {"tau": 0.1}},
     "train.interpolate": ([0.5], {"model": {"image": "pretrained", "text": "pretrained"}}),
     "train.soup": ["one", "two"],
