@@ -17,6 +17,7 @@ from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.training.loading.limits import limit_of
 
+LEARNED = ("temperature", "scale", "bias", "tau")  # settings of losses, as records end
 NUMBER = {name: number for number, name in enumerate(STAGES, 1)}
 
 
@@ -140,6 +141,9 @@ def _epoch(record: dict, epochs: int) -> str:
         parts.append(f"below zero-shot by {-over:.1f}")
     if not record["epoch"]:
         return "  ".join([*parts, "before training"])
+    for name, value in record.items():  # what the losses learn
+        if (setting := name.rpartition("_")[2]) in LEARNED and name.startswith("train/"):
+            parts.append(f"{setting} {value:.4g}")
     parts.append(f"{record['train/samples_per_second']:,.0f} samples/s")
     waits = f"waited for data {100 * record['train/data_wait']:.0f} %"
     worst = record.get("train/data_wait_worst", record["train/data_wait"])

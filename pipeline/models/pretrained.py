@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.models.two_tower import TowerInputs, blocks_of
+from pipeline.models.two_tower import TowerInputs
 from pipeline.models.vocabulary import PretrainedPythonTokens, PretrainedTokens, not_installed
 from schemas.settings import ModelSettings
 
@@ -19,19 +19,17 @@ PADDED = ("siglip", "siglip2")  # text models that were trained on captions padd
 
 
 class PretrainedTower(nn.Module):
-    """What both sides share: frozen layers, a rate by depth, LoRA, the projection."""
+    """What both sides share: an encoder with weights, and the projection into the space.
 
-    def __init__(self, encoder: nn.Module, project: nn.Module, settings: ModelSettings):
+    In two parts (`features` and `head`), so that frozen the first one's vectors can be kept.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, project: nn.Module, settings: ModelSettings, *, own: bool
+    ):
         super().__init__()
         self.encoder, self.project = encoder, project
-        self.decay = settings.layer_decay
-        self.layers, layers = blocks_of(encoder)
-        self.depth = len(layers)
-        if settings.lora_rank:
-            _add_lora(encoder, settings.lora_rank)
-        elif settings.freeze:
-            for name, parameter in encoder.named_parameters():
-                parameter.requires_grad = self._depth_of(name) > settings.freeze
+        self.new = () if own else ("project",)
         if settings.gradient_checkpointing:
             # Block by block. The re-entrant kind would send nothing to what lies behind frozen
             # layers. (Another name since a later transformers 5.)
@@ -39,17 +37,9 @@ class PretrainedTower(nn.Module):
             enable = getattr(encoder, "activation_checkpointing_enable", None)
             (enable or getattr(encoder, old))({"use_reentrant": False})
 
-    def lr_scale(self, name: str) -> float:
-        """The deeper a layer, the nearer its learning rate is to the whole."""
-        inner = name.removeprefix("encoder.")
-        return 1.0 if inner == name else self.decay ** (self.depth + 1 - self._depth_of(inner))
-
-    def _depth_of(self, name: str) -> int:
-        """0 for the embeddings, 1 … depth for the layers, depth + 1 for what comes after them."""
-        start = f"{self.layers}."
-        if name.startswith(start):
-            return 1 + int(name.removeprefix(start).split(".")[0])
-        return 0 if "embed" in name or "pre_layrnorm" in name else self.depth + 1
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, dim) of what `features` gave."""
+        return self.project(features)
 
 
 class PretrainedImageTower(PretrainedTower):
@@ -61,8 +51,8 @@ class PretrainedImageTower(PretrainedTower):
     def __init__(self, model: nn.Module, settings: ModelSettings):
         from transformers.utils import cached_file
 
-        encoder, project = _side(model, "vision_model", "visual_projection", settings)
-        super().__init__(encoder, project, settings)
+        encoder, project, own = _side(model, "vision_model", "visual_projection", settings)
+        super().__init__(encoder, project, settings, own=own)
         size = getattr(encoder.config, "image_size", None)
         if size is None:
             raise ValueError(f"model.pretrained {settings.pretrained!r} takes no images")
@@ -85,10 +75,13 @@ class PretrainedImageTower(PretrainedTower):
         return cls(given.model, settings)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images_BCHW))
+
+    def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, F): the encoder's pooled state."""
         pixels = (images_BCHW.float() / 255 - self.mean) / self.std
         out = self.encoder(pixel_values=pixels)
-        pooled = out.pooler_output if out.pooler_output is not None else out[0].mean(1)
-        return self.project(pooled)
+        return out.pooler_output if out.pooler_output is not None else out[0].mean(1)
 
 
 class PretrainedTextTower(PretrainedTower):
@@ -96,21 +89,25 @@ class PretrainedTextTower(PretrainedTower):
 
     def __init__(self, model: nn.Module, settings: ModelSettings):
         self.two_tower = hasattr(model, "text_model")
-        encoder, project = _side(model, "text_model", "text_projection", settings)
-        super().__init__(encoder, project, settings)
+        encoder, project, own = _side(model, "text_model", "text_projection", settings)
+        super().__init__(encoder, project, settings, own=own)
 
     @classmethod
     def from_settings(cls, settings: ModelSettings, given: TowerInputs) -> "PretrainedTextTower":
         return cls(given.model, settings)
 
     def forward(self, words_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(words_BL, lengths_B))
+
+    def features(self, words_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """(B, F): the encoder's pooled state, or the mean of its words' states."""
         place_L = torch.arange(words_BL.shape[1], device=words_BL.device)
         mask_BL = place_L < lengths_B.to(words_BL.device, non_blocking=True)[:, None]
         out = self.encoder(input_ids=words_BL, attention_mask=mask_BL.long())
         if self.two_tower:  # its pooled state is what it was trained to match images with
-            return self.project(out.pooler_output)
+            return out.pooler_output
         mask_BL1 = mask_BL[..., None].to(out.last_hidden_state.dtype)
-        return self.project((out.last_hidden_state * mask_BL1).sum(1) / mask_BL1.sum(1))
+        return (out.last_hidden_state * mask_BL1).sum(1) / mask_BL1.sum(1)
 
 
 def load(settings: ModelSettings, architecture: dict | None) -> nn.Module:
@@ -120,6 +117,12 @@ def load(settings: ModelSettings, architecture: dict | None) -> nn.Module:
     if architecture is not None:
         return AutoModel.from_config(AutoConfig.for_model(**architecture))
     return _from_pretrained(AutoModel, settings)
+
+
+def scale_and_bias(model: nn.Module | None) -> dict[str, float]:
+    """A two-tower's learned `logit_scale` (a logarithm) and `logit_bias`, where it has them."""
+    found = {name: getattr(model, name, None) for name in ("logit_scale", "logit_bias")}
+    return {name: float(x.detach()) for name, x in found.items() if torch.is_tensor(x)}
 
 
 def architecture(settings: ModelSettings) -> dict:
@@ -164,23 +167,12 @@ def tokens(settings: ModelSettings) -> PretrainedTokens:
 
 
 def _side(model, name: str, projection: str, settings: ModelSettings):
-    """Encoder and projection of one side; a two-tower keeps its own space if both sides use it."""
+    """Encoder and projection of one side, and whether that is the model's own.
+
+    A two-tower keeps its own space if both sides use it.
+    """
     encoder = getattr(model, name, model)
     both = settings.image == settings.text == "pretrained"
     if encoder is not model and both:
-        return encoder, getattr(model, projection, nn.Identity())
-    return encoder, nn.Linear(encoder.config.hidden_size, settings.dim)
-
-
-def _add_lora(encoder: nn.Module, rank: int) -> None:
-    """Freeze the encoder and add low-rank updates to its attention's projections."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ValueError("model.lora_rank needs peft; install halftone-itr[lora]") from error
-    for parameter in encoder.parameters():
-        parameter.requires_grad = False
-    names = {n.rsplit(".", 1)[-1] for n, m in encoder.named_modules() if isinstance(m, nn.Linear)}
-    targets = sorted(names & {"q_proj", "k_proj", "v_proj", "query", "key", "value", "q_lin"})
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
-    inject_adapter_in_model(config, encoder)
+        return encoder, getattr(model, projection, nn.Identity()), True
+    return encoder, nn.Linear(encoder.config.hidden_size, settings.dim), False

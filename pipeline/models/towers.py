@@ -11,6 +11,7 @@ from pipeline.models import pretrained
 from pipeline.models.convolution import ConvolutionTower
 from pipeline.models.gru import GRUTower
 from pipeline.models.regions import RegionTower
+from pipeline.models.tuning import tune
 from pipeline.models.two_tower import TowerInputs, TwoTower
 from pipeline.models.vocabulary import PretrainedTokens, Vocabulary
 from schemas.settings import ModelSettings
@@ -32,13 +33,21 @@ def build(
 ) -> TwoTower:
     """A new two-tower model; `features` is the width of a region vector, None for pixels.
 
-    Pretrained towers come with their weights, or untrained from an `architecture`.
+    Pretrained towers come with their weights, or untrained from an `architecture`. What of each is
+    trained is as `model.tune_image` and `model.tune_text` say.
     """
-    image, text = _tower("image", settings), _tower("text", settings)
+    kinds = {side: _tower(side, settings) for side in ("image", "text")}
     asked = "pretrained" in (settings.image, settings.text)
     model = pretrained.load(settings, architecture) if asked else None
     given = TowerInputs(features, len(vocabulary), model)
-    return TwoTower(image.from_settings(settings, given), text.from_settings(settings, given))
+    built, tuned = {}, {}
+    for side, kind in kinds.items():  # one after the other: what is new in them is drawn so
+        built[side] = kind.from_settings(settings, given)
+        tuned[side] = tune(built[side], side, settings)
+    towers = TwoTower(built["image"], built["text"], tuned)
+    if settings.image == settings.text == "pretrained":  # in the space that it learned them for
+        towers.came_with = pretrained.scale_and_bias(model)
+    return towers
 
 
 def architecture(settings: ModelSettings) -> dict | None:

@@ -9,7 +9,7 @@ vectors, C captions of an image, E width of a caption's vector, R own lists of a
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.formulas.losses import LOSSES, WeightedSum
+from pipeline.formulas.losses import LOSSES, Learned, WeightedSum
 from pipeline.formulas.relevance import from_captions
 from pipeline.formulas.streaming import lists_streamed
 from pipeline.labels.caption_vectors import Captions, StoredCaptions
@@ -40,7 +40,7 @@ def check(settings: TrainSettings) -> None:
                 "use 'queries'"
             )
         try:  # on a list of two, at both ends of every schedule: before any work
-            loss, two = WeightedSum({name: given}), torch.eye(2)
+            loss, two = _trial(settings.losses, name), torch.eye(2)
             for time in (-math.inf, math.inf):
                 value = float(loss(two, two > 0, two, time=time).sum())
                 if not math.isfinite(value):
@@ -49,13 +49,23 @@ def check(settings: TrainSettings) -> None:
             raise InputError(f"train.losses.{name}: {error}") from error
 
 
-def loss_of(settings: TrainSettings) -> WeightedSum:
+def _trial(losses: dict[str, dict[str, Any]], name: str) -> WeightedSum:
+    """One of the losses, what of it is learned at its start."""
+    learned = Learned(losses)
+    values = learned.values(learned.parameters())
+    own = {key: value for key, value in values.items() if key[0] == name}
+    return WeightedSum({name: learned.losses[name]}).having(own)
+
+
+def loss_of(
+    settings: TrainSettings, losses: Mapping[str, dict[str, Any]] | None = None
+) -> WeightedSum:
     """The weighted sum, times in epochs; a triplet starts on all negatives.
 
     On the hardest ones from the first step it collapses, so that its mining waits, unless the
-    recipe says how it goes.
+    recipe says how it goes. `losses` are the settings' with numbers for what is learned.
     """
-    losses = dict(settings.losses)
+    losses = dict(Learned(settings.losses).losses if losses is None else losses)
     if "triplet" in losses:
         wait = {"from": 0, "to": 1, "over": settings.negatives_warmup, "shape": "jump"}
         losses["triplet"] = {"mining": wait, **losses["triplet"]}
@@ -70,7 +80,11 @@ Decided = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, columns and relevan
 
 
 class Objective:
-    """Loss of one worker's pairs against the global batch, both directions."""
+    """Loss of one worker's pairs against the global batch, both directions.
+
+    What the recipe's losses learn is in `parameters`, which are the model's: `TwoTower.learned`.
+    Their gradient is that of own pairs' loss: the mean over the workers is the global batch's.
+    """
 
     def __init__(
         self,
@@ -78,9 +92,19 @@ class Objective:
         label: LabelSettings,
         captions: StoredCaptions | Captions | None,
         world: ProcessGroup,
+        came_with: Mapping[str, float] | None = None,  # what a pretrained model learned
     ):
-        self.loss, self.world, self.rows = loss_of(settings), world, settings.list_rows or None
+        self.world, self.rows = world, settings.list_rows or None
+        self.learned = Learned(settings.losses, came_with)
+        self.loss = loss_of(settings, self.learned.losses)
+        self.parameters: Mapping[str, Tensor] = self.learned.parameters()
         self.relevance = None if captions is None else Relevance(captions, label, world)
+
+    @property
+    def names(self) -> list[str]:
+        """What records call that which is learned, and what follows it."""
+        learned = self.learned
+        return [f"train/{x.loss}_{x.name}" for x in (*learned.settings, *learned.followers)]
 
     def __call__(
         self, images_nD: Tensor, texts_nD: Tensor, batch: Batch, epoch: float
@@ -91,8 +115,10 @@ class Objective:
         graded = self.relevance is not None and self.loss.graded_at(epoch)
         relevance = self.relevance.of_batch(batch, image_B) if graded else None
 
+        values = self.learned.values(self.parameters)
+        loss = self.loss.having(values)
         # Products of unit vectors are never -inf, and in [-1, 1].
-        each = functools.partial(self.loss.each, time=epoch, scored=True, score_range=2.0)
+        each = functools.partial(loss.each, time=epoch, scored=True, score_range=2.0)
 
         def of_images(rows: slice) -> tuple[Tensor, Tensor | None]:
             same_RB = image_n[rows, None] == image_B
@@ -102,10 +128,11 @@ class Objective:
             same_RB = image_n[rows, None] == image_B
             return same_RB, relevance.of_texts(rows, same_RB) if relevance else None
 
-        how: dict[str, Any] = {"rows": self.rows, "learned": self.loss.learned}
+        how: dict[str, Any] = {"rows": self.rows, "learned": loss.learned}
         i2t, of_i2t = lists_streamed(each, images_nD, gather(texts_nD), of_images, **how)
         t2i, of_t2i = lists_streamed(each, texts_nD, gather(images_nD), of_texts, **how)
-        return (i2t + t2i) / 2, {name: (of_i2t[name] + of_t2i[name]) / 2 for name in of_i2t}
+        terms = {name: (of_i2t[name] + of_t2i[name]) / 2 for name in of_i2t}
+        return (i2t + t2i) / 2, terms | self.learned.told(values)
 
 
 class Relevance:

@@ -20,6 +20,8 @@ from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed import ProcessGroup
 from schemas.settings import Recipe, ShardSettings, of_before
 
+LEARNED = "learned."  # how the names of what the losses learned begin
+
 
 def summary(piece: Piece) -> dict:
     """What the finished training left in its folder."""
@@ -122,7 +124,10 @@ def load_model(folder: str, prompts: tuple[str, ...] | None = None) -> SavedMode
     shard = ShardSettings(**about["shard"]) if "shard" in about else recipe.shard
     known = {name: about[name] for name in ("features", "architecture")}
     model = models.build(recipe.model, vocabulary=vocabulary, **known)
-    model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
+    weights = load(store.read_bytes(store.join(folder, "model.safetensors")))
+    learned = {n.removeprefix(LEARNED): v for n, v in weights.items() if n.startswith(LEARNED)}
+    model.learned.update({name: torch.nn.Parameter(value) for name, value in learned.items()})
+    model.load_state_dict(weights)
     model = model.eval().to(ProcessGroup().device)
     read_by = recipe.evaluate.prompts if prompts is None else prompts
     return SavedModel(model, vocabulary, recipe, shard, about["features"], read_by)

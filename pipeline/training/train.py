@@ -203,6 +203,8 @@ def notes(entry: dict, name: str) -> dict[str, Any]:
         found |= {f"soup_{k}": v for k, v in entry["soup"].items() if k == "over_best"}
     if entry.get("torn_checkpoints"):
         found["passed_over_torn"] = ", ".join(entry["torn_checkpoints"])
+    if entry.get("frozen"):
+        found["vectors_made_once"] = ", ".join(entry["frozen"])
     if entry.get("not_compiled"):
         found["not_compiled"] = entry["not_compiled"]
     if entry.get("collapsed"):

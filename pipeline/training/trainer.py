@@ -14,11 +14,13 @@ from pipeline.labels.caption_vectors import Captions, StoredCaptions
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training.checkpoint import Tensors, frozen, put_weights
+from pipeline.training.checkpoint import Tensors, frozen, put_weights, trained
 from pipeline.training.data import Batch, Split, word_counts
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
+from pipeline.training.learner.frozen import FrozenTowers, parts_of
 from pipeline.training.loading.augmentation import Augment
+from pipeline.training.loading.frozen import InOrder, VectorSplit
 from pipeline.training.loading.loader import Loader, workers_for
 from pipeline.training.loop import Course
 from pipeline.training.neighbours import Neighbours
@@ -64,7 +66,6 @@ class TowerTrainer:
                 Neighbours(*of_shards, SPARE * s.neighbours, limit), s.neighbours, world, keep
             )
             known = StoredCaptions(*of_shards, limit) if needs_relevance(s) else None
-        objective = Objective(s, self.recipe.label, known, world)
         try:
             words = models.vocabulary_for(
                 model, partial(word_counts, self.train_split, world, keep)
@@ -73,24 +74,35 @@ class TowerTrainer:
             towers = models.build(model, vocabulary=words, features=self.train_split.features)
         except ValueError as error:
             raise InputError(str(error)) from error
+        self.objective = Objective(s, self.recipe.label, known, world, towers.came_with)
+        towers.learned.update(self.objective.parameters)
         self.vocabulary = words
         self.vocabulary_state: list | dict | None = words.state
-        self.loader = self._loader(near)
-        self.order, self.steps = self.loader.order, self.loader.order.steps
-        self.learner = Learner(towers, objective, s, world, self.steps)
+        self.order = self._order(near)
+        self.steps = self.order.steps
+        parts = parts_of(towers, self.recipe, self.order) if keep else {}
+        self.loader = self._loader(decodes="image" not in parts)
+        self.learner = Learner(towers, self.objective, s, world, self.steps)
+        self.frozen_towers = FrozenTowers(
+            parts, self.learner, self.recipe, words, self._loader_in_order
+        )
         self.course = _course(self.recipe)
-        self.about: dict[str, Any] = {
+        self.about: dict[str, Any] = self._about(label_version)
+
+    def _about(self, label_version: str | None) -> dict[str, Any]:
+        """What every checkpoint says of the training."""
+        return {
             "settings": self.recipe.model_dump(mode="json"),
-            "data_version": piece.inputs["data"],
+            "data_version": self.piece.inputs["data"],
             "label_version": label_version,
             "order": self.order.version,
             "base": self.learner.base,
         }
 
-    def _loader(self, near: Neighbours | None) -> Loader:
-        """The batches of this worker, whose pairs are near to each other if the recipe asks so."""
+    def _order(self, near: Neighbours | None) -> Sampler:
+        """The pairs of every step, which are near to each other if the recipe asks so."""
         s = self.settings
-        order = Sampler(
+        return Sampler(
             self.train_split,
             batch_size=s.batch_size,
             lanes=s.lanes,
@@ -99,26 +111,46 @@ class TowerTrainer:
             group=s.neighbours,
             neighbours=near,
         )
-        augment = Augment.of(s)
+
+    def _loader(self, decodes: bool) -> Loader:
+        """The batches of this worker."""
+        s, augment = self.settings, Augment.of(self.settings)
+        how = {"epochs": s.epochs, "here": self.world.size_here}
+        workers = workers_for(self.train_split, augment, asked=s.decode_workers, **how)
         return Loader(
-            order,
+            self.order,
             self.vocabulary,
             rank=self.world.rank,
             size=self.world.size,
             max_words=self.recipe.model.max_words,
-            workers=workers_for(
-                self.train_split,
-                augment,
-                asked=s.decode_workers,
-                epochs=s.epochs,
-                here=self.world.size_here,
-            ),
+            workers=workers if decodes else 0,
             augment=augment,
             epochs=s.epochs,
             device=self.world.device,
         )
 
+    def _loader_in_order(self, split: Split, order: InOrder) -> Loader:
+        """The pictures of some shards, once."""
+        how = {"epochs": 1, "here": self.world.size_here}
+        workers = workers_for(split, None, asked=self.settings.decode_workers, **how)
+        words, device = self.recipe.model.max_words, self.world.device
+        given: dict[str, Any] = {"max_words": words, "workers": workers, "device": device}
+        return Loader(order, self.vocabulary, rank=0, size=1, **given)
+
+    def _take_vectors(self) -> None:
+        """What frozen towers make of the splits comes in place of pictures and words."""
+        frozen_towers = self.frozen_towers
+        if not frozen_towers.parts or self.loader.given:
+            return
+        self.loader.given = frozen_towers.vectors_of(self.train_split, ["image", "text"])
+        if self.val_split is not None:
+            of_val = frozen_towers.vectors_of(self.val_split, ["image"])
+            if "image" in of_val:
+                self.val_split = VectorSplit(self.val_split, of_val["image"])
+        self.learner.model.given = frozen_towers.parts
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        self._take_vectors()
         self.learner.parallel.train()
         return self.loader.epoch(epoch, start)
 
@@ -147,9 +179,13 @@ class TowerTrainer:
         return f"its batch is kept in {uri}"
 
     def of_epoch(self, record: dict[str, float]) -> dict[str, float]:
-        """1 if all images or all texts are encoded alike, of which no loss recovers by itself."""
+        """What the losses learned by now, and whether the towers collapsed.
+
+        1 if all images or all texts are encoded alike, of which no loss recovers by itself.
+        """
         cosines = [record[f"train/mean_cosine_{side}"] for side in ("images", "texts")]
-        return {"train/collapsed": float(max(cosines) > COLLAPSED)}
+        learned = {name: record[name] for name in self.objective.names if name in record}
+        return {"train/collapsed": float(max(cosines) > COLLAPSED), **learned}
 
     def validate(self) -> dict[str, float]:
         if self.val_split is None:
@@ -174,6 +210,10 @@ class TowerTrainer:
             moments = norms.renew(self.learner.model, *given)
             return self._measured(), {**weights, **moments}
 
+    def trained(self) -> dict[str, torch.Tensor]:
+        """The very weights and buffers that training changes; of sharded ones this worker's."""
+        return trained(self.learner.model)
+
     def frozen(self) -> dict[str, torch.Tensor]:
         return frozen(self.learner.model)
 
@@ -185,10 +225,14 @@ class TowerTrainer:
         return self.learner.state()
 
     def restore(self, checkpoint: Checkpoint, files: Tensors) -> None:
-        if self.world.together and self.settings.sharding == "ddp":
-            self.learner.settle(next(self.loader.epoch(0)))
+        kept = files, checkpoint.optimizer, checkpoint.base
         try:
-            self.learner.restore(files, checkpoint.optimizer, checkpoint.base)
+            if self.frozen_towers.parts:  # frozen weights may come with the checkpoint
+                self.learner.restore(*kept)
+                self._take_vectors()
+            if self.world.together and self.settings.sharding == "ddp":
+                self.learner.settle(next(self.loader.epoch(0)))
+            self.learner.restore(*kept)
         except (RuntimeError, KeyError, ValueError) as error:
             raise InputError(
                 f"the checkpoint of step {checkpoint.step} does not fit: other towers, words or "
@@ -214,6 +258,7 @@ class TowerTrainer:
                 *(self.piece.inputs["root"], self.learner.model, self.train_split.features),
                 *(self.architecture, self.about["settings"]),
             ),
+            **({"frozen": sorted(self.loader.given)} if self.loader.given else {}),
             **({"not_compiled": self.learner.not_compiled} if self.learner.not_compiled else {}),
         }
 

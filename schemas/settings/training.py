@@ -250,6 +250,14 @@ class TrainSettings(Section):
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
+    def _of_the_optimizer(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            given = name in ("betas", "eps") and getattr(self, name) != field.default
+            if given and self.optimizer == "sgd":
+                raise ValueError(f"{name} is a setting of adam and adamw, and the optimizer is sgd")
+        return self
+
+    @model_validator(mode="after")
     def _lanes_fit(self) -> Self:
         if self.batch_size % self.lanes:
             raise ValueError(

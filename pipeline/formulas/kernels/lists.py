@@ -25,10 +25,10 @@ def of_lists(
     It gets scores_QN of float32 or float64, N > 0, relevance_QN or boolean positive_QN, and
     mask_QN; what is masked out is 0. Whatever it returns, a query with a number that is not finite
     in its list has the loss and the gradient NaN. `learned` are the settings that may be tensors
-    with a gradient. The loss may be told that all candidates are `scored`, none by -inf: then it
-    does not look, and a device other than the processor carries no mask for it. It may be told the
-    `score_range`, the greatest score less the least one (2 for cosines): a function that has that
-    setting gets it.
+    with a gradient; the loss has their names as its attribute of that name. It may be told that all
+    candidates are `scored`, none by -inf: then it does not look, and a device other than the
+    processor carries no mask for it. It may be told the `score_range`, the greatest score less the
+    least one (2 for cosines): a function that has that setting gets it.
 
     `fused(scores_QN, target_QN, mask_QN, **settings)` gives the one kernel that does all of it,
     where it can; the loss has it as its attribute of that name, called as the loss is.
@@ -49,6 +49,7 @@ def of_lists(
             return of(scores_QN, target_QN, mask_QN, scored, settings)
 
         loss.fused = of.kernel_alone  # type: ignore[attr-defined]
+        loss.learned = learned  # type: ignore[attr-defined]
         return cast(F, loss)
 
     return decorator

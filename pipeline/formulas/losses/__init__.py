@@ -20,6 +20,7 @@ from pipeline.formulas.losses.contrastive import (
     triplet,
 )
 from pipeline.formulas.losses.kendall import kendall_rank, kendall_smooth
+from pipeline.formulas.losses.learned import Learned, scale_and_bias
 from pipeline.formulas.losses.listwise import list_mle, list_net, smooth_ndcg, soft_label_kl
 from pipeline.formulas.losses.registry import GRADED, LOSSES
 from pipeline.formulas.losses.weighted_sum import WeightedSum, scheduled
@@ -27,6 +28,7 @@ from pipeline.formulas.losses.weighted_sum import WeightedSum, scheduled
 __all__ = [
     "GRADED",
     "LOSSES",
+    "Learned",
     "WeightedSum",
     "adaptive_info_nce",
     "both_directions",
@@ -36,6 +38,7 @@ __all__ = [
     "list_mle",
     "list_net",
     "masked_info_nce",
+    "scale_and_bias",
     "scheduled",
     "siglip",
     "smooth_ndcg",

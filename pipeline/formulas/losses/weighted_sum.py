@@ -86,6 +86,14 @@ class WeightedSum:
         values = (value for settings in self.losses.values() for value in settings.values())
         return [value for value in values if torch.is_tensor(value) and value.requires_grad]
 
+    def having(self, values: Mapping[tuple[str, str], Any]) -> "WeightedSum":
+        """The same with other values of some settings, by (loss, setting)."""
+        other = WeightedSum.__new__(WeightedSum)
+        other.losses = {name: dict(settings) for name, settings in self.losses.items()}
+        for (name, setting), value in values.items():
+            other.losses[name][setting] = value
+        return other
+
     def graded_at(self, time: float) -> bool:
         """Whether relevance plays a part at a time: a graded loss has a weight then."""
         weights = (

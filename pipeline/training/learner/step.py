@@ -50,11 +50,14 @@ class Learner:
     ):
         self.model, self.objective, self.settings, self.world = model, objective, settings, world
         self.steps_per_epoch = steps_per_epoch
+        still = {id(module) for tuned in model.tuned.values() for module in tuned.still}
         for name, module in model.named_modules() if settings.chunk else ():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+            if norm and id(module) not in still:
                 raise InputError(
                     f"train.chunk encodes a batch in parts, and {name} normalises over the whole "
-                    "of it; set train.chunk 0 or choose a tower without batch norm"
+                    "of it; set train.chunk 0, freeze its moments (model.tune_image "
+                    "frozen_batch_norm) or choose a tower without batch norm"
                 )
         self.base = checkpoint.identity(checkpoint.frozen(model))  # of what is not trained
         self.arithmetic = Arithmetic(settings.precision, world.device)
@@ -65,6 +68,14 @@ class Learner:
         self.parallel = self._shared(model.to(world.device))
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names, self.parameters = [n for n, _ in trained], [p for _, p in trained]
+        if not self.parameters:
+            raise InputError(
+                "nothing is trained: both towers are frozen and no loss learns a temperature; "
+                "choose another mode for one of model.tune_image and model.tune_text"
+            )
+        self.learned = [*model.learned.values()]  # single numbers, alike on all workers
+        numbers = {id(p) for p in self.learned}
+        self.weights = [p for p in self.parameters if id(p) not in numbers]  # of the towers
         self.optimizer = optimizer_of(model, settings)
         fp16 = settings.precision == "amp_fp16"
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=fp16)
@@ -78,6 +89,11 @@ class Learner:
             return model
         if self.world.device.type == "cuda" and _convolves(model.image):
             model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not any(p.requires_grad for p in (*model.image.parameters(), *model.text.parameters())):
+            return model  # nothing in it is to be exchanged
+        # What the losses learn is none of its calls': `_backward` exchanges it.
+        numbers = [name for name, _ in model.named_parameters() if name.startswith("learned.")]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, numbers)
         return self.world.share(model)
 
     def step(self, batch: Batch, number: int) -> Callable[[], dict[str, float]]:
@@ -89,14 +105,15 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss, terms, vectors = self._backward(batch, number)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip_grad_norm)
         self.check()
         self._last = (number, batch, loss.detach(), norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.learned:
+            self.objective.learned.clamp_(self.objective.parameters)
         if self.averages:
-            newest = [p.detach() for p in self.parameters]
-            torch._foreach_lerp_(self.averages, newest, 1 - self.settings.ema)
+            self._average()
 
         def record() -> dict[str, float]:
             values = {"train/loss": loss, **{f"train/{k}": v for k, v in terms.items()}}
@@ -107,6 +124,17 @@ class Learner:
             return {**own, **dict(zip(values, means, strict=True))}
 
         return record
+
+    def _average(self) -> None:
+        """Averaged weights go some of the way to the newest ones."""
+        shares: dict[bool, tuple[list, list]] = {True: ([], []), False: ([], [])}
+        for average, newest in zip(self.averages, self.parameters, strict=True):
+            averages, news = shares[hasattr(average, "full_tensor")]  # no operator takes both
+            averages.append(average)
+            news.append(newest.detach())
+        for averages, news in shares.values():
+            if averages:
+                torch._foreach_lerp_(averages, news, 1 - self.settings.ema)
 
     def settle(self, batch: Batch) -> None:
         """Do what a first step does once; to be followed by `restore`.
@@ -147,6 +175,7 @@ class Learner:
         )
         loss, terms = self.objective(images, texts, batch, number / self.steps_per_epoch)
         self.scaler.scale(loss).backward()
+        self._exchange_learned()
         size = len(chunks[0])
         grads = list(zip(images.grad.split(size), texts.grad.split(size), strict=True))
         ddp = self.parallel if isinstance(self.parallel, DistributedDataParallel) else None
@@ -157,9 +186,24 @@ class Learner:
                 waits = ddp is not None and k < len(chunks) - 1
                 with ddp.no_sync() if waits else contextlib.nullcontext():
                     vectors = self._encode(part, number, k) if cached else made[0]
+                    trained = [
+                        (x, g) for x, g in zip(vectors, grad, strict=True) if x.requires_grad
+                    ]
                     with self.arithmetic.backward():
-                        torch.autograd.backward(vectors, grad)
+                        if trained:  # of a frozen tower there is nothing to send back
+                            torch.autograd.backward(*zip(*trained, strict=True))
         return loss, terms, (images, texts)
+
+    def _exchange_learned(self) -> None:
+        """The gradient of what the losses learn is that of the global batch: the workers' mean.
+
+        Each has that of its own lists' loss, once a step, in however many chunks it encodes.
+        """
+        if not self.learned:
+            return
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.learned]
+        for parameter, grad in zip(self.learned, self.world.mean(torch.stack(own)), strict=True):
+            parameter.grad = grad.clone()
 
     def _encode(self, batch: Batch, number: int, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit vectors (n, D) float32 of images and texts."""
@@ -215,8 +259,8 @@ class Learner:
             raise InputError(
                 f"the checkpoint was made with other weights of the {len(left_out)} tensors that "
                 f"are not trained ({next(iter(left_out))}, …): the pretrained model has changed, "
-                "or model.freeze or model.lora_rank are others; give that model, or train without "
-                "--resume"
+                "or what of it is trained (model.tune_image, model.tune_text, model.freeze, "
+                "model.lora_rank); give that model, or train without --resume"
             )
         if self.averages:
             checkpoint.put_weights(self.model, files["model"])

@@ -3,7 +3,7 @@
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from pipeline.training.data import Batch, Split
 from pipeline.training.loading.augmentation import Augment
 from pipeline.training.loading.device import Copies
 from pipeline.training.loading.frames import Frames, Layout
+from pipeline.training.loading.frozen import FrozenVectors, InOrder
 from pipeline.training.loading.making import Made, PairSettings, Part, Shared
 from pipeline.training.loading.pool import Processes, Thread
 from pipeline.training.sampler import Sampler
@@ -50,7 +51,7 @@ class Loader:
 
     def __init__(
         self,
-        order: Sampler,
+        order: Sampler | InOrder,
         vocabulary: Known,
         *,
         rank: int,
@@ -65,6 +66,7 @@ class Loader:
         self.lanes = range(rank, order.lanes, size)
         self.max_words, self.workers, self.augment = max_words, workers, augment
         self.epochs, self.copies = epochs, Copies(device)
+        self.given: Mapping[str, FrozenVectors] = {}  # by side: batches hold these in its place
         self.pool: Processes | Thread | None = None
         self.busy = self.reading = 0.0  # seconds of all processes, and of storage in them
         self._tasks: dict[int, Task] = {}  # by number, those of which parts are not made
@@ -114,11 +116,14 @@ class Loader:
         rows = len(self.lanes) * self.order.batch_size // self.order.lanes
         shape: tuple[int, ...] = (3, split.image_size, split.image_size)
         dtype = "uint8"
-        if split.features is not None:
+        if "image" in self.given:
+            shape, dtype = (self.given["image"].width,), "float32"
+        elif split.features is not None:
             first = split.image(0)
             shape, dtype = first.shape, first.dtype.str
         layout = Layout(rows, shape, dtype, self.vocabulary.longest(self.max_words))
-        kept = len(split) if keeps(split, self.augment, layout.image_bytes) else 0
+        there = "image" not in self.given and keeps(split, self.augment, layout.image_bytes)
+        kept = len(split) if there else 0
         self.frames = Frames(layout)
         shared = Shared(max(1, self.workers), len(split.tars), kept, layout)
         given = split.image_size, self.augment, self.order.seed, self.max_words, split.copies
@@ -156,7 +161,12 @@ class Loader:
         self._collect(wait=False)
 
     def _parts(self, number: int, task: Task) -> list[Part]:
-        places, texts = self.split.places(task.rows), self.split.texts(task.captions)
+        if "image" in self.given:
+            self.frames.views(task.frame).images[:] = self.given["image"].take(task.rows)
+            places = []
+        else:
+            places = self.split.places(task.rows)
+        texts = [] if "text" in self.given else self.split.texts(task.captions)
         rows, captions = task.rows.tolist(), task.captions.tolist()
         kept = bool(len(self._held))
         held = self._held[task.rows].tolist() if kept else [False] * len(rows)
@@ -188,10 +198,13 @@ class Loader:
 
     def _batch(self, task: Task) -> Batch:
         images, ids, lengths = self.frames.lend(task.frame)
-        longest = int(lengths.max())
+        if "text" in self.given:
+            words = self.given["text"].take(task.captions)
+        else:
+            words = ids[:, : int(lengths.max())].copy()
         batch = Batch(
             images=torch.from_numpy(images),
-            words=torch.from_numpy(ids[:, :longest].copy()),
+            words=torch.from_numpy(words),
             lengths=torch.from_numpy(lengths.copy()),
             image_rows=torch.from_numpy(task.rows),
             caption_rows=torch.from_numpy(task.captions),
@@ -210,7 +223,7 @@ class Loader:
 
 
 def _pairs(
-    order: Sampler, lanes: Iterable[int], epoch: int, start: int, epochs: int
+    order: Sampler | InOrder, lanes: Iterable[int], epoch: int, start: int, epochs: int
 ) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:
     """(epoch and step), image rows and caption rows of some lanes, to the training's end."""
     mine = list(lanes)

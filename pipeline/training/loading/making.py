@@ -41,7 +41,7 @@ class Part(NamedTuple):
     rows: list[int]  # of images
     captions: list[int]  # rows of captions
     held: list[bool]  # decoded before, and kept
-    places: list[Place]
+    places: list[Place]  # none where the images lie in the frame already
     texts: list[str]
 
 
@@ -93,7 +93,8 @@ class Maker:
         self._reading, self._in_reading = 0.0, False
         images, ids, lengths = self.frames.views(part.frame)
         try:
-            pairs = zip(part.rows, part.captions, part.held, part.places, strict=True)
+            places = part.places or ()  # none where vectors stand for the images
+            pairs = zip(part.rows, part.captions, part.held, places, strict=bool(places))
             for k, (row, caption, held, place) in enumerate(pairs, part.first):
                 self.shared.at[self.number] = row + 1
                 self._image(images[k], row, [self.settings.seed, part.epoch, caption], held, place)

@@ -6,16 +6,15 @@ often keeps both. Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 
     weights(α) = (1 - α) before + α trained
 """
 
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import InputError
 from pipeline.storage import store
-from pipeline.training.checkpoint import Tensors, trained, whole
+from pipeline.training.checkpoint import Tensors, whole
 from pipeline.training.loop import CHOSEN_BY, Loop
-from pipeline.training.trainer import TowerTrainer
 
 BEFORE = "before.safetensors"  # beside the checkpoints: what is trained, as it was before
 # Low-rank updates are a product, B A, of which B is 0 before training: with the trained A, what is
@@ -45,6 +44,16 @@ def between(
     return {name: mixed(name, value) for name, value in after.items()}
 
 
+class Towers(Protocol):
+    """What is asked of a `TowerTrainer`."""
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """The weights and buffers that training changes; every worker calls it."""
+
+    def validate_with(self, weights: dict[str, torch.Tensor]) -> tuple[dict, dict]:
+        """Figures on val of such weights, and these with their batch norms' moments."""
+
+
 class Interpolation:
     """What `train.interpolate` makes of the chosen checkpoint's weights: a `loop.Finish`."""
 
@@ -53,20 +62,18 @@ class Interpolation:
 
     def begin(self, loop: Loop) -> None:
         """Keep the weights that training is going to change."""
-        assert isinstance(loop.trainer, TowerTrainer)
-        copies = whole({"": trained(loop.trainer.learner.model)}, loop.world.rank == 0)
+        copies = whole({"": cast(Towers, loop.trainer).trained()}, loop.world.rank == 0)
         if loop.world.rank == 0:
             store.write_bytes(store.join(loop.checkpoints, BEFORE), save(copies[""]))
 
     def weights(self, loop: Loop, found: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The weights best on val, and the curve: figures on val by α."""
-        uri, trainer = store.join(loop.checkpoints, BEFORE), loop.trainer
+        uri, trainer = store.join(loop.checkpoints, BEFORE), cast(Towers, loop.trainer)
         if not store.exists(uri):
             raise InputError(
                 "train.interpolate needs the weights before training, and this one goes on from a "
                 "checkpoint of one without it; train without --resume"
             )
-        assert isinstance(trainer, TowerTrainer)
         before, by = load(store.read_bytes(uri)), CHOSEN_BY.get(loop.course.select, "val/rsum")
         curve, best = [], None
         for share in reversed(self.shares):  # of equals the most trained

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.models import Vocabulary
+from pipeline.models import TwoTower, Vocabulary
 from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.training.data import Split
 from schemas.settings import Recipe
@@ -13,13 +13,13 @@ from schemas.settings import Recipe
 SEEN, TOGETHER = 2048, 128  # train images and captions that moments are taken of; at a time
 
 
-def has_any(model: nn.Module) -> bool:
+def has_any(model: TwoTower) -> bool:
     return any(_keeps(module) for module in model.modules())
 
 
 @torch.no_grad()
 def renew(
-    model: nn.Module,
+    model: TwoTower,
     vocabulary: Vocabulary | PretrainedTokens,
     train: Split,
     recipe: Recipe,
@@ -27,10 +27,11 @@ def renew(
 ) -> dict[str, torch.Tensor]:
     """Give batch norms the moments of train images and captions; those buffers by name.
 
-    Each batch counts alike. The model is in evaluation mode before and after. Nothing is done, and
-    {} returned, where there is no batch norm.
+    Each batch counts alike. The model is in evaluation mode before and after. Those that are frozen
+    stay as they are; {} where there are no others.
     """
-    found = {name: module for name, module in model.named_modules() if _keeps(module)}
+    still = {id(module) for tuned in model.tuned.values() for module in tuned.still}
+    found = {n: m for n, m in model.named_modules() if _keeps(m) and id(m) not in still}
     if not found:
         return {}
     kept = [module.momentum for module in found.values()]

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from bench.lists import captions_of
-from pipeline.formulas.losses import LOSSES
+from pipeline.formulas.losses import LOSSES, Learned
 from pipeline.labels.caption_vectors import Captions
 from pipeline.training import distributed
 from pipeline.training.data import Batch
@@ -32,6 +31,12 @@ CASES = {name: {name: SETTINGS.get(name, {})} for name in LOSSES} | {
     "scheduled sum": {
         "info_nce": {"weight": 0.3, "temperature": {"from": 0.5, "to": 0.1, "over": 4}},
         "smooth_ndcg": {"weight": {"from": 0, "to": 4, "over": 2}, "tau": 0.05},
+    },
+    "learned": {
+        "info_nce": {"temperature": "learned"},
+        "adaptive_info_nce": {"temperature": {"learned": 0.2}},
+        "siglip": {"scale": "learned", "bias": {"learned": -3}},
+        "smooth_ndcg": {"tau": {"follows": "info_nce"}},
     },
 }
 
@@ -69,7 +74,10 @@ def whole(losses: dict, counts: list[int], label: LabelSettings):
     """Loss, terms and gradient by the score matrix and the relevance of all captions."""
     captions = captions_of(counts, ENCODER_DIM)
     weights, (images, texts), batch = inputs_of(captions, slice(None), losses)
-    loss = loss_of(TrainSettings(losses=losses, negatives_warmup=0))
+    learned = Learned(losses)
+    parameters = {k: torch.tensor(v, requires_grad=True) for k, v in learned.starts.items()}
+    values = learned.values(parameters)
+    loss = loss_of(TrainSettings(losses=losses, negatives_warmup=0)).having(values)
     r_MN = captions.relevance(captions.image_ids, label)
     r_BB = r_MN[batch.image_rows][:, batch.caption_rows]
     same_BB = batch.image_rows[:, None] == batch.image_rows
@@ -78,7 +86,9 @@ def whole(losses: dict, counts: list[int], label: LabelSettings):
     terms = {name: (i2t[name].mean() + t2i[name].mean()) / 2 for name in i2t}
     total = sum(terms.values())
     total.backward()
-    return {"": total.item()} | {k: v.item() for k, v in terms.items()}, weights.grad
+    terms |= learned.told(values)
+    found = {"": total.item()} | {k: v.item() for k, v in terms.items()}
+    return found, weights.grad, {k: p.grad for k, p in parameters.items()}
 
 
 def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, rank=0, size=1):
@@ -90,12 +100,12 @@ def shared(losses: dict, counts: list[int], label: LabelSettings, rows: int, ran
     weights, vectors, batch = inputs_of(captions, mine, losses)
     loss, terms = objective(*vectors, batch, epoch=1.0)
     loss.backward()
-    gradient = weights.grad
-    if size > 1:
-        dist.all_reduce(gradient)
-        gradient /= size
     terms = {"": loss, **terms}
-    return {name: float(world.mean(value.detach())) for name, value in terms.items()}, gradient
+    return (
+        {name: float(world.mean(value.detach())) for name, value in terms.items()},
+        world.mean(weights.grad),
+        {k: world.mean(p.grad) for k, p in objective.parameters.items()},
+    )
 
 
 # Where an image comes twice it is with two captions: equal relevance would tie by rounding alone.
@@ -148,14 +158,18 @@ def test_workers_together_have_the_loss_and_gradient_of_one(size, tmp_path):
         gloo.together(size, worker, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
     for case, given in cases(str(tmp_path)).items():
-        expected, gradient = whole(*given)
+        expected, gradient, of_learned = whole(*given)
         assert expected[""] > 0 and gradient.abs().max() > 1e-4, f"{case} has nothing to do here"
         for rank, rows in itertools.product(range(size), (0, 3)):
-            terms, other_gradient = found[rank][case, rows]
+            terms, other_gradient, of_own = found[rank][case, rows]
             assert terms == pytest.approx(expected, rel=1e-6, abs=1e-7), (case, rows)
             torch.testing.assert_close(
                 other_gradient, gradient, atol=1e-7, rtol=1e-6, msg=str((case, rows))
             )
+            assert {k: float(g) for k, g in of_own.items()} == pytest.approx(
+                {k: float(g) for k, g in of_learned.items()}, rel=1e-6
+            )
+            assert 0 not in of_learned.values()
 
 
 def gather_worker(rank: int, size: int, folder: str, lacking: bool) -> None:

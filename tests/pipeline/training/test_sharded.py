@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from pipeline.models.two_tower import blocks_of
+from pipeline.models.tuning.blocks import blocks_of
 from pipeline.storage import store
 from pipeline.training import saved_model, train
 from pipeline.training.loop import Loop
@@ -25,12 +25,16 @@ from tests.pipeline.training.test_train import (
 FLAGS = ("--train.optimizer", "sgd", "--lr", "0.02", "--train.epochs", "2")
 FLAGS += ("--train.pairs", "image", "--train.lanes", "4", "--train.log_every", "1")
 CLIP = ("--model.image", "pretrained", "--model.text", "pretrained")
+LEARNED = ("--train.losses", "{info_nce: {temperature: {learned: 0.1}}}")
+LEARNED += ("--train.temperature_lr", "0.5")
+LOCKED = ("--model.tune_image.mode", "frozen", "--model.tune_text", "{mode: last, layers: 1}")
 CASES: dict[str, tuple[str, ...]] = {
     "all": CLIP,
     "frozen": (*CLIP, "--model.freeze", "1"),
     "lora": (*CLIP, "--model.lora_rank", "2"),
-    "averaged": (*CLIP, "--train.ema", "0.5"),
-    "chunked": (*CLIP, "--train.chunk", "3"),
+    "averaged": (*CLIP, "--train.ema", "0.5", *LEARNED),
+    "chunked": (*CLIP, "--train.chunk", "3", *LEARNED),
+    "locked": (*CLIP, *LOCKED, *LEARNED),
     "recomputed": (*CLIP, "--model.gradient_checkpointing", "true", "--model.freeze", "1"),
     "own tower": ("--model.image", "tests.pipeline.training.test_many_workers:Patches"),
 }
