@@ -82,10 +82,15 @@ def each_or_pretrained(command, options, overrides: dict) -> None:
         return each_model(command, options, overrides)
     if options.seeds is not None:
         raise InputError("--pretrained is no training, so it has no --seeds; leave them out")
-    called = options.name or store.name_of(options.pretrained)
+    called = options.name or store.name_of(os.path.abspath(options.pretrained))
     options.name = None
 
     def pretrained(root: str, models: list) -> list:
+        if called in dict(models) and recipes.takes_steps(dict(models)[called]):
+            raise InputError(
+                f"{called} is a trained model of {root}, which --pretrained would replace; give "
+                "this one another --name"
+            )
         return [(called, recipes.of_pretrained(models[0][1], options.pretrained, overrides))]
 
     return _runs(command, options, overrides, pretrained)

@@ -225,6 +225,12 @@ def test_the_row_can_be_left_out(command, here, capsys):
     assert BEFORE not in capsys.readouterr().err
 
 
+def test_a_trained_model_is_not_replaced(run, models, capsys):
+    with pytest.raises(SystemExit):
+        main("evaluate", ["--root", run, "--pretrained", models["clip"], "--name", "tuned"])
+    assert "tuned is a trained model of" in capsys.readouterr().err
+
+
 def test_a_model_of_texts_alone_is_no_zero_shot_model(run, capsys, tmp_path):
     from transformers import BertConfig, BertModel
 
