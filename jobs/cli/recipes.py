@@ -78,7 +78,7 @@ def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recip
     return out
 
 
-BEFORE = "before-training"  # what the model is called that a tuned one was
+BEFORE = ".before-training"  # how what a tuned model was before is called, after its own name
 # What of a model's settings says how it is tuned, and nothing of what it is before.
 TUNING = [
     *("freeze", "layer_decay", "lora_rank", "gradient_checkpointing"),
@@ -89,7 +89,8 @@ TUNING = [
 def with_before(root: str, models: list[tuple[str, Recipe]]) -> list[tuple[str, Recipe]]:
     """The models, and first each pretrained one that is tuned, once, as it was before training.
 
-    One whose weights are gone is left out, unless it was made when they were there.
+    It is called after the pretrained model, so that it is one row whichever models are named. One
+    whose weights are gone is left out, unless it was made when they were there.
     """
     rows: dict[str, tuple[str, Recipe]] = {}
     tuned = [(n, r) for n, r in models if takes_steps(r) and two_towers(r.model)]
@@ -100,13 +101,12 @@ def with_before(root: str, models: list[tuple[str, Recipe]]) -> list[tuple[str, 
             continue
         model = {key: ModelSettings.model_fields[key].default for key in TUNING}
         row = untouched(recipe, recipe.model.model_copy(update=model))
-        called = f"{name}.{BEFORE}" if rows else BEFORE
+        called = store.name_of(str(row.model.pretrained)) + BEFORE
+        if called in dict(rows.values()):  # of the same name, and another picture size or the like
+            called = name + BEFORE
         if _there(row.model.pretrained) or RunFolder(root).known("train", called):
             rows.setdefault(row.model_dump_json(exclude={"about", "leaprr"}), (called, row))
-    kept = [
-        model for model in models if not (model[0] == BEFORE or model[0].endswith(f".{BEFORE}"))
-    ]
-    return [*rows.values(), *kept]
+    return [*rows.values(), *((n, r) for n, r in models if not n.endswith(BEFORE))]
 
 
 def takes_steps(recipe: Recipe) -> bool:

@@ -86,12 +86,19 @@ def each_or_pretrained(command, options, overrides: dict) -> None:
     options.name = None
 
     def pretrained(root: str, models: list) -> list:
-        if called in dict(models) and recipes.takes_steps(dict(models)[called]):
+        known = dict(models)
+        if called in known and recipes.takes_steps(known[called]):
             raise InputError(
                 f"{called} is a trained model of {root}, which --pretrained would replace; give "
                 "this one another --name"
             )
-        return [(called, recipes.of_pretrained(models[0][1], options.pretrained, overrides))]
+        tuned = (recipe for recipe in known.values() if recipes.takes_steps(recipe))
+        like = known.get(called) or next(tuned, None)
+        if like is None:  # the data's, and no prompts of another model as it comes
+            like = models[0][1]
+            read = {"prompts": overrides.get("evaluate", {}).get("prompts", ())}
+            like = like.model_copy(update={"evaluate": like.evaluate.model_copy(update=read)})
+        return [(called, recipes.of_pretrained(like, options.pretrained, overrides))]
 
     return _runs(command, options, overrides, pretrained)
 

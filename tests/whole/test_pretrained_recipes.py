@@ -21,7 +21,7 @@ RECIPES = sorted(
     for file in (ROOT / "recipes").glob("*.yaml")
     if yaml.safe_load(file.read_text()).get("model", {}).get("pretrained")
 )
-BEFORE = "before-training"
+BEFORE = "clip0.before-training"  # after the folder of `models`
 COUNTS = {"train": 40, "val": 12, "test": 12}
 
 
@@ -30,9 +30,10 @@ def models(tmp_path_factory) -> dict[str, str]:
     """Folders of a random CLIP and a random SigLIP, smaller than those of the recipes."""
     torch.manual_seed(0)
     config = CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=24)
-    clip = save(tmp_path_factory.mktemp("clip"), CLIPModel(config))
+    clip = save(tmp_path_factory.mktemp("models") / "clip0", CLIPModel(config))
     config = SiglipConfig(text_config=TEXT, vision_config=VISION)
-    return {"clip": clip, "siglip": save(tmp_path_factory.mktemp("siglip"), SiglipModel(config))}
+    folder = tmp_path_factory.mktemp("others") / "siglip0"
+    return {"clip": clip, "siglip": save(folder, SiglipModel(config))}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def command(tmp_path_factory, models, source, tiny_encoder):
     with pytest.MonkeyPatch.context() as patch:
         make_here(patch)
         for stage in ("ingest", "shard", "embed", "label"):
-            main(stage, ["--recipe", RECIPES[0], *same])
+            main(stage, ["--recipe", RECIPES[0], "--name", "tuned", *same])
 
     def words(recipe: str, name: str) -> list[str]:
         model = models["siglip" if "siglip" in recipe else "clip"]
@@ -88,10 +89,9 @@ def train_here(monkeypatch) -> None:
 
 
 @pytest.fixture
-def here(monkeypatch, tmp_path):
+def here(monkeypatch):
     make_here(monkeypatch)
     train_here(monkeypatch)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_there_are_those_of_the_field():
@@ -117,7 +117,8 @@ def test_a_dry_run_tells_steps_time_and_memory(command, here, capsys, recipe):
     assert found["state_bytes"] >= 4 * found["parameters"] + 12 * found["trained"]
     told = " ".join(said.err.split())
     assert re.search(r"min an epoch, \d+ min in all .* GB of weights, gradients", told)
-    assert f"model {BEFORE}" in said.err
+    before = BEFORE.replace("clip", "siglip") if "siglip" in recipe else BEFORE
+    assert f"model {before}" in said.err
     assert not store.exists(RunFolder(root).folder("train", f"dry-{recipe}"))
 
 
@@ -137,7 +138,6 @@ def run(command):
     with pytest.MonkeyPatch.context() as patch:
         make_here(patch)
         train_here(patch)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}-mlflow.db")
         main("run", [*words("flickr30k_clip", "tuned"), "--epochs", "1", "--lr", "1e-3"])
     return root
 
@@ -161,8 +161,8 @@ def test_the_row_before_training_stands_in_every_table(run, capsys):
 def test_mlflow_has_the_row_and_the_curve(run):
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{run}-mlflow.db")
-    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    client = MlflowClient(f"sqlite:///{Path(run).parent}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "flickr30k_clip"]
     every = {r.info.run_id: r for r in client.search_runs([experiment.experiment_id])}
     names = {r.info.run_name for r in every.values()}
     assert {BEFORE, "tuned"} <= names
@@ -209,6 +209,8 @@ def test_a_model_that_was_never_trained_here_is_evaluated(run, here, models, cap
 
 def test_what_others_are_trained_with_leaves_it_as_it_is(run, here, models, capsys):
     evaluated(run, "--pretrained", models["clip"], "--name", "zero")
+    zero = store.read_json(f"{run}/6-rankings/zero/metrics.json")
+    assert "prompts" not in zero["protocol"]  # as another model of no steps has
     before = store.read_bytes(f"{run}/5-model/zero/history.json")
     capsys.readouterr()
     main("train", ["--root", run, "--epochs", "2", "--lr", "1e-3"])
