@@ -62,6 +62,18 @@ def test_no_epochs_give_the_model_as_it_came(tuned, clip):  # noqa: F811
     assert loaded.embed_texts(["a red circle"]).shape == (1, 24)
 
 
+def test_an_index_says_of_such_models_what_loading_takes(tuned):
+    _, root, _ = tuned
+    soup(tuned, "said", "[a, b]", "--train.soup_choice", "uniform")
+    trained, *others = (
+        store.read_json(f"{root}/5-model/{name}/index.json")["pieces"][0]
+        for name in ("a", "before", "said")
+    )
+    of_training = {"torn_checkpoints", "collapsed", "cut_captions", "frozen", "not_compiled"}
+    for entry in others:
+        assert trained.keys() - of_training <= entry.keys()
+
+
 def test_what_was_there_before_is_the_first_record_of_a_training(tuned):
     _, root, _ = tuned
     before = store.read_json(f"{root}/5-model/before/history.json")["records"]
