@@ -1,8 +1,16 @@
 """halftone evaluate: tower vectors, rankings and metrics of a trained model."""
 
-from jobs.cli import main, scopes
+from jobs.cli import main, scopes, training
 from jobs.cli.command import Command
 from jobs.cli.run import Run
+
+
+def arguments(parser) -> None:
+    parser.add_argument(
+        "--pretrained",
+        default=None,
+        help="a model that was never trained here, a hub's name or a folder: a row of its own",
+    )
 
 
 def run(run: Run) -> None:
@@ -10,6 +18,8 @@ def run(run: Run) -> None:
     from pipeline.evaluation.results import sentence
     from pipeline.reports import tables
 
+    if not run.recipe.train.epochs and run.options.command == "evaluate":
+        training.run(run)  # which takes no step
     with run.stage("evaluate") as stage:
         recipe, root, name = run.recipe, run.root, run.name
         vectors = tower_vectors.plan_vectors(recipe, root, name)
@@ -24,9 +34,10 @@ def run(run: Run) -> None:
             for table in found.tables.values():
                 run.show.table("", *tables.figures(table, name), sentence(table.protocol))
             run.show.line(f"  {sentence(found.protocol)}")
+            run.show.notes(tower_vectors.told(recipe, root, name))
 
 
-COMMAND = Command(scopes.each_model, run, ("evaluate", "label"))
+COMMAND = Command(scopes.each_or_pretrained, run, ("evaluate", "label"), arguments=arguments)
 
 if __name__ == "__main__":
     main.main("evaluate")

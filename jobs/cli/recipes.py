@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import InputError, did_you_mean
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
-from schemas.settings import Recipe
+from schemas.settings import ModelSettings, Recipe, TrainSettings
 from schemas.settings.training import BRING_SIZES, SIZES
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
@@ -60,19 +60,99 @@ def seeded(models: list[tuple[str, Recipe]], seeds: str) -> list[tuple[str, Reci
 def saved(root: str, overrides: dict, only: str | None) -> list[tuple[str, Recipe]]:
     """(name, settings) of the models in a run folder, from the settings that were kept there.
 
-    In the order of their recipe.
+    In the order of their recipe. What is to be trained otherwise is none of those that were not
+    trained, unless one is named.
     """
     run, out = RunFolder(root), []
     names = run.models()
     for name in [name for name in names if only in (None, name)]:
-        values = _merged(run.settings(name), overrides)
+        kept, over = run.settings(name), overrides
+        if only is None and not (kept.get("train") or {}).get("epochs", 1):
+            over = {k: v for k, v in overrides.items() if k not in ("model", "train")}
+        values = _merged(kept, over)
         out.append((name, _absolute(_checked(values, run.settings_uri(name), overrides))))
-    out.sort(key=lambda model: (model[1].place, model[0]))
+    out.sort(key=lambda model: (bool(model[1].train.epochs), model[1].place, model[0]))
     if out:
         _check_read(out[0][1], overrides.get("source", {}))
     if only and not out and names:
         raise InputError(f"no model {only!r} in {root}{did_you_mean(only, names)}")
     return out
+
+
+BEFORE = ".before-training"  # how what a tuned model was before is called, after its own name
+# What of a model's settings says how it is tuned, and nothing of what it is before.
+TUNING = [
+    *("freeze", "layer_decay", "lora_rank", "gradient_checkpointing"),
+    *(name for name in ModelSettings.model_fields if name.startswith("tune_")),
+]
+
+
+def with_before(root: str, models: list[tuple[str, Recipe]]) -> list[tuple[str, Recipe]]:
+    """The models, and first each pretrained one that is tuned, once, as it was before training.
+
+    It is called after the pretrained model, so that it is one row whichever models are named. One
+    whose weights are gone is left out, unless it was made when they were there.
+    """
+    rows: dict[str, tuple[str, Recipe]] = {}
+    tuned = [(n, r) for n, r in models if takes_steps(r) and two_towers(r.model)]
+    if not tuned:
+        return models
+    for name, recipe in tuned:
+        if not recipe.evaluate.before_training:
+            continue
+        model = {key: ModelSettings.model_fields[key].default for key in TUNING}
+        row = untouched(recipe, recipe.model.model_copy(update=model))
+        called = store.name_of(str(row.model.pretrained)) + BEFORE
+        if called in dict(rows.values()):  # of the same name, and another picture size or the like
+            called = name + BEFORE
+        if _there(row.model.pretrained) or RunFolder(root).known("train", called):
+            rows.setdefault(row.model_dump_json(exclude={"about", "leaprr"}), (called, row))
+    return [*rows.values(), *((n, r) for n, r in models if not n.endswith(BEFORE))]
+
+
+def takes_steps(recipe: Recipe) -> bool:
+    """Whether a model is trained, and not put together of weights that are there."""
+    return bool(recipe.train.epochs) and not recipe.train.soup
+
+
+def two_towers(model: ModelSettings) -> bool:
+    """Whether both towers are a pretrained model's, which matched pictures and texts before."""
+    return model.image == model.text == "pretrained"
+
+
+def untouched(recipe: Recipe, model: ModelSettings) -> Recipe:
+    """The recipe of a model that no step is taken for, on the same data."""
+    how = {name: getattr(recipe.train, name) for name in ("cache_gb", "timeout", "max_failures")}
+    train = TrainSettings(epochs=0, **how)
+    return recipe.model_copy(update={"model": model, "train": train, "variants": {}, "place": 0})
+
+
+def _there(pretrained: str | None) -> bool:
+    """Whether a model's folder is still there; of a hub's names nothing is known."""
+    return pretrained is None or not Path(pretrained).is_absolute() or Path(pretrained).is_dir()
+
+
+def of_pretrained(recipe: Recipe, given: str, overrides: dict) -> Recipe:
+    """The recipe of a pretrained model of pictures and texts as it comes, by its configuration."""
+    from pipeline.models import architecture  # takes a while
+
+    asked: dict[str, Any] = {"image": "pretrained", "text": "pretrained"}
+    asked["pretrained"] = _absolute_folder(given)
+    try:
+        config = architecture(ModelSettings(**asked)) or {}
+    except ValueError as error:
+        raise InputError(f"--pretrained: {error}") from error
+    vision, text = config.get("vision_config"), config.get("text_config")
+    if not vision or not text or "image_size" not in vision:
+        raise InputError(
+            f"--pretrained {given!r} is of the kind {config.get('model_type')!r}, not a model of "
+            "pictures of one size and of texts; give one such as CLIP or SigLIP"
+        )
+    asked["image_size"] = vision["image_size"]
+    asked["dim"] = config.get("projection_dim") or vision["hidden_size"]
+    asked["max_words"] = text.get("max_position_embeddings", 64)
+    model = _checked({"name": "", "model": asked | overrides.get("model", {})}, given, overrides)
+    return untouched(recipe, model.model)
 
 
 def _check_read(recipe: Recipe, given: Iterable[str]) -> None:

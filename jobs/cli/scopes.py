@@ -60,10 +60,47 @@ def source_or_recipe(command, options, overrides: dict) -> None:
 
 
 def each_model(command, options, overrides: dict) -> None:
-    """`run(run)` for every model; a worker of torchrun's that is not the first trains alone."""
+    """`run(run)` for every model; a worker of torchrun's that is not the first trains alone.
+
+    Pretrained ones stand as they were before training, too; torchrun takes steps alone.
+    """
+    if torchrun.rank() is None:
+        return _runs(command, options, overrides, recipes.with_before)
     if torchrun.rank():
-        return torchrun.take_part(*models_of(options, overrides))
-    return _runs(command, options, overrides, lambda root, models: models)
+        root, models = models_of(options, overrides)
+        return torchrun.take_part(root, _taking_steps(root, models))
+    return _runs(command, options, overrides, _taking_steps)
+
+
+def _taking_steps(root: str, models: list) -> list:
+    return [model for model in models if recipes.takes_steps(model[1])]
+
+
+def each_or_pretrained(command, options, overrides: dict) -> None:
+    """`run(run)` for every model, or for the one that --pretrained names."""
+    if options.pretrained is None:
+        return each_model(command, options, overrides)
+    if options.seeds is not None:
+        raise InputError("--pretrained is no training, so it has no --seeds; leave them out")
+    called = options.name or store.name_of(os.path.abspath(options.pretrained))
+    options.name = None
+
+    def pretrained(root: str, models: list) -> list:
+        known = dict(models)
+        if called in known and recipes.takes_steps(known[called]):
+            raise InputError(
+                f"{called} is a trained model of {root}, which --pretrained would replace; give "
+                "this one another --name"
+            )
+        tuned = (recipe for recipe in known.values() if recipes.takes_steps(recipe))
+        like = known.get(called) or next(tuned, None)
+        if like is None:  # the data's, and no prompts of another model as it comes
+            like = models[0][1]
+            read = {"prompts": overrides.get("evaluate", {}).get("prompts", ())}
+            like = like.model_copy(update={"evaluate": like.evaluate.model_copy(update=read)})
+        return [(called, recipes.of_pretrained(like, options.pretrained, overrides))]
+
+    return _runs(command, options, overrides, pretrained)
 
 
 def data(command, options, overrides: dict) -> None:

@@ -137,6 +137,10 @@ def _epoch(record: dict, epochs: int) -> str:
     parts = [f"{record['epoch']}/{epochs}"]
     if "val/rsum" in record:
         parts.append(f"val rSum {record['val/rsum']:.1f}")
+    if (over := record.get("val/rsum_over_zero_shot", 0.0)) < 0:
+        parts.append(f"below zero-shot by {-over:.1f}")
+    if not record["epoch"]:
+        return "  ".join([*parts, "before training"])
     for name, value in record.items():  # what the losses learn
         if (setting := name.rpartition("_")[2]) in LEARNED and name.startswith("train/"):
             parts.append(f"{setting} {value:.4g}")

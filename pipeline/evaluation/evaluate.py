@@ -56,6 +56,7 @@ def plan_rankings(
         label_encoder=judge.recipe.embed.encoder,
         label_map=judge.recipe.label.map,
         labels_trained_on=judge.recipe is recipe and needs_embeddings(recipe.train),
+        prompts=list(recipe.evaluate.prompts) or None,
         excluded=left_out if excluded.captions else None,
     ).settings
     inputs = {

@@ -34,6 +34,7 @@ class Protocol:
     label_encoder: str | None = None
     label_map: str | None = None
     labels_trained_on: bool | None = None
+    prompts: list[str] | None = None  # by which texts were read
     # images and captions left out
     excluded: dict[str, int] | None = None
     # how a ranking was made of the model's own
@@ -181,10 +182,11 @@ def sentence(protocol: Protocol) -> str:
     excluded = without.format(**p.excluded) if p.excluded else ""
     used = " (training used it too)" if p.labels_trained_on else ""
     pool = f", {p.pool}" if p.pool else ""
+    read = f" Texts are read as {', '.join(map(repr, p.prompts))}." if p.prompts else ""
     bank = f" (bank of {p.bank_images:,} train images)" if p.bank_images is not None else ""
     return (
         f"{p.data} {p.split}:{excluded} {of}, {p.captions:,} captions "
         f"({p.captions_per_image:g} an image). R@K in percent; ties: {p.ties}. "
         f"NDCG@{p.ndcg_at}, gain {p.gain}; label relevance by {p.label_encoder}{used}, "
-        f"map {p.label_map}. Re-ranking: {p.rerank}{pool}{bank}."
+        f"map {p.label_map}. Re-ranking: {p.rerank}{pool}{bank}.{read}"
     )

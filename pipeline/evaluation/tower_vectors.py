@@ -32,11 +32,13 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
         known = ", ".join(sorted({entry["split"] for entry in shards["pieces"]}))
         raise InputError(f"evaluate.split {recipe.evaluate.split!r} holds nothing; known: {known}")
     entries += of_split(shards, "val") + bank_shards(shards, recipe.rerank.bank_images)
+    prompts = recipe.evaluate.prompts
+    read_by = [list(prompts)] if prompts else []
     pieces = [
         Piece(
             name=entry["name"],
             output=store.join(folder, f"{entry['name']}.parquet"),
-            fingerprint=store.fingerprint(*KIND, model["version"], contents(entry)),
+            fingerprint=store.fingerprint(*KIND, model["version"], contents(entry), *read_by),
             inputs={
                 "tar": run.folder("shard", f"{entry['name']}.tar"),
                 "file": entry["files"][f"{entry['name']}.tar"],
@@ -45,6 +47,7 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
                 "model": run.folder("train", name),
                 "version": model["version"],
                 "batch_size": recipe.evaluate.batch_size,
+                "prompts": prompts,
             },
             memory=task_memory.of_vectors(entry, recipe, model),
         )
@@ -58,6 +61,21 @@ def notes(index: dict, split: str) -> dict[str, str]:
     entries = of_split(index, split)
     cut, captions = (sum(e.get(of, 0) for e in entries) for of in ("cut_captions", "captions"))
     return {"cut_captions": f"{cut:,} of {captions:,}"} if cut else {}
+
+
+def told(recipe: Recipe, root: str, name: str) -> list[str]:
+    """A sentence where the texts are read by other prompts than the model's own."""
+    own = RunFolder(root).index("train", name)["pieces"][0].get("recipe", {})
+    prompts = list((own.get("evaluate") or {}).get("prompts", []))
+    if prompts == list(recipe.evaluate.prompts):
+        return []
+    reads = (
+        f"reads texts as {', '.join(map(repr, prompts))}" if prompts else "reads them as they are"
+    )
+    return [
+        f"texts are read by evaluate.prompts here and in search; the model in MLflow, and "
+        f"load_model without prompts, {reads}, as when it was made"
+    ]
 
 
 def files(root: str, name: str, split: str) -> Files:
@@ -103,8 +121,8 @@ def bank_shards(shards: dict, images: int) -> list[dict]:
 
 
 @functools.lru_cache(maxsize=1)
-def _model(folder: str, version: str) -> SavedModel:
-    return load_model(folder)
+def _model(folder: str, version: str, prompts: tuple[str, ...]) -> SavedModel:
+    return load_model(folder, prompts)
 
 
 def write_vectors(piece: Piece) -> dict:
@@ -112,7 +130,8 @@ def write_vectors(piece: Piece) -> dict:
     if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
     inputs = piece.inputs
-    model, together = _model(inputs["model"], inputs["version"]), inputs["batch_size"]
+    model = _model(inputs["model"], inputs["version"], inputs["prompts"])
+    together = inputs["batch_size"]
     tar = cache.kept(inputs["tar"], inputs["file"], inputs["copies"])
     samples = list(stream(tar, model.preprocessing))
     images = [about["image_id"] for about, _ in samples]

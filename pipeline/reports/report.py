@@ -28,7 +28,7 @@ from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
 
-LAYOUT = 5  # counts up when the page changes, so that it is made again
+LAYOUT = 6  # counts up when the page changes, so that it is made again
 GALLERIES = 6  # models whose queries are shown: the best on val
 Models = dict[str, dict[str, Result]]  # results by model and stage
 
@@ -125,7 +125,7 @@ def _comparable(of_model: dict[str, Result]) -> Protocol | None:
     """By what a model was measured, without what is the model's own; None where it was not."""
     if "evaluate" not in of_model:
         return None
-    return replace(of_model["evaluate"].protocol, labels_trained_on=None)
+    return replace(of_model["evaluate"].protocol, labels_trained_on=None, prompts=None)
 
 
 def build(recipe: Recipe, root: str, report: Report, version: str) -> Made:
@@ -194,9 +194,11 @@ def _shades(recipe: Recipe, root: str, systems: list[System], relevance) -> list
 def _protocol_line(systems: list[System]) -> str:
     """By what all was measured, and how the lists that were re-ranked were.
 
-    Whether training used the labels is told of each model by itself.
+    Whether training used the labels is told of each model by itself, and by which prompts texts
+    were read.
     """
-    return measured.sentence(replace(systems[-1].measured.protocol, labels_trained_on=None))
+    own = {"labels_trained_on": None, "prompts": None}
+    return measured.sentence(replace(systems[-1].measured.protocol, **own))
 
 
 def _method(systems: list[System]) -> str:

@@ -48,7 +48,8 @@ class SearchIndex:
 
     @functools.cached_property
     def _model(self) -> SavedModel:
-        return load_model(RunFolder(self.root).folder("train", self.name))
+        folder = RunFolder(self.root).folder("train", self.name)
+        return load_model(folder, self.recipe.evaluate.prompts)
 
     def find(self, query: Query) -> list[Hit]:
         """The images nearest to a text, or the captions nearest to a picture."""

@@ -29,8 +29,9 @@ class Writer:
     Every worker has one and calls it alike; worker 0's writes.
     """
 
-    def __init__(self, folder: str, world: ProcessGroup):
+    def __init__(self, folder: str, world: ProcessGroup, epochs: int = 0):
         self.folder, self.world = folder, world
+        self.epochs = epochs  # the last so many stay
         self._copies: Tensors = {}  # on worker 0; their memory is used again by the next one
         self._begun = False
         self._thread: threading.Thread | None = None
@@ -57,7 +58,7 @@ class Writer:
             if copied is not None:
                 copied.synchronize()
             store.write_json(store.join(self.folder, "records.json"), about["records"])
-            write(self.folder, about, self._copies, vocabulary)
+            write(self.folder, about, self._copies, vocabulary, self.epochs)
         except BaseException as error:  # raised where training waits for the checkpoint
             self._error = error
 
@@ -119,10 +120,13 @@ def _now(device: torch.device) -> Any:
     return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
-def write(folder: str, about: dict, tensors: Tensors, vocabulary: list | dict) -> None:
-    """Write the checkpoint of a step, then drop the oldest ones (the best one is kept).
+def write(
+    folder: str, about: dict, tensors: Tensors, vocabulary: list | dict, epochs: int = 0
+) -> None:
+    """Write the checkpoint of a step, then drop the oldest ones.
 
-    `tensors` holds those of each file by name: model, optimizer, and raw with averaged weights.
+    The best one is kept, and those of the ends of the last `epochs`. `tensors` holds those of each
+    file by name: model, optimizer, and raw with averaged weights.
     """
     uri = store.join(folder, name_of(about["step"]))
     hashes = {}
@@ -133,7 +137,9 @@ def write(folder: str, about: dict, tensors: Tensors, vocabulary: list | dict) -
     store.write_json(store.join(uri, "vocabulary.json"), vocabulary)
     checkpoint = Checkpoint(**about, files=hashes)
     store.write_json(store.join(uri, "checkpoint.json"), checkpoint.model_dump())
+    ends = [name_of(r["step"]) for r in about["records"] if r.get("epoch")]
     kept = {*store.list_folders(folder)[-KEPT:], name_of(about["best"]["step"])}
+    kept |= {*ends[-epochs:]} if epochs else set()
     for old in set(store.list_folders(folder)) - kept:
         store.remove(store.join(folder, old))
 
@@ -187,16 +193,25 @@ def identity(tensors: dict[str, torch.Tensor]) -> str | None:
     return digest.hexdigest()[:16] if tensors else None
 
 
+def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights and buffers that training changes, by name; of sharded ones this worker's share.
+
+    They are the very tensors of the model. Every worker calls it.
+    """
+    weights: dict[str, Any] = state_dict.get_model_state_dict(model)
+    left_out = frozen(model)
+    return {name: value for name, value in weights.items() if name not in left_out}
+
+
 def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict]:
     """What a checkpoint keeps of both: tensors by file, and the rest. Every worker calls it.
 
     They are those that training changes; of sharded ones this worker's share.
     """
-    weights: dict[str, Any] = state_dict.get_model_state_dict(model)
-    left_out = frozen(model)
+    weights = trained(model)
     state: dict[str, Any] = state_dict.get_optimizer_state_dict(model, optimizer)
     slots = {f"{n}/{k}": v for n, kept in state.get("state", {}).items() for k, v in kept.items()}
-    files = {"model": {n: v for n, v in weights.items() if n not in left_out}, "optimizer": slots}
+    files = {"model": weights, "optimizer": slots}
     return files, {"param_groups": state.get("param_groups", [])}
 
 

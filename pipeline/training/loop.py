@@ -3,14 +3,13 @@
 What is trained is a `Trainer`: the two towers, or LeaPRR. The loop knows nothing of what it learns.
 """
 
-import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load, save
 
 from pipeline.errors import InputError
 from pipeline.storage import store
@@ -18,11 +17,15 @@ from pipeline.storage.plan import Piece
 from pipeline.training import checkpoint as checkpoint_files
 from pipeline.training.distributed import ProcessGroup, check_storage
 from pipeline.training.loading import waiting
+from pipeline.training.weights import published
 from schemas.checkpoint import Checkpoint
 
 Report = Callable[[list[dict]], None]  # takes new records, from every worker
 Live = Callable[[dict[str, float]], None]  # takes how fast a worker is at the moment
-CHOSEN_BY = {"best": "val/rsum", "best_ndcg": "val/ndcg_label"}  # the higher the better
+RSUM = "val/rsum"
+CHOSEN_BY = {"best": RSUM, "best_ndcg": "val/ndcg_label"}  # the higher the better
+OVER = "val/rsum_over_zero_shot"  # of an epoch: what training has won so far; below 0: lost
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Course:
     log_every: int = 0  # steps between records; 0: those of epochs alone
     checkpoint_every: int = 0  # steps between checkpoints inside an epoch; 0: none
     resume: str | None = None  # other settings' checkpoint: "latest" of this folder, or a URI
+    before: bool = False  # val is measured before the first step too, and epochs against that
+    stop_below: int = 0  # epochs in a row with less on val than before, until it ends; 0: never
+    keep_epochs: int = 0  # last epochs whose checkpoints are kept
 
 
 class Trainer(Protocol):
@@ -85,6 +91,16 @@ class Trainer(Protocol):
         """What the stage's index says of the model; `torn` are checkpoints nobody could read."""
 
 
+class Finish(Protocol):
+    """What becomes of the chosen checkpoint's weights before they are handed on. All workers."""
+
+    def begin(self, loop: "Loop") -> None:
+        """Called before the first step, and not where a training goes on."""
+
+    def weights(self, loop: "Loop", found: checkpoint_files.Tensors) -> tuple[dict, dict]:
+        """The weights by name in place of those `found`, and what the summary says of it."""
+
+
 class Loop:
     """A training in progress: how far it is, and all that it leaves in its folder."""
 
@@ -95,25 +111,29 @@ class Loop:
         report: Report = lambda records: None,
         leaving: Callable[[], bool] = lambda: False,  # whether this node is to be taken away
         live: Live = lambda figures: None,
+        finish: Finish | None = None,
     ):
         self.piece, self.report, self.leaving, self.world = piece, report, leaving, ProcessGroup()
-        self.live = live
+        self.live, self.finish = live, finish
         self.folder = piece.output.rsplit("/", 1)[0]
         self.checkpoints = store.join(self.folder, "checkpoints")
         self.epoch = self.step = 0  # finished ones
         self.best: dict[str, float] = {"step": 0, "epoch": 0}
         self.records: list[dict] = []  # by step, all of them
         self.reported = 0  # records that were handed on
-        self.writer = checkpoint_files.Writer(self.checkpoints, self.world)
-        self.written: int | None = None  # records of the checkpoint that is being written
         check_storage(self.world, store.join(self.folder, f"probes-{piece.fingerprint}"))
         self.trainer = build(piece, self.world)
         self.course = self.trainer.course
+        kept = self.course.keep_epochs
+        self.writer = checkpoint_files.Writer(self.checkpoints, self.world, kept)
+        self.written: int | None = None  # records of the checkpoint that is being written
         self._resume()
 
     def run(self) -> None:
         """Train to the end and publish."""
         try:
+            if not self.step and not self.records:
+                self._before()
             while not self.over:
                 self.run_epoch()
             self.settle()
@@ -124,9 +144,38 @@ class Loop:
 
     @property
     def over(self) -> bool:
-        """All epochs are done, or val has not become better for `patience` of them."""
-        stale = self.epoch - self.best["epoch"]
-        return self.epoch >= self.course.epochs or 0 < self.course.patience <= stale
+        """All epochs are done, or too many of the last were no better, or worse than none."""
+        course, stale = self.course, self.epoch - self.best["epoch"]
+        lost = 0  # epochs in a row, the last ones
+        for record in self.records:
+            if record.get("epoch"):
+                lost = lost + 1 if record.get(OVER, 0.0) < 0 else 0
+        return (
+            self.epoch >= course.epochs
+            or 0 < course.patience <= stale
+            or 0 < course.stop_below <= lost
+        )
+
+    def _before(self) -> None:
+        """What is known before the first step."""
+        if self.finish is not None:
+            self.finish.begin(self)
+        if self.course.before and (found := self.trainer.validate()):
+            self.records.append({"step": 0, "epoch": 0, **found})
+
+    def _over_before(self, found: dict[str, float]) -> dict[str, float]:
+        """By how much val has more than before training; a word in the log where it has less."""
+        before = next((r[RSUM] for r in self.records if r.get("epoch") == 0 and RSUM in r), None)
+        if before is None or RSUM not in found:
+            return {}
+        over = found[RSUM] - before
+        if over < 0 and self.world.rank == 0:
+            LOG.warning(
+                "epoch %d: val rSum %.1f is below zero-shot, %.1f before training; a lower "
+                "train.lr, a longer train.lr_warmup or train.interpolate may help",
+                *(self.epoch, found[RSUM], before),
+            )
+        return {OVER: over}
 
     def run_epoch(self) -> None:
         """Train to the end of the epoch, validate, and have a checkpoint written."""
@@ -165,6 +214,7 @@ class Loop:
             **trainer.of_epoch(last),
             **trainer.validate(),
         }
+        summary |= self._over_before(summary)
         self.records.append(summary)
         name = CHOSEN_BY.get(course.select, "val/rsum")
         score = summary.get(name, -1.0)
@@ -233,24 +283,21 @@ class Loop:
     def publish(self) -> None:
         """Put the chosen checkpoint's weights where the later stages look for them, all of them."""
         frozen = checkpoint_files.whole({"": self.trainer.frozen()}, self.world.rank == 0)
-        if self.world.rank == 0:
-            uri = store.join(self.checkpoints, checkpoint_files.name_of(self.best["step"]))
+        uri = store.join(self.checkpoints, checkpoint_files.name_of(self.best["step"]))
+        found = None
+        if self.world.rank == 0 or self.finish is not None:
             found = checkpoint_files.read(uri)
             if found is None:
                 raise InputError(f"{uri} is torn; delete it and train again")
-            weights = store.read_bytes(store.join(uri, "model.safetensors"))
-            if frozen[""]:
-                weights = save({**frozen[""], **load(weights)})
-            outputs = {"model.safetensors": weights}
-            if (words := self.trainer.vocabulary_state) is not None:
-                outputs["vocabulary.json"] = (json.dumps(words) + "\n").encode()
-            files = {}
-            for name, data in outputs.items():
-                store.write_bytes(store.join(self.folder, name), data)
-                files[name] = {"bytes": len(data), "sha256": store.sha256(data)}
-            summary = {**self.trainer.summary(found[0], self.records, self.torn), "files": files}
-            history = {"summary": summary, "records": self.records}
-            store.write_json(self.piece.output, {"fingerprint": self.piece.fingerprint, **history})
+        more: dict[str, Any] = {}
+        chosen = found[1]["model"] if found else {}
+        if found and self.finish is not None:
+            chosen, more = self.finish.weights(self, found[1])
+        if found and self.world.rank == 0:
+            weights = {**frozen[""], **chosen}
+            summary = self.trainer.summary(found[0], self.records, self.torn) | more
+            words = self.trainer.vocabulary_state
+            published.write(self.piece, weights, words, summary, self.records)
         self.world.barrier()
 
 
@@ -282,12 +329,14 @@ def at_pace(records: list[dict], epochs: int, steps: int) -> list[dict]:
     So the course of a training that goes on with other batches is one curve.
     """
     ends = {record["epoch"]: record["step"] for record in records if "epoch" in record}
+    if not epochs:
+        return [record for record in records if not record["step"]]  # before the first step
     if epochs not in ends:
         return []
     pace = epochs * steps / ends[epochs]
     kept: dict[tuple, dict] = {}  # where steps become one, the last of them
     for record in records:
         if record["step"] <= ends[epochs]:
-            step = max(1, round(record["step"] * pace))
+            step = max(1, round(record["step"] * pace)) if record["step"] else 0
             kept[step, "epoch" in record] = {**record, "step": step}
     return list(kept.values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from safetensors.torch import load
+from torch.nn.functional import normalize
 
 from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
@@ -46,16 +47,24 @@ class SavedModel:
     shard: ShardSettings  # of the shards that it was trained on
     features: int | None  # width of a region vector; None: it takes pictures
     preprocessing: Preprocessing  # of its pictures
+    prompts: tuple[str, ...] = ()  # by which texts are read, `a photo of {}`; none: as they are
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        """Unit vectors (N, D), float32 on the CPU."""
+        """Unit vectors (N, D), float32 on the CPU.
+
+        With several prompts the mean of a text's unit vectors by each, of unit length again.
+        """
 
         def encoded(part: Sequence[str]) -> torch.Tensor:
             words, lengths = self.vocabulary.encode(list(part), self.recipe.model.max_words)
             return self.towers.encode_text(words.to(self.device), lengths)
 
-        return self._in_batches(texts, batch_size, encoded)
+        vectors = [
+            self._in_batches([prompt.replace("{}", text) for text in texts], batch_size, encoded)
+            for prompt in self.prompts or ("{}",)
+        ]
+        return vectors[0] if len(vectors) == 1 else normalize(torch.stack(vectors).mean(0), dim=1)
 
     def cut_texts(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than the model reads."""
@@ -114,8 +123,11 @@ class SavedModel:
         return next(self.towers.parameters()).device
 
 
-def load_model(folder: str) -> SavedModel:
-    """The trained model of a folder of stage 5, in evaluation mode on the GPU if there is one."""
+def load_model(folder: str, prompts: tuple[str, ...] | None = None) -> SavedModel:
+    """The trained model of a folder of stage 5, in evaluation mode on the GPU if there is one.
+
+    It reads texts by `prompts`, or by those of the settings it was trained with.
+    """
     index = run_folder.need_index(folder, "train")
     vocabulary = models.vocabulary_of(store.read_json(store.join(folder, "vocabulary.json")))
     about = index["pieces"][0]
@@ -138,7 +150,8 @@ def load_model(folder: str) -> SavedModel:
     model.learned.update({name: torch.nn.Parameter(value) for name, value in learned.items()})
     model.load_state_dict(weights)
     model = model.eval().to(ProcessGroup().device)
-    return SavedModel(model, vocabulary, recipe, shard, about["features"], how)
+    read_by = recipe.evaluate.prompts if prompts is None else prompts
+    return SavedModel(model, vocabulary, recipe, shard, about["features"], how, read_by)
 
 
 def best_val(root: str, name: str) -> float:

@@ -6,13 +6,16 @@ under Ray alike. What trains is imported where it is needed: a plan needs little
 
 import contextlib
 import importlib.util
+import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.errors import InputError
 from pipeline.labels import embed, label
 from pipeline.models import vocabulary_of
 from pipeline.models.preprocessing import Preprocessing
@@ -24,9 +27,10 @@ from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loading.waiting import Stopwatch, watched
 from pipeline.training.objective import check, needs_embeddings, needs_labels
 from pipeline.training.sampler import order_of
-from schemas.settings import Recipe
+from schemas.settings import Recipe, TrainSettings
 
 if TYPE_CHECKING:
+    from pipeline.training.learner import Learner
     from pipeline.training.loop import Live, Report
 
 STEPS, WARM, SECONDS = 20, 2, 20.0  # of a probe: steps timed, not timed, and when it is enough
@@ -36,6 +40,9 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     """One piece: the model. It depends on embeddings and labels only if a loss is graded."""
     check(recipe.train)
     shards = RunFolder(root).index("shard")
+    if not trains(recipe.train):
+        return _without_steps(recipe, root, name)
+    _check_between(recipe, shards)
     folder = RunFolder(root).folder("train", name)
     used = [contents(e) for s in ("train", "val") for e in run_folder.of_split(shards, s)]
     # Whether to compile was a yes or no when the first indexes were written: they stay as they are.
@@ -80,6 +87,46 @@ def _own_code(recipe: Recipe) -> dict[str, str]:
     return files
 
 
+def trains(settings: TrainSettings) -> bool:
+    """Whether steps are taken; else weights that are there are put together (`put_together`)."""
+    return bool(settings.epochs) and not settings.soup
+
+
+def _check_between(recipe: Recipe, shards: dict) -> None:
+    """Refuses to look between weights before and after where there is nothing to look by."""
+    settings, model = recipe.train, recipe.model
+    if not settings.interpolate:
+        return
+    if not model.image == model.text == "pretrained":
+        raise InputError(
+            "train.interpolate goes from the pretrained model's weights to the trained ones, and "
+            f"towers {model.image} + {model.text} begin at random; leave it out, or take "
+            "--model.image pretrained --model.text pretrained"
+        )
+    if not any(entry["samples"] for entry in run_folder.of_split(shards, "val")):
+        raise InputError("train.interpolate chooses on val, which is empty; leave it out")
+    if settings.resume not in (None, "latest"):
+        raise InputError(
+            f"train.interpolate needs the weights before training, which {settings.resume} is not "
+            "with; leave one of them out"
+        )
+
+
+def _without_steps(recipe: Recipe, root: str, name: str) -> Plan:
+    from pipeline.training.weights import soup, untouched
+
+    piece = (soup if recipe.train.soup else untouched).piece(recipe, root, name)
+    settings = {"model": recipe.model.told(), "train": recipe.train.told()}
+    return Plan.of("train", RunFolder(root).folder("train", name), [piece], settings)
+
+
+def put_together(piece: Piece) -> dict:
+    """Publish a model that no step is taken for; the index's summary of it."""
+    from pipeline.training.weights import soup, untouched
+
+    return (soup if piece.inputs["recipe"].train.soup else untouched).write(piece)
+
+
 def fit(
     piece: Piece,
     report: "Report",
@@ -94,8 +141,11 @@ def fit(
     """
     from pipeline.training.loop import Loop
     from pipeline.training.trainer import TowerTrainer
+    from pipeline.training.weights.interpolation import Interpolation
 
-    loop = Loop(TowerTrainer, piece, report, leaving, live)
+    shares = piece.inputs["recipe"].train.interpolate
+    finish = Interpolation(shares) if shares else None
+    loop = Loop(TowerTrainer, piece, report, leaving, live, finish)
     try:
         loop.run()
     finally:
@@ -139,7 +189,27 @@ def probe(piece: Piece) -> dict:
         "data_wait": (data.seconds - waited) / seconds,
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "parameters": sum(p.numel() for p in training.learner.model.parameters()),
+        **_memory(training.learner),
+        "taken": number + 1,
     }
+
+
+def _memory(learner: "Learner") -> dict[str, int]:
+    """Numbers that are trained; bytes of weights, gradients and optimizer; and the most held.
+
+    On a GPU the most that tensors took of its memory, else what this process had at most.
+    """
+    trained = sum(p.numel() for p in learner.parameters)
+    weights = sum(p.numel() * p.element_size() for p in learner.model.parameters())
+    slots = [v for s in learner.optimizer.state.values() for v in s.values()]
+    kept = sum(v.numel() * v.element_size() for v in slots if isinstance(v, torch.Tensor))
+    gradients = sum(p.numel() * p.element_size() for p in learner.parameters)
+    if learner.world.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"trained": trained, "state_bytes": weights + gradients + kept, "peak_bytes": peak}
 
 
 def notes(entry: dict, name: str) -> dict[str, Any]:
@@ -147,6 +217,13 @@ def notes(entry: dict, name: str) -> dict[str, Any]:
     found = {"model": name, "parameters": entry["parameters"], "epoch": entry["epoch"]}
     if "val/rsum" in entry["metrics"]:
         found["val_rsum"] = entry["metrics"]["val/rsum"]
+    if (over := entry["metrics"].get("val/rsum_over_zero_shot")) is not None:
+        found["val_rsum_over_zero_shot"] = over
+    if "alpha" in entry:
+        found["alpha"] = entry["alpha"]
+    if "soup" in entry:
+        found["soup_of"] = ", ".join(entry["soup"]["of"])
+        found |= {f"soup_{k}": v for k, v in entry["soup"].items() if k == "over_best"}
     if entry.get("torn_checkpoints"):
         found["passed_over_torn"] = ", ".join(entry["torn_checkpoints"])
     if entry.get("frozen"):
@@ -161,6 +238,30 @@ def notes(entry: dict, name: str) -> dict[str, Any]:
     if entry.get("collapsed"):
         found["collapsed_in_epochs"] = str(entry["collapsed"])[1:-1]
     return found
+
+
+def warnings(entry: dict) -> list[str]:
+    """Sentences on a finished model that is worse on val than what it was made of."""
+    out = []
+    if (over := entry["metrics"].get("val/rsum_over_zero_shot", 0.0)) < 0:
+        out.append(
+            f"val rSum is {-over:.1f} below zero-shot, what it was before training; lower "
+            "train.lr, or let train.interpolate look between the two"
+        )
+    if (over := entry.get("soup", {}).get("over_best", 0.0)) < 0:
+        out.append(f"val rSum is {-over:.1f} below that of the best model in the soup")
+    return out
+
+
+def tried(entry: dict) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, figures on val) of what was tried: α in percent, or the models of a soup in turn."""
+    for point in entry.get("interpolation", []):
+        figures = {k: v for k, v in point.items() if k != "alpha"}
+        step = round(100 * point["alpha"])
+        yield step, {f"interpolation/{k.removeprefix('val/')}": v for k, v in figures.items()}
+    for turn, one in enumerate(entry.get("soup", {}).get("tried", [])):
+        figures = {k: v for k, v in one.items() if k.startswith("val/")}
+        yield turn, {f"soup/{k.removeprefix('val/')}": v for k, v in figures.items()}
 
 
 def unknown_words(root: str, folder: str) -> dict[str, float]:

@@ -15,8 +15,7 @@ from pipeline.labels.caption_vectors import Captions, StoredCaptions
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training import validation
-from pipeline.training.checkpoint import Tensors, frozen
+from pipeline.training.checkpoint import Tensors, frozen, put_weights, trained
 from pipeline.training.data import Batch, Split, cut_captions, word_counts
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
@@ -28,6 +27,7 @@ from pipeline.training.loop import Course
 from pipeline.training.neighbours import Neighbours
 from pipeline.training.objective import Objective, needs_embeddings, needs_relevance
 from pipeline.training.sampler import Sampler
+from pipeline.training.weights import norms, published, validation
 from schemas.checkpoint import Checkpoint
 from schemas.settings import Recipe, TrainSettings
 
@@ -79,9 +79,7 @@ class TowerTrainer:
         self.frozen_towers = FrozenTowers(
             parts, self.learner, self.recipe, words, self._loader_in_order
         )
-        self.course = Course(
-            s.epochs, s.select, s.patience, s.log_every, s.checkpoint_every, s.resume
-        )
+        self.course = _course(self.recipe)
         self.about: dict[str, Any] = self._about(label_version)
 
     def _embeddings(
@@ -200,15 +198,28 @@ class TowerTrainer:
         if self.val_split is None:
             return {}
         with self.learner.as_evaluated():
-            towers, words = self.learner.model, self.recipe.model.max_words
-            images, texts, owners = validation.encode_split(
-                towers, self.vocabulary, self.val_split, self.world, max_words=words
-            )
-        metrics = validation.recalls(images, texts, owners, self.world)
-        if self.val_captions is not None:
-            given = self.val_captions, self.recipe.label, self.world
-            metrics |= validation.ndcg_on_val(images, texts, *given)
-        return metrics
+            return self._measured()
+
+    def _measured(self) -> dict[str, float]:
+        assert self.val_split is not None
+        towers, given = self.learner.model, (self.val_split, self.world, self.recipe)
+        return validation.measure(towers, self.vocabulary, *given, self.val_captions)
+
+    def validate_with(self, weights: dict[str, torch.Tensor]) -> tuple[dict, dict]:
+        """Figures on val of other weights, and these with the batch norms' moments made anew.
+
+        They stay in the towers: training is over. Every worker calls it.
+        """
+        self.learner.averages = []
+        put_weights(self.learner.model, weights)
+        given = self.vocabulary, self.train_split, self.recipe, self.world.device
+        with self.learner.as_evaluated():
+            moments = norms.renew(self.learner.model, *given)
+            return self._measured(), {**weights, **moments}
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """The very weights and buffers that training changes; of sharded ones this worker's."""
+        return trained(self.learner.model)
 
     def frozen(self) -> dict[str, torch.Tensor]:
         return frozen(self.learner.model)
@@ -250,12 +261,10 @@ class TowerTrainer:
             "torn_checkpoints": torn,
             "collapsed": [r["epoch"] for r in ends if r.get("train/collapsed")],
             "metrics": chosen.metrics,
-            "parameters": sum(p.numel() for p in self.learner.model.parameters()),
-            "features": self.train_split.features,
-            "shard": RunFolder(self.piece.inputs["root"]).index("shard")["settings"],
-            "architecture": self.architecture,
-            "preprocessing": None if self.train_split.features else self.preprocessing.state,
-            "recipe": self.about["settings"],
+            **published.described(
+                *(self.piece.inputs["root"], self.learner.model, self.train_split.features),
+                *(self.architecture, self.preprocessing, self.about["settings"]),
+            ),
             **({"frozen": sorted(self.loader.given)} if self.loader.given else {}),
             **({"cut_captions": self.cut} if self.cut[0] else {}),
             **({"not_compiled": self.learner.not_compiled} if self.learner.not_compiled else {}),
@@ -277,6 +286,16 @@ def _told() -> Iterator[None]:
         yield
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _course(recipe: Recipe) -> Course:
+    s, model = recipe.train, recipe.model
+    return Course(
+        *(s.epochs, s.select, s.patience, s.log_every, s.checkpoint_every, s.resume),
+        before=model.image == model.text == "pretrained",
+        stop_below=s.stop_below,
+        keep_epochs=s.keep_epochs,
+    )
 
 
 def _near(neighbours: Neighbours, group: int, world: ProcessGroup, keep: bool) -> Neighbours | None:

@@ -29,6 +29,30 @@ class EvaluateSettings(Section):
         (), "measured beside the split: flickr_1k, coco_5k, coco_1k, cxc, …", changes="results"
     )
 
+    prompts: tuple[str, ...] = setting(
+        (),
+        "texts are read as these say, `a photo of {}`, here and in search; of several the mean "
+        "vector; empty: as they are",
+        changes="contents",
+        later=True,
+    )
+    before_training: bool = setting(
+        True,
+        "pretrained: a row of the model as it was before training, in all tables",
+        changes="how",
+        later=True,
+    )
+
+    @field_validator("prompts")
+    @classmethod
+    def _have_a_place(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        for prompt in prompts:
+            if prompt.count("{}") != 1:
+                raise ValueError(f"prompt {prompt!r} needs one {{}}, where the text goes")
+        if len(set(prompts)) < len(prompts):
+            raise ValueError("prompts names one twice; name each once")
+        return prompts
+
     @field_validator("encoder")
     @classmethod
     def _is_one(cls, encoder: str | None) -> str | None:

@@ -119,7 +119,9 @@ class TrainSettings(Section):
     negatives_warmup: float = setting(
         1.0, "triplet: time on all negatives before its own, unless it has mining (epochs)", ge=0
     )
-    epochs: int = setting(8, "passes over the train split (epochs)", ge=1)
+    epochs: int = setting(
+        8, "passes over the train split; 0: the weights as they come (epochs)", ge=0
+    )
     pairs: Literal["caption", "image"] = setting(
         "caption", "an epoch shows every caption once, or one caption per image"
     )
@@ -177,6 +179,35 @@ class TrainSettings(Section):
         "best", "checkpoint handed on: best val rSum, best val NDCG@10 by the labels, or the last"
     )
     patience: int = setting(0, "stop after so many without a better val figure; 0: never", ge=0)
+    stop_below: int = setting(
+        0,
+        "pretrained: stop after so many epochs in a row whose val rSum is below that before "
+        "training; 0: tell so (epochs)",
+        ge=0,
+        later=True,
+    )
+    interpolate: tuple[float, ...] = setting(
+        (),
+        "pretrained: weights so far from those before training (0) to the trained ones (1) are "
+        "tried on val, the best handed on; true: 0, 0.1 … 1",
+        later=True,
+    )
+    soup: tuple[str, ...] = setting(
+        (),
+        "no training: the mean of the weights of these models of the run folder, each NAME, "
+        "NAME@EPOCH or NAME@all",
+        later=True,
+    )
+    soup_choice: Literal["greedy", "uniform"] = setting(
+        "greedy", "soup: the best on val and each that makes it better, or all", later=True
+    )
+    keep_epochs: int = setting(
+        0,
+        "last epochs whose checkpoints are kept, for a soup (count)",
+        ge=0,
+        changes="how",
+        later=True,
+    )
     resume: str | None = setting(
         None,
         "other settings go on from a checkpoint: `latest` of this model, or a "
@@ -212,6 +243,29 @@ class TrainSettings(Section):
                 "out, or give decode_workers (0, the default: as many as the node has cores for)"
             )
         return given
+
+    @field_validator("interpolate", mode="before")
+    @classmethod
+    def _shares(cls, value: Any) -> Any:
+        """True stands for tenths; both ends are always among them, in order."""
+        if isinstance(value, bool):
+            return tuple(tenth / 10 for tenth in range(11)) if value else ()
+        if not isinstance(value, list | tuple) or not value:
+            return value
+        if any(type(share) not in (int, float) or not 0 <= share <= 1 for share in value):
+            raise ValueError("interpolate is true, or a list of numbers from 0 to 1")
+        return tuple(sorted({0.0, 1.0, *map(float, value)}))
+
+    @model_validator(mode="after")
+    def _without_training(self) -> Self:
+        if self.soup or not self.epochs:
+            why = "soup takes weights that are there" if self.soup else "epochs 0 trains nothing"
+            for name in ("resume", "interpolate"):
+                if getattr(self, name):
+                    raise ValueError(f"{why}, and {name} is of a training; leave one of them out")
+        if len(set(self.soup)) < len(self.soup):
+            raise ValueError("soup names a model twice; name each once")
+        return self
 
     @field_validator("betas")
     @classmethod

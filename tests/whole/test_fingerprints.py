@@ -21,6 +21,7 @@ from pipeline.reranking import rerank
 from pipeline.sharding import ingest, shard
 from pipeline.sharding.checks import audit
 from pipeline.storage import parquet, store
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training import train
 from schemas.embedding import tower_schema
 from schemas.manifest import MANIFEST
@@ -76,6 +77,8 @@ OTHERWISE = {
     "train.betas": [0.9, 0.98],
     "model.image_size": 96,
     "train.losses": {"smooth_ndcg": {"tau": 0.1}},
+    "train.interpolate": ([0.5], {"model": {"image": "pretrained", "text": "pretrained"}}),
+    "train.soup": ["one", "two"],
     "train.batch_size": 64,
     "train.lanes": 4,
     "shard.exclude": f"{GIVEN}/exclude.csv",
@@ -83,6 +86,7 @@ OTHERWISE = {
     "evaluate.split": "val",
     "evaluate.judgements": f"{GIVEN}/judgements.csv",
     "evaluate.protocols": ["coco_1k"],
+    "evaluate.prompts": ["a photo of {}"],
     "rerank.method": ["leaprr"],
     "rerank.betas": [1.0],
     "rerank.weights": f"{GIVEN}/weights",
@@ -170,6 +174,10 @@ def run_folder(recipe: Recipe, root: str) -> None:
         index(f"{root}/3-embeddings/{folder}/fitted", ["terms"], (".parquet",))
         index(f"{root}/4-relevance/{folder}", SHARDS, (".parquet",))
     index(f"{root}/5-model/main", ["model"], (".safetensors",))
+    for name in ("one", "two"):  # which a soup may be of
+        store.write_bytes(RunFolder(root).settings_uri(name), b"name: t")
+        metrics = {"val/rsum": 1.0}
+        index(f"{root}/5-model/{name}", ["model"], (".safetensors",), metrics=metrics)
     index(f"{root}/6-rankings/main/vectors", SHARDS, (".parquet",))
     split = recipe.evaluate.split
     vectors = f"{root}/6-rankings/main/vectors/{split}-000000.parquet"

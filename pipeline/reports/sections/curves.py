@@ -43,6 +43,37 @@ def figures(systems: list[System], histories: Histories) -> Iterator[Figure]:
         caption = "rSum on val after every epoch"
         rows = _ends(models, records, {"val/rsum": "rSum"})
         yield Figure("val", render.figure(val), caption, rows)
+    yield from _between(models, histories)
+
+
+def _between(models: list[System], histories: Histories) -> Iterator[Figure]:
+    """Figures on val of what lies between weights before training and the trained ones."""
+    told = {name: history.get("summary", {}) for name, history in histories.items()}
+    points = {
+        name: [{"step": point["alpha"], **point} for point in summary.get("interpolation", [])]
+        for name, summary in told.items()
+    }
+    if not any(points.values()):
+        return
+
+    def val(axis) -> None:
+        _lines(axis, models, points, "val/rsum", marker=".")
+        for system in models:
+            for point in points[system.model]:
+                if point["alpha"] == told[system.model]["alpha"]:
+                    axis.plot(point["alpha"], point["val/rsum"], "o", color=system.colour)
+        axis.set_xlabel("α: 0 before training, 1 trained")
+        axis.set_ylabel("rSum")
+
+    rows = [
+        [name, f"{point['alpha']:g}", f"{point['val/rsum']:.1f}", "handed on" * chosen]
+        for name, of_one in points.items()
+        for point in of_one
+        for chosen in [point["alpha"] == told[name]["alpha"]]
+    ]
+    caption = "rSum on val between the weights before training and the trained ones"
+    columns = ["model", "α", "rSum", ""]
+    yield Figure("interpolation", render.figure(val), caption, (columns, rows))
 
 
 def costs(systems: list[System], histories: Histories) -> tuple[list[str], list[list[str]]]:
@@ -54,8 +85,6 @@ def costs(systems: list[System], histories: Histories) -> tuple[list[str], list[
             continue
         history = histories[system.model]
         summary, epochs = history.get("summary", {}), _epochs(history["records"])
-        if not epochs:
-            continue
         pairs = [e["train/samples_per_second"] for e in epochs if "train/samples_per_second" in e]
         waits = [e["train/data_wait"] for e in epochs if "train/data_wait" in e]
         rows.append(
@@ -63,7 +92,7 @@ def costs(systems: list[System], histories: Histories) -> tuple[list[str], list[
                 system.model,
                 f"{summary['parameters']:,}" if "parameters" in summary else "–",
                 str(len(epochs)),
-                f"epoch {summary['epoch']}" if "epoch" in summary else "–",
+                _handed_on(summary),
                 f"{sorted(pairs)[len(pairs) // 2]:,.0f}" if pairs else "–",
                 f"{100 * max(waits):.1f} %" if waits else "–",
             ]
@@ -71,8 +100,18 @@ def costs(systems: list[System], histories: Histories) -> tuple[list[str], list[
     return columns, rows
 
 
+def _handed_on(summary: dict) -> str:
+    """Which weights became the model."""
+    if "soup" in summary:
+        return f"mean of {', '.join(summary['soup']['of'])}"
+    if not summary.get("epoch"):
+        return "as it came" if "epoch" in summary else "–"
+    between = f", α {summary['alpha']:g}" if "alpha" in summary else ""
+    return f"epoch {summary['epoch']}{between}"
+
+
 def _epochs(records: list[dict]) -> list[dict]:
-    return [record for record in records if "epoch" in record]
+    return [record for record in records if record.get("epoch")]
 
 
 def _lines(axis, models: list[System], records: dict[str, list[dict]], key: str, **style) -> None:

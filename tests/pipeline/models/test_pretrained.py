@@ -52,6 +52,7 @@ VISION = {**SIDE, "image_size": 48, "patch_size": 16}
 
 def save(folder: Path, model) -> str:
     """The folder of a model with a tokenizer of WORDS and a preprocessor."""
+    folder.mkdir(exist_ok=True)
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

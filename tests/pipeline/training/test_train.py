@@ -20,9 +20,10 @@ from pipeline.sharding.images import Rejected
 from pipeline.sharding.reading import Shards
 from pipeline.sources import drawn
 from pipeline.storage import store
-from pipeline.training import sampler, saved_model, train, validation
+from pipeline.training import sampler, saved_model, train
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.trainer import TowerTrainer
+from pipeline.training.weights import validation
 from schemas.checkpoint import Checkpoint
 from tests.helpers.stages import TINY
 

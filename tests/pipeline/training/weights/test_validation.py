@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from bench.lists import captions_of
 from pipeline.formulas.metrics import ndcg, recall_at
-from pipeline.training import validation
 from pipeline.training.distributed import ProcessGroup
+from pipeline.training.weights import validation
 from schemas.settings import LabelSettings
 from tests.helpers import gloo
 

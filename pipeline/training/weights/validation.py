@@ -16,11 +16,31 @@ from pipeline.retrieval import ranks
 from pipeline.retrieval.scores import NONE
 from pipeline.training.data import Split
 from pipeline.training.distributed import ProcessGroup
-from schemas.settings import LabelSettings
+from schemas.settings import LabelSettings, Recipe
 
 DEPTHS = (1, 5, 10)
 NDCG_AT = 10
 CELLS = 2**24  # relevances held at a time
+
+
+def measure(
+    model: TwoTower,
+    vocabulary: Vocabulary | PretrainedTokens,
+    split: Split,
+    world: ProcessGroup,
+    recipe: Recipe,
+    captions: Captions | None = None,
+) -> dict[str, float]:
+    """Recalls on val of towers in evaluation mode, and NDCG where `captions` are given.
+
+    Texts are read as they are, as training reads them, whatever `evaluate.prompts` says.
+    """
+    words = recipe.model.max_words
+    images, texts, owners = encode_split(model, vocabulary, split, world, max_words=words)
+    metrics = recalls(images, texts, owners, world)
+    if captions is not None:
+        metrics |= ndcg_on_val(images, texts, captions, recipe.label, world)
+    return metrics
 
 
 def recalls(images: Tensor, texts: Tensor, owners: Tensor, world: ProcessGroup) -> dict[str, float]:

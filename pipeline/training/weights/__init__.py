@@ -1,0 +1,1 @@
+"""Weights as such: how they do on val, and models made of weights without a step."""
