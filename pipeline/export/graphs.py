@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from pipeline.export.adapters import merged
 from pipeline.export.plain import ImageGraph, PaddedGRUTower, TextGraph, forth
 from pipeline.export.writing import (
     Loaded,
@@ -24,6 +25,7 @@ from pipeline.export.writing import (
     write_preprocessor,
     write_words,
 )
+from pipeline.models import TwoTower
 from pipeline.training.saved_model import SavedModel
 
 OPSET = 20
@@ -54,13 +56,16 @@ class Graphs:
 
     def write(self, model: SavedModel, folder: Path, sides: Sides) -> None:
         about: dict[str, Any] = {}
+        towers = merged(model.towers)
         for side in sides:
-            graph, given, sizes = _traced(model, side, self.gru)
+            graph, given, sizes = _traced(model, towers, side, self.gru)
             tower = type(getattr(model.towers, side)).__name__
             with telling(f"no graph of the {side} tower ({tower}) can be made"):
                 self.made(folder, side, graph, given, sizes)
             shapes = zip(INPUTS[side], given, sizes, strict=True)
-            about[side] = {n: {"shape": _shape(x, s), "dtype": str(x.dtype)[6:]} for n, x, s in shapes}
+            about[side] = {
+                n: {"shape": _shape(x, s), "dtype": str(x.dtype)[6:]} for n, x, s in shapes
+            }
         if "image" in sides and model.features is None:
             write_preprocessor(model, folder)
         if "text" in sides:
@@ -142,17 +147,17 @@ def _longest(model: SavedModel) -> int:
     return model.vocabulary.longest(model.recipe.model.max_words)
 
 
-def _traced(model: SavedModel, side: str, gru) -> tuple[nn.Module, tuple, tuple]:
+def _traced(model: SavedModel, towers: TwoTower, side: str, gru) -> tuple[nn.Module, tuple, tuple]:
     """A tower's graph to be made, inputs to trace it with, and which of their sizes vary."""
     batch, both = {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     if side == "image":
-        graph = ImageGraph(model.towers).cpu().eval()
+        graph = ImageGraph(towers).cpu().eval()
         if model.features is not None:
             regions = torch.linspace(0.1, 1, 10 * model.features).reshape(2, 5, model.features)
             return graph, (regions,), (both,)
         pixels = torch.zeros(2, 3, *preprocessing_of(model).shape, dtype=torch.uint8)
         return graph, (pixels,), (batch,)
-    text = TextGraph(model.towers, gru).cpu().eval()
+    text = TextGraph(towers, gru).cpu().eval()
     unrolled = isinstance(text.tower, PaddedGRUTower) and gru is None
     state = model.vocabulary.state
     fixed = unrolled or (isinstance(state, dict) and state["padded"])

@@ -41,6 +41,7 @@ class SavedModel:
     recipe: Recipe
     shard: ShardSettings  # of the shards that it was trained on
     features: int | None  # width of a region vector; None: it takes pictures
+    architecture: dict | None = None  # of the model that pretrained towers are of
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
@@ -112,7 +113,7 @@ def load_model(folder: str) -> SavedModel:
     model = models.build(recipe.model, vocabulary=vocabulary, **known)
     model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
     model = model.eval().to(ProcessGroup().device)
-    return SavedModel(model, vocabulary, recipe, shard, about["features"])
+    return SavedModel(model, vocabulary, recipe, shard, **known)
 
 
 def best_val(root: str, name: str) -> float:
