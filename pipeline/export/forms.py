@@ -14,7 +14,7 @@ from pipeline.export.graphs import Onnx, Torch
 from pipeline.export.hugging_face import HuggingFace
 from pipeline.export.openclip import OpenClip
 from pipeline.export.sentences import Sentences
-from pipeline.export.writing import BOTH, Form, Pictures, Sides, payloads
+from pipeline.export.writing import BOTH, Form, Pictures, Sides, payloads, quiet
 from pipeline.models import Vocabulary
 from pipeline.training.saved_model import SavedModel
 
@@ -62,7 +62,8 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--output {folder} is there already and not empty; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    form.write(model, folder, sides)
+    with quiet():
+        form.write(model, folder, sides)
     if missing:
         return Exported(to, folder, unchecked=f"{', '.join(missing)} is not installed here")
     found = differences(model, to, folder, sides, *drawn(model, pairs))
@@ -87,7 +88,9 @@ def differences(
 
     Both are given the same texts and pictures, of which each makes its inputs itself.
     """
-    loaded, found = FORMS[to].read(folder, model, sides), {}
+    found = {}
+    with quiet():
+        loaded = FORMS[to].read(folder, model, sides)
     if loaded.images is not None:
         own = model.embed_payloads(payloads(model, pictures), 32)
         found["image"] = _largest(loaded.images(pictures) - own)

@@ -174,11 +174,9 @@ def _tokenizer(folder: Path, model: SavedModel):
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     state: Any = model.vocabulary.state
     how = {"padding": "max_length" if state["padded"] else True, "max_length": state["length"]}
-    names = ["input_ids"] if state["padded"] else ["input_ids", "attention_mask"]
 
     def tokens(texts: list[str]) -> dict[str, torch.Tensor]:
-        found = tokenizer(texts, truncation=True, return_tensors="pt", **how)
-        return {name: found[name] for name in names}
+        return tokenizer(texts, truncation=True, return_tensors="pt", **how)
 
     return tokens
 

@@ -30,6 +30,11 @@ class Sentences:
                 f"sentence-transformers has no module for the text tower {settings.text!r}; "
                 "--to onnx and --to torch take any tower"
             )
+        if sides != BOTH and not _known(kind := type(model.towers.text.encoder.config)):
+            return (
+                f"a text tower alone is loaded by AutoModel, which has none of {kind.__name__}; "
+                "leave out --tower, or take --to hf"
+            )
         if sides == BOTH and (why := not_of_one_model(model, sides)):
             return f"{why.partition(';')[0]}; {INSTEAD}"
         return None
@@ -59,6 +64,12 @@ class Sentences:
             return batched(encoded, some)
 
         return Loaded(lambda some: batched(encoded, some), images if sides == BOTH else None)
+
+
+def _known(config: type) -> bool:
+    from transformers import MODEL_MAPPING
+
+    return config in MODEL_MAPPING
 
 
 def _transformer(model: SavedModel, folder: str, **how: Any):

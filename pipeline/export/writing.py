@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.training.saved_model import SavedModel
 BOTH = ("image", "text")
 Sides = tuple[str, ...]  # of BOTH: the whole model, or one tower
 BATCH = 32
+NAMES = ["input_ids", "attention_mask"]  # what a text model of transformers is given
 Pictures = Sequence[Image.Image] | Sequence[np.ndarray]  # RGB; or region features (R, F)
 
 
@@ -66,6 +68,23 @@ def telling(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {type(error).__name__}: {said[0]:.300}") from error
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No bars of transformers' and no advice of torch's exporter meanwhile."""
+    from transformers.utils import logging as theirs
+
+    exporter, bars = logging.getLogger("torch.onnx"), theirs.is_progress_bar_enabled()
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        exporter.setLevel(level)
+        if bars:
+            theirs.enable_progress_bar()
+
+
 def preprocessing_of(model: SavedModel) -> Preprocessing:
     """How the image tower's pictures are made; of a model of features there is none."""
     tower, size = model.towers.image, model.recipe.model.image_size
@@ -98,6 +117,9 @@ def write_words(model: SavedModel, folder: Path) -> None:
     if "files" in state:
         for name, data in state["files"].items():
             (folder / name).write_bytes(base64.b64decode(data))
+        told = folder / "tokenizer_config.json"
+        if state["padded"] and told.exists():
+            write_json(told, json.loads(told.read_text("utf-8")) | {"model_input_names": NAMES[:1]})
         return
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -115,7 +137,8 @@ def write_words(model: SavedModel, folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         model_max_length=state["length"],
-        model_input_names=["input_ids", "attention_mask"],
+        # A model that was trained on texts of full length attends to what pads them.
+        model_input_names=NAMES[:1] if state["padded"] else NAMES,
         **named,
     )
     tokenizer.save_pretrained(folder)

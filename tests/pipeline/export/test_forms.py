@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.export import forms, graphs
 from pipeline.export.adapters import merged
 from pipeline.export.given import given
-from pipeline.export.writing import BOTH
+from pipeline.export.writing import BOTH, payloads
 
 PAIRS = 100
 WORKS = [
@@ -48,6 +48,7 @@ REFUSED = [
     ("bert, regions", "sentence-transformers", BOTH, "--tower text takes the text tower alone"),
     ("clip", "sentence-transformers", ("image",), "no module for an image tower alone"),
     ("vit + bert", "hf", ("image",), "one tower of a vision-text-dual-encoder"),
+    ("siglip", "sentence-transformers", ("text",), "AutoModel, which has none of SiglipTextConfig"),
     ("siglip", "open_clip", BOTH, "this is a siglip; --to hf"),
     ("clip", "open_clip", ("text",), "no model of one tower"),
     ("clip", "onxx", BOTH, "did you mean 'onnx'"),
@@ -160,3 +161,77 @@ def test_a_name_that_is_no_model_is_told(tmp_path):
     (torn / "checkpoint.json").write_text("{}")
     with pytest.raises(InputError, match="checkpoint of a training that has not finished"):
         given(str(torn))
+
+
+# ---- open_clip's towers, restated: the package itself is not installed with the tests -----------
+
+
+def blocks(state, prefix: str, x_BLD, heads: int, mask=None):
+    """Residual attention blocks as open_clip has them, with CLIP's quick GELU."""
+    norm, linear = torch.nn.functional.layer_norm, torch.nn.functional.linear
+    count = sum(name.startswith(prefix) and name.endswith("ln_1.bias") for name in state)
+    for number in range(count):
+        own = {
+            name.removeprefix(f"{prefix}.resblocks.{number}."): value
+            for name, value in state.items()
+            if name.startswith(f"{prefix}.resblocks.{number}.")
+        }
+        width = x_BLD.shape[-1]
+        attention = torch.nn.MultiheadAttention(width, heads, batch_first=True)
+        attention.load_state_dict(
+            {n.removeprefix("attn."): v for n, v in own.items() if n.startswith("attn.")}
+        )
+        y = norm(x_BLD, (width,), own["ln_1.weight"], own["ln_1.bias"])
+        x_BLD = x_BLD + attention(y, y, y, attn_mask=mask, need_weights=False)[0]
+        y = norm(x_BLD, (width,), own["ln_2.weight"], own["ln_2.bias"])
+        y = linear(y, own["mlp.c_fc.weight"], own["mlp.c_fc.bias"])
+        y = y * torch.sigmoid(1.702 * y)
+        x_BLD = x_BLD + linear(y, own["mlp.c_proj.weight"], own["mlp.c_proj.bias"])
+    return x_BLD
+
+
+def test_open_clips_towers_give_the_models_vectors(models, tmp_path):
+    from safetensors.torch import load_file
+
+    model, norm = models("clip, LoRA"), torch.nn.functional.layer_norm
+    found = forms.export(model, "open_clip", tmp_path / "out")
+    state = load_file(found.folder / "open_clip_model.safetensors")
+    told = json.loads((found.folder / "open_clip_config.json").read_text())
+    about, how = told["model_cfg"], told["preprocess_cfg"]
+    texts, pictures = forms.drawn(model, PAIRS)
+    with torch.inference_mode():
+        pixels = torch.stack([torch.from_numpy(x) for x in payloads(model, pictures)])
+        mean, std = (torch.tensor(how[name])[:, None, None] for name in ("mean", "std"))
+        patch, width = about["vision_cfg"]["patch_size"], about["vision_cfg"]["width"]
+        x = (pixels / 255 - mean) / std
+        x = torch.nn.functional.conv2d(x, state["visual.conv1.weight"], stride=patch)
+        first = state["visual.class_embedding"].expand(len(x), 1, -1)
+        x = torch.cat([first, x.flatten(2).mT], 1) + state["visual.positional_embedding"]
+        x = norm(x, (width,), state["visual.ln_pre.weight"], state["visual.ln_pre.bias"])
+        heads = width // about["vision_cfg"]["head_width"]
+        x = blocks(state, "visual.transformer", x, heads)[:, 0]
+        x = norm(x, (width,), state["visual.ln_post.weight"], state["visual.ln_post.bias"])
+        images = torch.nn.functional.normalize(x @ state["visual.proj"], dim=1)
+
+        length = about["text_cfg"]["context_length"]
+        ids, _ = model.vocabulary.encode(texts, length)
+        ids = torch.nn.functional.pad(ids, (0, length - ids.shape[1]))
+        mask = torch.full((length, length), -torch.inf).triu(1)
+        x = state["token_embedding.weight"][ids] + state["positional_embedding"]
+        x = blocks(state, "transformer", x, about["text_cfg"]["heads"], mask)
+        x = norm(x, x.shape[-1:], state["ln_final.weight"], state["ln_final.bias"])
+        assert about["text_cfg"]["pool_type"] == "argmax"
+        x = x[torch.arange(len(x)), ids.argmax(1)] @ state["text_projection"]
+        found_texts = torch.nn.functional.normalize(x, dim=1)
+    torch.testing.assert_close(found_texts, model.embed_texts(texts), atol=1e-5, rtol=0)
+    expected = model.embed_payloads(payloads(model, pictures), 32)
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+
+
+def test_what_was_not_read_back_is_told(models, tmp_path, monkeypatch):
+    """As where open_clip is not installed."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = forms.export(models("clip"), "open_clip", tmp_path / "out")
+    assert found.unchecked == "open_clip is not installed here" and not found.differences
+    with pytest.raises(InputError, match=r'needs onnx.*pip install "halftone-itr\[onnx\]"'):
+        forms.export(models("clip"), "onnx", tmp_path / "other")
