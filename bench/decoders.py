@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.sharding.decoding import decode, put
 
 SIZE, PICTURES, ROUNDS = 224, 60, 5
@@ -36,7 +37,9 @@ def main() -> None:
                 rates[name].append(PICTURES / (time.process_time() - started))
         print(f"{width} × {height}, {sum(map(len, files)) / PICTURES:,.0f} bytes")
         for name, way in ways.items():
-            off = [np.abs(way(d).astype(int) - decode(d, SIZE)) for d in files]
+            off = [
+                np.abs(way(d).astype(int) - decode(d, Preprocessing.squash(SIZE))) for d in files
+            ]
             mean, most = float(np.mean(off)), int(np.max(off))
             print(f"  {name:<28}{statistics.median(rates[name]):>8,.0f}/s{mean:>9.2f}{most:>5}")
 
@@ -58,13 +61,13 @@ def crops(width: int, height: int) -> list[bytes]:
 
 
 def by_pillow(data: bytes) -> np.ndarray:
-    put(decode(data, SIZE), OUT)
+    put(decode(data, Preprocessing.squash(SIZE)), OUT)
     return OUT.copy()
 
 
 def by_pillow_at_once(data: bytes) -> np.ndarray:
     """As a whole picture is copied, not channel by channel."""
-    OUT[:] = decode(data, SIZE)
+    OUT[:] = decode(data, Preprocessing.squash(SIZE))
     return OUT.copy()
 
 

@@ -21,6 +21,8 @@ from pipeline.errors import InputError
 from pipeline.export import forms
 from pipeline.export.writing import BOTH
 from pipeline.models import Vocabulary
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.towers import preprocessing_of
 from pipeline.training.saved_model import SavedModel
 from schemas.settings import Recipe
 
@@ -29,7 +31,7 @@ SIDE |= {"num_attention_heads": 2}
 MARKS = ["<pad>", "<s>", "</s>", "<unk>"]
 VISION = {**SIDE, "image_size": 48, "patch_size": 16}
 LENGTH = 16  # tokens that a text model has places for
-PRETRAINED = {"image": "pretrained", "text": "pretrained", "image_size": 48}
+PRETRAINED = {"image": "pretrained", "text": "pretrained"}
 SCRATCH: dict[str, Any] = {"dim": 16, "image_size": 32, "width": 4, "word_dim": 8, "max_words": 9}
 # The settings of each kind, by what tells it; the first word of a pretrained one is its model.
 KINDS: dict[str, dict[str, Any]] = {
@@ -109,13 +111,15 @@ def made(kind: str, folder: Path) -> SavedModel:
     else:
         vocabulary = Vocabulary(["<pad>", "<unk>", *words()[len(MARKS) :]])
     features = 7 if settings["image"] == "regions" else None
-    architecture = models.architecture(recipe.model)
+    architecture, how = models.architecture(recipe.model), Preprocessing.squash(1)
+    if features is None:
+        how = preprocessing_of(recipe.model)
     towers = models.build(recipe.model, vocabulary=vocabulary, features=features).eval()
     with torch.no_grad():
         for name, parameter in towers.named_parameters():
             if "lora_B" in name:  # zeros at first
                 parameter.normal_(0, 0.1)
-    return SavedModel(towers, vocabulary, recipe, recipe.shard, features, architecture)
+    return SavedModel(towers, vocabulary, recipe, recipe.shard, features, how, architecture)
 
 
 def tried(model: SavedModel, to: str, folder: Path, pairs: int) -> Iterator[tuple[str, Any]]:

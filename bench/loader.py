@@ -24,6 +24,7 @@ import psutil
 import torch
 
 from pipeline.models import Vocabulary
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.sharding import ingest, shard
 from pipeline.sharding.decoding import decode
 from pipeline.training.data import Split
@@ -38,7 +39,7 @@ torch.set_num_threads(1)
 
 def main(root: str, rounds: int) -> None:
     loading.KEPT_BYTES = 0
-    split = Split(root, "train", image_size=SIZE, cache_mb=0)
+    split = Split(root, "train", preprocessing=Preprocessing.squash(SIZE), cache_mb=0)
     print(
         f"{len(split):,} pictures of {split.tar_bytes / len(split):,.0f} bytes at {SIZE} pixels, ",
         end="",
@@ -148,7 +149,7 @@ def by_threads(split: Split, count: int) -> Iterator:
     """Batches of a pool of threads, four ahead."""
 
     def images(rows: np.ndarray) -> list[np.ndarray]:
-        return [decode(split.payload(row), SIZE) for row in rows.tolist()]
+        return [decode(split.payload(row), Preprocessing.squash(SIZE)) for row in rows.tolist()]
 
     rng = np.random.default_rng(0)
     with ThreadPoolExecutor(count) as pool:

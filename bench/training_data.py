@@ -28,6 +28,7 @@ import torch
 from bench import peak_memory
 from pipeline.labels.caption_vectors import StoredCaptions
 from pipeline.models import Vocabulary
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.storage import parquet, store
 from pipeline.storage.run_folder import RunFolder, contents
 from pipeline.storage.vector_columns import vector_column
@@ -132,7 +133,7 @@ def worker(root: str, start: str, size: int) -> None:
     """One worker of `size`: a line of figures."""
     torch.set_num_threads(1)
     base, begun, cpu = peak_memory.from_here(), time.perf_counter(), time.process_time()
-    split = Split(root, "train", image_size=224, copies_gb=20.0)
+    split = Split(root, "train", preprocessing=Preprocessing.squash(224), copies_gb=20.0)
     files = RunFolder(root).files("embed", ENCODER)
     captions = StoredCaptions(files, [entry["samples"] for entry in split.shards], 20e9)
     counted = time.perf_counter()

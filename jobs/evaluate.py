@@ -13,7 +13,8 @@ def run(run: Run) -> None:
     with run.stage("evaluate") as stage:
         recipe, root, name = run.recipe, run.root, run.name
         vectors = tower_vectors.plan_vectors(recipe, root, name)
-        stage.make(vectors, tower_vectors.write_vectors, gpu=True)
+        made = stage.make(vectors, tower_vectors.write_vectors, gpu=True)
+        stage.note(**tower_vectors.notes(made, recipe.evaluate.split))
         plan = evaluate.plan(recipe, root, name)
         stage.make(plan, evaluate.write_rankings)
         if not run.dry:

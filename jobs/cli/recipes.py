@@ -14,6 +14,7 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
+from schemas.settings.training import BRING_SIZES, SIZES
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -139,6 +140,7 @@ def _load(path: Path) -> dict:
 def _merged(base: dict, over: dict) -> dict:
     """`over`'s keys put into the sections of `base`; a dotted key goes deeper (losses.x.weight)."""
     out = copy.deepcopy(base)
+    _without_sizes(out.get("model"), over.get("model"))
     for section, values in over.items():
         if not isinstance(values, dict):
             out[section] = values
@@ -152,6 +154,14 @@ def _merged(base: dict, over: dict) -> dict:
                     raise InputError(f"{'.'.join(path[:depth])} holds {place!r}, not settings")
             place[last] = value
     return out
+
+
+def _without_sizes(base: Any, over: Any) -> None:
+    """Take away the sizes that were meant for another tower than one that brings its own."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        for side, size in SIZES.items():
+            if over.get(side) in BRING_SIZES and over[side] != base.get(side):
+                base.pop(size, None)
 
 
 def _checked(values: dict, recipe: str, overrides: dict) -> Recipe:

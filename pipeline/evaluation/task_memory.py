@@ -17,7 +17,9 @@ BLOCK = 256  # queries at a time
 
 def of_vectors(entry: dict, recipe: Recipe, model: dict) -> int:
     """Of a shard's tower vectors: its samples decoded, and the model, twice while it is read."""
-    pixels = 3 * recipe.model.image_size**2 * entry["samples"]
+    how = model["pieces"][0].get("preprocessing")
+    height, width = how["crop"] or how["resize"] if how else (recipe.model.image_size or 0,) * 2
+    pixels = 3 * height * width * entry["samples"]
     held = entry["files"][f"{entry['name']}.tar"]["bytes"]
     weights = sum(f["bytes"] for p in model["pieces"] for f in p["files"].values())
     return (held if recipe.model.image == "regions" else pixels) + 2 * weights

@@ -53,6 +53,13 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
     return Plan.of("vectors", folder, pieces, {})
 
 
+def notes(index: dict, split: str) -> dict[str, str]:
+    """What is worth a word of the split's captions, from the vectors' index."""
+    entries = of_split(index, split)
+    cut, captions = (sum(e.get(of, 0) for e in entries) for of in ("cut_captions", "captions"))
+    return {"cut_captions": f"{cut:,} of {captions:,}"} if cut else {}
+
+
 def files(root: str, name: str, split: str) -> Files:
     """The tower vectors that a model's evaluation left, of a split."""
     return RunFolder(root).files("evaluate", name, "vectors").of_split(split)
@@ -107,7 +114,7 @@ def write_vectors(piece: Piece) -> dict:
     inputs = piece.inputs
     model, together = _model(inputs["model"], inputs["version"]), inputs["batch_size"]
     tar = cache.kept(inputs["tar"], inputs["file"], inputs["copies"])
-    samples = list(stream(tar, image_size=model.recipe.model.image_size))
+    samples = list(stream(tar, model.preprocessing))
     images = [about["image_id"] for about, _ in samples]
     captions = [(c, about["image_id"]) for about, _ in samples for c in about["captions"]]
     vectors = [
@@ -125,4 +132,6 @@ def write_vectors(piece: Piece) -> dict:
         schema=tower_schema(matrix.shape[1]),
     )
     summary = {"split": inputs["split"], "images": len(samples), "captions": len(captions)}
+    if cut := model.cut_texts([caption["text"] for caption, _ in captions]):
+        summary["cut_captions"] = cut
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)

@@ -19,7 +19,6 @@ from pipeline.export.writing import (
     Sides,
     batched,
     payloads,
-    preprocessing_of,
     telling,
     write_json,
     write_preprocessor,
@@ -155,7 +154,7 @@ def _traced(model: SavedModel, towers: TwoTower, side: str, gru) -> tuple[nn.Mod
         if model.features is not None:
             regions = torch.linspace(0.1, 1, 10 * model.features).reshape(2, 5, model.features)
             return graph, (regions,), (both,)
-        pixels = torch.zeros(2, 3, *preprocessing_of(model).shape, dtype=torch.uint8)
+        pixels = torch.zeros(2, 3, *model.preprocessing.shape, dtype=torch.uint8)
         return graph, (pixels,), (batch,)
     text = TextGraph(towers, gru).cpu().eval()
     unrolled = isinstance(text.tower, PaddedGRUTower) and gru is None

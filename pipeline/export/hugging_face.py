@@ -18,7 +18,7 @@ from pipeline.export.writing import (
     write_preprocessor,
     write_words,
 )
-from pipeline.models import TwoTower
+from pipeline.models import TwoTower, pretrained
 from pipeline.training.saved_model import SavedModel
 
 # What a tower by itself is loaded by, by the type of the whole.
@@ -87,6 +87,8 @@ def not_of_one_model(model: SavedModel, sides: Sides) -> str | None:
             "the tower is one side of a model whose other side is not, and its projection is new, "
             f"so no class of transformers holds it; {INSTEAD}"
         )
+    if any(getattr(tower, "first", False) for tower in (model.towers.image, model.towers.text)):
+        return f"AutoModel has no class for a {_type(model)} that projects first states; {INSTEAD}"
     if not hasattr(_encoder(model.towers.image), "config") or model.architecture is None:
         return f"how the towers are built was not kept; {INSTEAD}"
     if not {"vision_config", "text_config"} <= model.architecture.keys():
@@ -99,14 +101,8 @@ def not_of_one_model(model: SavedModel, sides: Sides) -> str | None:
 
 def whole(model: SavedModel) -> nn.Module:
     """The two-tower model of transformers that the towers are of, with their weights."""
-    from transformers import AutoConfig, AutoModel
-
-    towers = merged(model.towers).cpu()
-    config = AutoConfig.for_model(**model.architecture)
-    for side, name in (("image", "vision_config"), ("text", "text_config")):
-        inner = _encoder(getattr(towers, side)).config
-        getattr(config, name).update(inner.to_diff_dict())  # a longer table of positions, say
-    exported: Any = AutoModel.from_config(config)
+    towers: Any = merged(model.towers).cpu()
+    exported: Any = pretrained.load(model.recipe.model, model.architecture)
     exported.vision_model, exported.text_model = towers.image.encoder, towers.text.encoder
     for side, name in (("image", "visual_projection"), ("text", "text_projection")):
         if hasattr(exported, name):

@@ -15,7 +15,6 @@ from pipeline.export.writing import (
     Pictures,
     Sides,
     batched,
-    preprocessing_of,
     write_json,
     write_words,
 )
@@ -47,11 +46,11 @@ class OpenClip:
         if len(acts) > 1 or not acts <= ACTIVATIONS.keys():
             said = f"open_clip has {' or '.join(ACTIVATIONS)} in both towers, and this model "
             return f"{said}{', '.join(sorted(acts))}; --to hf holds it"
-        return _not_its_pictures(preprocessing_of(model))
+        return _not_its_pictures(model.preprocessing)
 
     def write(self, model: SavedModel, folder: Path, sides: Sides) -> None:
         exported: Any = whole(model)
-        config, how = exported.config, preprocessing_of(model)
+        config, how = exported.config, model.preprocessing
         write_json(
             folder / "open_clip_config.json",
             {
@@ -163,7 +162,8 @@ def _not_its_pictures(how: Preprocessing) -> str | None:
     """Why open_clip cannot make pictures so; None where it can."""
     shorter = how.crop is not None and how.crop == (how.resize, how.resize)
     squash = how.crop is None and isinstance(how.resize, tuple)
-    if (shorter or squash) and how.interpolation in ("bilinear", "bicubic"):
+    levels = abs(how.rescale * 255 - 1) < 1e-6  # its pixels are of [0, 1]
+    if levels and (shorter or squash) and how.interpolation in ("bilinear", "bicubic"):
         return None
     return (
         f"open_clip cannot make pictures as this model has them ({how}): it crops a square out of "

@@ -15,7 +15,6 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.models import Vocabulary, preprocessing
-from pipeline.models.preprocessing import Preprocessing
 from pipeline.training.saved_model import SavedModel
 
 BOTH = ("image", "text")
@@ -85,26 +84,16 @@ def quiet() -> Iterator[None]:
             theirs.enable_progress_bar()
 
 
-def preprocessing_of(model: SavedModel) -> Preprocessing:
-    """How the image tower's pictures are made; of a model of features there is none."""
-    tower, size = model.towers.image, model.recipe.model.image_size
-    if not hasattr(tower, "mean"):
-        return Preprocessing.squash(size)
-    mean, std = (tuple(getattr(tower, name).flatten().tolist()) for name in ("mean", "std"))
-    return Preprocessing.squash(size, mean=mean, std=std)
-
-
 def payloads(model: SavedModel, pictures: Pictures) -> list[np.ndarray]:
     """The inputs of the image tower that these pictures, or features, become."""
     if model.features is not None:
         return list(pictures)
-    how = preprocessing_of(model)
-    return [how.pixels(picture) for picture in pictures]
+    return [model.preprocessing.pixels(picture) for picture in pictures]
 
 
 def write_preprocessor(model: SavedModel, folder: Path) -> None:
     """preprocessor_config.json, which transformers and others read."""
-    told = preprocessing.config(preprocessing_of(model))
+    told = preprocessing.config(model.preprocessing)
     write_json(folder / "preprocessor_config.json", told)
 
 

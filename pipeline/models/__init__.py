@@ -17,13 +17,21 @@ if TYPE_CHECKING:
         TEXT_TOWERS,
         architecture,
         build,
+        preprocessing_of,
         vocabulary_for,
     )
     from pipeline.models.two_tower import TowerInputs, TwoTower
     from pipeline.models.vocabulary import Vocabulary, vocabulary_of
 
 MODULES = {
-    "towers": ("IMAGE_TOWERS", "TEXT_TOWERS", "architecture", "build", "vocabulary_for"),
+    "towers": (
+        "IMAGE_TOWERS",
+        "TEXT_TOWERS",
+        "architecture",
+        "build",
+        "preprocessing_of",
+        "vocabulary_for",
+    ),
     "two_tower": ("TowerInputs", "TwoTower"),
     "vocabulary": ("Vocabulary", "vocabulary_of"),
 }
@@ -35,6 +43,7 @@ __all__ = [
     "Vocabulary",
     "architecture",
     "build",
+    "preprocessing_of",
     "vocabulary_for",
     "vocabulary_of",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pipeline.models import pretrained
 from pipeline.models.convolution import ConvolutionTower
 from pipeline.models.gru import GRUTower
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.regions import RegionTower
 from pipeline.models.two_tower import TowerInputs, TwoTower
 from pipeline.models.vocabulary import PretrainedTokens, Vocabulary
@@ -29,16 +30,29 @@ def build(
     vocabulary: Vocabulary | PretrainedTokens,
     features: int | None,
     architecture: dict | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> TwoTower:
     """A new two-tower model; `features` is the width of a region vector, None for pixels.
 
-    Pretrained towers come with their weights, or untrained from an `architecture`.
+    Pretrained towers come with their weights and their own `preprocessing`, or untrained from an
+    `architecture`.
     """
     image, text = _tower("image", settings), _tower("text", settings)
     asked = "pretrained" in (settings.image, settings.text)
     model = pretrained.load(settings, architecture) if asked else None
-    given = TowerInputs(features, len(vocabulary), model)
+    if preprocessing is None and architecture is None and features is None:
+        preprocessing = preprocessing_of(settings)
+    given = TowerInputs(features, len(vocabulary), model, preprocessing)
     return TwoTower(image.from_settings(settings, given), text.from_settings(settings, given))
+
+
+def preprocessing_of(settings: ModelSettings) -> Preprocessing:
+    """What becomes of a picture before the image tower: the tower's own, or a square.
+
+    A tower class that has its own gives it as `preprocessing(settings)`.
+    """
+    own = getattr(_tower("image", settings), "preprocessing", None)
+    return own(settings) if own else Preprocessing.squash(settings.image_size)
 
 
 def architecture(settings: ModelSettings) -> dict | None:

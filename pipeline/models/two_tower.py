@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from pipeline.models.preprocessing import Preprocessing
+
 
 class TwoTower(nn.Module):
     """An image tower and a text tower; score = cosine of their outputs."""
@@ -40,6 +42,7 @@ class TowerInputs:
     features: int | None  # width of a region vector; None where the shards hold images
     words: int  # size of the vocabulary
     model: nn.Module | None = None  # the Hugging Face model of the pretrained towers
+    preprocessing: Preprocessing | None = None  # of the pictures that the image tower gets
 
 
 def blocks_of(tower: nn.Module) -> tuple[str, list[nn.Module]]:

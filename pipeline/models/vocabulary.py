@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch  # processes that make batches do without it
 
 PAD, UNKNOWN = "<pad>", "<unk>"
+MARKS = 4  # ids that a text may have beyond its bytes: marks at both ends, and a leading blank
 
 
 class Known:
@@ -23,17 +24,30 @@ class Known:
     fill = 0  # the id that pads
     state: Any  # what `vocabulary_of` makes it again from
 
-    def ids(self, captions: list[str], max_words: int) -> list[list[int]]:
+    def ids(self, captions: list[str], max_words: int | None) -> list[list[int]]:
         """The ids of every caption, at most `longest(max_words)` of them."""
         raise NotImplementedError
 
-    def longest(self, max_words: int) -> int:
+    def longest(self, max_words: int | None) -> int:
         """How many ids a caption has at most."""
         raise NotImplementedError
 
-    def encode(self, captions: list[str], max_words: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+    def encode(
+        self, captions: list[str], max_words: int | None
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Ids (B, L), padded with `fill`, and lengths (B,)."""
         return pad(self.ids(captions, max_words), self.fill)
+
+    def cut(self, captions: list[str], max_words: int | None) -> int:
+        """How many captions are longer than that, and lose their end."""
+        room = self.longest(max_words)
+        # What has no more bytes than there are places is not looked at: a piece has one at least.
+        long = [caption for caption in captions if len(caption.encode()) + MARKS > room]
+        return sum(self.too_long(long, room)) if long else 0
+
+    def too_long(self, captions: list[str], room: int) -> list[bool]:
+        """Of every caption whether it has more than `room` ids."""
+        raise NotImplementedError
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
         """The pieces of a text in order, and of each whether it is known."""
@@ -83,13 +97,16 @@ class Vocabulary(Known):
     def pieces(self, text: str) -> list[tuple[str, bool]]:
         return [(word, word in self.id_of) for word in words(text)]
 
-    def ids(self, captions: list[str], max_words: int) -> list[list[int]]:
+    def ids(self, captions: list[str], max_words: int | None) -> list[list[int]]:
         """The word ids of every caption; one unknown word where it has none."""
         get = self.id_of.get
         return [[get(word, 1) for word in words(text)[:max_words]] or [1] for text in captions]
 
-    def longest(self, max_words: int) -> int:
+    def longest(self, max_words: int | None) -> int:
         return max_words
+
+    def too_long(self, captions: list[str], room: int) -> list[bool]:
+        return [len(words(caption)) > room for caption in captions]
 
 
 def count_words(captions: Iterable[str]) -> Counter[str]:
@@ -122,7 +139,7 @@ class PretrainedTokens(Known):
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
-    def ids(self, captions: list[str], max_words: int) -> list[list[int]]:
+    def ids(self, captions: list[str], max_words: int | None) -> list[list[int]]:
         """The token ids of every caption; all of full length for a model trained on such ones.
 
         At most as many tokens as the model has places for, whatever `max_words` says.
@@ -132,8 +149,11 @@ class PretrainedTokens(Known):
             ids = [row + [self.fill] * (self.state["length"] - len(row)) for row in ids]
         return ids
 
-    def longest(self, max_words: int) -> int:
+    def longest(self, max_words: int | None) -> int:
         return self.state["length"]
+
+    def too_long(self, captions: list[str], room: int) -> list[bool]:
+        return [bool(found.overflowing) for found in self.tokenizer.encode_batch(captions)]
 
     def tokens(self, captions: list[str]) -> list[list[int]]:
         """The token ids of every caption, cut to the model's length."""
@@ -178,6 +198,9 @@ class PretrainedPythonTokens(PretrainedTokens):
     def tokens(self, captions: list[str]) -> list[list[int]]:
         limit = {"truncation": True, "max_length": self.state["length"]}
         return self.tokenizer(captions, **limit)["input_ids"]
+
+    def too_long(self, captions: list[str], room: int) -> list[bool]:
+        return [len(ids) > room for ids in self.tokenizer(captions)["input_ids"]]
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
         tokens = self.tokenizer.tokenize(text)

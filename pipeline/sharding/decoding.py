@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -10,14 +11,18 @@ from PIL import Image
 from pipeline.sharding.images import open_picture
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """A feature array as it was stored, or an image as (3, size, size) uint8."""
+class Pixels(Protocol):
+    """What makes an image tower's pixels of a picture (`pipeline.models.preprocessing`)."""
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """(3, H, W) uint8."""
+
+
+def decode(data: bytes, how: Pixels) -> np.ndarray:
+    """A feature array as it was stored, or an image as (3, H, W) uint8, made so."""
     if data.startswith(b"\x93NUMPY"):
         return np.load(io.BytesIO(data))
-    image = open_picture(data)
-    image.draft("RGB", (size, size))  # a JPEG decodes at the next larger eighth, for a fraction
-    image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+    return how.pixels(open_picture(data))
 
 
 def put(image: np.ndarray, out: np.ndarray) -> None:
@@ -29,10 +34,10 @@ def put(image: np.ndarray, out: np.ndarray) -> None:
         plane[:] = channel
 
 
-def stream(tar: str, *, image_size: int) -> Iterator[tuple[dict, np.ndarray]]:
+def stream(tar: str, how: Pixels) -> Iterator[tuple[dict, np.ndarray]]:
     """Every sample of a shard in order: its JSON member and its decoded image or features."""
     from pipeline.sharding import reading  # Arrow comes with it, and decoding needs none
 
     for sample in reading.stream(tar):
         payload = next(sample[suffix] for suffix in ("jpg", "png", "npy") if suffix in sample)
-        yield json.loads(sample["json"]), decode(payload, image_size)
+        yield json.loads(sample["json"]), decode(payload, how)

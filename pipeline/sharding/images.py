@@ -80,8 +80,7 @@ def _picture(data: bytes, settings: "ShardSettings") -> Payload:
         return Payload(data, ENDINGS[image.format], "pictures", *size)
     _draft(image, settings)
     image.load()
-    image = _eight_bit(image if turn is None else image.transpose(turn))
-    image = _resized(image, settings)
+    image = _resized(upright(image), settings)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=settings.quality, comment="")
     return Payload(buffer.getvalue(), "jpg", "pictures", *image.size)
@@ -97,6 +96,12 @@ def open_picture(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """RGB, or L for grey, turned as EXIF says: what a picture is here, whatever its file's mode."""
+    turn = UPRIGHT.get(_orientation(image))
+    return _eight_bit(image if turn is None else image.transpose(turn))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,6 +8,7 @@ lanes r, r + W, …
 import functools
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline.errors import InputError
-from pipeline.models.vocabulary import count_words
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.vocabulary import Known, count_words
 from pipeline.sharding import sidecar
 from pipeline.sharding.decoding import decode
 from pipeline.sharding.mapped_samples import mapped_samples
@@ -27,6 +29,8 @@ from pipeline.storage.mapped import Rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed import ProcessGroup
 
+LOG = logging.getLogger(__name__)
+LOOKED_AT = 100_000  # captions of a split that are looked at for how many are cut
 WORDS = "words.json"  # how often each word is in the train captions
 
 
@@ -34,7 +38,7 @@ WORDS = "words.json"  # how often each word is in the train captions
 class Batch:
     """Pairs of one worker at one step, in lane order."""
 
-    images: torch.Tensor  # (n, 3, S, S) uint8 or (n, R, F) features
+    images: torch.Tensor  # (n, 3, H, W) uint8 or (n, R, F) features
     words: torch.Tensor  # (n, L) word ids
     lengths: torch.Tensor  # (n,)
     image_rows: torch.Tensor  # (n,) the image's row in its split: equal rows, same image
@@ -82,7 +86,7 @@ class Split:
         root: str,
         split: str,
         *,
-        image_size: int,
+        preprocessing: Preprocessing,
         cache_mb: int = 1024,
         copies_gb: float = 0.0,
     ):
@@ -101,7 +105,7 @@ class Split:
         self.images = Rows([entry["samples"] for entry in self.shards])
         self.texts_of_shards = Rows([entry["captions"] for entry in self.shards])
         self.captions = Texts(self)
-        self.image_size = image_size
+        self.preprocessing = preprocessing
         self._cache: dict[int, np.ndarray] = {}
         self._cache_left = cache_mb * 2**20
 
@@ -200,9 +204,9 @@ class Split:
         return cache.read(tar, file, self.copies, *part)
 
     def image(self, row: int) -> np.ndarray:
-        """The decoded image (3, S, S) uint8, or the feature array, of a row."""
+        """The decoded image (3, H, W) uint8, or the feature array, of a row."""
         if (image := self._cache.get(row)) is None:
-            image = decode(self.payload(row), self.image_size)
+            image = decode(self.payload(row), self.preprocessing)
             if self._cache_left > image.nbytes:
                 self._cache_left -= image.nbytes
                 self._cache[row] = image
@@ -257,3 +261,22 @@ def word_counts(split: Split, world: ProcessGroup, keep: bool = True) -> Counter
     if keep and world.rank == 0:
         store.write_bytes(uri, json.dumps({"of": of, "words": counts}, ensure_ascii=False).encode())
     return counts
+
+
+def cut_captions(split: Split, words: Known, max_words: int | None) -> tuple[int, int]:
+    """How many captions lose their end, of how many: the first ones of a large split.
+
+    Where any do it is told in the log.
+    """
+    cut = known = 0
+    for shard in range(len(split.shards)):
+        if known >= LOOKED_AT:
+            break
+        texts = split.captions.of_shard(shard).to_pylist()
+        cut, known = cut + words.cut(texts, max_words), known + len(texts)
+    if cut:
+        LOG.warning(
+            "%s of %s train captions are cut after %s words or tokens (--model.max_words)",
+            *(f"{number:,}" for number in (cut, known, words.longest(max_words))),
+        )
+    return cut, known

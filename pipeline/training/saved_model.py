@@ -9,6 +9,7 @@ from safetensors.torch import load
 
 from pipeline import models
 from pipeline.models import TwoTower, Vocabulary
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.sharding.decoding import decode
 from pipeline.sharding.given import Picture, bytes_of
@@ -41,6 +42,7 @@ class SavedModel:
     recipe: Recipe
     shard: ShardSettings  # of the shards that it was trained on
     features: int | None  # width of a region vector; None: it takes pictures
+    preprocessing: Preprocessing  # of its pictures
     architecture: dict | None = None  # of the model that pretrained towers are of
 
     @torch.inference_mode()
@@ -52,6 +54,10 @@ class SavedModel:
             return self.towers.encode_text(words.to(self.device), lengths)
 
         return self._in_batches(texts, batch_size, encoded)
+
+    def cut_texts(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than the model reads."""
+        return self.vocabulary.cut(list(texts), self.recipe.model.max_words)
 
     def embed_images(self, images: Sequence[Picture], batch_size: int = 256) -> torch.Tensor:
         """Unit vectors (M, D), float32 on the CPU, of pictures as the shards treat theirs.
@@ -74,7 +80,7 @@ class SavedModel:
     def payload(self, picture: Picture) -> np.ndarray:
         """The picture, decoded as those of the shards are; `Rejected` where it is none."""
         data, ending, holds, *_ = checked(bytes_of(picture), self.shard)
-        payload, wanted = decode(data, self.recipe.model.image_size), self.features
+        payload, wanted = decode(data, self.preprocessing), self.features
         if ending != "npy" and wanted is None:
             return payload
         if ending == "npy" and wanted == payload.shape[-1]:
@@ -109,11 +115,18 @@ def load_model(folder: str) -> SavedModel:
     recipe = Recipe(**of_before(about["recipe"]))
     # Of a model trained before it was kept, the settings it was trained with.
     shard = ShardSettings(**about["shard"]) if "shard" in about else recipe.shard
+    # Of a model trained before it was kept, the square that all pictures were then.
+    kept = about.get("preprocessing")
+    how = (
+        Preprocessing.of(kept)
+        if kept
+        else Preprocessing.squash(about["recipe"]["model"]["image_size"])
+    )
     known = {name: about[name] for name in ("features", "architecture")}
-    model = models.build(recipe.model, vocabulary=vocabulary, **known)
+    model = models.build(recipe.model, vocabulary=vocabulary, preprocessing=how, **known)
     model.load_state_dict(load(store.read_bytes(store.join(folder, "model.safetensors"))))
     model = model.eval().to(ProcessGroup().device)
-    return SavedModel(model, vocabulary, recipe, shard, **known)
+    return SavedModel(model, vocabulary, recipe, shard, preprocessing=how, **known)
 
 
 def best_val(root: str, name: str) -> float:

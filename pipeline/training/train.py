@@ -12,6 +12,7 @@ import torch
 
 from pipeline.labels import embed, label
 from pipeline.models import vocabulary_of
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.storage import run_folder, store
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder, contents
@@ -44,6 +45,8 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
     if needs_labels(recipe.train):
         settings["label"] = label.depends_on(recipe.label)
     relevant: dict[str, Any] = {**settings, "train": recipe.train.relevant()}
+    if recipe.model.image == "pretrained":  # its own pictures: they were all squashed before
+        relevant["pictures"] = 2
     images = sum(entry["samples"] for entry in run_folder.of_split(shards, "train"))
     s = recipe.train
     if (order := order_of(images, s.batch_size, s.lanes, s.neighbours)) > 1:
@@ -128,6 +131,11 @@ def notes(entry: dict, name: str) -> dict[str, Any]:
         found["passed_over_torn"] = ", ".join(entry["torn_checkpoints"])
     if entry.get("not_compiled"):
         found["not_compiled"] = entry["not_compiled"]
+    how = entry.get("preprocessing")
+    if how and not how["shrink"]:
+        found["pictures"] = str(Preprocessing.of(how))
+    if entry.get("cut_captions"):
+        found["cut_captions"] = "{:,} of {:,}".format(*entry["cut_captions"])
     if entry.get("collapsed"):
         found["collapsed_in_epochs"] = str(entry["collapsed"])[1:-1]
     return found

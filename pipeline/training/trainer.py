@@ -1,5 +1,6 @@
 """Two towers as the training loop sees them: their data, their learner, and their val split."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training import validation
 from pipeline.training.checkpoint import Tensors, frozen
-from pipeline.training.data import Batch, Split, word_counts
+from pipeline.training.data import Batch, Split, cut_captions, word_counts
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import Learner, NotFinite
 from pipeline.training.loading.augmentation import Augment
@@ -26,7 +27,7 @@ from pipeline.training.neighbours import Neighbours
 from pipeline.training.objective import Objective, needs_embeddings, needs_relevance
 from pipeline.training.sampler import Sampler
 from schemas.checkpoint import Checkpoint
-from schemas.settings import Recipe
+from schemas.settings import Recipe, TrainSettings
 
 SPARE = 4  # neighbours known for each place of a group: some are taken when its turn comes
 COLLAPSED = 0.99  # mean cosine of a batch's images or texts above which they are all one
@@ -43,13 +44,11 @@ class TowerTrainer:
         self.recipe: Recipe = piece.inputs["recipe"]
         self.settings, model = self.recipe.train, self.recipe.model
         s = self.settings
-        if s.lanes % world.size:
-            raise InputError(
-                f"train.lanes {s.lanes} do not share out among {world.size} workers; choose lanes "
-                "that their number divides"
-            )
+        _check_lanes(s, world)
         torch.manual_seed(s.seed)
-        read = partial(Split, root, image_size=model.image_size, copies_gb=s.cache_gb)
+        with _told():
+            how = self.preprocessing = models.preprocessing_of(model)
+        read = partial(Split, root, preprocessing=how, copies_gb=s.cache_gb)
         self.train_split = read("train")
         of_val = run_folder.of_split(RunFolder(root).index("shard"), "val")
         self.val_split = read("val") if any(entry["samples"] for entry in of_val) else None
@@ -65,15 +64,16 @@ class TowerTrainer:
             )
             known = StoredCaptions(*of_shards, limit) if needs_relevance(s) else None
         objective = Objective(s, self.recipe.label, known, world)
-        try:
+        with _told():
             words = models.vocabulary_for(
                 model, partial(word_counts, self.train_split, world, keep)
             )
             self.architecture = models.architecture(model)  # of pretrained towers
-            towers = models.build(model, vocabulary=words, features=self.train_split.features)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+            features = self.train_split.features
+            towers = models.build(model, vocabulary=words, features=features, preprocessing=how)
         self.vocabulary = words
+        first = world.rank == 0
+        self.cut = cut_captions(self.train_split, words, model.max_words) if first else (0, 0)
         self.vocabulary_state: list | dict | None = words.state
         self.loader = self._loader(near)
         self.order, self.steps = self.loader.order, self.loader.order.steps
@@ -207,9 +207,28 @@ class TowerTrainer:
             "features": self.train_split.features,
             "shard": RunFolder(self.piece.inputs["root"]).index("shard")["settings"],
             "architecture": self.architecture,
+            "preprocessing": None if self.train_split.features else self.preprocessing.state,
             "recipe": self.about["settings"],
+            **({"cut_captions": self.cut} if self.cut[0] else {}),
             **({"not_compiled": self.learner.not_compiled} if self.learner.not_compiled else {}),
         }
+
+
+def _check_lanes(s: TrainSettings, world: ProcessGroup) -> None:
+    if s.lanes % world.size:
+        raise InputError(
+            f"train.lanes {s.lanes} do not share out among {world.size} workers; choose lanes "
+            "that their number divides"
+        )
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What towers find wrong with their settings is an error that a person can act on."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _near(neighbours: Neighbours, group: int, world: ProcessGroup, keep: bool) -> Neighbours | None:

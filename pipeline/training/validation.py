@@ -101,7 +101,7 @@ def encode_split(
     split: Split,
     world: ProcessGroup,
     *,
-    max_words: int,
+    max_words: int | None,
     batch_size: int = 256,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Image vectors (M, D), caption vectors (N, D) and each caption's image row (N,)."""

@@ -6,6 +6,9 @@ from pydantic import field_validator, model_validator
 
 from schemas.settings.section import Section, setting
 
+BRING_SIZES = ("pretrained",)  # towers that know how large a picture, how long a text is
+SIZES = {"image": "image_size", "text": "max_words"}  # by the tower's setting
+
 
 class ModelSettings(Section):
     """The two towers."""
@@ -13,7 +16,9 @@ class ModelSettings(Section):
     image: str = setting("pixels", "image tower: pixels, regions, pretrained, package.module:Class")
     text: str = setting("gru", "text tower: gru, bigru, pretrained, or package.module:Class")
     dim: int = setting(256, "size of the shared space (dimensions)", ge=1)
-    image_size: int = setting(64, "side of the image tower's input (pixels)", ge=16)
+    image_size: int | None = setting(
+        None, "side of the image tower's input; none: 64, a pretrained model's own (pixels)", ge=16
+    )
     width: int = setting(32, "pixels: channels of the first layer (count)", ge=1)
     image_pooling: Literal["max", "mean", "gpo"] = setting("max", "regions: how they become one")
     word_dim: int = setting(300, "gru: size of a word vector (dimensions)", ge=1)
@@ -21,7 +26,12 @@ class ModelSettings(Section):
         "last", "gru: the last state, or how the states of all words become one"
     )
     min_word_count: int = setting(2, "gru: rarer words of train captions are <unk> (count)", ge=1)
-    max_words: int = setting(64, "longer captions are cut (words, or tokens)", ge=1)
+    max_words: int | None = setting(
+        None,
+        "longer captions are cut; none: 64, all that a pretrained model has positions for, "
+        "which more of them extends (words, or tokens)",
+        ge=1,
+    )
     pretrained: str | None = setting(None, "pretrained: Hugging Face model, name, folder (CLIP …)")
     freeze: int = setting(0, "pretrained: first layers that are not trained (count)", ge=0)
     layer_decay: float = setting(1.0, "pretrained: a layer's lr to the next's (0-1)", gt=0, le=1)
@@ -29,6 +39,15 @@ class ModelSettings(Section):
     gradient_checkpointing: bool = setting(
         False, "pretrained: recompute activations to save memory"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, given: Any) -> Any:
+        """Towers from scratch have a size; a pretrained one brings its own."""
+        if not isinstance(given, dict):
+            return given
+        scratch = {size for side, size in SIZES.items() if given.get(side) not in BRING_SIZES}
+        return {**given, **{size: 64 for size in scratch if given.get(size) is None}}
 
 
 class TrainSettings(Section):

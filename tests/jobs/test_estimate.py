@@ -12,6 +12,7 @@ from pipeline.formulas.kernels import rows as kernel_rows
 from pipeline.formulas.losses import WeightedSum
 from pipeline.formulas.streaming import lists_streamed
 from pipeline.labels import label
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.sharding import ingest
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
@@ -98,7 +99,11 @@ def test_a_run_folder_is_counted_and_planned_as_it_is(run):
     stored = sum(store.list_files(RunFolder(root).folder("shard")).values())
     assert found["shard"].storage == pytest.approx(stored, rel=0.5)
     order = Sampler(
-        Split(root, "train", image_size=32), batch_size=8, lanes=8, pairs="caption", seed=0
+        Split(root, "train", preprocessing=Preprocessing.squash(32)),
+        batch_size=8,
+        lanes=8,
+        pairs="caption",
+        seed=0,
     )
     assert estimate.steps(recipe.train, data) == order.steps
     assert f"{3 * order.steps:,} steps" in found["train main"].note

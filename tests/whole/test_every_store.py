@@ -12,6 +12,7 @@ import torch
 
 from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed, label
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.sharding import ingest, shard
 from pipeline.storage import parquet, store
 from pipeline.storage.run_folder import RunFolder
@@ -156,7 +157,9 @@ def test_files_that_nobody_names_any_more_are_removed(copy, tiny_encoder):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_read_by_offset(roots, kind):
-    here, there = (Split(roots[k], "train", image_size=16) for k in (kind, "disk"))
+    here, there = (
+        Split(roots[k], "train", preprocessing=Preprocessing.squash(16)) for k in (kind, "disk")
+    )
     for row in (0, 7, 8, 19):
         assert (here.image(row) == there.image(row)).all()
 

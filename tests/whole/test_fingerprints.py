@@ -71,6 +71,7 @@ OTHERWISE = {
     "label.lists": ["t2t"],
     "label.map": "half",
     "label.approximate_above": 10_000,  # below it no cells are needed
+    "model.image_size": 96,
     "train.losses": {"smooth_ndcg": {"tau": 0.1}},
     "train.batch_size": 64,
     "train.lanes": 4,

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from pipeline.errors import InputError
+from pipeline.models.preprocessing import INTERPOLATIONS, Preprocessing
 from pipeline.sharding.images import open_picture
 
 if TYPE_CHECKING:
@@ -32,29 +33,35 @@ class Augment:
         found = cls(settings.crop, settings.flip, settings.colour)
         return None if found == cls(1.0, False, 0.0) else found
 
-    def __call__(self, data: bytes, size: int, draw: list[int]) -> np.ndarray:
-        """The view (3, size, size) uint8 of an image that the numbers `draw` stand for."""
+    def __call__(self, data: bytes, how: Preprocessing, draw: list[int]) -> np.ndarray:
+        """The view (3, H, W) uint8 of an image that the numbers `draw` stand for."""
         if data.startswith(b"\x93NUMPY"):
             raise InputError(
                 "train.crop, train.flip and train.colour need image shards; these hold features"
             )
         rng = np.random.default_rng(draw)
-        image = open_picture(data)
-        width, height = image.size
-        left, top, right, bottom = self._box(rng, width, height)
-        # Decoded at the next larger eighth at which the crop still has `size` pixels a side.
-        scale = size / min(right - left, bottom - top)
-        image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
-        image = image.convert("RGB")
-        x, y = image.width / width, image.height / height
-        box = (left * x, top * y, right * x, bottom * y)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        image = self._cropped(rng, open_picture(data), how)
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.colour:
             for enhance in COLOURS:
                 image = enhance(image).enhance(rng.uniform(1 - self.colour, 1 + self.colour))
         return np.asarray(image).transpose(2, 0, 1)
+
+    def _cropped(self, rng, image: Image.Image, how: Preprocessing) -> Image.Image:
+        """A random crop at the tower's size; without one what evaluation sees."""
+        width, height = image.size
+        left, top, right, bottom = self._box(rng, width, height)
+        if (right - left, bottom - top) == image.size and not how.shrink:
+            return how.picture(image.convert("RGB"))
+        # Decoded at the next larger eighth at which the crop still has the size of its picture.
+        tall, wide = how.shape
+        scale = max(tall, wide) / min(right - left, bottom - top)
+        image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
+        image = image.convert("RGB")
+        x, y = image.width / width, image.height / height
+        box = (left * x, top * y, right * x, bottom * y)
+        return image.resize((wide, tall), INTERPOLATIONS[how.interpolation], box=box)
 
     def _box(self, rng, width: int, height: int) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of a crop inside the image, the whole of it if none fits."""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ class Loader:
         *,
         rank: int,
         size: int,
-        max_words: int,
+        max_words: int | None,
         workers: int = 0,
         augment: Augment | None = None,
         epochs: int = 0,
@@ -112,7 +113,7 @@ class Loader:
     def _open(self) -> None:
         split = self.split
         rows = len(self.lanes) * self.order.batch_size // self.order.lanes
-        shape: tuple[int, ...] = (3, split.image_size, split.image_size)
+        shape: tuple[int, ...] = (3, *split.preprocessing.shape)
         dtype = "uint8"
         if split.features is not None:
             first = split.image(0)
@@ -121,8 +122,8 @@ class Loader:
         kept = len(split) if keeps(split, self.augment, layout.image_bytes) else 0
         self.frames = Frames(layout)
         shared = Shared(max(1, self.workers), len(split.tars), kept, layout)
-        given = split.image_size, self.augment, self.order.seed, self.max_words, split.copies
-        settings = PairSettings(layout, *given)
+        given = split.preprocessing, self.augment, self.order.seed, self.max_words
+        settings = PairSettings(layout, *given, split.copies)
         if self.workers:
             self.pool = Processes(settings, self.vocabulary, self.frames, shared, split.name)
         else:
@@ -243,7 +244,7 @@ def workers_for(
     if asked:
         return asked
     pictures = split.features is None
-    image_bytes = 3 * split.image_size**2 if pictures else split.image(0).nbytes
+    image_bytes = 3 * prod(split.preprocessing.shape) if pictures else split.image(0).nbytes
     passes = 1 if keeps(split, augment, image_bytes) else epochs
     if split.tar_bytes * passes < (PICTURE_BYTES if pictures else FEATURE_BYTES):
         return 0

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.vocabulary import Known
 from pipeline.sharding.decoding import decode, put
 from pipeline.storage import cache
@@ -24,10 +25,10 @@ class PairSettings:
     """What is made of every pair, in every process alike."""
 
     layout: Layout
-    image_size: int
+    preprocessing: Preprocessing
     augment: Augment | None
     seed: int
-    max_words: int
+    max_words: int | None
     copies: float  # bytes that copies of remote tars may take on this node
 
 
@@ -115,11 +116,11 @@ class Maker:
         if held:
             out[:] = self.shared.decoded[row]
             return
-        data, size = self._read(place), self.settings.image_size
+        data, how = self._read(place), self.settings.preprocessing
         if self.settings.augment is not None:
-            put(self.settings.augment(data, size, draw), out)
+            put(self.settings.augment(data, how, draw), out)
             return
-        image = decode(data, size)
+        image = decode(data, how)
         if image.shape != out.shape or image.dtype != out.dtype:
             found, first = (f"{x.dtype} of shape {list(x.shape)}" for x in (image, out))
             raise InputError(f"it is {found}, the first image of the split {first}")

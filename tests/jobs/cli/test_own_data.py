@@ -89,6 +89,7 @@ def test_a_pretrained_model_is_the_towers(here):
     folder(here / "data", 60)
     model = chosen("data", "--model.pretrained", "some/clip").model
     assert (model.image, model.text, model.pretrained) == ("pretrained", "pretrained", "some/clip")
+    assert model.image_size is None and model.max_words is None  # its own
 
 
 def test_a_setting_inside_a_setting_is_not_taken_for_the_data(here):

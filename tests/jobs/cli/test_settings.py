@@ -455,3 +455,14 @@ def test_the_recipes_are_listed_with_what_they_are(capsys):
     main.main("recipes", ["--json"])
     assert json.loads(capsys.readouterr().out) == recipes.known()
     assert all(name in page and about in page for name, about in recipes.known().items())
+
+
+def test_a_tower_that_brings_its_size_takes_none_that_was_another_towers():
+    over = {"model": {"image": "pretrained", "pretrained": "some/clip"}}
+    [(_, recipe)] = recipes.resolve("drawn_tiny", over, None)
+    assert (recipe.model.image_size, recipe.model.max_words) == (None, 64)
+    over["model"] |= {"image_size": "96", "text": "pretrained"}
+    [(_, recipe)] = recipes.resolve("drawn_tiny", over, None)
+    assert (recipe.model.image_size, recipe.model.max_words) == (96, None)
+    [(_, recipe)] = recipes.resolve("drawn_tiny", {}, None)
+    assert (recipe.model.image_size, recipe.model.max_words) == (48, 64)

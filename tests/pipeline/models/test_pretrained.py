@@ -16,6 +16,7 @@ from transformers import (
     BertConfig,
     BertModel,
     CLIPConfig,
+    CLIPImageProcessor,
     CLIPModel,
     PreTrainedTokenizerFast,
     SiglipConfig,
@@ -24,9 +25,12 @@ from transformers import (
 
 from pipeline import models as towers
 from pipeline.models import TwoTower
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.vocabulary import PretrainedTokens
+from pipeline.storage import store
 from pipeline.training import saved_model
 from schemas.settings import ModelSettings
+from tests.helpers import odd_pictures
 from tests.helpers.paths import ROOT
 from tests.helpers.stages import TINY
 from tests.pipeline.training.test_train import (
@@ -82,7 +86,7 @@ def bert(tmp_path_factory) -> str:
 
 
 def build(folder: str, **changed) -> tuple[TwoTower, PretrainedTokens]:
-    settings = {"image": "pretrained", "text": "pretrained", "image_size": 48} | changed
+    settings = {"image": "pretrained", "text": "pretrained"} | changed
     settings = ModelSettings(pretrained=folder, **settings)
     vocabulary = towers.vocabulary_for(settings, Counter)
     features = 7 if settings.image == "regions" else None
@@ -181,14 +185,14 @@ def test_recomputed_activations_give_the_same_gradients(clip):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"image_size": 64}, "set --model.image_size 48"),
+        ({"image_size": 50}, "cannot take 50 × 50 pixels.*--model.image_size 48"),
         ({"pretrained": None}, "model.pretrained is not given"),
         ({"pretrained": "/nowhere"}, "no pretrained model '/nowhere'"),
         ({"text": "package.missing:Tower"}, "cannot be imported"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_a_sentence(clip, changed, sentence):
-    settings = {"image": "pretrained", "text": "gru", "pretrained": clip, "image_size": 48}
+    settings = {"image": "pretrained", "text": "gru", "pretrained": clip}
     words = towers.Vocabulary.of(CAPTIONS, min_count=1)
     with pytest.raises(ValueError, match=sentence):
         settings = ModelSettings(**settings | changed)
@@ -231,10 +235,35 @@ def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa:
         images, texts = model(pictures(), *vocabulary.encode(CAPTIONS, 64))
     assert images.shape == texts.shape == (3, 24)
     assert model.image.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    how = loaded.preprocessing
+    assert how == towers.preprocessing_of(ModelSettings(image="pretrained", pretrained=clip))
+    picture = odd_pictures.scene((90, 60))
+    own = CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=48, do_normalize=False)
+    pixels = torch.from_numpy(own(picture, return_tensors="np", do_rescale=False).pixel_values)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.encode_image(pixels), loaded.embed_images([picture]))
+    index = store.read_json(f"{root}/5-model/clip/index.json")  # as of a model of before
+    del index["pieces"][0]["preprocessing"]
+    store.write_json(f"{root}/5-model/clip/index.json", index)
+    assert saved_model.load_model(f"{root}/5-model/clip").preprocessing == Preprocessing.squash(48)
     before = CLIPModel.from_pretrained(clip).vision_model.state_dict()
     after = model.image.encoder.state_dict()
     first, last = (f"encoder.layers.{n}.mlp.fc1.weight" for n in (0, 2))
     assert torch.equal(before[first], after[first]) and not torch.equal(before[last], after[last])
+
+
+def test_a_longer_and_larger_model_is_trained_and_made_again(data, clip):  # noqa: F811
+    """What is cut is counted, and the folder holds the sizes."""
+    recipe, root = data
+    flags = ["--model.image", "pretrained", "--model.text", "pretrained", "--train.epochs", "1"]
+    flags += ["--model.pretrained", clip, "--model.image_size", "64"]
+    fit(recipe_with(recipe.embed.encoder, *TINY, *flags, "--model.max_words", "16"), root, "large")
+    loaded = saved_model.load_model(f"{root}/5-model/large")
+    assert loaded.preprocessing.shape == (64, 64)
+    named = loaded.towers.text.named_parameters()
+    (table,) = (value for name, value in named if "position_embedding" in name)
+    assert len(table) == 16 and len(loaded.embed_texts(["a star " * 20])) == 1
+    assert loaded.cut_texts(["a star " * 20, "a star"]) == 1
 
 
 # ---- tokenizers that are not of the tokenizers package -----------------------------------------
@@ -252,6 +281,8 @@ def sentence_pieces(tmp_path_factory) -> str:
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("sentence-pieces")
     (folder / "spiece.model").write_bytes(written.getvalue())
+    kind = {"image_processor_type": "SiglipImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(kind))
     about = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 12, "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
     torch.manual_seed(0)

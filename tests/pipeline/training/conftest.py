@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.training.data import Split
 from tests.helpers.datasets import SIZE, shards
 
@@ -13,4 +14,4 @@ def root(tmp_path_factory) -> str:
 
 @pytest.fixture
 def split(root) -> Split:
-    return Split(root, "train", image_size=SIZE)
+    return Split(root, "train", preprocessing=Preprocessing.squash(SIZE))

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.vocabulary import count_words
 from pipeline.sharding import decoding, shard
 from pipeline.storage import mapped, parquet, store
@@ -62,14 +63,14 @@ def test_an_image_is_what_pillow_decodes_from_the_tar(root, split):
 
 
 def test_an_image_is_the_same_from_a_cache_that_is_full_or_was_never_there(root, split):
-    uncached = Split(root, "train", image_size=SIZE, cache_mb=0)
+    uncached = Split(root, "train", preprocessing=Preprocessing.squash(SIZE), cache_mb=0)
     for row in (0, 7, 20, 7):
         assert np.array_equal(uncached.image(row), split.image(row))
     assert not uncached._cache
 
 
 def test_a_stream_of_the_tars_gives_the_same_samples_in_the_same_order(split):
-    samples = [s for tar in split.tars for s in decoding.stream(tar, image_size=SIZE)]
+    samples = [s for tar in split.tars for s in decoding.stream(tar, Preprocessing.squash(SIZE))]
     assert [about["image_id"] for about, _ in samples] == ids_of(split)
     spans = list(zip(*split.captions_of(np.arange(len(split))), strict=True))
     for row, (about, image) in enumerate(samples):
@@ -85,29 +86,33 @@ def test_shards_of_features_give_the_arrays_that_were_put_in(tmp_path):
     (tmp_path / "train_caps.txt").write_text("".join(f"caption {n}\n" for n in range(6)))
     recipe = Recipe(name="t", source={"kind": "precomp", "path": str(tmp_path)})
     sharded(recipe, tmp_path)
-    split = Split(str(tmp_path), "train", image_size=SIZE)
+    split = Split(str(tmp_path), "train", preprocessing=Preprocessing.squash(SIZE))
     assert split.features == 5
     for row, image_id in enumerate(ids_of(split)):
         assert np.array_equal(split.image(row), features[int(image_id.split("-")[1])])
-    streamed = [array for _, array in decoding.stream(split.tars[0], image_size=SIZE)]
+    streamed = [array for _, array in decoding.stream(split.tars[0], Preprocessing.squash(SIZE))]
     assert all(np.array_equal(array, split.image(row)) for row, array in enumerate(streamed))
 
 
 def test_an_unknown_split_is_answered_with_those_there_are(root):
     with pytest.raises(InputError, match="no samples in split 'vla'; this run has train, val"):
-        Split(root, "vla", image_size=SIZE)
+        Split(root, "vla", preprocessing=Preprocessing.squash(SIZE))
 
 
 def test_a_tar_that_was_made_again_is_read_anew(tmp_path):
     for seed in (0, 1):
-        split = Split(shards(tmp_path, samples=21, seed=seed), "train", image_size=SIZE)
-        samples = list(decoding.stream(split.tars[0], image_size=SIZE))
+        split = Split(
+            shards(tmp_path, samples=21, seed=seed),
+            "train",
+            preprocessing=Preprocessing.squash(SIZE),
+        )
+        samples = list(decoding.stream(split.tars[0], Preprocessing.squash(SIZE)))
         for row, (_, image) in enumerate(samples):
             assert np.array_equal(split.image(row), image)
 
 
 def test_reading_from_very_many_tars_leaves_few_of_them_open(root, tmp_path):
-    split = Split(root, "train", image_size=SIZE, cache_mb=0)
+    split = Split(root, "train", preprocessing=Preprocessing.squash(SIZE), cache_mb=0)
     image, tar = split.image(0), split.tars[0]
     before = len(os.listdir("/dev/fd"))
     for number in range(700):
@@ -142,7 +147,7 @@ def counted(folder, counts: list[list[int]], images_with: bool = True) -> Split:
         entries.append(parquet.write_table(uri, table, "f", summary) | {"name": name})
     index = {"pieces": entries, "version": "v", "settings": {}}
     store.write_json(f"{folder}/2-shards/index.json", index)
-    return Split(str(folder), "train", image_size=SIZE)
+    return Split(str(folder), "train", preprocessing=Preprocessing.squash(SIZE))
 
 
 UNEQUAL = [[3], [1, 9, 2, 1, 5], [], [2, 2], [1] * 7]
@@ -199,7 +204,7 @@ def test_words_are_counted_once_for_all_models(tmp_path, monkeypatch):
     assert counts == count_words(split.captions) and counts["train"] == len(split.captions)
     with monkeypatch.context() as patch:
         patch.setattr(Texts, "of_shard", None)  # nothing is read again
-        again = Split(str(tmp_path), "train", image_size=SIZE)
+        again = Split(str(tmp_path), "train", preprocessing=Preprocessing.squash(SIZE))
         assert word_counts(again, ProcessGroup()) == counts
     other = counted(tmp_path, UNEQUAL[:2])
     assert word_counts(other, ProcessGroup()) == count_words(other.captions) != counts
@@ -207,7 +212,7 @@ def test_words_are_counted_once_for_all_models(tmp_path, monkeypatch):
 
 def words_worker(rank: int, size: int, folder: str) -> None:
     def work() -> None:
-        split = Split(folder, "train", image_size=SIZE)
+        split = Split(folder, "train", preprocessing=Preprocessing.squash(SIZE))
         store.write_json(f"{folder}/{rank}.json", word_counts(split, ProcessGroup()))
 
     gloo.meet(rank, size, folder, work)

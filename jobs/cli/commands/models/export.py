@@ -26,7 +26,6 @@ def run(options) -> None:
     from jobs.tracking import logged_model
     from pipeline.export import forms
     from pipeline.export.given import given
-    from pipeline.export.writing import preprocessing_of
     from pipeline.reports import model_card
 
     asked = options.model or options.root
@@ -43,7 +42,7 @@ def run(options) -> None:
         if options.dry_run:
             return show.line(f"  would export {found.folder} to {folder}")
         made = forms.export(model, options.to, folder, sides)
-        pictures = "" if model.features or "image" not in sides else str(preprocessing_of(model))
+        pictures = "" if model.features or "image" not in sides else str(model.preprocessing)
         about = {"pictures": pictures, "differences": made.differences, "sides": sides}
         text = model_card.card(found.folder, found.name, found.root, options.to, **about)
         (folder / "README.md").write_text(text, encoding="utf-8")

@@ -10,12 +10,15 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.models import Vocabulary
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.sharding.decoding import decode
 from pipeline.training.loading.augmentation import Augment
 from pipeline.training.loading.loader import Loader
 from pipeline.training.sampler import Sampler
 from schemas.settings import TrainSettings
 from tests.pipeline.training.test_sampler import Counts
+
+SQUARE = Preprocessing.squash(32)
 
 
 def jpeg(width=200, height=100) -> bytes:
@@ -40,9 +43,9 @@ def test_without_settings_nothing_is_drawn():
 @pytest.mark.parametrize("changed", [{"crop": 0.2}, {"flip": True}, {"colour": 0.4}])
 def test_a_view_is_a_function_of_what_it_is_drawn_with(changed):
     view = augment(**changed)
-    drawn = [view(jpeg(), 32, [0, 1, k]) for k in range(12)]
+    drawn = [view(jpeg(), SQUARE, [0, 1, k]) for k in range(12)]
     assert all(x.shape == (3, 32, 32) and x.dtype == np.uint8 for x in drawn)
-    assert np.array_equal(drawn[5], view(jpeg(), 32, [0, 1, 5]))
+    assert np.array_equal(drawn[5], view(jpeg(), SQUARE, [0, 1, 5]))
     assert len({x.tobytes() for x in drawn}) > 1
 
 
@@ -50,7 +53,7 @@ def test_crops_keep_at_least_their_share_and_lie_everywhere():
     view = augment(crop=0.25)
     widths, heights, lefts = [], [], []
     for k in range(300):
-        image = view(jpeg(), 32, [k]).astype(float)
+        image = view(jpeg(), SQUARE, [k]).astype(float)
         red, green = image[0].mean(0), image[1].mean(1)
         widths.append((red[-1] - red[0]) / 255)
         heights.append((green[-1] - green[0]) / 255)
@@ -62,13 +65,13 @@ def test_crops_keep_at_least_their_share_and_lie_everywhere():
 
 def test_a_mirror_turns_half_of_the_images():
     view = augment(flip=True)
-    mirrored = [view(jpeg(), 32, [k])[0, 0, 0] > 128 for k in range(200)]
+    mirrored = [view(jpeg(), SQUARE, [k])[0, 0, 0] > 128 for k in range(200)]
     assert 70 < sum(mirrored) < 130
 
 
 def test_without_a_crop_a_view_is_the_image_itself():
     view = Augment(crop=1.0, flip=False, colour=0.0)
-    found, plain = view(jpeg(), 32, [0]).astype(int), decode(jpeg(), 32).astype(int)
+    found, plain = view(jpeg(), SQUARE, [0]).astype(int), decode(jpeg(), SQUARE).astype(int)
     assert np.abs(found - plain).max() <= 6
 
 
@@ -76,7 +79,7 @@ def test_features_have_no_views():
     file = io.BytesIO()
     np.save(file, np.zeros((2, 3)))
     with pytest.raises(InputError, match="these hold features"):
-        augment(crop=0.5)(file.getvalue(), 32, [0])
+        augment(crop=0.5)(file.getvalue(), SQUARE, [0])
 
 
 def test_the_loader_shows_another_view_every_epoch_and_the_same_one_again(split):

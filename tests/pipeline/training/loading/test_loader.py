@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from pipeline.errors import InputError
 from pipeline.models import Vocabulary
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.training.data import Split
 from pipeline.training.loading import loader as loading
@@ -126,7 +127,7 @@ def test_frames_are_used_again_once_a_batch_is_gone(split, closed):
 
 @pytest.mark.parametrize("workers", (0, 2))
 def test_images_are_decoded_once_where_all_have_room(tmp_path, workers, closed, monkeypatch):
-    split = Split(shards(tmp_path, samples=8), "train", image_size=SIZE)
+    split = Split(shards(tmp_path, samples=8), "train", preprocessing=Preprocessing.squash(SIZE))
     loader = closed(loader_of(split, workers=workers))
     known = [contents(loader.epoch(epoch)) for epoch in (0, 1)]
     monkeypatch.setattr(loading, "KEPT_BYTES", 100)
@@ -169,7 +170,7 @@ def test_processes_cut_texts_as_pretrained_models_do(split, padded, closed):
 
 def damaged(folder, workers: int, damage) -> Loader:
     """A loader of a split of which one tar was damaged: `damage` changes its bytes."""
-    split = Split(shards(folder, samples=8), "train", image_size=SIZE)
+    split = Split(shards(folder, samples=8), "train", preprocessing=Preprocessing.squash(SIZE))
     tar = Path(split.tars[1])
     data = bytearray(tar.read_bytes())
     damage(split, data)
@@ -205,7 +206,7 @@ def test_a_torn_tar_is_named_with_what_to_do(tmp_path, workers, closed):
 
 @pytest.mark.parametrize("workers", (0, 2))
 def test_a_lost_tar_ends_the_epoch_with_an_error_that_names_it(tmp_path, workers, closed):
-    split = Split(shards(tmp_path, samples=8), "train", image_size=SIZE)
+    split = Split(shards(tmp_path, samples=8), "train", preprocessing=Preprocessing.squash(SIZE))
     Path(split.tars[1]).unlink()
     loader = closed(loader_of(split, workers=workers))
     with pytest.raises(FileNotFoundError, match=r"train-000001.tar") as error:
@@ -215,7 +216,7 @@ def test_a_lost_tar_ends_the_epoch_with_an_error_that_names_it(tmp_path, workers
 
 @pytest.mark.parametrize("workers", (0, 2))
 def test_batches_before_the_one_that_cannot_be_made_come_first(tmp_path, workers, closed):
-    split = Split(shards(tmp_path, samples=8), "train", image_size=SIZE)
+    split = Split(shards(tmp_path, samples=8), "train", preprocessing=Preprocessing.squash(SIZE))
     known = contents(loader_of(split).epoch(0))
     steps = [set(rows.tolist()) for rows, _ in steps_of(loader_of(split).order)]
     step = 3
@@ -246,7 +247,7 @@ def regions(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("workers", (0, 2))
 def test_features_come_as_they_were_stored(regions, workers, closed):
-    split = Split(regions, "train", image_size=SIZE)
+    split = Split(regions, "train", preprocessing=Preprocessing.squash(SIZE))
     for batch in closed(loader_of(split, workers=workers)).epoch(0):
         expected = np.stack([split.image(row) for row in batch.image_rows.tolist()])
         assert batch.images.dtype == torch.float32
@@ -254,7 +255,7 @@ def test_features_come_as_they_were_stored(regions, workers, closed):
 
 
 def test_features_of_another_shape_are_refused_and_have_no_views(regions, tmp_path, closed):
-    split = Split(regions, "train", image_size=SIZE)
+    split = Split(regions, "train", preprocessing=Preprocessing.squash(SIZE))
     split.features  # noqa: B018  (of the first image, before others lie in its place)
     file = io.BytesIO()
     np.save(file, np.zeros((4, 5), np.float32))
@@ -292,4 +293,7 @@ def test_a_worker_takes_its_share_of_the_cores_but_one(split, regions, monkeypat
     cases = {(1, 1): 0, (2, 1): 1, (2, 2): 1, (16, 1): 15, (16, 4): 3, (96, 8): 11}
     cases[256, 1] = loading.MOST_WORKERS
     assert {(n, here): chosen(split, monkeypatch, n, here) for n, here in cases} == cases
-    assert chosen(Split(regions, "train", image_size=SIZE), monkeypatch, 16) == 0
+    assert (
+        chosen(Split(regions, "train", preprocessing=Preprocessing.squash(SIZE)), monkeypatch, 16)
+        == 0
+    )

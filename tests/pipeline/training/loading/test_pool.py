@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.training.data import Split
 from pipeline.training.loading import frames, pool
 from tests.helpers.datasets import SIZE, shards
@@ -59,7 +60,7 @@ def test_a_killed_process_is_told_and_the_training_does_not_hang(split, closed):
 
 @pytest.mark.timeout(300)
 def test_what_a_killed_process_was_at_is_named(tmp_path, closed):  # noqa: F811
-    split = Split(shards(tmp_path, samples=8), "train", image_size=SIZE)
+    split = Split(shards(tmp_path, samples=8), "train", preprocessing=Preprocessing.squash(SIZE))
     for tar in split.tars:  # reading begins, and does not end
         Path(tar).unlink()
         os.mkfifo(tar)
@@ -99,10 +100,11 @@ def test_a_thread_ends_with_the_loader(split):
 
 PARENT = """
 import json, os, sys, time
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.training.data import Split
 from tests.helpers.datasets import SIZE
 from tests.pipeline.training.loading.test_loader import loader_of
-split = Split(sys.argv[1], "train", image_size=SIZE)
+split = Split(sys.argv[1], "train", preprocessing=Preprocessing.squash(SIZE))
 if sys.argv[2] == "stuck":
     for tar in split.tars:
         os.unlink(tar), os.mkfifo(tar)
