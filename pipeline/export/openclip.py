@@ -86,7 +86,8 @@ class OpenClip:
             return loaded.encode_text(tokens(list(some)))
 
         def images(some: Pictures) -> torch.Tensor:
-            return loaded.encode_image(torch.stack([preprocess(picture) for picture in some]))
+            given = [_to_crop_alike(picture, model.preprocessing) for picture in some]
+            return loaded.encode_image(torch.stack([preprocess(picture) for picture in given]))
 
         return Loaded(lambda some: batched(texts, some), lambda some: batched(images, some))
 
@@ -156,6 +157,17 @@ def _sizes(config: Any) -> dict[str, Any]:
         "mlp_ratio": config.intermediate_size / config.hidden_size,
         **({"norm_kwargs": {"eps": eps}} if (eps := config.layer_norm_eps) != EPS else {}),
     }
+
+
+def _to_crop_alike(picture: Any, how: Preprocessing) -> Any:
+    """The picture; cropped before where the middle is between two pixels, as open_clip takes another.
+
+    transformers, and the model, round down; torchvision rounds to an even number.
+    """
+    if not isinstance(how.resize, int):
+        return picture
+    long = int(how.resize * max(picture.size) / min(picture.size))
+    return how.picture(picture) if (long - how.resize) % 2 else picture
 
 
 def _not_its_pictures(how: Preprocessing) -> str | None:
