@@ -160,9 +160,9 @@ def _sizes(config: Any) -> dict[str, Any]:
 
 
 def _to_crop_alike(picture: Any, how: Preprocessing) -> Any:
-    """The picture; cropped before where the middle is between two pixels, as open_clip takes another.
+    """The picture, cropped before where its middle lies between two pixels.
 
-    transformers, and the model, round down; torchvision rounds to an even number.
+    There transformers, and the model, round down; torchvision rounds to an even number.
     """
     if not isinstance(how.resize, int):
         return picture
