@@ -287,7 +287,8 @@ def _side(model, names: tuple[tuple[str, ...], ...], settings: ModelSettings):
     encoder = getattr(model, encoders[0]) if encoders else model
     first = bool(FIRST & set(projections))
     if settings.image == settings.text == "pretrained" and encoder is not model:
-        return encoder, getattr(model, *projections[:1], nn.Identity()), first
+        project = getattr(model, projections[0]) if projections else nn.Identity()
+        return encoder, project, first
     return encoder, nn.Linear(encoder.config.hidden_size, settings.dim), first
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,8 +22,6 @@ WORKS = [
     ("clip", "hf", ("text",)),
     ("clip", "sentence-transformers", BOTH),
     ("clip", "sentence-transformers", ("text",)),
-    ("clip", "onnx", BOTH),
-    ("clip", "torch", BOTH),
     ("clip, LoRA", "hf", BOTH),
     ("clip, LoRA", "onnx", BOTH),
     ("siglip", "hf", BOTH),
@@ -31,13 +30,10 @@ WORKS = [
     ("siglip", "onnx", BOTH),
     ("vit + bert", "hf", BOTH),
     ("vit + bert", "sentence-transformers", BOTH),
-    ("vit + bert", "onnx", BOTH),
     ("bert, regions", "sentence-transformers", ("text",)),
-    ("bert, regions", "onnx", BOTH),
-    ("pixels, gru", "onnx", BOTH),
     ("pixels, gru", "torch", BOTH),
+    ("vit + bert", "torch", BOTH),
     ("regions, bigru, gpo", "onnx", BOTH),
-    ("regions, bigru, gpo", "torch", BOTH),
 ]
 REFUSED = [
     ("pixels, gru", "hf", BOTH, "no class for the image tower 'pixels'; --to onnx"),
@@ -121,7 +117,8 @@ def test_adapters_are_merged_and_the_model_keeps_its_own(models):
 def test_programs_load_with_torch_alone(models, tmp_path):
     """In a process that cannot import this package."""
     model = models("regions, bigru, gpo")
-    forms.export(model, "torch", tmp_path / "out")
+    found = forms.export(model, "torch", tmp_path / "out", pairs=PAIRS)
+    assert max(found.differences.values()) <= 1e-5
     about = json.loads((tmp_path / "out" / "towers.json").read_text())
     longest = about["text"]["words"]["shape"][1]
     code = (
@@ -200,7 +197,7 @@ def test_open_clips_towers_give_the_models_vectors(models, tmp_path):
     about, how = told["model_cfg"], told["preprocess_cfg"]
     texts, pictures = forms.drawn(model, PAIRS)
     with torch.inference_mode():
-        pixels = torch.stack([torch.from_numpy(x) for x in payloads(model, pictures)])
+        pixels = torch.from_numpy(np.stack(payloads(model, pictures)))
         mean, std = (torch.tensor(how[name])[:, None, None] for name in ("mean", "std"))
         patch, width = about["vision_cfg"]["patch_size"], about["vision_cfg"]["width"]
         x = (pixels / 255 - mean) / std
