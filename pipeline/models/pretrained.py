@@ -287,8 +287,7 @@ def _side(model, names: tuple[tuple[str, ...], ...], settings: ModelSettings):
     encoder = getattr(model, encoders[0]) if encoders else model
     first = bool(FIRST & set(projections))
     if settings.image == settings.text == "pretrained" and encoder is not model:
-        project = getattr(model, projections[0]) if projections else nn.Identity()
-        return encoder, project, first
+        return encoder, getattr(model, (*projections, "")[0], nn.Identity()), first
     return encoder, nn.Linear(encoder.config.hidden_size, settings.dim), first
 
 

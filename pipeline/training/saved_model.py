@@ -1,5 +1,6 @@
 """A trained model of a run folder: texts and images become unit vectors of one space."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class SavedModel:
         uint8, or, for a model of region features, an array of those. Raises `Rejected`, with its
         place and the reason, where one is none.
         """
-        parts = [torch.empty(0, self.recipe.model.dim)]
+        parts = []
         for start in range(0, len(images), batch_size):  # no more of them are decoded at a time
             payloads = []
             for place, image in enumerate(images[start : start + batch_size], start + 1):
@@ -75,7 +76,7 @@ class SavedModel:
                 except Rejected as reason:
                     raise Rejected(f"picture {place} of {len(images)}: {reason}") from reason
             parts.append(self.embed_payloads(payloads, batch_size))
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0, self.dim)
 
     def payload(self, picture: Picture) -> np.ndarray:
         """The picture, decoded as those of the shards are; `Rejected` where it is none."""
@@ -100,7 +101,12 @@ class SavedModel:
 
     def _in_batches(self, some: Sequence, size: int, encoded: Callable) -> torch.Tensor:
         parts = [encoded(some[start : start + size]).cpu() for start in range(0, len(some), size)]
-        return torch.cat(parts) if parts else torch.empty(0, self.recipe.model.dim)
+        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    @functools.cached_property
+    def dim(self) -> int:
+        """Dimensions of a vector: a pretrained pair's own, whatever `model.dim` says."""
+        return self.embed_texts(["a"]).shape[1]
 
     @property
     def device(self) -> torch.device:

@@ -205,7 +205,7 @@ def test_a_larger_image_interpolates_the_positions(folders, name, caplog):
 @torch.inference_mode()
 def test_more_words_extend_the_positions(folders, name):
     """A short caption keeps its vector, and of a long one the end is read."""
-    long = ["a star on the sand and a " * 3, "a star on the sand and a " * 2 + "blue circle"]
+    long = ["a star on sand and a " * 3 + end for end in ("the circle", "blue the")]
     vectors = {}
     for words in (None, 30):
         model, vocabulary, _ = built(folders[name], max_words=words)

@@ -24,15 +24,17 @@ from transformers import (
 )
 
 from pipeline import models as towers
+from pipeline.evaluation import tower_vectors
 from pipeline.models import TwoTower
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.vocabulary import PretrainedTokens
 from pipeline.storage import store
 from pipeline.training import saved_model
+from pipeline.training.data import Split
 from schemas.settings import ModelSettings
 from tests.helpers import odd_pictures
 from tests.helpers.paths import ROOT
-from tests.helpers.stages import TINY
+from tests.helpers.stages import TINY, finish
 from tests.pipeline.training.test_train import (
     data,  # noqa: F401  (a fixture, and its users)
     fit,
@@ -227,7 +229,8 @@ def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa:
     shutil.copytree(clip, folder)
     flags = ["--model.image", "pretrained", "--model.text", "pretrained"]
     flags += ["--model.pretrained", str(folder), "--model.freeze", "1", "--train.epochs", "1"]
-    fit(recipe_with(recipe.embed.encoder, *TINY, *flags), root, "clip")
+    recipe = recipe_with(recipe.embed.encoder, *TINY, *flags)
+    fit(recipe, root, "clip")
     shutil.rmtree(folder)
     loaded = saved_model.load_model(f"{root}/5-model/clip")
     model, vocabulary = loaded.towers, loaded.vocabulary
@@ -242,8 +245,15 @@ def test_a_trained_clip_needs_its_folder_no_more(data, clip, tmp_path):  # noqa:
     pixels = torch.from_numpy(own(picture, return_tensors="np", do_rescale=False).pixel_values)
     with torch.inference_mode():
         torch.testing.assert_close(model.encode_image(pixels), loaded.embed_images([picture]))
+    assert loaded.embed_images([]).shape == loaded.embed_texts([]).shape == (0, 24)
+    finish(tower_vectors.plan_vectors(recipe, root, "clip"), tower_vectors.write_vectors)
+    scores = tower_vectors.read(tower_vectors.evaluated(recipe, root, "clip"))
+    split = Split(root, recipe.evaluate.split, preprocessing=how)
+    found = loaded.embed_images([split.payload(row) for row in range(len(split))])
+    torch.testing.assert_close(found, scores.images.float(), atol=1e-6, rtol=0)
     index = store.read_json(f"{root}/5-model/clip/index.json")  # as of a model of before
     del index["pieces"][0]["preprocessing"]
+    index["pieces"][0]["recipe"]["model"]["image_size"] = 48
     store.write_json(f"{root}/5-model/clip/index.json", index)
     assert saved_model.load_model(f"{root}/5-model/clip").preprocessing == Preprocessing.squash(48)
     before = CLIPModel.from_pretrained(clip).vision_model.state_dict()
