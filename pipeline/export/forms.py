@@ -1,6 +1,7 @@
 """The forms there are, and a model written in one, read back and held against itself."""
 
 import importlib.util
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,19 +62,30 @@ def export(
         raise InputError(f"--to {to} needs {', '.join(missing)}, which is not installed{extra}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--output {folder} is there already and not empty; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        form.write(model, folder, sides)
-    if missing:
-        return Exported(to, folder, unchecked=f"{', '.join(missing)} is not installed here")
-    found = differences(model, to, folder, sides, *drawn(model, pairs))
-    if wrong := [side for side, far in found.items() if not far <= ALLOWED.get(to, EXACT)]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as part:
+        made = Path(part, folder.name)  # moved when it is whole and has proved right
+        made.mkdir()
+        with quiet():
+            form.write(model, made, sides)
+        found: dict[str, float] = {}
+        if not missing:
+            found = differences(model, to, made, sides, *drawn(model, pairs))
+            _near(found, to)
+        made.rename(folder)
+    why = f"{', '.join(missing)} is not installed here" if missing else None
+    return Exported(to, folder, found, why)
+
+
+def _near(found: dict[str, float], to: str) -> None:
+    """Refuses vectors that are not the model's; also those that are no numbers."""
+    limit = ALLOWED.get(to, EXACT)
+    if wrong := [side for side, far in found.items() if not far <= limit]:
         raise InputError(
             f"--to {to}: the vectors of the exported {wrong[0]} tower differ by up to "
-            f"{found[wrong[0]]:.1e} from the model's, more than {ALLOWED.get(to, EXACT):g}, so "
-            f"{folder} is not to be used; please report it with the model's settings"
+            f"{found[wrong[0]]:.1e} from the model's, more than {limit:g}, so nothing was "
+            "written; please report it with the model's settings"
         )
-    return Exported(to, folder, found)
 
 
 def differences(

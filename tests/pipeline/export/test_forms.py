@@ -96,8 +96,9 @@ def test_an_export_that_gives_other_vectors_is_refused(models, tmp_path, monkeyp
 
     whole = hugging_face.whole
     monkeypatch.setattr(hugging_face, "whole", other)
-    with pytest.raises(InputError, match="the exported image tower differ.*not to be used"):
+    with pytest.raises(InputError, match="the exported image tower differ.*nothing was written"):
         forms.export(model, "hf", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_with_something_in_it_stays_as_it_is(models, tmp_path):
