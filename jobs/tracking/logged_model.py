@@ -64,10 +64,11 @@ def fetched(uri: str, root: str) -> Iterator[str]:
         except (mlflow.MlflowException, OSError) as error:
             said = str(error).splitlines()[0]
             raise InputError(f"MLflow at {asked} has no model {uri}: {said:.300}") from error
-        folder = Path(where) / "artifacts" / KEPT
-        if not folder.is_dir():
-            raise InputError(f"{uri} is no model of Halftone's: there is no artifacts/{KEPT} in it")
-        yield str(folder)
+        flavors = mlflow.models.Model.load(where).flavors
+        kept = flavors.get("python_function", {}).get("artifacts", {}).get(KEPT)
+        if kept is None:
+            raise InputError(f"{uri} is no model of Halftone's: it keeps no artifact {KEPT!r}")
+        yield str(Path(where) / kept["path"])
 
 
 def needed(settings: dict, vocabulary: list | dict) -> set[str]:
