@@ -133,7 +133,7 @@ def test_rows_may_hold_one_or_the_other(served, model):
         (["a red circle"], "nothing to embed: give a DataFrame.*column `text` or `image`"),
         ("/data/dog.jpg", "nothing to embed"),
         (pd.DataFrame({"id": ["a"], "caption": ["a dog"]}), "nothing to embed"),
-        ({"text": ["a dog"], "image": [b"x", b"y"]}, "1 under 'text' and 2 under 'image'"),
+        ({"text": ["a dog"], "image": ["x", "y"]}, "1 under 'text' and 2 under 'image'"),
         ([{"text": ["a dog"]}, {"text": ["a cat"]}], r"row 0: text is \['a dog'\]"),
         ([{"text": "a", "image": b"x"}], "row 0 holds text and image; give it a text or an image"),
         ([{"text": "a"}, {"text": None, "image": None}], "row 1 holds neither"),
