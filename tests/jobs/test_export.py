@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 
-from bench import export as bench
 from jobs.cli.main import main
 from pipeline.reports.model_card import licence_of
 from pipeline.storage import store
@@ -88,13 +87,3 @@ def test_a_licence_is_what_the_bases_own_files_state(tmp_path, file, text, licen
     (tmp_path / file).write_text(text)
     assert licence_of(str(tmp_path)) == licence
     assert licence_of(str(tmp_path / "nowhere")) is None
-
-
-def test_bench_prints_every_form_of_every_kind():
-    """Of one kind, whose forms are mostly refusals: the table has them too."""
-    known, bench.KINDS = bench.KINDS, {"pixels, gru": bench.KINDS["pixels, gru"]}
-    try:
-        rows = list(bench.rows(2))
-    finally:
-        bench.KINDS = known
-    assert {row[1] for row in rows} == {"hf", "open_clip", "sentence-transformers", "onnx", "torch"}
