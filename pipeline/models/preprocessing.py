@@ -5,7 +5,6 @@ Read from the processor file of a Hugging Face model and kept with every model t
 
 import json
 from dataclasses import asdict, dataclass, replace
-from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +59,11 @@ class Preprocessing:
         """The same of another shape; a shorter side stays in its ratio to the crop."""
         if self.crop is None:
             return replace(self, resize=(height, width))
-        resize = self.resize
-        if resize is not None:
-            scale = min(height, width) / min(self.crop)
-            sides = (resize,) if isinstance(resize, int) else resize
-            scaled = tuple(round(side * scale) for side in sides)
-            resize = scaled[0] if isinstance(resize, int) else scaled
+        resize, scale = self.resize, min(height, width) / min(self.crop)
+        if isinstance(resize, int):
+            resize = round(resize * scale)
+        elif resize is not None:
+            resize = round(resize[0] * scale), round(resize[1] * scale)
         return replace(self, resize=resize, crop=(height, width))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
@@ -85,8 +83,9 @@ class Preprocessing:
         left, top = (width - wide) // 2, (height - tall) // 2
         box = left, top, left + wide, top + tall
         if width * height > LARGEST and min(left, top) >= 0:  # nearly the same pixels
-            scale = image.width / width, image.height / height
-            return image.resize((wide, tall), how, box=tuple(map(mul, box, scale * 2)))
+            x, y = image.width / width, image.height / height
+            part = left * x, top * y, (left + wide) * x, (top + tall) * y
+            return image.resize((wide, tall), how, box=part)
         return (image if inner == image.size else image.resize(inner, how)).crop(box)
 
     def _inner(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -102,10 +101,10 @@ class Preprocessing:
         """In words, for a line of a log."""
         size = "{} × {}".format
         steps = []
-        if self.resize is not None:
-            whole = isinstance(self.resize, tuple)
-            to = f"to {size(*self.resize)}" if whole else f"shorter side to {self.resize}"
-            steps.append(f"{to} ({self.interpolation})")
+        if isinstance(self.resize, int):
+            steps.append(f"shorter side to {self.resize} ({self.interpolation})")
+        elif self.resize is not None:
+            steps.append(f"to {size(*self.resize)} ({self.interpolation})")
         if self.crop is not None:
             steps.append(f"the middle {size(*self.crop)}")
         return ", ".join(steps)
@@ -198,6 +197,8 @@ def of_processor(told: dict[str, Any], model_type: str, side: int, where: str) -
     crop = None
     if found["do_center_crop"]:
         crop = _sides(found["crop_size"], True, f"{where}: crop_size")
+    if isinstance(crop, int):
+        raise ValueError(f"{where}: crop_size {found['crop_size']!r} is no height and width")
     if not isinstance(crop or resize, tuple):
         raise ValueError(
             f"{where}: size {found['size']!r} without a crop makes pictures of many shapes, and a "

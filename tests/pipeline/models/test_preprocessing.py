@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import transformers
 from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_image
 
 from pipeline.models.preprocessing import (
     PROCESSORS,
@@ -21,15 +22,17 @@ from pipeline.sharding.images import checked, open_picture, upright
 from schemas.settings import ShardSettings
 from tests.helpers import odd_pictures
 
-SHAPES = [(1, 1), (1, 90), (90, 1), (3, 400), (33, 77), (640, 480), (300, 700), (56, 57), (2000, 9)]
+PHOTOGRAPH = Image.fromarray(load_sample_image("china.jpg"))  # 640 × 427
+SHAPES = [(1, 1), (1, 90), (90, 1), (3, 400), (33, 77), (640, 427), (150, 427), (56, 57), (640, 9)]
 FILES = odd_pictures.files()
 del FILES["sixteen.png"]  # of more than 8 bits transformers keeps the lowest
 of = partial(of_processor, model_type="clip", side=56, where="here")
 
 
 def jpeg(size: tuple[int, int]) -> bytes:
+    """A part of a photograph."""
     file = io.BytesIO()
-    odd_pictures.scene(size).save(file, "JPEG", quality=95)
+    PHOTOGRAPH.crop((0, 0, *size)).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
@@ -144,6 +147,7 @@ def test_the_value_is_written_and_read_again():
         ({"do_flip_channel_order": True}, "do_flip_channel_order True of CLIPImageProcessor"),
         ({"rescale_offset": True}, "rescale_offset True of CLIPImageProcessor is not understood"),
         ({"size": {"shortest_edge": 9, "longest_edge": 9}}, "size .*longest_edge.* not understood"),
+        ({"crop_size": {"shortest_edge": 9}}, "crop_size .* is no height and width"),
         ({"do_center_crop": False}, "size .*shortest_edge.* without a crop .* many shapes"),
         ({"do_center_crop": False, "do_resize": False}, "without a crop makes pictures of many"),
         ({"resample": 9}, "resample 9 is not understood"),
