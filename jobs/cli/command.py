@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": "search in the browser, on the trained model",
     "report": "a run folder → one page",
     "compare": "finished models → what differs, and whether it matters",
+    "export": "a trained model → a folder for transformers, open_clip, onnxruntime, …",
     "score": "any model's vectors or scores → figures under the field's protocols",
     "info": "what a run folder holds",
     "check": "a source → what it holds, and what looks wrong in it",
@@ -37,6 +38,7 @@ COMMANDS = {
 STAGES = ("ingest", "shard", "embed", "label", "train", "evaluate", "rerank", "search")
 # Where a command's COMMAND is, if not in the module of its name in jobs/cli/commands.
 MODULES = {name: f"jobs.{name}" for name in (*STAGES, "doctor")} | {"run": "jobs.end_to_end"}
+MODULES |= {name: f"jobs.cli.commands.models.{name}" for name in ("compare", "export")}
 
 
 def nothing(*args: Any) -> None:

@@ -1,6 +1,7 @@
 """A trained model with all that it takes to load it elsewhere: weights, code, requirements."""
 
 import ast
+import contextlib
 import importlib.util
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pipeline.storage import run_folder, store
 ALWAYS = {"fsspec", "numpy", "pandas", "pillow", "pydantic", "PyYAML", "regex"}
 ALWAYS |= {"safetensors", "torch"}
 OURS = ("pipeline", "schemas")
+KEPT = "model"  # what its files are called among a logged model's artifacts
 FILES = ("index.json", "vocabulary.json", "model.safetensors")
 
 
@@ -37,13 +39,36 @@ def log_model(folder: str):
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("model.py")),
-            artifacts={"model": copy},
+            artifacts={KEPT: copy},
             signature=ModelSignature(Schema([text, image]), vectors),
             input_example=pandas.DataFrame({"text": ["a dog in the snow"]}),
             # Our own code goes along, so the model loads where Halftone is not installed.
             code_paths=[*(_place(name) for name in OURS), *own_code],
             pip_requirements=pinned(ALWAYS | needed(about, vocabulary) | theirs),
         )
+
+
+@contextlib.contextmanager
+def fetched(uri: str, root: str) -> Iterator[str]:
+    """The folder of a model that MLflow keeps (models:/NAME@best, runs:/ID/model), for a while.
+
+    It is asked where a run folder `root` would be tracked. Raises InputError where none is there.
+    """
+    import mlflow
+
+    from jobs.tracking.server import current, default_uri
+
+    with tempfile.TemporaryDirectory() as copy, current(asked := default_uri(root)):
+        try:
+            where = mlflow.artifacts.download_artifacts(uri, dst_path=copy)
+        except (mlflow.MlflowException, OSError) as error:
+            said = str(error).splitlines()[0]
+            raise InputError(f"MLflow at {asked} has no model {uri}: {said:.300}") from error
+        flavors = mlflow.models.Model.load(where).flavors
+        kept = flavors.get("python_function", {}).get("artifacts", {}).get(KEPT)
+        if kept is None:
+            raise InputError(f"{uri} is no model of Halftone's: it keeps no artifact {KEPT!r}")
+        yield str(Path(where) / kept["path"])
 
 
 def needed(settings: dict, vocabulary: list | dict) -> set[str]:

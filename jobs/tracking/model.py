@@ -7,8 +7,9 @@ import pandas
 class TrackedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """Unit vectors, lists of D numbers, one a row: of its `text`, or of its `image`.
 
-    A row holds one of the two. An image is a file's bytes (in JSON in base64), a data URI, a path
-    or URI of storage, a PIL image, or an array. It is treated as those the model was trained on.
+    A row holds one of the two; a dictionary of lists has a row for each item. An image is a file's
+    bytes (in JSON in base64), a data URI, a path or URI of storage, a PIL image, or an array. It is
+    treated as those the model was trained on.
     """
 
     def load_context(self, context) -> None:
@@ -21,6 +22,7 @@ class TrackedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         from pipeline.sharding.images import Rejected
 
         try:
+            model_input = _rows(model_input)
             texts, images = self._given(model_input)
             vectors = dict(zip(texts, self.model.embed_texts(list(texts.values())), strict=True))
             vectors |= zip(images, self.model.embed_images(list(images.values())), strict=True)
@@ -51,6 +53,24 @@ class TrackedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
             else:
                 raise InputError(f"row {row}: text is {text!r:.80}; give it words")
         return texts, images
+
+
+def _rows(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The table; of a dictionary of lists, of which MLflow makes one row, a row for each item."""
+    if len(table) != 1:
+        return table
+    cells = {name: table[name].iloc[0] for name in ("text", "image") if name in table}
+    lists = {name: cell for name, cell in cells.items() if isinstance(cell, list)}
+    if not lists or any(not _missing(cell) for name, cell in cells.items() if name not in lists):
+        return table
+    if len({len(cell) for cell in lists.values()}) > 1:
+        from pipeline.errors import InputError
+
+        lengths = " and ".join(f"{len(cell)} under {name!r}" for name, cell in lists.items())
+        raise InputError(f"the lists differ in length: {lengths}; give each row a text or an image")
+    return pandas.DataFrame(
+        {name: pandas.Series(cell, dtype=object) for name, cell in lists.items()}
+    )
 
 
 def _missing(value) -> bool:

@@ -47,6 +47,7 @@ class SavedModel:
     shard: ShardSettings  # of the shards that it was trained on
     features: int | None  # width of a region vector; None: it takes pictures
     preprocessing: Preprocessing  # of its pictures
+    architecture: dict | None = None  # of the model that pretrained towers are of
     prompts: tuple[str, ...] = ()  # by which texts are read, `a photo of {}`; none: as they are
 
     @torch.inference_mode()
@@ -151,7 +152,7 @@ def load_model(folder: str, prompts: tuple[str, ...] | None = None) -> SavedMode
     model.load_state_dict(weights)
     model = model.eval().to(ProcessGroup().device)
     read_by = recipe.evaluate.prompts if prompts is None else prompts
-    return SavedModel(model, vocabulary, recipe, shard, about["features"], how, read_by)
+    return SavedModel(model, vocabulary, recipe, shard, preprocessing=how, prompts=read_by, **known)
 
 
 def best_val(root: str, name: str) -> float:

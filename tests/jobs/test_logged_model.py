@@ -1,18 +1,25 @@
 """The model that MLflow keeps: the same model, by columns, anywhere, with all it needs."""
 
 import base64
+import contextlib
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 from PIL import Image
 
+from bench import export as bench
 from jobs.tracking import logged_model
 from pipeline.training.saved_model import load_model
 from tests.helpers import odd_pictures
@@ -86,6 +93,7 @@ def test_texts_are_those_of_the_column_text(served, model):
         pd.DataFrame({"id": ids, "text": TEXTS, "caption": ids}, index=ids),
         [{"text": text} for text in TEXTS],
         pd.DataFrame({"text": TEXTS, "image": [None] * len(TEXTS)}),
+        {"text": TEXTS},
     ):
         same(served.predict(table), expected)
     assert served.predict(pd.DataFrame({"text": []}, dtype=str)) == []
@@ -125,7 +133,8 @@ def test_rows_may_hold_one_or_the_other(served, model):
         (["a red circle"], "nothing to embed: give a DataFrame.*column `text` or `image`"),
         ("/data/dog.jpg", "nothing to embed"),
         (pd.DataFrame({"id": ["a"], "caption": ["a dog"]}), "nothing to embed"),
-        ({"text": ["a dog", "a cat"]}, r"row 0: text is \['a dog', 'a cat'\]"),
+        ({"text": ["a dog"], "image": ["x", "y"]}, "1 under 'text' and 2 under 'image'"),
+        ([{"text": ["a dog"]}, {"text": ["a cat"]}], r"row 0: text is \['a dog'\]"),
         ([{"text": "a", "image": b"x"}], "row 0 holds text and image; give it a text or an image"),
         ([{"text": "a"}, {"text": None, "image": None}], "row 1 holds neither"),
         ([{"text": "a"}, {"text": "  "}], "row 1: text is '  '"),
@@ -244,6 +253,79 @@ def test_a_tower_of_ones_own_goes_along(data, tmp_path, monkeypatch):  # noqa: F
     assert {Path(file).name for file in here} >= {"towers.py", "layers.py", "shared_layers.py"}
     assert all(Path(file).is_relative_to(kept) for file in here)
     assert {"scipy", "sklearn"} <= mine <= required(kept) | {"mlflow", "mytower", "shared_layers"}
+
+
+def test_a_pretrained_tower_requires_what_its_process_imports(data, tmp_path):  # noqa: F811
+    """With low-rank updates, whose package is loaded when the model is."""
+    recipe, root = data
+    folder = bench.saved(bench.pretrained("clip"), tmp_path / "weights")
+    flags = [*("--model.image", "pretrained", "--model.text", "pretrained")]
+    flags += [*("--model.pretrained", folder, "--model.image_size", "48")]
+    flags += [*("--model.lora_rank", "2", "--train.epochs", "1")]
+    fit(recipe_with(recipe.embed.encoder, *flags), root, "clip")
+    kept = logged(f"{root}/5-model/clip", tmp_path)
+    shutil.rmtree(folder)
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    picture = base64.b64encode(FILES["plain.jpg"]).decode()
+    mine, vectors, _ = asked_elsewhere(kept, apart, [{"text": "a dog"}, {"image": picture}])
+    expected = load_model(f"{root}/5-model/clip")
+    same(vectors[:1], expected.embed_texts(["a dog"]))
+    same(vectors[1:], expected.embed_images([FILES["plain.jpg"]]))
+    assert {"transformers", "peft", "tokenizers"} <= mine <= required(kept) | {"mlflow"}
+
+
+def test_mlflows_own_server_answers(kept, model, tmp_path):
+    """As `mlflow models serve --env-manager local` does, in a folder that is not the checkout."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [*(sys.executable, "-m", "mlflow", "models", "serve", "-m", kept)]
+    command += [*("--env-manager", "local", "--host", "127.0.0.1", "--port", str(port))]
+    command += ["--workers", "1"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd=tmp_path, env={**environment, "PATH": programs}, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(url, server, tmp_path / "log")
+        picture = base64.b64encode(FILES["turned.jpg"]).decode()
+        records = [{"text": "two stars"}, {"image": picture}]
+        for body in (
+            {"dataframe_records": records},
+            {"dataframe_split": {"columns": ["text", "image"],
+                                 "data": [["two stars", None], [None, picture]]}},
+        ):  # fmt: skip
+            answer = requests.post(f"{url}/invocations", json=body, timeout=300)
+            assert answer.status_code == 200, answer.text
+            vectors = answer.json()["predictions"]
+            same(vectors[:1], model.embed_texts(["two stars"]))
+            same(vectors[1:], model.embed_images([FILES["turned.jpg"]]))
+        columns = {"inputs": {"text": ["two stars", "a boat"]}}
+        answer = requests.post(f"{url}/invocations", json=columns, timeout=300)
+        same(answer.json()["predictions"], model.embed_texts(["two stars", "a boat"]))
+        refused = {"dataframe_records": [{"image": "dog.jpg"}]}
+        answer = requests.post(f"{url}/invocations", json=refused, timeout=300)
+        assert answer.status_code == 400 and "is no file" in answer.text
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
+    """Return once the server answers; a guard ends the wait."""
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()
+        with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+            if requests.get(f"{url}/ping", timeout=10).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise AssertionError(log.read_text())
 
 
 def test_unknown_words_are_a_metric_of_the_training(finished_run):

@@ -21,13 +21,13 @@ PACKAGES = ("schemas", "pipeline", "jobs")
 FILES = sorted(f for package in PACKAGES for f in (ROOT / package).rglob("*.py"))
 AROUND = sorted(f for folder in ("tests", "bench") for f in (ROOT / folder).rglob("*.py"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench/RESULTS.md"])
-COMMAND_FILES = sorted([*ROOT.glob("jobs/[a-z]*.py"), *ROOT.glob("jobs/cli/commands/[a-z]*.py")])
+COMMAND_FILES = sorted([*ROOT.glob("jobs/[a-z]*.py"), *ROOT.glob("jobs/cli/commands/**/[a-z]*.py")])
 FORMULAS = sorted((ROOT / "pipeline/formulas").rglob("*.py"))
 ENTRIES = 14  # of a folder, at most
 # People submit `python -m jobs.train` and the like: the stages stay where they are.
-MORE_ENTRIES = {"jobs": 15}
+MORE_ENTRIES = {"jobs": 15, "pipeline": 15}  # … and models are handed on by a package of its own
 CHAIN = 12  # arrows of the longest chain of imports inside pipeline, at most
-ARROWS = 54  # between the packages of pipeline, at most
+ARROWS = 58  # between the packages of pipeline, at most
 
 
 def test_nothing_below_looks_at_an_empty_list():
