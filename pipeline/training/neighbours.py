@@ -113,7 +113,11 @@ class Neighbours:
 
 
 def _merged(found, more):
-    """The best (M, K) of two lists each; of equal scores those found before: their rows are less."""
+    """The best (M, K) of two lists each; of equal scores the earlier.
+
+    Blocks come in the order of their rows, so of equal scores the lesser row is kept, as by one
+    search of everything.
+    """
     scores = torch.cat([found[0], more[0]], dim=1)
     best, order = scores.sort(dim=1, descending=True, stable=True)
     rows = torch.cat([found[1], more[1]], dim=1).gather(1, order)
