@@ -23,7 +23,7 @@ from pipeline.formulas.streaming import rows_of_block
 from pipeline.labels import cells as by_cells
 from pipeline.labels import label
 from pipeline.labels.encoders import fitted
-from pipeline.models import towers
+from pipeline.models.towers import build
 from pipeline.retrieval import cells
 from pipeline.sharding import ingest
 from pipeline.storage.piece_table import column, sizes
@@ -272,7 +272,7 @@ def weights(model: ModelSettings) -> float:
         return 0.0  # of one's own code
     features, words = FEATURES if model.image == "regions" else None, range(WORDS)
     with torch.device("meta"):
-        made = towers.build(model, vocabulary=words, features=features)  # type: ignore[arg-type]
+        made = build(model, vocabulary=words, features=features)  # type: ignore[arg-type]
     return 4.0 * sum(parameter.numel() for parameter in made.parameters())
 
 
