@@ -28,7 +28,6 @@ from pipeline.retrieval import cells
 from pipeline.sharding import ingest
 from pipeline.storage.piece_table import column, sizes
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training.loading import loader
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
 
 DIM = 384  # of a caption's vector
@@ -284,10 +283,10 @@ def host_bytes(recipe: Recipe, data: Collection, here: int) -> dict[str, float]:
     s, cluster = recipe.train, recipe.cluster
     picture = 3.0 * recipe.model.image_size**2 if recipe.model.image != "regions" else 0.0
     batch = s.batch_size // s.workers * picture
-    ahead = loader.AHEAD if loader.AHEAD * batch <= loader.AHEAD_BYTES else 2
+    ahead = rates.AHEAD if rates.AHEAD * batch <= rates.AHEAD_BYTES else 2
     images, count = data.images.get("train", 0), shards(recipe, data).get("train", 0)
-    kept = images * picture if images * picture <= loader.KEPT_BYTES else 0.0
-    decoders = s.decode_workers or min(loader.MOST_WORKERS, max(1, cluster.cpus // here - 1))
+    kept = images * picture if images * picture <= rates.KEPT_BYTES else 0.0
+    decoders = s.decode_workers or min(rates.MOST_WORKERS, max(1, cluster.cpus // here - 1))
     model = weights(recipe.model)
     on_cpu = 4 + (s.ema > 0)  # weights, their gradient, the optimizer's two moments
     return {
@@ -295,7 +294,7 @@ def host_bytes(recipe: Recipe, data: Collection, here: int) -> dict[str, float]:
         "captions and vectors": rates.DRAWN + rates.SHARD_KNOWN * count,
         "neighbours": float(rates.NEAR * images) if s.neighbours > 1 else 0.0,
         "decoded images": kept,
-        "batches": batch * (ahead + loader.READY),
+        "batches": batch * (ahead + rates.READY),
         "decoding processes": rates.DECODER * decoders if picture else 0.0,
         "the model": model * (0 if cluster.gpus else on_cpu),
         "a checkpoint": model * (3 + (s.ema > 0)),  # a copy, while it is written

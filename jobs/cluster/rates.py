@@ -48,3 +48,6 @@ DECODER = 0.1 * GB  # a decoding process: 43 MB when it has started, and picture
 CACHED = 900  # B a caption of 384 numbers in files that the node's page cache best holds
 PRETRAINED = 0.61 * GB  # weights of CLIP ViT-B/32; of a model that is not on this machine
 SEARCHED = 8_900  # B an image of the searched split at the peak, 256 dimensions
+# Of the loader (pipeline/training/loading/loader.py), which is training's own.
+AHEAD, AHEAD_BYTES, READY = 4, 2**30, 2  # batches made ahead, and on their way to the device
+KEPT_BYTES, MOST_WORKERS = 2**30, 32  # decoded images of a small split; decoding processes

@@ -17,6 +17,7 @@ from pipeline.sharding import ingest
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.data import Split
+from pipeline.training.loading import loader
 from pipeline.training.sampler import Sampler
 from schemas.settings import ClusterSettings, LabelSettings, ModelSettings, Recipe, TrainSettings
 from tests.helpers.live_bytes import Peak
@@ -290,3 +291,8 @@ def test_the_memory_of_a_worker_on_its_node_does_not_grow_with_the_collection():
     built = towers.build(recipe.model, vocabulary=range(estimate.WORDS), features=None)
     held = sum(p.numel() * p.element_size() for p in built.parameters())
     assert estimate.weights(recipe.model) == held and few["the model"] == 4 * held
+
+
+def test_what_is_planned_of_the_loader_is_what_it_does():
+    names = ("AHEAD", "AHEAD_BYTES", "READY", "KEPT_BYTES", "MOST_WORKERS")
+    assert all(getattr(rates, name) == getattr(loader, name) for name in names)
