@@ -14,6 +14,7 @@ ratios.
 
 import argparse
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import shutil
@@ -153,17 +154,22 @@ def driver(count: int) -> None:
     pieces = [Piece(name, f"/nowhere/{name}", name, {**common, "shard": name}) for name in names]
     with ray_with_two():
         tasks.fan_out(nothing, pieces[:100])
-        me, seen = psutil.Process(), []
-        before, started = sum(me.cpu_times()[:2]), time.perf_counter()
+        me, seen, freed = psutil.Process(), [], ctypes.CDLL(None).malloc_trim
+        before, started, ended = sum(me.cpu_times()[:2]), time.perf_counter(), 0
 
         def done(*_) -> None:
-            seen.append(me.memory_info().rss / 2**20 if len(seen) % (count // 5) == 0 else 0)
+            nonlocal ended
+            ended += 1
+            if ended % (count // 5) == 0:
+                held = me.memory_info().rss / 2**20
+                freed(0)  # what is free and was not given back to the system is not held
+                seen.append((held, me.memory_info().rss / 2**20))
 
         tasks.fan_out(nothing, pieces, done=done)
         cpu, wall = sum(me.cpu_times()[:2]) - before, time.perf_counter() - started
-    held = ", ".join(f"{megabytes:.0f}" for megabytes in seen if megabytes)
+    held = ", ".join(f"{there:.0f} ({used:.0f})" for there, used in seen)
     print(f"{count:,} tasks: {1e3 * cpu / count:.2f} ms of the driver's CPU a task, {wall:.1f} s")
-    print(f"MB it held after each fifth: {held}")
+    print(f"MB it held after each fifth (and without what was free): {held}")
 
 
 def ratio(above: list[dict], below: list[dict], name: str, of: int, share: float = 1.0) -> str:

@@ -3,6 +3,7 @@
 from jobs.cli import main, scopes
 from jobs.cli.command import Command
 from jobs.cli.run import Run
+from pipeline.storage.piece_table import column
 
 
 def run(run: Run) -> None:
@@ -16,7 +17,7 @@ def run(run: Run) -> None:
             for step in embed.steps(encoder, run.root):
                 index = stage.make(step.plan, step.make, gpu=step.gpu, check=step.check)
         stage.note(
-            captions=sum(entry["captions"] for entry in index["pieces"]),
+            captions=sum(column(index["pieces"], "captions")),
             duplicates=round(guards.duplicates(index["pieces"]), 4),
             encoder=encoder_label(settings.encoder),
         )

@@ -4,6 +4,7 @@ from jobs.cli import main, scopes
 from jobs.cli.command import Command
 from jobs.cli.run import Run
 from pipeline.storage import store
+from pipeline.storage.piece_table import column
 
 
 def run(run: Run) -> None:
@@ -17,9 +18,9 @@ def run(run: Run) -> None:
                 label.check_decided(run.recipe, run.root)
             index = stage.make(plan, make, gpu=lists)
         entries = index["pieces"]
-        stage.note(lists=sum(entry["queries"] for entry in entries), **label.recalls(entries))
+        stage.note(lists=sum(column(entries, "queries")), **label.recalls(entries))
         if run.recipe.label.overrides is not None:
-            stage.note(decided=sum(entry["decided"] for entry in entries))
+            stage.note(decided=sum(column(entries, "decided")))
         uri = store.join(plan.folder, "histograms.json")
         if stage.made or not (run.dry or store.exists(uri)):
             store.write_json(uri, label.histograms(entries))

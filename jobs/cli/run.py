@@ -209,8 +209,8 @@ class Stage:
     def _pending(self, plan: Plan) -> list[Piece]:
         """The pieces that are still to be made; the rest are counted as kept."""
         pending = plan.pending
-        self.kept += len(plan.pieces) - len(pending)
-        self.seen.append(store.fingerprint([(p.name, p.fingerprint) for p in plan.pieces]))
+        self.kept += len(plan) - len(pending)
+        self.seen.append(store.fingerprint(plan.names))
         return pending
 
     def _would(self, plan: Plan, pending: list[Piece]) -> dict:

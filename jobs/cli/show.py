@@ -59,7 +59,7 @@ class Show:
         names = ", ".join(piece.name for piece in pending[:3])
         more = f", … {len(pending) - 3} more" if len(pending) > 3 else ""
         work = f"{len(pending)} to make ({names}{more})" if pending else "nothing to do"
-        done = len(plan.pieces) - len(pending)
+        done = len(plan) - len(pending)
         self.console.print(f"{NUMBER.get(name, '-')} {name:<9}{work}, {done} done")
 
     @contextlib.contextmanager

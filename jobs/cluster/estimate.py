@@ -6,8 +6,12 @@ storage from the formats and, for a loss, from peaks that were measured.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+
+import torch
 
 from jobs.cluster import rates
 from jobs.cluster.rates import GB, TASK
@@ -19,12 +23,15 @@ from pipeline.formulas.streaming import rows_of_block
 from pipeline.labels import cells as by_cells
 from pipeline.labels import label
 from pipeline.labels.encoders import fitted
+from pipeline.models.towers import build
 from pipeline.retrieval import cells
 from pipeline.sharding import ingest
+from pipeline.storage.piece_table import column, sizes
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
 
 DIM = 384  # of a caption's vector
+WORDS, FEATURES = 30_000, 2048  # of a vocabulary, and numbers of a region, where none is known
 FEWER = "lower shard.samples, so that a shard has fewer captions"
 
 
@@ -80,12 +87,13 @@ def collection(
     return Collection(counts, texts, 0.4 * source.image_size**2, "assumed from source's settings")
 
 
-def _of_shards(pieces: list[dict]) -> Collection:
+def _of_shards(pieces: Sequence[dict]) -> Collection:
     images, texts = Counter(), Counter()
-    for entry in pieces:
-        images[entry["split"]] += entry["samples"]
-        texts[entry["split"]] += entry["captions"]
-    stored = sum(entry["files"][f"{entry['name']}.tar"]["bytes"] for entry in pieces)
+    counts = (column(pieces, name) for name in ("split", "samples", "captions"))
+    for split, samples, captions in zip(*counts, strict=True):
+        images[split] += samples
+        texts[split] += captions
+    stored = sum(size for name, size in sizes(pieces) if name.endswith(".tar"))
     each = stored / max(1, images.total()) - rates.SAMPLE_BYTES
     return Collection(dict(images), dict(texts), max(500.0, each), "counted in 2-shards")
 
@@ -132,6 +140,11 @@ def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> li
         held = task_memory.rankings(*seen, DIM * seen[1], own, scored=False)
         out.append(_train(own, data, name))
         out.append(tasks(f"evaluate {name}", ranked, None, towers, held, too_large=smaller))
+        if own.rerank.method:
+            held = task_memory.rankings(*seen, DIM * seen[1], own, scored=True)
+            out.append(tasks(f"rerank {name}", ranked, None, 0.0, held, too_large=smaller))
+        held = rates.SEARCHED * seen[0] * max(1.0, own.model.dim / 256) + weights(own.model)
+        out.append(tasks(f"search {name}", 1, None, 0.0, held, too_large="search a smaller split"))
     return out
 
 
@@ -248,6 +261,58 @@ def worker_bytes(
     return parts
 
 
+def weights(model: ModelSettings) -> float:
+    """Bytes of a model's weights in float32; of a pretrained one that is not here CLIP's."""
+    if "pretrained" in (model.image, model.text):
+        folder = Path(model.pretrained or "")
+        files = list(folder.glob("*.safetensors")) if model.pretrained else []
+        return sum(file.stat().st_size for file in files) or rates.PRETRAINED
+    if ":" in model.image + model.text:
+        return 0.0  # of one's own code
+    features, words = FEATURES if model.image == "regions" else None, range(WORDS)
+    with torch.device("meta"):
+        made = build(model, vocabulary=words, features=features)  # type: ignore[arg-type]
+    return 4.0 * sum(parameter.numel() for parameter in made.parameters())
+
+
+def host_bytes(recipe: Recipe, data: Collection, here: int) -> dict[str, float]:
+    """Bytes that one of `here` training workers takes of its node's memory, by what they are for.
+
+    What the loss takes is not among them.
+    """
+    s, cluster = recipe.train, recipe.cluster
+    picture = 3.0 * recipe.model.image_size**2 if recipe.model.image != "regions" else 0.0
+    batch = s.batch_size // s.workers * picture
+    ahead = rates.AHEAD if rates.AHEAD * batch <= rates.AHEAD_BYTES else 2
+    images, count = data.images.get("train", 0), shards(recipe, data).get("train", 0)
+    kept = images * picture if images * picture <= rates.KEPT_BYTES else 0.0
+    decoders = s.decode_workers or min(rates.MOST_WORKERS, max(1, cluster.cpus // here - 1))
+    model = weights(recipe.model)
+    on_cpu = 4 + (s.ema > 0)  # weights, their gradient, the optimizer's two moments
+    return {
+        "Python and torch": TASK,
+        "captions and vectors": rates.DRAWN + rates.SHARD_KNOWN * count,
+        "neighbours": float(rates.NEAR * images) if s.neighbours > 1 else 0.0,
+        "decoded images": kept,
+        "batches": batch * (ahead + rates.READY),
+        "decoding processes": rates.DECODER * decoders if picture else 0.0,
+        "the model": model * (0 if cluster.gpus else on_cpu),
+        "a checkpoint": model * (3 + (s.ema > 0)),  # a copy, while it is written
+    }
+
+
+def _check_host(recipe: Recipe, name: str, parts: dict[str, float], here: int) -> None:
+    """Refuses a node that cannot hold the workers it has."""
+    needed, room = here * sum(parts.values()) / GB, recipe.cluster.memory_gb
+    if needed > room:
+        largest = max(parts, key=lambda part: parts[part])
+        raise InputError(
+            f"{here} training workers of {name} take {needed:,.1f} GB of their node's memory, "
+            f"{here * parts[largest] / GB:,.1f} of them {largest}, and it has {room:g}; lower "
+            "train.batch_size or train.decode_workers, or take more nodes"
+        )
+
+
 def steps(settings: TrainSettings, data: Collection) -> int:
     """Steps of an epoch: whole batches of each round, in which an image is seen once."""
     images, captions = data.images.get("train", 0), data.captions.get("train", 0)
@@ -283,6 +348,12 @@ def _train(recipe: Recipe, data: Collection, name: str) -> StageEstimate:
             f"{parts[largest] / GB:,.1f} of them {largest}, and has {room:g}; lower "
             "train.batch_size or take more train.workers"
         )
+    host = host_bytes(recipe, data, fullest)
+    _check_host(recipe, name, host if cluster.gpus else host | parts, fullest)
+    cached = rates.CACHED * captions / GB
+    held = f"{sum(host.values()) / GB:,.1f} GB of its node's memory a worker"
+    note += f"; {held}" + (f", and {cached:,.1f} GB of files it draws from" if cached > 1 else "")
+    memory = memory if cluster.gpus else sum((host | parts).values())
     return StageEstimate(f"train {name}", 1, settings.workers, None, memory, 0.0, note)
 
 

@@ -38,3 +38,16 @@ TASK = 0.86 * GB  # of a task: Python, torch and a model of a few layers
 
 def of(name: str) -> float:
     return RATES[name].value
+
+
+# Of a training worker's memory on its node, beside the model and the loss (docs/scale.md).
+DRAWN = 0.2 * GB  # rows, words and vectors that it draws from, however many there are
+SHARD_KNOWN = 250  # B a shard: its start, and where it lies
+NEAR = 17  # B an image: groups of neighbours
+DECODER = 0.1 * GB  # a decoding process: 43 MB when it has started, and pictures
+CACHED = 900  # B a caption of 384 numbers in files that the node's page cache best holds
+PRETRAINED = 0.61 * GB  # weights of CLIP ViT-B/32; of a model that is not on this machine
+SEARCHED = 8_900  # B an image of the searched split at the peak, 256 dimensions
+# Of the loader (pipeline/training/loading/loader.py), which is training's own.
+AHEAD, AHEAD_BYTES, READY = 4, 2**30, 2  # batches made ahead, and on their way to the device
+KEPT_BYTES, MOST_WORKERS = 2**30, 32  # decoded images of a small split; decoding processes

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from pipeline.export.adapters import merged
 from pipeline.export.plain import ImageGraph, PaddedGRUTower, TextGraph, forth
 from pipeline.export.writing import (
     Loaded,
@@ -25,6 +24,7 @@ from pipeline.export.writing import (
     write_words,
 )
 from pipeline.models import TwoTower
+from pipeline.models.tuning import merged
 from pipeline.training.saved_model import SavedModel
 
 OPSET = 20

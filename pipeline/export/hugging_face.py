@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.export.adapters import merged
 from pipeline.export.writing import (
     BOTH,
     Loaded,
@@ -19,6 +18,7 @@ from pipeline.export.writing import (
     write_words,
 )
 from pipeline.models import TwoTower, pretrained
+from pipeline.models.tuning import merged
 from pipeline.training.saved_model import SavedModel
 
 # What a tower by itself is loaded by, by the type of the whole.

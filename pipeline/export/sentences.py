@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.export.adapters import merged
 from pipeline.export.hugging_face import HuggingFace, not_of_one_model
 from pipeline.export.writing import BOTH, Loaded, Pictures, Sides, batched, write_words
+from pipeline.models.tuning import merged
 from pipeline.training.saved_model import SavedModel
 
 INSTEAD = "--tower text takes the text tower alone; --to onnx and --to torch take any tower"

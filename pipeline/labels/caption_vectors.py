@@ -18,6 +18,7 @@ from pipeline.labels import decisions
 from pipeline.labels.maps import cosine_map
 from pipeline.storage import mapped, parquet, store
 from pipeline.storage.mapped import Rows
+from pipeline.storage.piece_table import column
 from pipeline.storage.run_folder import Files
 from pipeline.storage.vector_columns import vector_matrix
 from schemas.settings import LabelSettings
@@ -156,7 +157,7 @@ class StoredCaptions:
 
     def __init__(self, files: Files, images: Sequence[int], limit: float):
         self.entries, self.uris, self.limit = files.entries, files.uris, limit
-        self.captions = Rows([entry["captions"] for entry in files.entries])
+        self.captions = Rows(column(files.entries, "captions"))
         self.images = Rows(images)
         self._decided: tuple | None = None  # the pairs that were looked up, and what was found
 

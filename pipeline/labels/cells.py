@@ -24,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.labels.caption_vectors import Captions
 from pipeline.retrieval import cells, nearest
 from pipeline.storage import parquet, store
+from pipeline.storage.piece_table import column
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, contents, need_index
 from pipeline.storage.vector_columns import vector_column, vector_matrix
@@ -92,7 +93,7 @@ def _plan(split: Split, step: str, pieces: list[tuple[str, list, dict, int]]) ->
 
 
 def _plan_centroids(split: Split) -> Plan:
-    counts = [entry["captions"] for entry in split.files.entries]
+    counts = column(split.files.entries, "captions")
     starts = [0, *itertools.accumulate(counts)]
     shards = [(split.files.uris[n], starts[n]) for n in _sampled(split)]
     inputs = {"shards": shards, "of": starts[-1]}
@@ -102,7 +103,7 @@ def _plan_centroids(split: Split) -> Plan:
 
 def _sampled(split: Split) -> list[int]:
     """The shards that are sampled, evenly spaced."""
-    full = np.flatnonzero([entry["captions"] for entry in split.files.entries])
+    full = np.flatnonzero(column(split.files.entries, "captions"))
     return full[_spaced(len(full), SHARDS)].tolist()
 
 
@@ -165,7 +166,7 @@ def record(dim: int) -> np.dtype:
 
 def _plan_parts(split: Split) -> Plan:
     index = index_of(split, "centroids")
-    counts = [entry["captions"] for entry in split.files.entries]
+    counts = column(split.files.entries, "captions")
     starts = np.array([0, *itertools.accumulate(counts)])
     edges = [0]
     for n in range(len(counts)):
@@ -228,11 +229,11 @@ def _write(uri: str, values: np.ndarray) -> tuple[str, dict]:
 
 def _plan_groups(split: Split) -> Plan:
     centroids, parts = index_of(split, "centroids"), index_of(split, "parts")
-    total, dim = sum(e["captions"] for e in split.files.entries), split.files.entries[0]["dim"]
+    total, dim = sum(column(split.files.entries, "captions")), split.files.entries[0]["dim"]
     names = [entry["name"] for entry in parts["pieces"]]
     count = centroids["pieces"][0]["groups"]
     memory = of_group(total / count, dim, split.k * len(split.kinds))  # they are about of one size
-    shards = [e["captions"] for e in split.files.entries]
+    shards = column(split.files.entries, "captions")
     starts = np.array([0, *itertools.accumulate(shards)])
     common = {"parts": names, "images": image_starts(split)[1], "starts": starts}
     pieces = [
@@ -369,7 +370,7 @@ class Found(NamedTuple):
     def of(cls, split: Split) -> "Found":
         """Of steps that are finished."""
         groups, recall = index_of(split, "groups"), index_of(split, "recall")
-        captions = [0, *itertools.accumulate(e["captions"] for e in split.files.entries)]
+        captions = [0, *itertools.accumulate(column(split.files.entries, "captions"))]
         return cls(
             split,
             tuple(entry["name"] for entry in groups["pieces"]),

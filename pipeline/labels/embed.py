@@ -16,8 +16,9 @@ from pipeline.labels import encoders
 from pipeline.labels.encoders import encoder_label, fitted, guards, sentences
 from pipeline.sharding.sidecar import read_sidecar
 from pipeline.storage import parquet, store
+from pipeline.storage.piece_table import at, column, where
 from pipeline.storage.plan import Piece, Plan
-from pipeline.storage.run_folder import Files, RunFolder, contents
+from pipeline.storage.run_folder import Files, RunFolder, contents_of, version
 from pipeline.storage.vector_columns import vector_column, vector_matrix
 from schemas.embedding import embedding_schema
 from schemas.settings import EmbedSettings, Recipe
@@ -56,32 +57,44 @@ def plan(recipe: Recipe, root: str) -> Plan:
 def plan_of(settings: EmbedSettings, root: str) -> Plan:
     """A piece for every shard, by an encoder whose members and terms are there."""
     run = RunFolder(root)
-    shards = run.index("shard")
+    shards = run.index("shard")["pieces"]
     matters = depends_on(settings, root)
-    members = []  # the folder of each, the entries of its pieces by name, its weight
+    members = []  # the folder of each, its pieces, its weight
     for member, weight in encoders.members(settings):
         index = run.index("embed", encoder_label(member.encoder))
-        entries = {entry["name"]: entry for entry in index["pieces"]}
-        members.append((_folder(member, root), entries, weight))
+        members.append((_folder(member, root), index["pieces"], weight))
+
+    def draw() -> list[Piece]:
+        return list(_pieces(settings, root, shards, members, matters))
+
+    of_shards = [column(shards, "name"), column(shards, "split"), version(shards)]
+    of_members = [[column(made, "name"), version(made)] for _, made, _ in members]
+    follows = store.fingerprint(*KIND, matters, of_shards, of_members)
+    return Plan.of("embed", _folder(settings, root), draw, matters, follows)
+
+
+def _pieces(settings: EmbedSettings, root: str, shards, members, matters: dict) -> Iterator[Piece]:
+    """A piece for every shard."""
+    run = RunFolder(root)
+    made = [dict(zip(column(m, "name"), column(m, "files"), strict=True)) for _, m, _ in members]
     reads = settings.members or fitted.is_fitted(settings.encoder)
     memory = 0 if reads else of_encoding(sentences.path(settings.encoder))
-    pieces = []
-    for entry in shards["pieces"]:
-        name, file = entry["name"], f"{entry['name']}.parquet"
-        parts = [made.get(name, {}).get("files") for _, made, _ in members]
+    names, splits = column(shards, "name"), column(shards, "split")
+    for name, split, holds in zip(names, splits, contents_of(shards), strict=True):
+        file = f"{name}.parquet"
+        parts = [files.get(name) for files in made]
         inputs = {
             "sidecar": run.folder("shard", file),
-            "split": entry["split"],
-            "of": store.fingerprint(contents(entry)),
+            "split": split,
+            "of": store.fingerprint(holds),
             "settings": settings,
             "weights": matters["weights"],
             "terms": _terms(settings, root),
             "members": [(store.join(folder, file), weight) for folder, _, weight in members],
         }
         output = store.join(_folder(settings, root), file)
-        fingerprint = store.fingerprint(*KIND, matters, contents(entry), parts)
-        pieces.append(Piece(name, output, fingerprint, inputs, memory))
-    return Plan.of("embed", _folder(settings, root), pieces, matters)
+        fingerprint = store.fingerprint(*KIND, matters, holds, parts)
+        yield Piece(name, output, fingerprint, inputs, memory)
 
 
 def folder_of(recipe: Recipe, root: str) -> str:
@@ -100,17 +113,19 @@ def of_shards(recipe: Recipe, root: str, split: str) -> tuple[Files, list[int]]:
     Raises `InputError` where they were made of other captions than the shards' own.
     """
     every = files(recipe, root)
-    made = {entry["name"]: entry for entry in every.entries}
-    known = RunFolder(root).files("shard").of_split(split).entries
-    shards = [entry for entry in known if entry["captions"]]
-    for entry in shards:
-        if made.get(entry["name"], {}).get("of") != store.fingerprint(contents(entry)):
+    place = {name: place for place, name in enumerate(every.names)}
+    of = column(every.entries, "of")
+    shards = where(RunFolder(root).files("shard").of_split(split).entries, "captions")
+    places = []
+    for name, holds in zip(column(shards, "name"), contents_of(shards), strict=True):
+        if name not in place or of[place[name]] != store.fingerprint(holds):
             raise InputError(
                 f"the embeddings in {every.folder} are not of the captions of shard "
-                f"{entry['name']} as it is now; run `halftone embed` again"
+                f"{name} as it is now; run `halftone embed` again"
             )
-    found = Files.of(every.folder, [made[entry["name"]] for entry in shards])
-    return found, [entry["samples"] for entry in shards]
+        places.append(place[name])
+    found = Files.of(every.folder, at(every.entries, places))
+    return found, column(shards, "samples")
 
 
 def settings_of(encoder: str, recipe: Recipe) -> EmbedSettings:
@@ -130,11 +145,10 @@ def other_sentence_encoders(recipe: Recipe, root: str) -> list[str]:
         if not shards or not index or "backend" not in index["settings"]:
             continue  # fitted, or an ensemble
         matters = index["settings"]
-        made = {entry["name"]: entry["fingerprint"] for entry in index["pieces"]}
-        if all(
-            made.get(e["name"]) == store.fingerprint(*KIND, matters, contents(e), [])
-            for e in shards["pieces"]
-        ):
+        of, pieces = ("name", "fingerprint"), shards["pieces"]
+        made = dict(zip(*(column(index["pieces"], name) for name in of), strict=True))
+        names = zip(column(pieces, "name"), contents_of(pieces), strict=True)
+        if all(made.get(n) == store.fingerprint(*KIND, matters, c, []) for n, c in names):
             found.append(matters["encoder"])
     return found
 
@@ -229,9 +243,7 @@ def _plan_fit(settings: EmbedSettings, root: str) -> Plan:
         )
     matters = {"encoder": settings.encoder, "fit_captions": settings.fit_captions}
     output = _terms(settings, root)
-    fingerprint = store.fingerprint(
-        "fit", parquet.VECTORS, matters, [contents(entry) for entry in train.entries]
-    )
+    fingerprint = store.fingerprint("fit", parquet.VECTORS, matters, contents_of(train.entries))
     piece = Piece("terms", output, fingerprint, {"sidecars": train.uris, "settings": settings})
     return Plan.of("embed", output.rpartition("/")[0], [piece], matters)
 

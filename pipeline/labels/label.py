@@ -6,7 +6,7 @@ Legend of the shape suffixes: M images, N captions, Q queries, K candidates.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from pipeline.labels.caption_vectors import Captions, relevance_of
 from pipeline.labels.encoders import encoder_label, sentences
 from pipeline.labels.relevance_lists import Direction, Lists
 from pipeline.storage import parquet, store, text_files
+from pipeline.storage.piece_table import column, split_names
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder
 from schemas.relevance import ENCODINGS, RELEVANCE
@@ -51,7 +52,7 @@ def steps(recipe: Recipe, root: str) -> Iterator[Step]:
     """
     if recipe.label.approximate_above is not None:
         everyone = embed.files(recipe, root)
-        for split in sorted({entry["split"] for entry in everyone.entries}):
+        for split in sorted(split_names(everyone.entries)):
             if by_cells := _by_cells(split, everyone.of_split(split), recipe, root):
                 yield from (Step(*step) for step in cells.steps(by_cells))
     yield Step(plan(recipe, root), write_relevance)
@@ -61,52 +62,65 @@ def plan(recipe: Recipe, root: str) -> Plan:
     """A piece for every shard: its images and captions against all of their split."""
     run, settings = RunFolder(root), recipe.label
     embeddings = embed.files(recipe, root)
-    splits = {entry["split"] for entry in embeddings.entries}
-    shared_of = {s: _of_split(s, embeddings.of_split(s), recipe, root) for s in splits}
+    files = {s: embeddings.of_split(s) for s in split_names(embeddings.entries)}
+    found = {s: _found(s, files[s], recipe, root) for s in files}
     folder = run.folder("label", encoder_label(recipe.embed.encoder))
     _check_calibration(recipe)
     matters = {**depends_on(settings), **settings.relevant("lists")}
     if settings.cross_encoder is not None:
         matters["cross_encoder"] = sentences.fingerprint(settings.cross_encoder)
+    # Of each split what its lists depend on.
+    depends = {s: [files[s].version, *([found[s].version] if found[s] else [])] for s in files}
     shared = {"shards": run.folder("shard"), "settings": settings, "embed": recipe.embed}
-    pieces = []
-    number: Counter[str] = Counter()
-    for entry in embeddings.entries:
-        name, split = entry["name"], entry["split"]
-        of_split = shared_of[split]
-        found = of_split["cells"] and [of_split["cells"].version]
-        depends = [of_split["embeddings"].version, *(found or [])]
-        fingerprint = store.fingerprint("label", matters, name, *depends)
-        inputs = {**shared, **of_split, "shard": name, "split": split, "number": number[split]}
-        number[split] += 1
+
+    def draw() -> Iterator[Piece]:
+        shared_of = {s: {**shared, **_of_split(files[s], found[s], recipe)} for s in files}
+        for split, of_split in shared_of.items():
+            yield from _pieces(split, of_split, folder, [matters, depends[split]])
+
+    follows = store.fingerprint("label", matters, embeddings.names, depends)
+    return Plan.of("label", folder, lambda: list(draw()), matters, follows)
+
+
+def _pieces(split: str, shared: dict, folder: str, depends: list) -> Iterator[Piece]:
+    """A piece for every shard of a split."""
+    matters, versions = depends
+    entries, settings = shared["embeddings"].entries, shared["settings"]
+    counts, dims = column(entries, "captions"), column(entries, "dim")
+    names = shared["embeddings"].names
+    for number, (name, captions, dim) in enumerate(zip(names, counts, dims, strict=True)):
+        fingerprint = store.fingerprint("label", matters, name, *versions)
+        inputs = {**shared, "shard": name, "split": split, "number": number}
+        memory = task_memory(settings, captions, shared["largest"], dim, shared["captions"])
         output = store.join(folder, f"{name}.parquet")
-        sizes = entry["captions"], of_split["largest"], entry["dim"], of_split["captions"]
-        memory = task_memory(settings, *sizes)
-        pieces.append(Piece(name, output, fingerprint, inputs, memory))
-    return Plan.of("label", folder, pieces, matters)
+        yield Piece(name, output, fingerprint, inputs, memory)
 
 
-def _of_split(split: str, files: Files, recipe: Recipe, root: str) -> dict:
+def _of_split(files: Files, found: cells.Found | None, recipe: Recipe) -> dict:
     """What all tasks of a split are told of it."""
     remote = not store.is_local(files.folder)
-    kept = {e["name"]: e["files"][f"{e['name']}.parquet"] for e in files.entries if remote}
-    counts = [entry["captions"] for entry in files.entries]
-    by_cells = _by_cells(split, files, recipe, root)
+    made = column(files.entries, "files") if remote else []
+    counts = column(files.entries, "captions")
     return {
         "embeddings": files,
         "captions": sum(counts),
         "largest": max(counts),
-        "copies": kept,
+        "copies": {n: f[f"{n}.parquet"] for n, f in zip(files.names, made, strict=False)},
         "limit": recipe.train.cache_gb * 1e9,
-        "small": is_small(sum(counts), max(entry["dim"] for entry in files.entries)),
-        "cells": by_cells and cells.Found.of(by_cells),
+        "small": is_small(sum(counts), max(column(files.entries, "dim"))),
+        "cells": found,
     }
+
+
+def _found(split: str, files: Files, recipe: Recipe, root: str) -> cells.Found | None:
+    by_cells = _by_cells(split, files, recipe, root)
+    return by_cells and cells.Found.of(by_cells)
 
 
 def _by_cells(split: str, files: Files, recipe: Recipe, root: str) -> cells.Split | None:
     """The split as it is searched by cells; None where it is searched exactly."""
     above = recipe.label.approximate_above
-    if above is None or sum(entry["captions"] for entry in files.entries) <= above:
+    if above is None or sum(column(files.entries, "captions")) <= above:
         return None
     if recipe.label.reduce != "max":
         raise InputError(
@@ -302,25 +316,26 @@ def _histogram(values: torch.Tensor) -> np.ndarray:
     return np.histogram(values.numpy(), bins=BINS, range=(0, 1))[0]
 
 
-def histograms(entries: list[dict]) -> dict:
+def histograms(entries: Sequence[dict]) -> dict:
     """Histograms, by split, of the relevance of annotated negatives and of held-out positives.
 
     A held-out positive is a caption against the *other* captions of its own image. Of a large
     split the negatives of evenly spaced images are counted.
     """
     out = {}
-    for split in sorted({entry["split"] for entry in entries}):
-        mine = [entry for entry in entries if entry["split"] == split]
-        names = ("histogram_negatives", "histogram_positives")
-        out[split] = {name: np.sum([e[name] for e in mine], axis=0).tolist() for name in names}
+    of = np.array(column(entries, "split"))
+    names = ("histogram_negatives", "histogram_positives")
+    counts = {name: np.array(column(entries, name)) for name in names}
+    for split in sorted(set(of.tolist())):
+        out[split] = {name: counts[name][of == split].sum(axis=0).tolist() for name in names}
     return {"edges": np.linspace(0, 1, BINS + 1).tolist(), "splits": out}
 
 
-def recalls(entries: list[dict]) -> dict[str, float]:
+def recalls(entries: Sequence[dict]) -> dict[str, float]:
     """{recall_<direction>: least recall of a piece} of lists that were found approximately."""
     out: dict[str, float] = {}
-    for entry in entries:
-        for direction, recall in entry["recall"].items():
+    for of_piece in column(entries, "recall"):
+        for direction, recall in of_piece.items():
             name = f"recall_{direction}"
             out[name] = min(recall, out.get(name, 1.0))
     return out

@@ -20,6 +20,7 @@ from pipeline.sharding import exclusions, images, ingest, loading, tar_writer
 from pipeline.sharding.images import Rejected
 from pipeline.sharding.sidecar import EXCLUDED
 from pipeline.storage import parquet, store
+from pipeline.storage.piece_table import column, sizes
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
@@ -63,16 +64,9 @@ def finished(recipe: Recipe, root: str) -> Plan | None:
     None where something is to be made, or where that cannot be told from versions alone.
     """
     run = RunFolder(root)
-    index = run.known("shard") or {}
-    if not index.get("follows") or index["follows"] != _follows(recipe, run):
-        return None
-    folder = run.folder("shard")
-    pieces = [
-        Piece(e["name"], store.join(folder, f"{e['name']}.parquet"), e["fingerprint"], {})
-        for e in index["pieces"]
-    ]
-    plan = Plan.of("shard", folder, pieces, recipe.shard.relevant(), index["follows"])
-    return plan if plan.complete else None
+    folder, settings = run.folder("shard"), recipe.shard.relevant()
+    plan = Plan.of("shard", folder, list, settings, _follows(recipe, run))
+    return plan if plan.unchanged else None
 
 
 def _follows(recipe: Recipe, run: RunFolder) -> str:
@@ -82,7 +76,7 @@ def _follows(recipe: Recipe, run: RunFolder) -> str:
     """
     if recipe.shard.exclude:
         return ""
-    files = [entry["files"] for entry in run.index("ingest")["pieces"]]
+    files = column(run.index("ingest")["pieces"], "files")
     settings = (part.model_dump(mode="json") for part in (recipe.shard, recipe.source))
     return store.fingerprint("shard", files, *settings)
 
@@ -148,12 +142,13 @@ def check(plan: Plan, made: dict[str, dict], recipe: Recipe) -> None:
 def totals(index: dict) -> dict:
     """Samples and bytes of all shards, and how many samples were rejected for which reason."""
     pieces = index["pieces"]
-    rejected = _total(pieces, "rejected")
-    captions = _total(pieces, "captions_rejected").total()
+    rejected = _sum(column(pieces, "rejected"))
+    captions = _sum(column(pieces, "captions_rejected")).total()
+    tars = sum(size for name, size in sizes(pieces) if name.endswith(".tar"))
     return {
         "shards": len(pieces),
-        "samples": sum(entry["samples"] for entry in pieces),
-        "megabytes": round(sum(e["files"][f"{e['name']}.tar"]["bytes"] for e in pieces) / 1e6, 1),
+        "samples": sum(column(pieces, "samples")),
+        "megabytes": round(tars / 1e6, 1),
         "rejected": rejected.total(),
         # MLflow takes these for names of metrics, which may hold no brackets.
         **{re.sub(r"[^\w .:/-]", "", f"rejected: {kind}"): n for kind, n in rejected.items()},
@@ -299,4 +294,8 @@ def _failed(reason: str | None) -> bool:
 
 
 def _total(summaries: Iterable[dict], what: str) -> Counter:
-    return sum((Counter(summary[what]) for summary in summaries), Counter())
+    return _sum(summary[what] for summary in summaries)
+
+
+def _sum(counts: Iterable[dict]) -> Counter:
+    return sum((Counter(each) for each in counts if each), Counter())

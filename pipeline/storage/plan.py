@@ -5,6 +5,9 @@ again, resuming and retrying are one thing. The stage's `index.json` is written 
 is a hash of what the pieces hold, and what depends on the stage depends on that: a piece that was
 made again with the same bytes leaves the later stages as they are.
 
+A plan may also know a fingerprint of all that its pieces follow from, versions and settings. Where
+the index was made of the same, and its files are there, no piece is drawn up.
+
 While a stage runs, summaries of what it has made are kept beside the index every few seconds
 (`Log`): after a crash nothing that was finished is read again.
 """
@@ -15,18 +18,19 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.storage import store
-from pipeline.storage.run_folder import INDEX, read_index, version
+from pipeline.storage import piece_table, store
+from pipeline.storage.piece_table import as_json, at, column
+from pipeline.storage.run_folder import read_index, table_of, version, write_index
 
 UNFINISHED = "unfinished-"  # how the names of a log's files begin
 LISTED = 20_000  # pieces of a finished remote folder above which a sample's files are looked at
-LOOKED_AT = 16  # pieces of that sample: a listing tells 1,000 files a request
-as_json = json.JSONEncoder(sort_keys=True).encode
+LOOKED_AT = 16  # files of that sample: a listing tells 1,000 files a request
+Drawn = Callable[[], Sequence["Piece"]]
 
 
 @dataclass(frozen=True)
@@ -46,38 +50,85 @@ class Plan:
 
     stage: str
     folder: str
-    pieces: tuple[Piece, ...]
+    draw: Drawn  # the pieces, when they are first asked for
     settings: dict[str, Any]
     index: dict = field(default_factory=dict)  # of the last time, {} if there was none
     follows: str = ""  # fingerprint of all that the pieces follow from, where that is kept
 
     @classmethod
     def of(
-        cls, stage: str, folder: str, pieces: list[Piece], settings: dict, follows: str = ""
+        cls,
+        stage: str,
+        folder: str,
+        pieces: Sequence[Piece] | Drawn,
+        settings: dict,
+        follows: str = "",
     ) -> "Plan":
-        """The plan of a folder, with the index that the last time left there."""
-        return cls(stage, folder, tuple(pieces), settings, read_index(folder) or {}, follows)
+        """The plan of a folder, with the index that the last time left there.
+
+        With `follows` the pieces may be what draws them up, not called where all is as it was.
+        """
+        draw = pieces if callable(pieces) else lambda: pieces
+        return cls(stage, folder, draw, settings, read_index(folder) or {}, follows)
 
     def look_again(self) -> None:
         """See what lies in the folder now: another command may have worked there."""
         object.__setattr__(self, "index", read_index(self.folder) or {})
-        self.__dict__.pop("done", None)
+        for known in ("entries", "sampled", "done", "unchanged", "names", "fingerprint"):
+            self.__dict__.pop(known, None)
+
+    @functools.cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        return tuple(self.draw())
+
+    @functools.cached_property
+    def entries(self) -> Sequence[dict]:
+        """What the index of the last time says of its pieces, where that can still be read."""
+        entries = self.index.get("pieces", [])
+        try:
+            column(entries, "name")
+        except InputError:  # its table is gone: each piece's own file says whether it is done
+            return []
+        return entries
+
+    @functools.cached_property
+    def unchanged(self) -> bool:
+        """Whether the index was made of the same, and its files are there: nothing is to be done.
+
+        Where it says no, the pieces say what is.
+        """
+        if not self.follows or self.index.get("follows") != self.follows or not self.entries:
+            return False
+        if self.sampled is not None:
+            return self.sampled
+        files = store.list_files(self.folder)
+        return all(files.get(n) == size for n, size in piece_table.sizes(self.entries))
+
+    @functools.cached_property
+    def names(self) -> list[tuple[str, str]]:
+        """(name, fingerprint) of every piece."""
+        if self.unchanged:
+            both = (column(self.entries, of) for of in ("name", "fingerprint"))
+            return list(zip(*both, strict=True))
+        return [(piece.name, piece.fingerprint) for piece in self.pieces]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        names = [(piece.name, piece.fingerprint) for piece in self.pieces]
-        return store.fingerprint(self.stage, names, self.settings)
+        if self.unchanged:
+            return self.index["fingerprint"]
+        return store.fingerprint(self.stage, self.names, self.settings)
+
+    def __len__(self) -> int:
+        return len(self.entries if self.unchanged else self.pieces)
 
     @functools.cached_property
     def done(self) -> dict[str, dict]:
         """Summaries of the pieces that need no work, by name, as it was when it was first asked."""
-        entries = self.index.get("pieces", [])
         finished = self.index.get("fingerprint") == self.fingerprint
-        large = len(entries) > LISTED and not store.is_local(self.folder)
-        if finished and large and all(map(self._is_there, random.sample(entries, LOOKED_AT))):
-            return {entry["name"]: entry for entry in entries}
+        if self.unchanged or (finished and self.sampled):
+            return {entry["name"]: entry for entry in self.entries}
         files = store.list_files(self.folder)
-        known = {entry["name"]: entry for entry in entries}
+        known = {entry["name"]: entry for entry in self.entries}
         if not finished:
             logged = (entry for name in sorted(files) for entry in _logged(self.folder, name))
             known |= {entry["name"]: entry for entry in logged}
@@ -89,21 +140,33 @@ class Plan:
             and all(files.get(n) == f["bytes"] for n, f in known[piece.name]["files"].items())
         }
 
-    def _is_there(self, entry: dict) -> bool:
-        """Whether the files of one piece are there, each asked for by itself."""
+    @functools.cached_property
+    def sampled(self) -> bool | None:
+        """Whether a file each of some of many pieces is there; None where all are listed."""
+        if len(self.entries) <= LISTED or store.is_local(self.folder):
+            return None
+        some = at(self.entries, sorted(random.sample(range(len(self.entries)), LOOKED_AT)))
+        return all(map(self._is_there, column(some, "files")))
+
+    def _is_there(self, files: dict[str, dict]) -> bool:
+        """Whether one of a piece's files is there: of those written together any."""
+        name, file = random.choice(list(files.items()))
         try:
-            uris = {store.join(self.folder, name): f for name, f in entry["files"].items()}
-            return all(store.stamp(uri)[0] == file["bytes"] for uri, file in uris.items())
+            return store.stamp(store.join(self.folder, name))[0] == file["bytes"]
         except FileNotFoundError:
             return False
 
     @property
     def pending(self) -> list[Piece]:
+        if self.unchanged:
+            return []
         done = self.done
         return [piece for piece in self.pieces if piece.name not in done]
 
     @property
     def complete(self) -> bool:
+        if self.unchanged:
+            return True
         return self.index.get("fingerprint") == self.fingerprint and not self.pending
 
     @contextlib.contextmanager
@@ -130,16 +193,23 @@ class Plan:
         }
         index |= {"follows": self.follows} if self.follows else {}
         index |= {"version": version(entries), "pieces": entries, **extra}
-        named = {name for entry in entries for name in entry["files"]}
-        for entry in self.index.get("pieces", []):
-            for name in entry["files"].keys() - named:
-                store.remove(store.join(self.folder, name))
+        kept = {name for entry in entries for name in entry["files"]}
+        files = store.list_files(self.folder)
+        for name in {name for name, _ in piece_table.sizes(self.entries)} - kept:
+            store.remove(store.join(self.folder, name))
         store.sweep(self.folder)
-        store.write_bytes(store.join(self.folder, INDEX), _lines(index).encode())
-        for name in store.list_files(self.folder):
-            if name.startswith(UNFINISHED):
-                store.remove(store.join(self.folder, name))
+        write_index(self.folder, index)
+        self._tidy(files)
         return index
+
+    def _tidy(self, files: dict[str, int]) -> None:
+        """Remove the logs, and the tables of indexes before."""
+        table = table_of(read_index(self.folder) or {})
+        for name in files:
+            if name.startswith(UNFINISHED) or (
+                name.startswith(piece_table.PREFIX) and name != table
+            ):
+                store.remove(store.join(self.folder, name))
 
 
 class Log:
@@ -185,10 +255,3 @@ def _logged(folder: str, name: str) -> list[dict]:
         return [json.loads(line) for line in store.read_text(store.join(folder, name)).splitlines()]
     except (FileNotFoundError, ValueError):  # finished by another command; none of ours
         return []
-
-
-def _lines(index: dict) -> str:
-    """The index as JSON, a piece a line: indented, it would take eight times as long."""
-    values = {name: as_json(value) for name, value in index.items() if name != "pieces"}
-    values["pieces"] = "[\n" + ",\n".join(map(as_json, index["pieces"])) + "\n]"
-    return "{" + ",\n".join(f"{as_json(name)}: {values[name]}" for name in sorted(values)) + "}\n"

@@ -1,18 +1,20 @@
 """The run folder: where each stage lies in it, and what a finished stage left there."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from pipeline.errors import InputError, StageMissing
-from pipeline.storage import store
+from pipeline.storage import piece_table, store
+from pipeline.storage.piece_table import PieceTable, as_json, column, split_names
 from schemas.settings import of_before
 
 INDEX = "index.json"
-LARGE = 10_000_000  # bytes of an index
+TABLE = "table"  # in the index of many pieces, what is said of the file that holds them
+LARGE = 10_000_000  # bytes of an index as they were written before there were tables
 FOLDERS = {
     "ingest": "1-manifest",
     "shard": "2-shards",
@@ -34,13 +36,12 @@ class Files:
     folder: str
     names: tuple[str, ...]  # of the pieces
     version: str  # hash of what they hold
-    entries: tuple[dict, ...] = field(default=(), compare=False, repr=False)  # in the index
+    entries: Sequence[dict] = field(default=(), compare=False, repr=False)  # in the index
 
     @classmethod
-    def of(cls, folder: str, entries: Iterable[dict]) -> "Files":
+    def of(cls, folder: str, entries: Sequence[dict]) -> "Files":
         """The files of some pieces of a folder."""
-        entries = tuple(entries)
-        return cls(folder, tuple(e["name"] for e in entries), version(entries), entries)
+        return cls(folder, tuple(column(entries, "name")), version(entries), entries)
 
     @property
     def uris(self) -> list[str]:
@@ -53,18 +54,19 @@ class Files:
         return Files, (self.folder, self.names, self.version)  # tasks need no entries
 
     def of_split(self, split: str) -> "Files":
-        entries = [e for e in self.entries if e.get("split") == split]
+        entries = _of_split(self.entries, split)
         return self if len(entries) == len(self) else Files.of(self.folder, entries)
 
     def need(self, split: str, setting: str) -> "Files":
         """The files of the split that a setting names, or a sentence with those there are."""
         if not (found := self.of_split(split)):
-            known = ", ".join(sorted({entry["split"] for entry in self.entries})) or "none"
+            known = ", ".join(sorted(split_names(self.entries))) or "none"
             raise InputError(f"{setting} {split!r} is not in {self.folder}; known: {known}")
         return found
 
     def only(self, names: Iterable[str]) -> "Files":
-        return Files.of(self.folder, [e for e in self.entries if e["name"] in set(names)])
+        wanted = set(names)
+        return Files.of(self.folder, [e for e in self.entries if e["name"] in wanted])
 
     def one(self, name: str) -> "Files":
         """The file of one piece, also where no entries are known."""
@@ -119,19 +121,55 @@ def contents(entry: dict) -> Any:
     return entry.get("contents") or entry["files"]
 
 
-def version(entries: Iterable[dict]) -> str:
+def contents_of(entries: Sequence[dict]) -> list:
+    """What each of some pieces holds."""
+    if not isinstance(entries, PieceTable):
+        return [contents(entry) for entry in entries]
+    both = zip(column(entries, "contents"), column(entries, "files"), strict=True)
+    return [of_piece or files for of_piece, files in both]
+
+
+def version(entries: Sequence[dict]) -> str:
     """Hash of what the pieces hold."""
-    return store.fingerprint([contents(entry) for entry in entries])
+    if isinstance(entries, PieceTable) and entries.version:
+        return entries.version
+    return store.fingerprint(contents_of(entries))
 
 
 def read_index(folder: str) -> dict | None:
-    """The index in a folder, None where there is none. It is everybody's: nobody changes it."""
+    """The index in a folder, None where there is none. It is everybody's: nobody changes it.
+
+    Its `pieces` are a list of entries; of many pieces a `PieceTable`, read by column.
+    """
     uri = store.join(folder, INDEX)
     try:
         size, changes = store.stamp(uri)
-        return _large_index(uri, size, changes) if size > LARGE else store.read_json(uri)
+        index = _large_index(uri, size, changes) if size > LARGE else store.read_json(uri)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if about := index.get(TABLE):
+        return {**index, "pieces": piece_table.opened(folder, about)}
+    return index
+
+
+def write_index(folder: str, index: dict) -> None:
+    """Write a stage's index: a piece a line, or of many pieces a table beside it, written first."""
+    entries, about = index["pieces"], {k: v for k, v in index.items() if k != "pieces"}
+    if len(entries) > piece_table.ABOVE:
+        names = split_names(entries)
+        versions = {name: version(_of_split(entries, name)) for name in names}
+        versions[""] = index["version"]
+        about[TABLE] = piece_table.write(folder, entries, versions)
+    values = {name: as_json(value) for name, value in about.items()}
+    if TABLE not in about:
+        values["pieces"] = "[\n" + ",\n".join(map(as_json, entries)) + "\n]"
+    lines = ",\n".join(f"{as_json(name)}: {values[name]}" for name in sorted(values))
+    store.write_bytes(store.join(folder, INDEX), ("{" + lines + "}\n").encode())
+
+
+def table_of(index: dict) -> str:
+    """The name of the table beside an index; "" where the pieces stand in it."""
+    return index.get(TABLE, {}).get("name", "")
 
 
 @functools.lru_cache(maxsize=2)
@@ -148,6 +186,12 @@ def need_index(folder: str, command: str) -> dict:
     return index
 
 
-def of_split(index: dict, split: str) -> list[dict]:
+def of_split(index: dict, split: str) -> Sequence[dict]:
     """The entries of one split's pieces, in order."""
-    return [entry for entry in index["pieces"] if entry.get("split") == split]
+    return _of_split(index["pieces"], split)
+
+
+def _of_split(entries: Sequence[dict], split: str) -> Sequence[dict]:
+    if isinstance(entries, PieceTable):
+        return entries.of_split(split)
+    return [entry for entry in entries if entry.get("split") == split]

@@ -26,6 +26,7 @@ from pipeline.sharding.decoding import decode
 from pipeline.sharding.mapped_samples import mapped_samples
 from pipeline.storage import cache, run_folder, store
 from pipeline.storage.mapped import Rows
+from pipeline.storage.piece_table import column, sizes, split_names, where
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed import ProcessGroup
 
@@ -64,8 +65,8 @@ class Batch:
 def captions_of(root: str, split: str) -> Iterator[str]:
     """The texts of a split's captions, in order, a shard at a time."""
     run = RunFolder(root)
-    for entry in run_folder.of_split(run.index("shard"), split):
-        uri = run.folder("shard", f"{entry['name']}.parquet")
+    for name in column(run_folder.of_split(run.index("shard"), split), "name"):
+        uri = run.folder("shard", f"{name}.parquet")
         yield from texts_of(sidecar.read_sidecar(uri, ["captions"])["captions"]).to_pylist()
 
 
@@ -92,18 +93,17 @@ class Split:
     ):
         run = RunFolder(root)
         index = run.index("shard")
-        self.shards = [entry for entry in run_folder.of_split(index, split) if entry["samples"]]
-        if not self.shards:
-            known = sorted({entry["split"] for entry in index["pieces"]})
+        self.shards = where(run_folder.of_split(index, split), "samples")
+        if not len(self.shards):
+            known = sorted(split_names(index["pieces"]))
             raise InputError(f"no samples in split {split!r}; this run has {', '.join(known)}")
-        names = [entry["name"] for entry in self.shards]
+        names = column(self.shards, "name")
         self.tars = [run.folder("shard", f"{name}.tar") for name in names]
-        self.files = [entry["files"][f"{entry['name']}.tar"] for entry in self.shards]
         self.sidecars = [run.folder("shard", f"{name}.parquet") for name in names]
         self.models = run.folder("train")
         self.copies = copies_gb * 1e9
-        self.images = Rows([entry["samples"] for entry in self.shards])
-        self.texts_of_shards = Rows([entry["captions"] for entry in self.shards])
+        self.images = Rows(column(self.shards, "samples"))
+        self.texts_of_shards = Rows(column(self.shards, "captions"))
         self.captions = Texts(self)
         self.preprocessing = preprocessing
         self._cache: dict[int, np.ndarray] = {}
@@ -121,7 +121,8 @@ class Split:
     @functools.cached_property
     def having(self) -> np.ndarray:
         """Images (S, K) of every shard that have more than k captions."""
-        counts = [self._images_with(number) for number in range(len(self.shards))]
+        known = column(self.shards, "images_with")
+        counts = [self._images_with(*numbered) for numbered in enumerate(known)]
         most = max(max(of_shard) for of_shard in counts)
         having = np.zeros((len(counts), most), np.int64)
         for row, of_shard in zip(having, counts, strict=True):
@@ -129,11 +130,11 @@ class Split:
                 row[:captions] += images
         return having
 
-    def _images_with(self, shard: int) -> dict[int, int]:
-        """How many images of a shard have how many captions."""
-        entry = self.shards[shard]
-        if (known := entry.get("images_with")) is not None:
+    def _images_with(self, shard: int, known: dict | None) -> dict[int, int]:
+        """How many images of a shard have how many captions; `known` where its entry says so."""
+        if known is not None:
             return {int(captions): images for captions, images in known.items()}
+        entry = self.shards[shard]
         if entry["captions"] == entry["samples"]:  # there is no sample without a caption
             return {1: entry["samples"]}
         captions = sidecar.read_sidecar(self.sidecars[shard], ["captions"])["captions"]
@@ -183,7 +184,8 @@ class Split:
             found = (
                 self.table(shard).select(["offset", "size"]).take(pa.array(of_shard)).to_pydict()
             )
-            tar = shard, self.tars[shard], self.files[shard]
+            entry = self.shards[shard]
+            tar = shard, self.tars[shard], entry["files"][f"{entry['name']}.tar"]
             for place, *part in zip(places.tolist(), *found.values(), strict=True):
                 out[place] = *tar, *part
         return out
@@ -196,7 +198,7 @@ class Split:
     @property
     def tar_bytes(self) -> int:
         """Bytes of all tars together."""
-        return sum(file["bytes"] for file in self.files)
+        return sum(size for name, size in sizes(self.shards) if name.endswith(".tar"))
 
     def payload(self, row: int) -> bytes:
         """The image file, or the feature array's .npy file, of a row."""

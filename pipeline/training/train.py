@@ -20,8 +20,9 @@ from pipeline.labels import embed, label
 from pipeline.models import vocabulary_of
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.storage import run_folder, store
+from pipeline.storage.piece_table import column, split_names, where
 from pipeline.storage.plan import Piece, Plan
-from pipeline.storage.run_folder import RunFolder, contents
+from pipeline.storage.run_folder import RunFolder, contents_of
 from pipeline.training.data import captions_of
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.loading.waiting import Stopwatch, watched
@@ -44,20 +45,20 @@ def plan(recipe: Recipe, root: str, name: str) -> Plan:
         return _without_steps(recipe, root, name)
     _check_between(recipe, shards)
     folder = RunFolder(root).folder("train", name)
-    used = [contents(e) for s in ("train", "val") for e in run_folder.of_split(shards, s)]
+    used = [c for s in ("train", "val") for c in contents_of(run_folder.of_split(shards, s))]
     # Whether to compile was a yes or no when the first indexes were written: they stay as they are.
     told = {**recipe.train.told(), "compile": recipe.train.compile == "on"}
     settings = {"model": recipe.model.told(), "train": told}
     if needs_embeddings(recipe.train):
         embeddings = run_folder.need_index(embed.folder_of(recipe, root), "embed")
         splits = ("train", "val") if recipe.train.select == "best_ndcg" else ("train",)
-        used += [contents(e) for s in splits for e in run_folder.of_split(embeddings, s)]
+        used += [c for s in splits for c in contents_of(run_folder.of_split(embeddings, s))]
     if needs_labels(recipe.train):
         settings["label"] = label.depends_on(recipe.label)
     relevant: dict[str, Any] = {**settings, "train": recipe.train.relevant()}
     if recipe.model.image == "pretrained":  # its own pictures: they were all squashed before
         relevant["pictures"] = 2
-    images = sum(entry["samples"] for entry in run_folder.of_split(shards, "train"))
+    images = sum(column(run_folder.of_split(shards, "train"), "samples"))
     s = recipe.train
     if (order := order_of(images, s.batch_size, s.lanes, s.neighbours)) > 1:
         relevant["order"] = order
@@ -268,6 +269,6 @@ def unknown_words(root: str, folder: str) -> dict[str, float]:
     """Share of the words that a model does not know, of each split it was not trained on."""
     vocabulary = vocabulary_of(store.read_json(store.join(folder, "vocabulary.json")))
     entries = RunFolder(root).index("shard")["pieces"]
-    splits = dict.fromkeys(e["split"] for e in entries if e["samples"] and e["split"] != "train")
+    splits = [s for s in split_names(where(entries, "samples")) if s != "train"]
     texts = {split: captions_of(root, split) for split in splits}
     return {f"unknown_words_of_{k}": vocabulary.unknown_share(v) for k, v in texts.items()}

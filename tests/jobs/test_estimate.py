@@ -12,11 +12,13 @@ from pipeline.formulas.kernels import rows as kernel_rows
 from pipeline.formulas.losses import WeightedSum
 from pipeline.formulas.streaming import lists_streamed
 from pipeline.labels import label
+from pipeline.models import towers
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.sharding import ingest
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.data import Split
+from pipeline.training.loading import loader
 from pipeline.training.sampler import Sampler
 from schemas.settings import ClusterSettings, LabelSettings, ModelSettings, Recipe, TrainSettings
 from tests.helpers.live_bytes import Peak
@@ -127,7 +129,8 @@ def test_the_plan_is_a_document_and_a_table(capsys, tmp_path):
     at = ["--root", str(tmp_path / "none")]
     plan = planned(capsys, *COCO, *MANY, *GPUS, *at)
     stages = {stage["name"]: stage for stage in plan["stages"]}
-    assert list(stages) == ["ingest", "shard", "embed", "label", "train main", "evaluate main"]
+    of_model = [f"{stage} main" for stage in ("train", "evaluate", "rerank", "search")]
+    assert list(stages) == ["ingest", "shard", "embed", "label", *of_model]
     measured = {name: s["seconds"] for name, s in stages.items() if s["seconds"] is not None}
     assert set(measured) == {"shard", "label"}  # embed runs on GPUs here
     assert plan["hours"] == pytest.approx(sum(measured.values()) / 3600)
@@ -180,6 +183,14 @@ def test_more_nodes_help_until_the_pieces_are_used_up(run):
         ([*COCO, "--cluster.gpus", "1", "--cluster.storage_gb", "10"], "and 10 are free"),
         (["--recipe", "coco_clip"], "give the number of train images with --samples"),
         (["--recipe", "coco_clip", "--samples", "400000000"], "400,005,000 images holds their"),
+        (
+            [*COCO, *MANY, *GPUS, "--cluster.memory_gb", "8"],
+            "8 training workers of main take",
+        ),
+        (
+            [*COCO, *MANY, *GPUS, "--train.decode_workers", "99"],
+            "GB of their node's memory, 79.2 of them decoding processes, and it has 32; lower",
+        ),
         ([*COCO, "--shard.samples", "2000000"], "lower shard.samples, so that a shard has fewer"),
     ],
 )
@@ -269,3 +280,24 @@ def test_memory_is_that_of_the_fullest_node(capsys, tmp_path):
 
 def test_settings_of_clusters_that_are_gone_are_let_by_in_old_run_folders():
     assert ClusterSettings(**{"nodes": 2, "gpu_tflops": 100.0}) == ClusterSettings(nodes=2)
+
+
+def test_the_memory_of_a_worker_on_its_node_does_not_grow_with_the_collection():
+    """What it was measured to take of its data, and what a model of its size has."""
+    recipe = Recipe(name="t", shard={"samples": 10_000}, model={"image_size": 224})
+    few, many = (
+        estimate.host_bytes(
+            recipe, estimate.Collection({"train": n}, {"train": n}, 1e5, ""), here=1
+        )
+        for n in (10**6, 10**7)
+    )
+    assert sum(few.values()) < sum(many.values()) < 1.01 * sum(few.values())
+    assert few["captions and vectors"] > 178e6  # docs/scale.md
+    built = towers.build(recipe.model, vocabulary=range(estimate.WORDS), features=None)
+    held = sum(p.numel() * p.element_size() for p in built.parameters())
+    assert estimate.weights(recipe.model) == held and few["the model"] == 4 * held
+
+
+def test_what_is_planned_of_the_loader_is_what_it_does():
+    names = ("AHEAD", "AHEAD_BYTES", "READY", "KEPT_BYTES", "MOST_WORKERS")
+    assert all(getattr(rates, name) == getattr(loader, name) for name in names)

@@ -7,6 +7,7 @@ from jobs.cli.command import Command
 from jobs.cli.show import Show
 from pipeline.errors import InputError
 from pipeline.storage import run_folder, store
+from pipeline.storage.piece_table import sizes
 
 
 def run(root: str, options) -> None:
@@ -30,7 +31,7 @@ def stages_in(root: str) -> list[dict]:
             folder = "/".join(filter(None, (stage, name)))
             if index := run_folder.read_index(store.join(root, folder)):
                 pieces, about = index["pieces"], {"folder": folder, "version": index["version"]}
-                size = sum(f["bytes"] for entry in pieces for f in entry["files"].values())
+                size = sum(size for _, size in sizes(pieces))
                 out.append({**about, "pieces": len(pieces), "bytes": size})
     return out
 

@@ -32,8 +32,8 @@ def run(root: str, models: list, options) -> None:
         return print(json.dumps({"collection": asdict(data), "stages": stages, "hours": hours}))
     show = Show()
     about = (
-        f"{data.held()}; {data.known}. Not counted: towers, models, re-ranking. `halftone train "
-        "--dry-run` measures a training's steps."
+        f"{data.held()}; {data.known}. Not counted: what towers hold while they train, LeaPRR. "
+        "`halftone train --dry-run` measures a training's steps."
     )
     gpus = f", {cluster.gpus} GPUs of {cluster.gpu_memory_gb:g} GB" if cluster.gpus else ""
     node = f"{cluster.cpus} cores, {cluster.memory_gb:g} GB{gpus}"

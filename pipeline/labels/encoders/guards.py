@@ -1,10 +1,11 @@
 """Guards: vectors that no longer tell captions apart stop the stage with a sentence."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.storage.piece_table import column
 from schemas.settings import EmbedSettings
 
 ENOUGH = 8  # different captions, to judge how alike their vectors are
@@ -45,7 +46,7 @@ def check_stage(entries: dict[str, dict], settings: EmbedSettings) -> None:
             f"encoder {settings.encoder} gave vectors of different widths ({found}); have the same "
             "model on every machine, remove the wrong pieces and run `halftone embed` again"
         )
-    if (share := duplicates(entries.values())) > settings.max_duplicates:
+    if (share := duplicates(list(entries.values()))) > settings.max_duplicates:
         raise InputError(
             f"{share:.0%} of the captions repeat another of their shard, at most "
             f"{settings.max_duplicates:.0%} expected; mend the captions or raise "
@@ -53,8 +54,7 @@ def check_stage(entries: dict[str, dict], settings: EmbedSettings) -> None:
         )
 
 
-def duplicates(entries: Iterable[dict]) -> float:
+def duplicates(entries: Sequence[dict]) -> float:
     """Share of captions whose text another caption of their shard has already."""
-    counts = [(entry["captions"], entry["different"]) for entry in entries]
-    captions, different = (sum(column) for column in zip(*counts, strict=True))
+    captions, different = (sum(column(entries, of)) for of in ("captions", "different"))
     return (captions - different) / max(1, captions)

@@ -11,9 +11,9 @@ import torch
 from bench import export as bench
 from pipeline.errors import InputError
 from pipeline.export import forms, graphs
-from pipeline.export.adapters import merged
 from pipeline.export.given import given
 from pipeline.export.writing import BOTH, payloads
+from pipeline.models.tuning import merged
 
 PAIRS = 100
 WORKS = [
