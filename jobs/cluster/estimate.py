@@ -21,6 +21,7 @@ from pipeline.labels import label
 from pipeline.labels.encoders import fitted
 from pipeline.retrieval import cells
 from pipeline.sharding import ingest
+from pipeline.sharding.manifest import layout
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
 
@@ -93,7 +94,7 @@ def _of_shards(pieces: list[dict]) -> Collection:
 def _of_manifest(recipe: Recipe, root: str, image_bytes: float) -> Collection:
     manifest = ingest.images(RunFolder(root).folder("ingest")).combine_chunks()
     lengths = manifest["captions"].combine_chunks().value_lengths().to_numpy()
-    splits = ingest.splits(manifest, recipe.source)
+    splits = layout.splits(manifest, recipe.source)
     counts = {split: len(order) for split, order in splits.items()}
     texts = {split: int(lengths[order].sum()) for split, order in splits.items()}
     return Collection(counts, texts, image_bytes, "counted in 1-manifest")
