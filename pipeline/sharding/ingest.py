@@ -158,20 +158,9 @@ def read(folder: str, columns: list[str] | None = None) -> pa.Table:
     """The manifest's rows, all parts in order, with offsets of 64 bits: it may be of any size."""
     schema = MANIFEST if columns is None else pa.schema([MANIFEST.field(c) for c in columns])
     schema = parquet.large(schema)
-    tables = [parquet.read_table(uri, columns) for uri in _files(folder, "part-")]
+    names = sorted(name for name in store.list_files(folder) if name.startswith("part-"))
+    tables = [parquet.read_table(store.join(folder, name), columns) for name in names]
     return pa.concat_tables([t.cast(schema) for t in tables] or [schema.empty_table()])
-
-
-def truth(folder: str) -> dict[str, str]:
-    """Facts by image and caption id, where the source knows the truth; empty elsewhere."""
-    tables = [parquet.read_table(uri) for uri in _files(folder, "truth-")]
-    pairs = (zip(t["id"].to_pylist(), t["facts"].to_pylist(), strict=True) for t in tables)
-    return dict(itertools.chain.from_iterable(pairs))
-
-
-def _files(folder: str, begin: str) -> list[str]:
-    names = sorted(name for name in store.list_files(folder) if name.startswith(begin))
-    return [store.join(folder, name) for name in names]
 
 
 def _batch(rows: list[dict], where: str) -> pa.RecordBatch:

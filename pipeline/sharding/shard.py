@@ -36,7 +36,7 @@ def steps(recipe: Recipe, root: str) -> Iterator[tuple[Plan, Callable[[Piece], d
 
     Of a large collection the rows are dealt out to the shards first.
     """
-    if collection := _large(recipe, RunFolder(root)):
+    if collection := large(recipe, RunFolder(root)):
         yield from dealing.steps(collection)
     yield plan(recipe, root), write_shard
 
@@ -50,7 +50,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     settings, excluded = recipe.shard.relevant(), {}
     if recipe.shard.exclude:
         excluded = exclusions.read(recipe.shard.exclude)
-    if collection := _large(recipe, run):
+    if collection := large(recipe, run):
         found = dealing.shards(dealing.here(collection))
         keys = [*excluded]
     else:
@@ -68,7 +68,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     return Plan.of("shard", run.folder("shard"), pieces, settings, _follows(recipe, run))
 
 
-def _large(recipe: Recipe, run: RunFolder) -> dealing.Collection | None:
+def large(recipe: Recipe, run: RunFolder) -> dealing.Collection | None:
     """What the rows of a large collection are dealt out from; None of another."""
     entries = run.index("ingest")["pieces"]  # a sentence where it was not finished
     manifest = Manifest.of(run.folder("ingest"), entries)

@@ -117,15 +117,10 @@ def steps(collection: Collection) -> Iterator[tuple[Plan, Make]]:
     """The plans of what is not there yet, and what makes their pieces."""
     if collection.done():
         return
-    manifest, recipe = collection.manifest, collection.recipe
-    moves, version, fewer = Moves(), "", []
+    recipe = collection.recipe
     if unique.is_gathered(recipe.source.kind):
-        yield from unique.steps(manifest, recipe.source.kind)
-        moves, version, fewer = unique.moves(manifest)
-    given = _given(manifest, fewer)
-    total = sum(given, Counter())
-    layout.check_holdout(total, recipe.source)
-    spanned = _Spans(collection, moves, version, _held(given, total, recipe))
+        yield from unique.steps(collection.manifest, recipe.source.kind)
+    spanned, given = _spanned(collection)
     counts = [layout.held(n, h) for n, h in zip(given, spanned.holdouts, strict=True)]
     if recipe.source.cut_val or recipe.source.cut_test:
         yield spanned.plan_counts(), write_counts
@@ -152,6 +147,31 @@ def here(collection: Collection) -> Plan:
     if (done := collection.done()) is None:
         raise RuntimeError(f"{collection.folder} is not as it was written")
     return done
+
+
+def counted(collection: Collection) -> tuple[Counter[str], Counter[str]]:
+    """Images and captions of every split of the shards, a block of rows at a time."""
+    images: Counter[str] = Counter()
+    captions: Counter[str] = Counter()
+    columns = ["image_id", "split", "captions.list.element.caption_id"]
+    for piece in _spanned(collection)[0].plan_counts().pieces:
+        for _, rows, of_split in _rows(piece, columns):
+            lengths = rows["captions"].combine_chunks().value_lengths().to_numpy()
+            images.update({split: len(own) for split, own in of_split.items()})
+            captions.update({split: int(lengths[own].sum()) for split, own in of_split.items()})
+    return images, captions
+
+
+def _spanned(collection: Collection) -> tuple["_Spans", list[Counter[str]]]:
+    """The spans, and the images of each by what they say of their split."""
+    manifest, source = collection.manifest, collection.recipe.source
+    moves, version, fewer = Moves(), "", []
+    if unique.is_gathered(source.kind):
+        moves, version, fewer = unique.moves(manifest)
+    given = _given(manifest, fewer)
+    total = sum(given, Counter())
+    layout.check_holdout(total, source)
+    return _Spans(collection, moves, version, _held(given, total, collection.recipe)), given
 
 
 def _given(manifest: Manifest, fewer: list[dict]) -> list[Counter[str]]:

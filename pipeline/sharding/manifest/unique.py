@@ -165,7 +165,7 @@ class Moves(NamedTuple):
     """What became of rows that are of one image: the buckets' files, and the number of spans."""
 
     uris: tuple[str, ...] = ()
-    spans: int = 0
+    count: int = 0
 
     def blocks(
         self, span: Span, number: int, columns: list[str] | None = None
@@ -174,9 +174,9 @@ class Moves(NamedTuple):
         made: dict[int, dict] = {}
         gone = np.zeros(0, np.int64)
         if self.uris:
-            found = exchange.joined(self.uris, self.spans + number, 2 * self.spans, PLACED)
+            found = exchange.joined(self.uris, self.count + number, 2 * self.count, PLACED)
             made = {row.pop("place"): row for row in found.to_pylist()}
-            places = exchange.joined(self.uris, number, 2 * self.spans, PLACES)
+            places = exchange.joined(self.uris, number, 2 * self.count, PLACES)
             gone = places["place"].to_numpy()
         for first, rows in span.blocks(columns):
             end = first + len(rows)

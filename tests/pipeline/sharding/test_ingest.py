@@ -11,6 +11,7 @@ from pipeline.errors import InputError
 from pipeline.sharding import ingest
 from pipeline.sharding.manifest import contents, layout, unique
 from pipeline.sharding.manifest.spans import Manifest
+from pipeline.sharding.manifest.truth import facts_of
 from pipeline.storage import parquet
 from schemas.settings import Recipe
 from tests.helpers.datasets import FIVE, drawn, files, table_of, with_source
@@ -97,7 +98,7 @@ def test_splits_are_renamed_and_dropped(tmp_path):
 def test_a_dropped_split_takes_its_truth_with_it(tmp_path):
     root = ingested(drawn(source={"splits": {"val": "drop"}}), tmp_path)
     kept = set(ingest.read(f"{root}/1-manifest")["image_id"].to_pylist())
-    assert {name.split("#")[0] for name in ingest.truth(f"{root}/1-manifest")} == kept
+    assert {name.split("#")[0] for name in facts_of(f"{root}/1-manifest")} == kept
 
 
 def test_a_lost_table_of_truth_is_written_again(tmp_path):
@@ -220,9 +221,7 @@ def test_a_part_is_written_in_blocks_and_none_is_lost(tmp_path, monkeypatch):
         assert rows.num_rows == 32
     one, other = (ingest.read(f"{tmp_path}/{stage}/1-manifest") for stage in ("whole", "blocks"))
     assert one.equals(other)
-    assert ingest.truth(f"{tmp_path}/whole/1-manifest") == ingest.truth(
-        f"{tmp_path}/blocks/1-manifest"
-    )
+    assert facts_of(f"{tmp_path}/whole/1-manifest") == facts_of(f"{tmp_path}/blocks/1-manifest")
 
 
 def test_an_empty_image_id_is_refused():
