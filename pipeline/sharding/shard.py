@@ -4,7 +4,6 @@ Same manifest and settings, same bytes: members in order, modification time 0, s
 """
 
 import csv
-import io
 import json
 import re
 from collections import Counter
@@ -27,6 +26,7 @@ from schemas.settings import Recipe
 from schemas.shard import SIDECAR
 
 REJECTED = "rejected.csv"  # beside the index: every sample and caption that was rejected
+AT_ONCE = 16  # sidecars that are read at the same time
 REASON_CHARS = 500  # of a reason that are kept: an address may be of any length
 as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
@@ -38,6 +38,8 @@ def steps(recipe: Recipe, root: str) -> Iterator[tuple[Plan, Callable[[Piece], d
     """
     if collection := large(recipe, RunFolder(root)):
         yield from dealing.steps(collection)
+        if not collection.done():  # in a dry run
+            return
     yield plan(recipe, root), write_shard
 
 
@@ -50,6 +52,7 @@ def plan(recipe: Recipe, root: str) -> Plan:
     settings, excluded = recipe.shard.relevant(), {}
     if recipe.shard.exclude:
         excluded = exclusions.read(recipe.shard.exclude)
+    found: Iterable[tuple[dealing.Shard, list[int] | None]]
     if collection := large(recipe, run):
         found = dealing.shards(dealing.here(collection))
         keys = [*excluded]
@@ -271,20 +274,26 @@ def _write_rejected(plan: Plan, summaries: dict[str, dict]) -> str:
         store.remove(uri)
         return uri
     columns = ["image_id", "uri", "reason", "captions_rejected"]
-    out = io.StringIO(newline="")
-    table = csv.writer(out)
-    table.writerow(["shard", "image_id", "caption_id", "reason", "uri"])
-    with ThreadPoolExecutor(16) as pool:
-        sidecars = pool.map(lambda piece: parquet.read_table(piece.output, columns), touched)
-        for piece, sidecar in zip(touched, sidecars, strict=True):
+    with store.temporary(uri) as path, open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["shard", "image_id", "caption_id", "reason", "uri"])
+        for piece, sidecar in _sidecars(touched, columns):
             for row in sidecar.to_pylist():
                 where = [piece.name, row["image_id"]]
                 if row["reason"]:
                     table.writerow([*where, "", row["reason"], row["uri"]])
                 for caption in row["captions_rejected"]:
                     table.writerow([*where, caption["caption_id"], caption["reason"], row["uri"]])
-    store.write_bytes(uri, out.getvalue().encode())
     return uri
+
+
+def _sidecars(pieces: list[Piece], columns: list[str]) -> Iterator[tuple[Piece, pa.Table]]:
+    """The sidecars of pieces in order, of which a few are held at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for start in range(0, len(pieces), AT_ONCE):
+            some = pieces[start : start + AT_ONCE]
+            read = pool.map(lambda piece: parquet.read_table(piece.output, columns), some)
+            yield from zip(some, read, strict=True)
 
 
 def _kinds(reasons: Iterable[str | None]) -> dict[str, int]:

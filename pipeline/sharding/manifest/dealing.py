@@ -336,8 +336,8 @@ def write_rows(piece: Piece) -> dict:
         for shard in of_rows(*of):
             for column in ("name", "split", "fingerprint"):
                 columns[column].append(getattr(shard, column))
-            columns["found"].append([number[key] for key in shard.left_out])
-            listed = json.dumps([[*key, why] for key, why in shard.left_out.items()])
+            columns["found"].append([number[key] for key in shard.left_out or {}])
+            listed = json.dumps([[*key, why] for key, why in (shard.left_out or {}).items()])
             yield shard.rows.replace_schema_metadata({LEFT_OUT: listed})
 
     return exchange.write_parts(piece, parts(), lambda ends: {"end": ends, **columns}, {})
@@ -346,7 +346,7 @@ def write_rows(piece: Piece) -> dict:
 # ---- what the steps left -------------------------------------------------------------------------
 
 
-def shards(plan: Plan) -> Iterator[tuple[Shard, list[int]]]:
+def shards(plan: Plan) -> Iterator[tuple[Shard, list[int] | None]]:
     """The shards of finished steps; and which entries of the exclusion list each holds."""
     for piece in plan.pieces:
         table = parquet.read_table(piece.output).to_pydict()

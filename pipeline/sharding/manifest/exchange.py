@@ -9,8 +9,8 @@ need.
 import hashlib
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -41,15 +41,17 @@ def buckets_of(ids: pa.ChunkedArray, buckets: int) -> np.ndarray:
 
 
 def write(piece: Piece, buckets: int, blocks: Iterable[Block], summary: dict) -> dict:
-    """Write the blocks' rows by bucket, in the order in which they come; the summary with files.
-
-    `summary` is asked once all blocks have been taken: what makes them may fill it.
-    """
+    """Write the blocks' rows by bucket, in the order in which they come; the summary with files."""
     cut = (part for table, bucket_N in blocks for part in _cut(table, bucket_N, buckets))
     return write_parts(piece, cut, lambda ends: {"end": ends}, summary)
 
 
-def write_parts(piece: Piece, parts: Iterable[pa.Table], columns, summary: dict) -> dict:
+def write_parts(
+    piece: Piece,
+    parts: Iterable[pa.Table],
+    columns: Callable[[pa.Array], dict[str, Any]],
+    summary: dict,
+) -> dict:
     """Write tables one after the other, and `columns(ends)` into the Parquet file beside them."""
     uri, ends, size, hashed = runs_of(piece.output), [], 0, hashlib.sha256()
     with store.temporary(uri) as path, open(path, "wb") as file:
@@ -59,7 +61,6 @@ def write_parts(piece: Piece, parts: Iterable[pa.Table], columns, summary: dict)
             hashed.update(data)
             size += len(data)
             ends.append(size)
-        file.flush()
     files = {store.name_of(uri): {"bytes": size, "sha256": hashed.hexdigest()}}
     table = pa.table(columns(pa.array(ends, pa.int64())))
     return parquet.write_table(piece.output, table, piece.fingerprint, {**summary, "files": files})
