@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.errors import InputError
 from pipeline.sharding import exclusions, images, ingest, loading, tar_writer
 from pipeline.sharding.images import Rejected
-from pipeline.sharding.manifest import contents, dealing, spans
+from pipeline.sharding.manifest import contents, dealing, dealt, growing, spans
 from pipeline.sharding.manifest.spans import Manifest
 from pipeline.sharding.sidecar import EXCLUDED
 from pipeline.storage import parquet, store
@@ -52,13 +52,13 @@ def plan(recipe: Recipe, root: str) -> Plan:
     settings, excluded = recipe.shard.relevant(), {}
     if recipe.shard.exclude:
         excluded = exclusions.read(recipe.shard.exclude)
-    found: Iterable[tuple[dealing.Shard, list[int] | None]]
+    found: Iterable[tuple[dealt.Shard, list[int] | None]]
     if collection := large(recipe, run):
-        found = dealing.shards(dealing.here(collection))
+        found = dealt.shards(dealing.here(collection))
         keys = [*excluded]
     else:
         rows = ingest.images(run.folder("ingest")).combine_chunks()
-        found = ((shard, None) for shard in dealing.of_table(rows, recipe, excluded))
+        found = ((shard, None) for shard in dealt.of_table(rows, recipe, excluded))
     shared = {"settings": recipe.shard, "source": recipe.source}
     pieces, met = [], set()
     for shard, listed in found:
@@ -72,10 +72,19 @@ def plan(recipe: Recipe, root: str) -> Plan:
 
 
 def large(recipe: Recipe, run: RunFolder) -> dealing.Collection | None:
-    """What the rows of a large collection are dealt out from; None of another."""
+    """What the rows of a large collection, or one that grows, are dealt out from; else None."""
     entries = run.index("ingest")["pieces"]  # a sentence where it was not finished
     manifest = Manifest.of(run.folder("ingest"), entries)
     folder = run.folder("shard", dealing.FOLDER)
+    if recipe.shard.grow:
+        if recipe.source.holdout:
+            raise InputError(
+                "shard.grow cannot go with source.holdout: the end of train is others when images "
+                "come; give source.cut_val, which leaves each image in its split"
+            )
+        index = run.known("shard") or {"pieces": [], "version": ""}
+        known = growing.known(run.folder("shard"), index, lambda: dealt.stretches(folder))
+        return dealing.Collection(manifest, recipe, folder, tuple(known), index["version"])
     return dealing.Collection(manifest, recipe, folder) if manifest.is_large else None
 
 
@@ -111,7 +120,7 @@ def write_shard(piece: Piece) -> dict:
     uri = piece.output.removesuffix(".parquet") + ".tar"
     rows, holds, failed = [], Counter(), 0
     with store.temporary(uri) as path, tar_writer.Writer(path) as tar:
-        manifest, left_out = dealing.read(piece.inputs["rows"], piece.inputs["excluded"])
+        manifest, left_out = dealt.read(piece.inputs["rows"], piece.inputs["excluded"])
         for row, payload in _samples(piece, manifest, left_out):
             if payload:
                 row["offset"] = tar.add(_members(row, payload.data))
@@ -182,7 +191,7 @@ def totals(index: dict) -> dict:
 
 
 def _samples(
-    piece: Piece, rows: pa.Table, left_out: dealing.Excluded
+    piece: Piece, rows: pa.Table, left_out: dealt.Excluded
 ) -> Iterator[tuple[dict, images.Payload | None]]:
     """The sidecar's row of every sample and what it holds, None where it was rejected."""
     inputs = piece.inputs | {"excluded": left_out}
@@ -260,7 +269,7 @@ def _mended(piece: Piece, summary: dict) -> bool:
         return False
     before = parquet.read_table(piece.output, ["image_id", "reason"]).to_pylist()
     failed = [row["image_id"] for row in before if _failed(row["reason"])]
-    rows, left_out = dealing.read(piece.inputs["rows"], piece.inputs["excluded"])
+    rows, left_out = dealt.read(piece.inputs["rows"], piece.inputs["excluded"])
     rows = rows.filter(pc.is_in(rows["image_id"], pa.array(failed, rows["image_id"].type)))
     return any(payload for _, payload in _samples(piece, rows, left_out))
 

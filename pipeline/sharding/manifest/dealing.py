@@ -20,76 +20,18 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.sharding import exclusions
-from pipeline.sharding.manifest import contents, exchange, layout, spans, unique
-from pipeline.sharding.manifest.exchange import Stretch
+from pipeline.sharding.manifest import dealt, exchange, growing, layout, spans, unique
 from pipeline.sharding.manifest.layout import SHIFT, Layout
 from pipeline.sharding.manifest.spans import PLACED, Manifest
 from pipeline.sharding.manifest.unique import Moves
-from pipeline.sharding.sidecar import EXCLUDED
 from pipeline.storage import parquet, store
 from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe, SourceSettings
 
 Make = Callable[[Piece], dict]
-Excluded = dict[tuple[str, str], str]  # reasons by (kind, id)
-LEFT_OUT = b"halftone.left_out"  # of a shard's stretch of rows, as JSON
 FOLDER = "rows"  # beside the shards
-STEPS = ("counts", "order", "dealt")  # below it
+STEPS = ("counts", "known", "named", "joined", "order", "dealt")  # below it
 POSITION = np.dtype("<i8")
-
-
-class Shard(NamedTuple):
-    """A shard that is to be made."""
-
-    name: str
-    split: str
-    fingerprint: str
-    rows: pa.Table | Stretch
-    left_out: Excluded | None = None  # None: it stands with the rows
-
-
-def of_rows(
-    rows: pa.Table, place_N: np.ndarray, plan: Layout, settings: dict, excluded: Excluded
-) -> Iterator[Shard]:
-    """The shards that rows are of, by their places; of some shards all rows."""
-    order, names = np.argsort(place_N), plan.names()
-    ordinals, starts = np.unique(place_N[order] >> SHIFT, return_index=True)
-    ends = [*starts[1:].tolist(), len(order)]
-    for ordinal, start, end in zip(ordinals.tolist(), starts.tolist(), ends, strict=True):
-        own = rows.take(order[start:end])
-        left_out = _left_out(own, excluded)
-        listed = [[*key, reason] for key, reason in sorted(left_out.items())]
-        fingerprint = store.fingerprint("shard", settings, contents.digest(own), listed)
-        split, name = names[ordinal]
-        yield Shard(name, split, fingerprint, own, left_out)
-
-
-def _left_out(rows: pa.Table, excluded: Excluded) -> Excluded:
-    """Reasons by (kind, id) of the images and captions of these rows that are on the list."""
-    if not excluded:
-        return {}
-    out, captions = {}, rows["captions"].combine_chunks().flatten()
-    ids = {"image": rows["image_id"], "caption": captions.field("caption_id")}
-    for kind, here in ids.items():
-        for id_ in here.to_pylist():
-            if (reason := excluded.get((kind, id_))) is not None:
-                out[kind, id_] = f"{EXCLUDED}: {reason or 'no reason given'}"
-    return out
-
-
-def of_table(rows: pa.Table, recipe: Recipe, excluded: Excluded) -> list[Shard]:
-    """All shards of a collection whose rows are here, an image a row."""
-    numbers = layout.splits(rows, recipe.source)
-    sizes = {split: len(own) for split, own in numbers.items()}
-    plan = Layout(sizes, recipe.shard.samples, recipe.shard.seed)
-    positions = plan.positions()
-    row, place = plan.places(numbers, {}, lambda start, end: positions[start:end])
-    place_N = np.empty(len(rows), np.int64)
-    place_N[row] = place
-    return list(of_rows(rows, place_N, plan, recipe.shard.relevant(), excluded))
-
-
-# ---- steps ---------------------------------------------------------------------------------------
 
 
 class Collection(NamedTuple):
@@ -98,15 +40,19 @@ class Collection(NamedTuple):
     manifest: Manifest
     recipe: Recipe
     folder: str  # of the rows, and of the steps
+    shards: tuple[growing.Shard, ...] = ()  # that are there, and grow
+    version: str = ""  # of them
 
     @property
     def follows(self) -> str:
         """Fingerprint of all that the rows of shards follow from."""
         shard, source = self.recipe.shard, self.recipe.source
         listed = shard.exclude and store.sha256(store.read_bytes(shard.exclude))
-        matters = [spans.VERSION, spans.ROWS, shard.relevant(), listed, source.holdout]
+        matters = [spans.VERSION, spans.ROWS, shard.relevant(), shard.grow, listed]
         files = [part.contents for part in self.manifest.parts]
-        return store.fingerprint("rows", *matters, _cuts(source), source.kind, files)
+        return store.fingerprint(
+            "rows", *matters, _cuts(source), source.holdout, source.kind, files
+        )
 
     def done(self) -> Plan | None:
         """The plan of the rows, if they are all there."""
@@ -122,15 +68,25 @@ def steps(collection: Collection) -> Iterator[tuple[Plan, Make]]:
         yield from unique.steps(collection.manifest, recipe.source.kind)
     spanned, given = _spanned(collection)
     counts = [layout.held(n, h) for n, h in zip(given, spanned.holdouts, strict=True)]
-    if recipe.source.cut_val or recipe.source.cut_test:
+    before, grown = sum(counts, Counter()), ""
+    if collection.shards:
+        known = list(collection.shards)
+        yield from growing.steps(collection.folder, known, collection.version, spanned.named())
+        entries = spans.outputs(store.join(collection.folder, "named"), "shard")[2]
+        layout.check_cuts(
+            before, sum((Counter(e["counts"]) for e in entries), Counter()), recipe.source
+        )
+        found, grown, counts = growing.grown(collection.folder, len(counts))
+        spanned = spanned._replace(grown=found, version=store.fingerprint(spanned.version, grown))
+    elif recipe.source.cut_val or recipe.source.cut_test:
         yield spanned.plan_counts(), write_counts
         entries = spans.outputs(store.join(collection.folder, "counts"), "shard")[2]
-        before, counts = sum(counts, Counter()), [Counter(e["counts"]) for e in entries]
+        counts = [Counter(e["counts"]) for e in entries]
         layout.check_cuts(before, sum(counts, Counter()), recipe.source)
     sizes = sum(counts, Counter())
-    plan = Layout(
-        {s: sizes[s] for s in layout.ordered(sizes)}, recipe.shard.samples, recipe.shard.seed
-    )
+    named = {split: sizes[split] for split in layout.ordered(sizes)}
+    numbers = growing.numbers(list(collection.shards))
+    plan = Layout(named, recipe.shard.samples, recipe.shard.seed, numbers)
     if sizes["train"]:
         yield _plan_order(collection, plan), write_order
     yield spanned.plan_dealt(plan, counts), write_dealt
@@ -198,6 +154,7 @@ class _Spans(NamedTuple):
     moves: Moves
     version: str  # of the moves
     holdouts: list[int]
+    grown: growing.Grown | None = None
 
     def _pieces(self, each: list[tuple[Any, dict]]) -> list[tuple[str, Any, dict, int]]:
         manifest, source = self.collection.manifest, self.collection.recipe.source
@@ -211,6 +168,10 @@ class _Spans(NamedTuple):
             pieces.append((names[number], depends, inputs, spans.memory(spans.BLOCK)))
         return pieces
 
+    def named(self) -> list[tuple[str, Any, dict, int]]:
+        """Pieces whose inputs give the spans' blocks."""
+        return self._pieces([([], {"blocks": _rows})] * len(self.holdouts))
+
     def plan_counts(self) -> Plan:
         folder = store.join(self.collection.folder, "counts")
         return spans.step("shard", folder, self._pieces([([], {})] * len(self.holdouts)))
@@ -219,6 +180,7 @@ class _Spans(NamedTuple):
         before = list(itertools.accumulate(counts, initial=Counter()))
         order = store.join(self.collection.folder, "order", "order.runs")
         common = {"plan": plan, "order": order, "buckets": -(-len(plan) // per_bucket(plan))}
+        common["grown"] = self.grown
         each = [(dict(sorted(n.items())), {**common, "before": dict(n)}) for n in before[:-1]]
         folder = store.join(self.collection.folder, "dealt")
         return spans.step("shard", folder, self._pieces(each), asdict(plan))
@@ -293,16 +255,35 @@ def _dealt(piece: Piece) -> Iterator[exchange.Block]:
     before, size = Counter(about["before"]), POSITION.itemsize
 
     def positions(start: int, end: int) -> np.ndarray:
+        if start == end:
+            return np.zeros(0, POSITION)
         data = store.read_bytes(about["order"], start * size, (end - start) * size)
         return np.frombuffer(data, POSITION)
 
-    for _, rows, of_split in _rows(piece):
+    known = about["grown"] and about["grown"].of_span(about["number"])
+    for numbers, rows, of_split in _rows(piece):
+        place_N = np.empty(len(rows), np.int64)
+        if known:
+            of_split = _placed(plan, known, numbers, of_split, place_N)
         row, place = plan.places(of_split, before, positions)
         before.update({split: len(own) for split, own in of_split.items()})
-        place_N = np.empty(len(rows), np.int64)
         place_N[row] = place
         bucket_N = ((place_N >> SHIFT) // per_bucket(plan)).astype(np.int32)
         yield rows.append_column(PLACED.field("place"), pa.array(place_N)), bucket_N
+
+
+def _placed(
+    plan: Layout, known: tuple, numbers: np.ndarray, of_split: dict, place_N: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Fill in the places of rows that are in a shard already; the others by split."""
+    found, shards_, rows = known
+    at = np.minimum(np.searchsorted(found, numbers), max(0, len(found) - 1))
+    is_known = found[at] == numbers if len(found) else np.zeros(len(numbers), bool)
+    for split, own in of_split.items():
+        there = own[is_known[own]]
+        if len(there):
+            place_N[there] = plan.known(split, shards_[at[there]], rows[at[there]])
+    return {split: own[~is_known[own]] for split, own in of_split.items()}
 
 
 def _plan_rows(collection: Collection, plan: Layout) -> Plan:
@@ -333,35 +314,11 @@ def write_rows(piece: Piece) -> dict:
 
     def parts() -> Iterator[pa.Table]:
         of = rows.drop_columns(["place"]), place_N, about["plan"], about["settings"], excluded
-        for shard in of_rows(*of):
+        for shard in dealt.of_rows(*of):
             for column in ("name", "split", "fingerprint"):
                 columns[column].append(getattr(shard, column))
             columns["found"].append([number[key] for key in shard.left_out or {}])
             listed = json.dumps([[*key, why] for key, why in (shard.left_out or {}).items()])
-            yield shard.rows.replace_schema_metadata({LEFT_OUT: listed})
+            yield shard.rows.replace_schema_metadata({dealt.LEFT_OUT: listed})
 
     return exchange.write_parts(piece, parts(), lambda ends: {"end": ends, **columns}, {})
-
-
-# ---- what the steps left -------------------------------------------------------------------------
-
-
-def shards(plan: Plan) -> Iterator[tuple[Shard, list[int] | None]]:
-    """The shards of finished steps; and which entries of the exclusion list each holds."""
-    for piece in plan.pieces:
-        table = parquet.read_table(piece.output).to_pydict()
-        uri, start = exchange.runs_of(piece.output), 0
-        for name, split, fingerprint, found, end in zip(
-            *(table[c] for c in ("name", "split", "fingerprint", "found", "end")), strict=True
-        ):
-            yield Shard(name, split, fingerprint, Stretch(uri, start, end)), found
-            start = end
-
-
-def read(rows: pa.Table | Stretch, left_out: Excluded | None) -> tuple[pa.Table, Excluded]:
-    """The rows of a shard and what of it is left out, wherever they lie."""
-    if isinstance(rows, pa.Table):
-        return rows, left_out or {}
-    table = rows.read()
-    listed = json.loads((table.schema.metadata or {})[LEFT_OUT])
-    return table.replace_schema_metadata(), {(kind, id_): why for kind, id_, why in listed}

@@ -155,6 +155,10 @@ class Layout:
         positions[order] = np.arange(len(order))
         return positions
 
+    def known(self, split: str, shard_N: np.ndarray, row_N: np.ndarray) -> np.ndarray:
+        """The places of rows of a split that are in a shard of a number already."""
+        return ((self.firsts[split] + shard_N) << SHIFT) | row_N
+
     def places(
         self, rows: dict[str, np.ndarray], before: dict[str, int], positions: Positions
     ) -> tuple[np.ndarray, np.ndarray]:
