@@ -1,12 +1,12 @@
 """Speed and memory of sharding, as ratios within one run on one core.
 
     python -m bench.shard FOLDER                # a folder of JPEGs; about three minutes
-    python -m bench.shard FOLDER check trust    # some sections of: check trust scale plan
+    python -m bench.shard FOLDER check trust    # some sections of: check trust scale
 
 `check` and `trust`: `shard.write_shard` against loops that write the same pictures, with the full
 decode check and without it; CPU seconds, best of a few, files in the page cache. The loops either
-append the picture alone, or the three members of a sample. `scale`: ten times the samples, `plan`:
-the driver's share, each in a process of its own so that its peak memory is its own.
+append the picture alone, or the three members of a sample. `scale`: ten times the samples, each in
+a process of its own so that its peak memory is its own. The driver's share: `bench/manifest.py`.
 """
 
 import hashlib
@@ -25,9 +25,7 @@ from PIL import Image
 
 from bench import peak_memory
 from pipeline.sharding import shard
-from pipeline.storage import parquet, run_folder, store
 from pipeline.storage.plan import Piece
-from pipeline.storage.run_folder import RunFolder
 from schemas.manifest import MANIFEST
 from schemas.settings import ShardSettings, SourceSettings
 
@@ -122,28 +120,6 @@ def scale(files: list[str], count: int) -> None:
     print(f"{count:>9,} samples {each:8.0f} µs a sample   {more:6.0f} MB more at peak")
 
 
-def plan(files: list[str], count: int) -> None:
-    from schemas.settings import Recipe
-
-    with tempfile.TemporaryDirectory() as root:
-        folder = RunFolder(root).folder("ingest")
-        store.write_json(store.join(folder, run_folder.INDEX), {"pieces": []})
-        for part in range(0, count, 50_000):
-            rows = manifest(files, min(50_000, count - part))
-            ids = pa.array([f"image-{part + i}" for i in range(rows.num_rows)])
-            rows = rows.set_column(0, MANIFEST.field(0), ids)
-            parquet.write_table(store.join(folder, f"part-{part:09d}.parquet"), rows, "f", {})
-        size = rows.nbytes / rows.num_rows * count / 1e6
-        del rows, ids
-        before, start = new_peak(), time.process_time()
-        pieces = shard.plan(Recipe(name="b"), root).pieces
-        seconds = time.process_time() - start
-    print(
-        f"{count:>9,} rows ({size:,.0f} MB): {len(pieces):,} shards planned in {seconds:.1f} s, "
-        f"{seconds / count * 1e6:.1f} µs a row; {peak_memory.peak() - before:,.0f} MB more at peak"
-    )
-
-
 def new_peak() -> float:
     """MB this process holds now; its peak is counted from here."""
     pa.default_memory_pool().release_unused()
@@ -153,15 +129,15 @@ def new_peak() -> float:
 def main() -> None:
     folder, *sections = sys.argv[1:]
     if folder == "--":
-        section, where, count = sections
-        return {"scale": scale, "plan": plan}[section](pictures(where), int(count))
-    files, sections = pictures(folder), sections or ["check", "trust", "scale", "plan"]
+        _, where, count = sections
+        return scale(pictures(where), int(count))
+    files, sections = pictures(folder), sections or ["check", "trust", "scale"]
     rows = manifest(files, min(len(files), 4 * SAMPLES))
     for section in sections:
         print(f"\n{section}")
         if section in ("check", "trust"):
             compare(rows, decode=section == "check")
-        for count in {"scale": (10_000, 100_000), "plan": (100_000, 1_000_000)}.get(section, ()):
+        for count in (10_000, 100_000) if section == "scale" else ():
             alone(section, folder, count)
     return None
 

@@ -5,6 +5,7 @@ from functools import partial
 from jobs.cli import main, scopes
 from jobs.cli.command import Command
 from jobs.cli.run import Run
+from jobs.cluster import tasks
 
 
 def run(run: Run) -> None:
@@ -12,7 +13,8 @@ def run(run: Run) -> None:
 
     with run.stage("ingest") as stage:
         plan = ingest.plan(run.recipe, run.root)
-        check = partial(ingest.check, plan, settings=run.recipe.source)
+        fan_out = partial(tasks.fan_out, say=run.show.line)
+        check = partial(ingest.check, plan, settings=run.recipe.source, fan_out=fan_out)
         index = stage.make(plan, ingest.write_part, check=check)
         if not run.dry:
             totals = ingest.totals(plan.folder)

@@ -12,14 +12,22 @@ def run(run: Run) -> None:
     from pipeline.sharding import shard
 
     with run.stage("shard") as stage:
-        plan = shard.finished(run.recipe, run.root) or shard.plan(run.recipe, run.root)
-        check = partial(shard.check, plan, recipe=run.recipe)
-        index = stage.make(plan, shard.write_shard, check=check)
+        if plan := shard.finished(run.recipe, run.root):
+            index = stage.make(plan, shard.write_shard)
+        else:
+            for plan, make in shard.steps(run.recipe, run.root):
+                last = make is shard.write_shard
+                check = partial(shard.check, plan, recipe=run.recipe) if last else nothing
+                index = stage.make(plan, make, check=check)
         if not run.dry:
             stage.note(**shard.totals(index), version=index["version"])
             rejected = store.join(plan.folder, shard.REJECTED)
             if store.exists(rejected):
                 run.show.line(f"  what was rejected, and why: {rejected}")
+
+
+def nothing(made: dict[str, dict]) -> None:
+    """What is to be checked of rows that were dealt out."""
 
 
 COMMAND = Command(scopes.data, run, ("shard", "source"))

@@ -25,7 +25,8 @@ from pipeline.labels import label
 from pipeline.labels.encoders import fitted
 from pipeline.models.towers import build
 from pipeline.retrieval import cells
-from pipeline.sharding import ingest
+from pipeline.sharding import ingest, shard
+from pipeline.sharding.manifest import dealing, layout, spans
 from pipeline.storage.piece_table import column, sizes
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import ClusterSettings, ModelSettings, Recipe, TrainSettings
@@ -99,12 +100,16 @@ def _of_shards(pieces: Sequence[dict]) -> Collection:
 
 
 def _of_manifest(recipe: Recipe, root: str, image_bytes: float) -> Collection:
-    manifest = ingest.images(RunFolder(root).folder("ingest")).combine_chunks()
+    run, said = RunFolder(root), "counted in 1-manifest"
+    if large := shard.large(recipe, run):
+        counts, texts = dealing.counted(large)
+        return Collection(dict(counts), dict(texts), image_bytes, said)
+    manifest = ingest.images(run.folder("ingest")).combine_chunks()
     lengths = manifest["captions"].combine_chunks().value_lengths().to_numpy()
-    splits = ingest.splits(manifest, recipe.source)
-    counts = {split: len(order) for split, order in splits.items()}
-    texts = {split: int(lengths[order].sum()) for split, order in splits.items()}
-    return Collection(counts, texts, image_bytes, "counted in 1-manifest")
+    splits = layout.splits(manifest, recipe.source)
+    images = {split: len(order) for split, order in splits.items()}
+    captions = {split: int(lengths[order].sum()) for split, order in splits.items()}
+    return Collection(images, captions, image_bytes, said)
 
 
 def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> list[StageEstimate]:
@@ -149,8 +154,10 @@ def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> li
 
 
 def driver_bytes(images: int, captions: int, pieces: int) -> float:
-    """Bytes that the command itself holds at its peak: the manifest, and what it plans."""
-    return TASK + rates.ROW * images + rates.CAPTION * captions + rates.SHARD * pieces
+    """Bytes that the command itself holds at its peak: of the manifest, and what it plans."""
+    share = min(1, spans.ROWS / max(1, images))  # above that its rows are tasks' alone
+    rows = share * (rates.ROW * images + rates.CAPTION * captions)
+    return TASK + rows + rates.SHARD * pieces
 
 
 def _check_driver(recipe: Recipe, images: int, captions: int, pieces: int) -> None:

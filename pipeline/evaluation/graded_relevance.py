@@ -12,7 +12,7 @@ import torch
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions
 from pipeline.labels.encoders import encoder_label
-from pipeline.sharding import ingest
+from pipeline.sharding.manifest.truth import facts_of
 from pipeline.sources import source
 from pipeline.storage.run_folder import Files, RunFolder
 from schemas.settings import Recipe
@@ -89,4 +89,4 @@ class GradedRelevance:
 
 @functools.lru_cache(maxsize=1)
 def _facts(folder: str, version: str) -> dict[str, str]:
-    return ingest.truth(folder)
+    return facts_of(folder)

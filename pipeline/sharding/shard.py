@@ -4,20 +4,20 @@ Same manifest and settings, same bytes: members in order, modification time 0, s
 """
 
 import csv
-import io
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
 from pipeline.sharding import exclusions, images, ingest, loading, tar_writer
 from pipeline.sharding.images import Rejected
+from pipeline.sharding.manifest import contents, dealing, dealt, growing, spans
+from pipeline.sharding.manifest.spans import Manifest
 from pipeline.sharding.sidecar import EXCLUDED
 from pipeline.storage import parquet, store
 from pipeline.storage.piece_table import column, sizes
@@ -27,35 +27,66 @@ from schemas.settings import Recipe
 from schemas.shard import SIDECAR
 
 REJECTED = "rejected.csv"  # beside the index: every sample and caption that was rejected
+AT_ONCE = 16  # sidecars that are read at the same time
 REASON_CHARS = 500  # of a reason that are kept: an address may be of any length
 as_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
+def steps(recipe: Recipe, root: str) -> Iterator[tuple[Plan, Callable[[Piece], dict]]]:
+    """The stage's plans in order; each is drawn up when those before it are finished.
+
+    Of a large collection the rows are dealt out to the shards first.
+    """
+    if collection := large(recipe, RunFolder(root)):
+        yield from dealing.steps(collection)
+        if not collection.done():  # in a dry run
+            return
+    yield plan(recipe, root), write_shard
+
+
 def plan(recipe: Recipe, root: str) -> Plan:
-    """A piece for every shard: which sample goes where follows from manifest and settings alone."""
+    """A piece for every shard: which sample goes where follows from manifest and settings alone.
+
+    What a large collection needs before that is made by this process, if it is not there yet.
+    """
     run = RunFolder(root)
-    run.index("ingest")  # a sentence where it was not finished
-    settings = recipe.shard.relevant()
-    excluded = exclusions.read(recipe.shard.exclude) if recipe.shard.exclude else {}
-    manifest = ingest.images(run.folder("ingest")).combine_chunks()
+    settings, excluded = recipe.shard.relevant(), {}
+    if recipe.shard.exclude:
+        excluded = exclusions.read(recipe.shard.exclude)
+    found: Iterable[tuple[dealt.Shard, list[int] | None]]
+    if collection := large(recipe, run):
+        found = dealt.shards(dealing.here(collection))
+        keys = [*excluded]
+    else:
+        rows = ingest.images(run.folder("ingest")).combine_chunks()
+        found = ((shard, None) for shard in dealt.of_table(rows, recipe, excluded))
     shared = {"settings": recipe.shard, "source": recipe.source}
-    pieces, found = [], set()
-    for split, order in ingest.splits(manifest, recipe.source).items():
-        if split == "train":  # packed in random order: near neighbours on disk are not alike
-            order = order[np.random.default_rng(recipe.shard.seed).permutation(len(order))]
-        for number, start in enumerate(range(0, len(order), recipe.shard.samples)):
-            name = f"{split}-{number:06d}"
-            rows = manifest.take(order[start : start + recipe.shard.samples])
-            left_out = _left_out(rows, excluded)
-            found |= left_out.keys()
-            listed = [[*key, reason] for key, reason in sorted(left_out.items())]
-            inputs = shared | {"rows": rows, "split": split, "excluded": left_out}
-            fingerprint = store.fingerprint("shard", settings, ingest.digest(rows), listed)
-            output = run.folder("shard", f"{name}.parquet")
-            pieces.append(Piece(name, output, fingerprint, inputs))
+    pieces, met = [], set()
+    for shard, listed in found:
+        met |= (shard.left_out or {}).keys() if listed is None else {keys[n] for n in listed}
+        inputs = shared | {"rows": shard.rows, "split": shard.split, "excluded": shard.left_out}
+        output = run.folder("shard", f"{shard.name}.parquet")
+        pieces.append(Piece(shard.name, output, shard.fingerprint, inputs))
     if excluded:
-        exclusions.tell(recipe.shard.exclude, excluded, found, "this collection", refuse=True)
+        exclusions.tell(recipe.shard.exclude, excluded, met, "this collection", refuse=True)
     return Plan.of("shard", run.folder("shard"), pieces, settings, _follows(recipe, run))
+
+
+def large(recipe: Recipe, run: RunFolder) -> dealing.Collection | None:
+    """What the rows of a large collection, or one that grows, are dealt out from; else None."""
+    entries = run.index("ingest")["pieces"]  # a sentence where it was not finished
+    manifest = Manifest.of(run.folder("ingest"), entries)
+    folder = run.folder("shard", dealing.FOLDER)
+    if recipe.shard.grow:
+        if recipe.source.holdout:
+            raise InputError(
+                "shard.grow cannot go with source.holdout: the end of train is others when images "
+                "come; give source.cut_val, which leaves each image in its split"
+            )
+        index = run.known("shard") or {"pieces": [], "version": ""}
+        known = growing.known(run.folder("shard"), index, lambda: dealt.stretches(folder))
+        return dealing.Collection(manifest, recipe, folder, tuple(known), index["version"])
+    return dealing.Collection(manifest, recipe, folder) if manifest.is_large else None
 
 
 def finished(recipe: Recipe, root: str) -> Plan | None:
@@ -64,9 +95,10 @@ def finished(recipe: Recipe, root: str) -> Plan | None:
     None where something is to be made, or where that cannot be told from versions alone.
     """
     run = RunFolder(root)
-    folder, settings = run.folder("shard"), recipe.shard.relevant()
-    plan = Plan.of("shard", folder, list, settings, _follows(recipe, run))
-    return plan if plan.unchanged else None
+    if not run.known("shard"):
+        return None
+    settings = recipe.shard.relevant()
+    return spans.finished("shard", run.folder("shard"), _follows(recipe, run), settings)
 
 
 def _follows(recipe: Recipe, run: RunFolder) -> str:
@@ -89,7 +121,8 @@ def write_shard(piece: Piece) -> dict:
     uri = piece.output.removesuffix(".parquet") + ".tar"
     rows, holds, failed = [], Counter(), 0
     with store.temporary(uri) as path, tar_writer.Writer(path) as tar:
-        for row, payload in _samples(piece, piece.inputs["rows"]):
+        manifest, left_out = dealt.read(piece.inputs["rows"], piece.inputs["excluded"])
+        for row, payload in _samples(piece, manifest, left_out):
             if payload:
                 row["offset"] = tar.add(_members(row, payload.data))
                 holds[payload.holds] += 1
@@ -113,7 +146,7 @@ def write_shard(piece: Piece) -> dict:
     }
     table = pa.Table.from_pylist(rows, schema=SIDECAR)
     # A picture that was touched and not changed ends in the same bytes, and changes nothing after.
-    summary["contents"] = [tar.digest, ingest.digest(table)]
+    summary["contents"] = [tar.digest, contents.digest(table)]
     return parquet.write_table(piece.output, table, piece.fingerprint, summary)
 
 
@@ -159,9 +192,11 @@ def totals(index: dict) -> dict:
 # ---- samples -----------------------------------------------------------------------------------
 
 
-def _samples(piece: Piece, rows: pa.Table) -> Iterator[tuple[dict, images.Payload | None]]:
+def _samples(
+    piece: Piece, rows: pa.Table, left_out: dealt.Excluded
+) -> Iterator[tuple[dict, images.Payload | None]]:
     """The sidecar's row of every sample and what it holds, None where it was rejected."""
-    inputs = piece.inputs
+    inputs = piece.inputs | {"excluded": left_out}
     # No picture within max_pixels is larger: 16 bits, four channels, and metadata.
     max_bytes = 8 * inputs["settings"].max_pixels + 2**24
     for row, load in loading.in_order(rows.to_pylist(), inputs["source"], max_bytes):
@@ -230,28 +265,15 @@ def _key(image_id: str) -> str:
 # ---- rejected and excluded ---------------------------------------------------------------------
 
 
-def _left_out(rows: pa.Table, excluded: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
-    """Reasons by (kind, id) of the images and captions of these rows that are on the list."""
-    if not excluded:
-        return {}
-    out, captions = {}, rows["captions"].combine_chunks().flatten()
-    ids = {"image": rows["image_id"], "caption": captions.field("caption_id")}
-    for kind, here in ids.items():
-        for id_ in here.to_pylist():
-            if (reason := excluded.get((kind, id_))) is not None:
-                out[kind, id_] = f"{EXCLUDED}: {reason or 'no reason given'}"
-    return out
-
-
 def _mended(piece: Piece, summary: dict) -> bool:
     """Whether a sample that failed is to be had now: a file was supplied, a server is back."""
     if not summary["rejected"].keys() - {EXCLUDED}:
         return False
     before = parquet.read_table(piece.output, ["image_id", "reason"]).to_pylist()
     failed = [row["image_id"] for row in before if _failed(row["reason"])]
-    rows = piece.inputs["rows"]
+    rows, left_out = dealt.read(piece.inputs["rows"], piece.inputs["excluded"])
     rows = rows.filter(pc.is_in(rows["image_id"], pa.array(failed, rows["image_id"].type)))
-    return any(payload for _, payload in _samples(piece, rows))
+    return any(payload for _, payload in _samples(piece, rows, left_out))
 
 
 def _write_rejected(plan: Plan, summaries: dict[str, dict]) -> str:
@@ -263,20 +285,26 @@ def _write_rejected(plan: Plan, summaries: dict[str, dict]) -> str:
         store.remove(uri)
         return uri
     columns = ["image_id", "uri", "reason", "captions_rejected"]
-    out = io.StringIO(newline="")
-    table = csv.writer(out)
-    table.writerow(["shard", "image_id", "caption_id", "reason", "uri"])
-    with ThreadPoolExecutor(16) as pool:
-        sidecars = pool.map(lambda piece: parquet.read_table(piece.output, columns), touched)
-        for piece, sidecar in zip(touched, sidecars, strict=True):
+    with store.temporary(uri) as path, open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["shard", "image_id", "caption_id", "reason", "uri"])
+        for piece, sidecar in _sidecars(touched, columns):
             for row in sidecar.to_pylist():
                 where = [piece.name, row["image_id"]]
                 if row["reason"]:
                     table.writerow([*where, "", row["reason"], row["uri"]])
                 for caption in row["captions_rejected"]:
                     table.writerow([*where, caption["caption_id"], caption["reason"], row["uri"]])
-    store.write_bytes(uri, out.getvalue().encode())
     return uri
+
+
+def _sidecars(pieces: list[Piece], columns: list[str]) -> Iterator[tuple[Piece, pa.Table]]:
+    """The sidecars of pieces in order, of which a few are held at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for start in range(0, len(pieces), AT_ONCE):
+            some = pieces[start : start + AT_ONCE]
+            read = pool.map(lambda piece: parquet.read_table(piece.output, columns), some)
+            yield from zip(some, read, strict=True)
 
 
 def _kinds(reasons: Iterable[str | None]) -> dict[str, int]:

@@ -74,6 +74,12 @@ class ShardSettings(Section):
 
     samples: int = setting(1000, "samples per shard (count)", ge=1)
     seed: int = setting(0, "seed of the order in which train samples are packed", ge=0)
+    grow: bool = setting(
+        False,
+        "images that are in a shard stay in it, others come into new shards; false deals all out"
+        " together whenever the manifest is another",
+        changes="rows",
+    )
     resize: Literal["keep", "shorter", "longer", "border", "center_crop"] = setting(
         "keep",
         "as it is; the shorter or longer side shrunk to `size`; whole on a white square"

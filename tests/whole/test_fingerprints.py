@@ -167,6 +167,8 @@ def run_folder(recipe: Recipe, root: str) -> None:
     index(f"{root}/1-manifest", ["part-00000"], (".parquet",))
     parquet.write_table(f"{root}/1-manifest/part-00000.parquet", manifest(recipe), "f", {})
     index(f"{root}/2-shards", SHARDS, (".tar", ".parquet"))
+    if recipe.shard.grow:
+        sidecars(recipe, root)
     encoders = {recipe.embed.encoder, *recipe.embed.members, *recipe.calibrate.encoders, "tfidf"}
     for name in sorted(encoders | {recipe.evaluate.encoder or "tfidf"}):
         folder = encoder_label(name)
@@ -190,6 +192,16 @@ def run_folder(recipe: Recipe, root: str) -> None:
         if method.endswith("leaprr"):
             folder = f"{root}/7-reranker/main/{method}"
             index(folder, ["leaprr"], (".safetensors",), metrics={"val/rsum": 8.0})
+
+
+def sidecars(recipe: Recipe, root: str) -> None:
+    """Who is in which shard, as where nothing has grown yet."""
+    fixed = recipe.shard.model_copy(update={"grow": False})
+    plan = shard.plan(recipe.model_copy(update={"shard": fixed}), root)
+    rows = {piece.name: piece.inputs["rows"].select(["image_id"]) for piece in plan.pieces}
+    for name in SHARDS:
+        table = rows.get(name, rows["train-000000"][:0])
+        parquet.write_table(f"{root}/2-shards/{name}.parquet", table, "f", {})
 
 
 def given() -> None:

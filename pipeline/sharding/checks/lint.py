@@ -145,10 +145,13 @@ def _stages(root: str) -> tuple[list[Piece], list[Finding]]:
             name = "/".join(filter(None, (top, inside)))
             folder = store.join(root, name)
             files = store.list_files(folder)
-            if stage == "shard" or not (run_folder.INDEX in files or (files and stage == "ingest")):
+            of_manifest = stage == "ingest" and not inside
+            if not (run_folder.INDEX in files or (files and of_manifest)):
+                continue
+            if stage == "shard" and not inside:
                 continue
             again = f"remove it and run `halftone run --root {root}`"
-            repair = f"`halftone repair --root {root}` makes it again" if stage == "ingest" else ""
+            repair = f"`halftone repair --root {root}` makes it again" if of_manifest else ""
             entries, more = _index(folder, repair)
             found += [finding._replace(do=repair or again) for finding in more]
             about = {"folder": folder, "entries": list(entries.values()), "kind": "files"}

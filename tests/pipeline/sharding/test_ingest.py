@@ -9,6 +9,9 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.sharding import ingest
+from pipeline.sharding.manifest import contents, layout, unique
+from pipeline.sharding.manifest.spans import Manifest
+from pipeline.sharding.manifest.truth import facts_of
 from pipeline.storage import parquet
 from schemas.settings import Recipe
 from tests.helpers.datasets import FIVE, drawn, files, table_of, with_source
@@ -18,7 +21,7 @@ from tests.helpers.stages import ingested
 def images_of(recipe: Recipe, root) -> dict[str, list[str]]:
     """Image ids by split as the shards will have them."""
     manifest = ingest.read(f"{ingested(recipe, root)}/1-manifest")
-    order = ingest.splits(manifest, recipe.source)
+    order = layout.splits(manifest, recipe.source)
     return {split: manifest["image_id"].take(rows).to_pylist() for split, rows in order.items()}
 
 
@@ -95,7 +98,7 @@ def test_splits_are_renamed_and_dropped(tmp_path):
 def test_a_dropped_split_takes_its_truth_with_it(tmp_path):
     root = ingested(drawn(source={"splits": {"val": "drop"}}), tmp_path)
     kept = set(ingest.read(f"{root}/1-manifest")["image_id"].to_pylist())
-    assert {name.split("#")[0] for name in ingest.truth(f"{root}/1-manifest")} == kept
+    assert {name.split("#")[0] for name in facts_of(f"{root}/1-manifest")} == kept
 
 
 def test_a_lost_table_of_truth_is_written_again(tmp_path):
@@ -188,9 +191,9 @@ def test_a_digest_depends_on_what_rows_hold_and_not_on_how_they_lie_in_memory():
     apart = pa.concat_tables([whole.slice(0, 2), whole.slice(2, 4), whole.slice(6)])
     padded = pa.concat_tables([whole.slice(5), whole, whole]).slice(4, 9)
     taken = whole.take(list(range(9)))
-    digests = {ingest.digest(rows) for rows in (whole, apart, padded, taken)}
+    digests = {contents.digest(rows) for rows in (whole, apart, padded, taken)}
     assert len(digests) == 1
-    assert ingest.digest(whole.slice(1)) not in digests
+    assert contents.digest(whole.slice(1)) not in digests
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ def test_a_digest_depends_on_what_rows_hold_and_not_on_how_they_lie_in_memory():
     ids=str,
 )
 def test_every_change_of_a_row_changes_the_digest(change):
-    assert ingest.digest(large(table(5))) != ingest.digest(large(table(5, **change)))
+    assert contents.digest(large(table(5))) != contents.digest(large(table(5, **change)))
 
 
 def test_a_part_is_written_in_blocks_and_none_is_lost(tmp_path, monkeypatch):
@@ -218,12 +221,10 @@ def test_a_part_is_written_in_blocks_and_none_is_lost(tmp_path, monkeypatch):
         assert rows.num_rows == 32
     one, other = (ingest.read(f"{tmp_path}/{stage}/1-manifest") for stage in ("whole", "blocks"))
     assert one.equals(other)
-    assert ingest.truth(f"{tmp_path}/whole/1-manifest") == ingest.truth(
-        f"{tmp_path}/blocks/1-manifest"
-    )
+    assert facts_of(f"{tmp_path}/whole/1-manifest") == facts_of(f"{tmp_path}/blocks/1-manifest")
 
 
 def test_an_empty_image_id_is_refused():
     rows = large(table(5, image_id=""))
     with pytest.raises(InputError, match="1 images have an empty id"):
-        ingest.check_ids(rows, np.array(["part"] * 5))
+        unique.check_rows(rows, np.arange(5), Manifest("", ()))
