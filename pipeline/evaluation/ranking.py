@@ -11,11 +11,11 @@ import pyarrow as pa
 import torch
 
 from pipeline.evaluation import tower_vectors
+from pipeline.evaluation.graded_ndcg import Graded
 from pipeline.evaluation.graded_relevance import GradedRelevance
 from pipeline.evaluation.intervals import DEPTHS, Queries
-from pipeline.formulas import metrics
 from pipeline.formulas.metrics_from_ranks import per_query
-from pipeline.retrieval.scores import BLOCK, DIRECTIONS, Scores
+from pipeline.retrieval.scores import DIRECTIONS, SIDES, Scores
 from pipeline.storage import parquet
 from pipeline.storage.plan import Piece
 from schemas.ranking import RANKING
@@ -37,71 +37,56 @@ class Ranked(NamedTuple):
         values = {name: found[name] for name in ("rank", *(f"R_at_{k}" for k in DEPTHS))}
         return cls(*scores.top(direction, rows_Q, depth), values)
 
-    def part(self, rows: slice) -> "Ranked":
-        values = {name: value_Q[rows] for name, value_Q in self.values.items()}
-        return Ranked(self.score_QK[rows], self.row_QK[rows], values)
-
-    def ndcg(self, relevance_QN, k: int, scores: Scores, direction: str, rows_Q) -> torch.Tensor:
-        """NDCG@k (Q,) against the relevance of all candidates.
-
-        The first candidates say it all, but where the last of them ties with place k.
-        """
-        scores_QN = torch.full_like(relevance_QN, -torch.inf)
-        scores_QN.scatter_(1, self.row_QK.long(), self.score_QK)
-        length = self.score_QK.shape[1]
-        if length < scores_QN.shape[1]:
-            open_Q = (self.score_QK[:, -1] == self.score_QK[:, min(k, length) - 1]).numpy()
-            if open_Q.any():
-                scores_QN[open_Q] = scores.block(direction, rows_Q[open_Q])
-        return metrics.ndcg(scores_QN, relevance_QN, k=k)
-
 
 def write(piece: Piece, scores: Scores) -> dict:
     """Write the rankings of one shard's images and captions; a summary with their number.
 
     `scores` are of all that is not excluded of the split.
     """
-    inputs, rows = piece.inputs, []
-    relevance = GradedRelevance(inputs["judge"])
-    kept = tower_vectors.read(inputs["vectors"]).items.kept(inputs["excluded"])
+    inputs, tables = piece.inputs, []
+    settings = inputs["recipe"].evaluate
+    limit = inputs["recipe"].train.cache_gb * 1e9
+    everyone = tower_vectors.read(inputs["vectors"], limit).items
+    relevance = GradedRelevance(inputs["judge"], everyone, limit)
+    relevance.check(piece.name, *(range(*ends) for ends in inputs["rows"]))
+    kept = everyone.kept(inputs["excluded"])
     for direction, (first, end), mine in zip(DIRECTIONS, inputs["rows"], kept, strict=True):
         rows_Q = np.flatnonzero((mine >= first) & (mine < end))
-        some = bool(inputs["excluded"].captions)
-        kept_N = kept[direction == "i2t"] if some else slice(None)  # a slice copies nothing
-        rows += _rows(direction, rows_Q, scores, relevance, kept_N, inputs["recipe"].evaluate)
-    table = pa.Table.from_pylist(rows, schema=RANKING)
-    summary, protocol = {"split": inputs["split"], "queries": len(rows)}, inputs["protocol"]
+        graded = Graded(relevance, direction, mine, kept[direction == "i2t"], settings.ndcg_at)
+        tables += _tables(direction, rows_Q, scores, graded, settings)
+    table = pa.concat_tables([RANKING.empty_table(), *tables]).combine_chunks()
+    summary, protocol = {"split": inputs["split"], "queries": len(table)}, inputs["protocol"]
     return parquet.write_table(piece.output, table, piece.fingerprint, summary, protocol=protocol)
 
 
-def _rows(direction: str, rows_Q, scores: Scores, relevance, kept_N, settings) -> Iterator[dict]:
-    """A row a query of the direction; relevance is graded by blocks of queries."""
-    items = scores.items
-    query_ids, candidate_ids = (np.array(ids, object) for ids in items.ids(direction))
-    image_ids = np.array(items.image_ids if direction == "i2t" else items.text_image_ids, object)
+def _tables(direction: str, rows_Q, scores: Scores, graded: Graded, settings) -> Iterator[pa.Table]:
+    """A row a query of the direction."""
+    query_side, candidate_side = SIDES[direction]
+    items, names = scores.items, [*(f"R_at_{k}" for k in DEPTHS)]
     depth = max(settings.top_k, settings.ndcg_at + 1)
     together = scores.together or max(1, len(rows_Q))
     for first in range(0, len(rows_Q), together):
-        asked_Q = rows_Q[first : first + together]
-        everybody = Ranked.of(scores, direction, asked_Q, depth)
-        for start in range(0, len(asked_Q), BLOCK):
-            part = slice(start, start + BLOCK)
-            ranked, part_Q = everybody.part(part), asked_Q[part]
-            ids = query_ids[part_Q].tolist()
-            best_QK, row_QK = (x[:, : settings.top_k] for x in ranked[:2])
-            columns = {
-                "query_id": ids,
-                "image_id": image_ids[part_Q].tolist(),
-                "direction": [direction] * len(ids),
-                "candidate_id": candidate_ids[row_QK.numpy()].tolist(),
-                "score": best_QK.tolist(),
-                **{name: value_Q.tolist() for name, value_Q in ranked.values.items()},
-            }
-            for name, r_QN in relevance(direction, ids).items():
-                graded = r_QN[:, kept_N], settings.ndcg_at, scores, direction, part_Q
-                columns[name] = ranked.ndcg(*graded).tolist()
-            for row in zip(*columns.values(), strict=True):
-                yield dict(zip(columns, row, strict=True))
+        part_Q = rows_Q[first : first + together]
+        ranked = Ranked.of(scores, direction, part_Q, depth)
+        best_QK, row_QK = (x[:, : settings.top_k].contiguous() for x in ranked[:2])
+        owners = part_Q if direction == "i2t" else items.image_of_N[part_Q]
+        ids = items.ids_at(candidate_side, row_QK.numpy().reshape(-1))
+        ends = pa.array(np.arange(len(part_Q) + 1, dtype=np.int32) * row_QK.shape[1])
+        columns = {
+            "query_id": pa.array(items.ids_at(query_side, part_Q), pa.string()),
+            "image_id": pa.array(items.ids_at("image", owners), pa.string()),
+            "direction": pa.array([direction] * len(part_Q), pa.string()),
+            "candidate_id": pa.ListArray.from_arrays(ends, pa.array(ids, pa.string())),
+            "score": pa.ListArray.from_arrays(ends, pa.array(best_QK.numpy().reshape(-1))),
+            **{name: pa.array(ranked.values[name].numpy()) for name in ("rank", *names)},
+        }
+        found = {
+            name: pa.array(v.numpy(), from_pandas=False)
+            for name, v in graded.ndcg(ranked, scores, part_Q).items()
+        }
+        missing = pa.nulls(len(part_Q), pa.float64())
+        columns |= {n: found.get(n, missing) for n in RANKING.names if n not in columns}
+        yield pa.table(columns, schema=RANKING)
 
 
 def queries(uris: list[str]) -> dict[str, Queries]:

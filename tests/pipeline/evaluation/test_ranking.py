@@ -259,14 +259,17 @@ def test_ties_are_those_of_the_dense_formulas_wherever_the_list_ends(tmp_path, t
     vectors = write_run(tmp_path, draw=one_of_three)
     recipe = recipe_of(evaluate={"top_k": top_k, "ndcg_at": ndcg_at})
     plan = evaluate.plan(recipe, str(tmp_path), "main")
-    graded = ranking.GradedRelevance(plan.pieces[0].inputs["judge"])
+    inputs = plan.pieces[0].inputs
+    items = tower_vectors.read(inputs["vectors"]).items
+    graded = ranking.GradedRelevance(inputs["judge"], items)
     for row in ranked(tmp_path, recipe)[0]:
         query = row["query_id"]
         ids = candidates_of(vectors, query)
         a, b = (torch.tensor(np.array([vectors[i] for i in side])) for side in ([query], ids))
         scores = (a.double() @ b.double().T).float()
         own = torch.tensor([[image_of(i) == image_of(query) for i in ids]])
-        relevance = graded(row["direction"], [query])["ndcg_label"]
+        side = "image" if row["direction"] == "i2t" else "text"
+        relevance = graded(row["direction"], [items.find(side, [query])[query]])["ndcg_label"]
         expected = ndcg(scores, relevance, k=ndcg_at).item()
         assert row["ndcg_label"] == pytest.approx(expected)
         assert row["rank"] == expected_rank(scores, own).item()
