@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation.tower_vectors import LIMIT
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import StoredCaptions, relevance_of
 from pipeline.labels.encoders import encoder_label
@@ -21,6 +20,7 @@ from pipeline.retrieval.scores import Indices, Items
 from pipeline.sharding import ingest
 from pipeline.sources import source
 from pipeline.storage import mapped, parquet, store
+from pipeline.storage.mapped import LIMIT
 from pipeline.storage.run_folder import Files, RunFolder, need_index
 from schemas.settings import Recipe
 

@@ -6,7 +6,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import InputError
-from pipeline.evaluation import task_memory, tower_files
+from pipeline.evaluation import task_memory
+from pipeline.retrieval import tower_files
 from pipeline.retrieval.scores import VectorScores
 from pipeline.retrieval.stored import StoredVectors, stored
 from pipeline.retrieval.stored_scores import StoredItems, StoredScores
@@ -14,6 +15,7 @@ from pipeline.sharding import exclusions
 from pipeline.sharding.decoding import stream
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import cache, parquet, store
+from pipeline.storage.mapped import LIMIT
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder, contents, of_split
 from pipeline.storage.vector_columns import vector_column
@@ -21,7 +23,6 @@ from pipeline.training.saved_model import SavedModel, load_model
 from schemas.embedding import tower_schema
 from schemas.settings import Recipe
 
-LIMIT = 20e9  # bytes of what is kept on a machine, unless it is said: train.cache_gb's default
 NOBODY = Excluded()
 KIND = ("vectors", parquet.VECTORS)  # in the fingerprint of every shard's vectors
 

@@ -14,9 +14,8 @@ from PIL import Image
 from pipeline.sharding.reading import COLUMNS, Sample, Shards
 from pipeline.sharding.sidecar import accepted
 from pipeline.storage import mapped, parquet, store
-from pipeline.storage.mapped import Rows
+from pipeline.storage.mapped import LIMIT, Rows
 
-LIMIT = 20e9  # bytes of what is kept on a machine, unless it is said: train.cache_gb's default
 KIND = "pictures-1"  # of what is made of a sidecar; another number, made in another way
 
 SIDE = 128  # pixels of a thumbnail's longer side
@@ -61,13 +60,25 @@ class Pictures:
             out |= {p: Sample(**row, tar=tar) for p, row in zip(places, found, strict=True)}
         return [out[place] for place in range(len(out))]
 
+    def heads(self, rows: Sequence[int] | np.ndarray) -> list[tuple[str, str]]:
+        """Id and first caption of the images in some rows."""
+        out: dict[int, tuple[str, str]] = {}
+        for shard, places, of_shard in self.images.by_shard(np.asarray(rows, np.int64)):
+            table = self.table(shard)
+            lists, wanted = table["captions"].chunk(0), pa.array(of_shard)
+            ids = table["image_id"].chunk(0).take(wanted).to_pylist()
+            first = lists.offsets.take(wanted)
+            texts = lists.values.field("text").take(first).to_pylist()
+            out |= zip(places.tolist(), zip(ids, texts, strict=True), strict=True)
+        return [out[place] for place in range(len(out))]
+
     def captions_at(self, rows: Sequence[int] | np.ndarray) -> list[Caption]:
         """The captions in some rows."""
         out: dict[int, Caption] = {}
         for shard, places, of_shard in self.captions.by_shard(np.asarray(rows, np.int64)):
             lists = self.table(shard)["captions"].chunk(0)
             images = np.searchsorted(lists.offsets.to_numpy(), of_shard, side="right") - 1
-            found = lists.flatten().take(pa.array(of_shard)).to_pylist()
+            found = lists.values.take(pa.array(of_shard)).to_pylist()
             first = int(self.images.starts[shard])
             for place, image, about in zip(places, images.tolist(), found, strict=True):
                 out[place] = Caption(about["caption_id"], about["text"], first + image)

@@ -11,6 +11,7 @@ queries.
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -104,7 +105,8 @@ class StoredVectors:
         longest = self._rows[0]  # type: ignore[index]
         queries = nearest._rows(queries_QD, longest, self.scan, None, owner)
         work = len(queries_QD) * len(self) >= nearest.BLOCK**2
-        fast = (work or len(self) >= COMPILED) and has_numba()
+        there = work or len(self) >= COMPILED or "pipeline.retrieval.compiled" in sys.modules
+        fast = there and has_numba()
         search = nearest._Search(queries, candidates, k, False, False, fast, ranges)
         few = fast and len(queries_QD) <= FEW
         search.run(guess=not few and kept_N is None and ranges is None)

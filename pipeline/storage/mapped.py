@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.errors import InputError
 from pipeline.storage import cache, store
 
+LIMIT = 20e9  # bytes of what is kept, unless it is said: the default of train.cache_gb
 OPEN = 256 * 2**20  # bytes of tables that a process holds open
 
 _open: dict[tuple[str, str], pa.Table] = {}  # the least recently used first
@@ -25,10 +26,15 @@ def table(
 
     `file`, `limit` and `kind` are as of `cache.made`; where there is no room it is held in memory.
     """
+    return kept_open(file, limit, kind, lambda: _checked(uri, file, make))
+
+
+def kept_open(file: dict, limit: float, kind: str, make: Callable[[], pa.Table]) -> pa.Table:
+    """The table of `made`, held open for the next time."""
     key = file["sha256"], kind
     found = _open.pop(key, None)
     if found is None:
-        found = made(file, limit, kind, lambda: _checked(uri, file, make))
+        found = made(file, limit, kind, make)
         held = sum(other.nbytes for other in list(_open.values())) + found.nbytes
         while held > OPEN and _open:
             held -= _open.pop(next(iter(_open))).nbytes

@@ -4,14 +4,13 @@ Length is of any language; the other kinds are of English words, and are left ou
 has one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from pipeline.evaluation.intervals import Queries, bootstrap, figures
 from pipeline.evaluation.results import figure
 from pipeline.models.words import words
-from pipeline.reports.pictures import Pictures
 from pipeline.reports.sections.systems import System
 
 NUMBERS = "two three four five six seven eight nine ten eleven twelve dozen several"
@@ -28,6 +27,7 @@ WORDS = {kind: frozenset(some.split()) for kind, some in KINDS.items()}
 METRIC = "t2i_R_at_10"
 FEWEST = 20  # captions of a kind that is told
 RESAMPLES = 500
+Texts = Callable[[Iterable[str]], Iterable[str]]
 
 
 def kinds_of(texts: Iterable[str]) -> dict[str, np.ndarray]:
@@ -54,11 +54,14 @@ def kinds_of(texts: Iterable[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def table(systems: list[System], pictures: Pictures) -> tuple[list[str], list[list]]:
-    """R@10 of captions as queries by kind, a column a system: (figure, interval)."""
+def table(systems: list[System], texts: Texts) -> tuple[list[str], list[list]]:
+    """R@10 of captions as queries by kind, a column a system: (figure, interval).
+
+    `texts` gives those of captions by their ids, one after the other.
+    """
     rows = []
     asked = systems[0].measured.queries["t2i"]
-    kinds = kinds_of(pictures.texts(asked.query_ids))
+    kinds = kinds_of(texts(asked.query_ids))
     for kind, chosen_Q in kinds.items():
         if chosen_Q.sum() < FEWEST:
             continue
