@@ -193,7 +193,7 @@ class StoredCaptions:
         real_MC = step[None, :] < count_M[:, None]
         rows_MC = first_M[:, None] + step * real_MC
         vectors = self.vectors_of(rows_MC.reshape(-1))
-        return vectors.view(*rows_MC.shape, -1), torch.from_numpy(real_MC)
+        return vectors.view(*rows_MC.shape, vectors.shape[1]), torch.from_numpy(real_MC)
 
     def vectors_of(self, caption_rows: np.ndarray) -> torch.Tensor:
         """Unit vectors (P, D) float32 of captions (P,)."""

@@ -10,6 +10,7 @@ queries.
 """
 
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,8 @@ from pipeline.storage import cache, store
 
 KIND = "vectors-1"  # of the file; another number, another layout
 ROWS = 16_384  # that are made at a time
-COMPILED = 2**17  # vectors above which a single query is worth loading what is compiled
+COMPILED = "pipeline.retrieval.compiled"
+LARGE = 2**17  # vectors above which a single query is worth loading what is compiled
 FEW = 32  # queries whose floors rise soon by themselves
 
 
@@ -75,6 +77,12 @@ class StoredVectors:
             self._rows = longest, rows
         return self._rows[1]
 
+    def prepare(self) -> None:
+        """Load what a search may use, so that the first query does not wait for it."""
+        if has_numba():
+            importlib.import_module(COMPILED)
+        self.top_k(torch.zeros(1, self.vectors.shape[1]), 1)
+
     def top_k(
         self, queries_QD: torch.Tensor, k: int, kept_N: np.ndarray | None = None, probes: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +113,7 @@ class StoredVectors:
         longest = self._rows[0]  # type: ignore[index]
         queries = nearest._rows(queries_QD, longest, self.scan, None, owner)
         work = len(queries_QD) * len(self) >= nearest.BLOCK**2
-        there = work or len(self) >= COMPILED or "pipeline.retrieval.compiled" in sys.modules
+        there = work or len(self) >= LARGE or COMPILED in sys.modules
         fast = there and has_numba()
         search = nearest._Search(queries, candidates, k, False, False, fast, ranges)
         few = fast and len(queries_QD) <= FEW

@@ -3,6 +3,7 @@
 Legend of the shape suffixes: N vectors, D width, S sampled queries.
 """
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.retrieval.near_cells import SAMPLED
 from pipeline.retrieval.stored import Source
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import mapped, parquet, store
-from pipeline.storage.run_folder import Files
+from pipeline.storage.run_folder import Files, need_index
 from pipeline.storage.vector_columns import vector_matrix
 
 KIND = {"image": "image-ids-1", "text": "text-ids-1"}  # of the files of ids; another number, others
@@ -25,7 +26,7 @@ OTHER = {"image": "text", "text": "image"}
 
 def version(found: Files, excluded: Excluded) -> str:
     """What stands for a split's vectors without those that are excluded."""
-    left_out = [sorted(ids) for ids in excluded if ids]
+    left_out = [sorted(ids) for ids in excluded]
     return store.fingerprint("towers", found.version, len(found.names), left_out)
 
 
@@ -45,7 +46,7 @@ def items(found: Files, excluded: Excluded, limit: float) -> tuple[pa.Table, pa.
 def _items(found: Files, excluded: Excluded) -> dict[str, pa.Table]:
     images, texts, first = [IDS["image"].empty_table()], [IDS["text"].empty_table()], 0
     for uri in found.uris:
-        table = parquet.read_columns(uri, ["id", "image_id", "modality"])
+        table = _table(found, uri, ["id", "image_id", "modality"])
         of_image = pc.equal(table["modality"], "image")
         ids, of_text = table.filter(of_image)["id"], table.filter(pc.invert(of_image))
         ids, of_text = _kept(ids, ids, excluded.images), _kept(of_text, of_text["id"], excluded[1])
@@ -80,25 +81,42 @@ def source(found: Files, of: str, excluded: Excluded, limit: float) -> Source:
     count = len(items(found, excluded, limit)[number])
 
     def parts() -> Iterator[np.ndarray]:
-        return (_vectors(uri, of, excluded) for uri in found.uris)
+        return (_vectors(found, uri, of, excluded) for uri in found.uris)
 
     def asked() -> np.ndarray:
         """Evenly spaced vectors of the other side, of evenly spaced shards."""
         some = [found.uris[n] for n in _spaced(len(found.uris), SHARDS)]
         drawn = []
         for uri in some:
-            vectors = _vectors(uri, OTHER[of], excluded)
+            vectors = _vectors(found, uri, OTHER[of], excluded)
             drawn.append(vectors[_spaced(len(vectors), -(-SAMPLED // len(some)))])
         return np.concatenate(drawn)
 
     return Source(f"{version(found, excluded)} {of}", (count, dim), parts, asked)
 
 
-def _vectors(uri: str, of: str, excluded: Excluded) -> np.ndarray:
-    table = parquet.read_columns(uri, ["id", "modality", "vector"])
+def _vectors(found: Files, uri: str, of: str, excluded: Excluded) -> np.ndarray:
+    table = _table(found, uri, ["id", "modality", "vector"])
     table = table.filter(pc.equal(table["modality"], of))
     gone = excluded.images if of == "image" else excluded.captions
     return vector_matrix(_kept(table, table["id"], gone)["vector"])
+
+
+def _table(found: Files, uri: str, columns: list[str]) -> pa.Table:
+    """Columns of a shard's file, whose bytes are those of the stage's index: they are kept long."""
+
+    def made(data: bytes) -> pa.Table:
+        return parquet.of_bytes(data, columns).replace_schema_metadata()
+
+    return mapped.checked(uri, _files_of(found)[uri], made)
+
+
+@functools.lru_cache(maxsize=4)
+def _files_of(found: Files) -> dict[str, dict]:
+    """{"bytes", "sha256"} of every shard's file, by its URI."""
+    entries = {entry["name"]: entry for entry in need_index(found.folder, "evaluate")["pieces"]}
+    names = zip(found.uris, found.names, strict=True)
+    return {uri: entries[name]["files"][store.name_of(uri)] for uri, name in names}
 
 
 def _spaced(count: int, wanted: int) -> np.ndarray:

@@ -4,7 +4,6 @@ Legend of the shape suffixes: Q queries, D width, M images, N captions, C captio
 """
 
 import functools
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.evaluation import tower_vectors
-from pipeline.formulas.floats import has_numba
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import StoredCaptions, relevance_of
 from pipeline.reports.pictures import Hit, Pictures, thumbnail
@@ -86,10 +84,8 @@ class SearchIndex:
 
     def prepare(self) -> None:
         """Make what is missing now, so that no query waits for it; find something with each."""
-        if has_numba():
-            importlib.import_module("pipeline.retrieval.compiled")
         for vectors in (self.images, self.texts):
-            vectors.top_k(torch.zeros(1, vectors.vectors.shape[1]), 1)
+            vectors.prepare()
         self.words.rows_with("a")
         starts = self.pictures.images.starts
         self.pictures.heads(starts)  # of every shard one: what is made of its sidecar is there

@@ -26,7 +26,7 @@ def table(
 
     `file`, `limit` and `kind` are as of `cache.made`; where there is no room it is held in memory.
     """
-    return kept_open(file, limit, kind, lambda: _checked(uri, file, make))
+    return kept_open(file, limit, kind, lambda: checked(uri, file, make))
 
 
 def kept_open(file: dict, limit: float, kind: str, make: Callable[[], pa.Table]) -> pa.Table:
@@ -68,7 +68,8 @@ def made(file: dict, limit: float, kind: str, make: Callable[[], pa.Table]) -> p
     return tables[0] if tables else make().combine_chunks()
 
 
-def _checked(uri: str, file: dict, make: Callable[[bytes], pa.Table]) -> pa.Table:
+def checked(uri: str, file: dict, make: Callable[[bytes], pa.Table]) -> pa.Table:
+    """What `make` makes of a file's bytes; refused where they are not those of its index."""
     data = store.read_bytes(uri)
     if store.sha256(data) != file["sha256"]:
         raise InputError(

@@ -33,10 +33,11 @@ def assert_same(found, expected) -> None:
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
-@pytest.mark.parametrize("compiled", [0, 2**17])
+@pytest.mark.parametrize("large", [0, 2**17])
 @pytest.mark.parametrize("cells", [0, 20])
-def test_what_is_found_in_any_order_is_what_brute_force_finds(made, monkeypatch, cells, compiled):
-    monkeypatch.setattr(stored, "COMPILED", compiled)
+def test_what_is_found_in_any_order_is_what_brute_force_finds(made, monkeypatch, cells, large):
+    monkeypatch.setattr(stored, "LARGE", large)
+    monkeypatch.setattr(stored, "COMPILED", "nothing.loaded.yet")
     source, queries = made
     vectors = torch.from_numpy(np.concatenate(list(source.parts())))
     kept = np.random.default_rng(1).random(len(vectors)) < 0.02
