@@ -112,7 +112,7 @@ def measure(folder: str, above: int, queries: int, threads: int) -> dict:
     gallery = SearchIndex(recipe, folder, "main")
     gallery.prepare()
     out = {"start_s": time.perf_counter() - wall, "start_cpu_s": time.process_time() - cpu}
-    out |= gallery.about()
+    out |= gallery.about_query(Query("0"))
     rows = np.linspace(0, len(gallery.texts) - 1, queries).astype(int)
     places = rows if gallery.texts.row is None else np.argsort(gallery.texts.row.numpy())[rows]
     gallery.__dict__["_model"] = Model(gallery.texts.vectors[torch.as_tensor(places)].clone())

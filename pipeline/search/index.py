@@ -94,17 +94,23 @@ class SearchIndex:
         """How many cells a query looks into; 0: the search is exact."""
         return vectors.cells.probes(self.recipe.search.recall) if len(vectors.cells) else 0
 
-    def about(self, *, pictures: bool = False) -> dict:
-        """How results are found: {"search": "exact"}, or approximate with its measured recall.
-
-        Of texts that find images, or of `pictures` that find captions.
-        """
-        vectors = self.texts if pictures else self.images
-        if not (probes := self.probes(vectors)):
+    def about_query(self, query: Query) -> dict:
+        """How a query's results are found: {"search": "exact"}, or how well, as was measured."""
+        vectors = self.images if query.picture is None else self.texts
+        probes = 0 if _is_filtered(query) else self.probes(vectors)
+        if not probes:
             return {"search": "exact"}
         recall = round(vectors.cells.recall(probes), 3)
         looked_at = {"cells": len(vectors.cells), "looked_at": probes}
         return {"search": "approximate", "recall": recall, **looked_at}
+
+    def how(self, queries: Sequence[Query]) -> str:
+        """In words how the queries' results are found, where any of them is not exactly."""
+        found = [self.about_query(query) for query in queries]
+        recalls = [about["recall"] for about in found if about["search"] == "approximate"]
+        if not recalls:
+            return ""
+        return f" (approximate, recall {min(recalls):.2f} of the ten nearest, as was measured)"
 
     def find(self, query: Query) -> list[Hit]:
         """The images nearest to a text, or the captions nearest to a picture."""
@@ -177,7 +183,7 @@ class SearchIndex:
         A filtered query is exact.
         """
         out: list[list[tuple[float, int]]] = [[] for _ in queries]
-        free = [i for i, q in enumerate(queries) if not q.words.strip() and not q.without.strip()]
+        free = [i for i, query in enumerate(queries) if not _is_filtered(query)]
         if free:
             top, probes = max(queries[i].top for i in free), self.probes(vectors)
             for i, near in zip(
@@ -244,6 +250,10 @@ class SearchIndex:
         """The hits with their pictures in them."""
         samples = self.pictures.samples([hit.row for hit in hits])
         return [replace(h, picture=thumbnail(s)) for h, s in zip(hits, samples, strict=True)]
+
+
+def _is_filtered(query: Query) -> bool:
+    return bool(query.words.strip() or query.without.strip())
 
 
 def _pairs(found: tuple[Tensor, Tensor]) -> list[list[tuple[float, int]]]:

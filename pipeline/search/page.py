@@ -67,23 +67,11 @@ def html(index: SearchIndex, queries: list[Query], found: list[list[Hit]], versi
         model=index.name,
         split=recipe.evaluate.split,
         images=len(index.pictures.images),
-        how=how(index, queries),
+        how=index.how(queries),
         shades=any(query.shades for query in queries),
         queries=shown,
         root=index.root,
         version=version,
-    )
-
-
-def how(index: SearchIndex, queries: list[Query]) -> str:
-    """In words how the queries' results were found, where that is not exactly."""
-    pictures = any(query.picture is not None for query in queries)
-    about = index.about(pictures=pictures)
-    if about["search"] == "exact":
-        return ""
-    return (
-        f"approximate, recall {about['recall']:.2f} of the ten nearest (measured); a query with "
-        "words to keep or to leave out is exact"
     )
 
 

@@ -26,7 +26,7 @@ from pipeline.reports import pictures, render
 from pipeline.reports.pictures import Hit
 from pipeline.search import index
 from pipeline.search.index import Query, SearchIndex
-from pipeline.search.page import how, preview
+from pipeline.search.page import preview
 from schemas.settings import ServeSettings
 
 IN_JSON = ("id", "image_id", "text", "score", "relevance", "picture")
@@ -115,7 +115,7 @@ class Service:
                 hits = self._linked(await self._found(query), request)
                 shown = {"hits": hits, "text": query.text}
                 shown["picture"] = preview(self.gallery, query.picture)
-                shown["how"] = how(self.gallery, [query])
+                shown["how"] = self.gallery.how([query])
                 shown["told"] = await run_in_threadpool(self.gallery.told, query)
         except HTTPException as refused:
             error, status = refused.detail, refused.status_code
@@ -145,10 +145,7 @@ class Service:
         hits = [asdict(hit) for hit in self._linked(await self._found(query), request)]
         shown = [{name: hit[name] for name in IN_JSON} for hit in hits]
         told = await run_in_threadpool(self.gallery.told, query)
-        found = self.gallery.about(pictures=query.picture is not None)
-        if query.words.strip() or query.without.strip():
-            found = {"search": "exact"}
-        about = {"model": self.gallery.name, **found}
+        about = {"model": self.gallery.name, **self.gallery.about_query(query)}
         return JSONResponse({**about, "hits": shown, "told": told})
 
     async def picture(self, request: Request) -> Response:

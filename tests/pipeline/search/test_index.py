@@ -258,3 +258,38 @@ def test_the_page_is_made_again_with_another_layout_or_other_shades(finished_run
     assert version() == before != version(map="half")
     monkeypatch.setattr(search_page, "LAYOUT", 99)
     assert version() != before
+
+
+def test_an_approximate_search_says_so_and_filters_make_it_exact(finished_run):
+    ((name, recipe),) = recipes.saved(finished_run, {"search": {"approximate_above": 20}}, None)
+    near = SearchIndex(recipe, finished_run, name)
+    assert len(near.images.cells) == 6 and 1 <= near.probes(near.images) <= 6
+    about = near.about_query(Query("a red circle"))
+    assert about["search"] == "approximate" and 0 < about["recall"] <= 1
+    assert near.about_query(Query("a red circle", words="red")) == {"search": "exact"}
+    exact = SearchIndex(recipes.saved(finished_run, {}, None)[0][1], finished_run, name)
+    assert exact.about_query(Query("a red circle")) == {"search": "exact"}
+    filtered = Query("a red circle", words="red", top=9)
+    assert near.find(filtered) == exact.find(filtered)
+    every = {hit.id: hit.score for hit in exact.find(Query("a red circle", top=32))}
+    found = near.find(Query("a red circle", top=5))
+    assert [every[hit.id] for hit in found] == [hit.score for hit in found]
+    page = search_page.html(near, [Query("a red circle")], [found], "1")
+    assert f"approximate, recall {about['recall']:.2f} of the ten nearest" in page
+    assert "approximate" not in search_page.html(exact, [Query("a red circle")], [found], "1")
+
+
+def test_shards_of_other_samples_than_the_vectors_are_refused(of_all_scripts, tmp_path):
+    root = str(tmp_path / "run")
+    shutil.copytree(of_all_scripts.root, root)
+    folder, index = RunFolder(root).folder("shard"), RunFolder(root).index("shard")
+    for entry in index["pieces"]:
+        if entry["split"] == "test":
+            uri = f"{folder}/{entry['name']}.parquet"
+            table = parquet.read_table(uri)
+            table = table.take(list(range(len(table)))[::-1])
+            entry["files"] |= parquet.write_table(uri, table, entry["fingerprint"], {})["files"]
+    store.write_json(f"{folder}/index.json", index)
+    other = SearchIndex(of_all_scripts.recipe, root, of_all_scripts.name)
+    with pytest.raises(InputError, match="vectors of other samples than .*2-shards"):
+        other.find(Query("a red circle"))
