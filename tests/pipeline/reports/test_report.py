@@ -56,7 +56,8 @@ def unit(vector) -> np.ndarray:
 
 
 def write_stage(folder: str, table: pa.Table, images: int, captions: int) -> None:
-    about = {"split": "test", "images": images, "captions": captions, "dim": 16}
+    dim = table.schema.field("vector").type.list_size
+    about = {"split": "test", "images": images, "captions": captions, "dim": dim}
     written = parquet.write_table(f"{folder}/test-000000.parquet", table, "hand", about)
     pieces = [{**written, "name": "test-000000", "fingerprint": "hand"}]
     store.write_json(f"{folder}/index.json", {"pieces": pieces, "version": "hand"})
