@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from bench import peak_memory
@@ -27,6 +28,7 @@ from pipeline.search.index import Query, SearchIndex
 from pipeline.storage import parquet, run_folder, store, vector_columns
 from pipeline.storage.run_folder import RunFolder
 from schemas.embedding import tower_schema
+from schemas.manifest import CAPTION
 from schemas.settings import Recipe
 from schemas.shard import SIDECAR
 
@@ -53,24 +55,25 @@ def make(folder: str, images: int, dim: int, captions: int) -> None:
 
 def _sidecar(rng, first: int, count: int, captions: int) -> pa.Table:
     drawn = (WORDS ** rng.random((count * captions, 9))).astype(int)
-    texts = [" ".join(f"w{n}" for n in row) for row in drawn.tolist()]
-    rows = [
-        {
-            "image_id": f"i{first + n}",
-            "key": f"{first + n:09d}",
-            "captions": [
-                {"caption_id": f"i{first + n}#{k}", "text": texts[n * captions + k]}
-                for k in range(captions)
-            ],
-            "split": "test",
-            "member": f"{first + n:09d}.jpg",
-            "offset": 0,
-            "size": 0,
-            "sha256": f"{first + n:064d}",
-        }
-        for n in range(count)
-    ]
-    return pa.Table.from_pylist(rows, schema=SIDECAR)
+    words = pa.array([f"w{n}" for n in range(WORDS + 1)])
+    texts = pc.binary_join_element_wise(*(words.take(pa.array(of)) for of in drawn.T), " ")
+    ids = [f"i{first + n}" for n in range(count)]
+    of_texts = [f"{id_}#{k}" for id_ in ids for k in range(captions)]
+    made = pa.StructArray.from_arrays([pa.array(of_texts), texts], fields=list(CAPTION))
+    ends = pa.array(np.arange(count + 1, dtype=np.int32) * captions)
+    names = [f"{first + n:09d}" for n in range(count)]
+    columns = {
+        "image_id": pa.array(ids),
+        "key": pa.array(names),
+        "captions": pa.ListArray.from_arrays(ends, made),
+        "split": pa.array(["test"] * count),
+        "member": pa.array([f"{name}.jpg" for name in names]),
+        "offset": pa.array(np.zeros(count, np.int64)),
+        "size": pa.array(np.zeros(count, np.int64)),
+        "sha256": pa.array([f"{name:>064}" for name in names]),
+    }
+    nulls = {f.name: pa.nulls(count, f.type) for f in SIDECAR if f.name not in columns}
+    return pa.table({f.name: (columns | nulls)[f.name] for f in SIDECAR}).cast(SIDECAR)
 
 
 def _towers(rng, topics: np.ndarray, first: int, count: int, captions: int) -> pa.Table:
