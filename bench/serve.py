@@ -2,7 +2,7 @@
 
 python -m bench.serve RUN_FOLDER [--seconds 60] [--concurrent 200] [--replicas 1]
 
-Queries are the captions of the evaluated split, in turn, with and without relevance shades.
+Queries are the first 5,000 captions of the evaluated split in turn, with and without shades.
 """
 
 import argparse
@@ -75,10 +75,10 @@ def main() -> None:
     settings = {"serve": {"port": port, "replicas": options.replicas}}
     name, recipe = recipes.saved(root, settings, None)[0]
     pictures = Pictures(root, recipe.evaluate.split)
-    texts = list(pictures.captions.values())
+    texts = [c.text for c in pictures.captions_at(range(min(5000, len(pictures.captions))))]
     url = serving.start(recipe, root, name).url
     print(
-        f"{len(pictures.samples):,} images, {options.concurrent} at once, {options.seconds:g} s",
+        f"{len(pictures.images):,} images, {options.concurrent} at once, {options.seconds:g} s",
         flush=True,
     )
     try:

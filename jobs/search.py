@@ -44,9 +44,10 @@ def answer(run: Run) -> None:
     gallery = index.SearchIndex(run.recipe, run.root, run.name)
     hits, shown = answered(gallery, query)
     shown.make()
-    run.results["told"] = told = gallery.told(query)
-    run.show.notes(told)
-    run.show.table("", *tables.hits(hits), f"model {run.name}; as a page: {shown.uri}")
+    run.results |= {"told": gallery.told(query), **gallery.about_query(query)}
+    run.show.notes(run.results["told"])
+    about = f"model {run.name}{gallery.how([query])}; as a page: {shown.uri}"
+    run.show.table("", *tables.hits(hits), about)
     run.results["hits"] = [
         {"image": h.image_id, "score": h.score, "relevance": h.relevance, "text": h.text}
         for h in hits

@@ -7,11 +7,13 @@ on the safe side.
 from pipeline.storage.run_folder import Files
 from schemas.settings import Recipe
 
-TOWER = 7.0  # of a number of the tower vectors that are ranked
-SCORED = 8.0  # the same, and of the bank's, where other scores are made
-JUDGED = 16.0  # of a number of the sentence vectors that rankings are judged by
-PLACES = 12.0  # of a query and candidate of a block: scores, relevance, ranks; not measured apart
-MADE = 85.0  # the same where other scores are made
+FIXED = 250e6  # of a shard's rankings: blocks of scores, first candidates, what is compiled
+ROW = 100.0  # of an image and of a text of the gallery: rows, places, errors of their codes
+SPAN = 2**16  # captions whose sentence vectors are held at a time (graded_relevance.SPAN)
+JUDGED = 14.0  # of a number of those vectors
+PLACES = 16.0  # of a query and candidate of a block of relevance
+SCORED = 8.0  # of a number of the tower vectors, and of the bank's, where other scores are made
+MADE = 85.0  # of a query and candidate of a block there
 BLOCK = 256  # queries at a time
 
 
@@ -26,10 +28,10 @@ def of_vectors(entry: dict, recipe: Recipe, model: dict) -> int:
 
 
 def of_rankings(vectors: Files, captions: Files | None, recipe: Recipe, scored: bool) -> int:
-    """Of a shard's rankings: all vectors of the split, those that judge, and a block of scores.
+    """Of a shard's rankings: rows of the split, and a block of its relevance.
 
-    `vectors` and `captions` are the split's tower and sentence vectors; where other scores are
-    made, the bank's vectors count too.
+    `vectors` and `captions` are the split's tower and sentence vectors, which are mapped; where
+    other scores are made, all tower vectors and the bank's are held.
     """
     images, texts = (sum(entry[of] for entry in vectors.entries) for of in ("images", "captions"))
     judging = sum(e["captions"] * e["dim"] for e in captions.entries) if captions else 0
@@ -38,9 +40,10 @@ def of_rankings(vectors: Files, captions: Files | None, recipe: Recipe, scored: 
 
 def rankings(images: int, texts: int, judging: int, recipe: Recipe, scored: bool) -> int:
     """The same of so many images and texts; `judging` are the numbers of the sentence vectors."""
+    span, width = min(SPAN, texts), judging / max(1, texts)
+    plain = FIXED + ROW * (images + texts) + span * (JUDGED * width + PLACES * BLOCK)
+    if not scored:
+        return int(plain)
     towers = (images + texts) * recipe.model.dim
     bank = recipe.rerank.bank_images * (1 + texts / max(1, images)) * recipe.model.dim
-    block = BLOCK * max(images, texts)
-    if scored:
-        return int(SCORED * (towers + bank) + JUDGED * judging + MADE * block)
-    return int(TOWER * towers + JUDGED * judging + PLACES * block)
+    return int(plain + SCORED * (towers + bank) + MADE * BLOCK * max(images, texts))

@@ -7,11 +7,15 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.evaluation import task_memory
+from pipeline.retrieval import tower_files
 from pipeline.retrieval.scores import VectorScores
+from pipeline.retrieval.stored import StoredVectors, stored
+from pipeline.retrieval.stored_scores import StoredItems, StoredScores
 from pipeline.sharding import exclusions
 from pipeline.sharding.decoding import stream
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import cache, parquet, store
+from pipeline.storage.mapped import LIMIT
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder, contents, of_split
 from pipeline.storage.vector_columns import vector_column
@@ -19,6 +23,7 @@ from pipeline.training.saved_model import SavedModel, load_model
 from schemas.embedding import tower_schema
 from schemas.settings import Recipe
 
+NOBODY = Excluded()
 KIND = ("vectors", parquet.VECTORS)  # in the fingerprint of every shard's vectors
 
 
@@ -90,15 +95,30 @@ def evaluated(recipe: Recipe, root: str, name: str) -> Files:
 
 
 @functools.lru_cache(maxsize=4)
-def read(found: Files) -> VectorScores:
-    """Vectors of a split, read once per process and version."""
-    return VectorScores.of(parquet.read_tables(found.uris))
+def read(found: Files, limit: float = LIMIT, excluded: Excluded = NOBODY) -> StoredScores:
+    """Vectors of a split, of all that is not excluded: files of this machine, made once, mapped.
+
+    `limit` is what all files that are kept on it may take (bytes).
+    """
+    images, texts = tower_files.items(found, excluded, limit)
+    sides = (side(found, of, limit, excluded) for of in ("image", "text"))
+    return StoredScores.of_files(StoredItems(images, texts), *sides)
 
 
-def without(found: Files, excluded: Excluded) -> VectorScores:
+def side(
+    found: Files,
+    of: str,
+    limit: float = LIMIT,
+    excluded: Excluded = NOBODY,
+    cells: int = 0,
+) -> StoredVectors:
+    """The vectors of a split's images ("image") or texts ("text"), in order or by cells."""
+    return stored(tower_files.source(found, of, excluded, limit), limit, cells=cells)
+
+
+def without(found: Files, excluded: Excluded, limit: float = LIMIT) -> StoredScores:
     """Vectors of a split, of all that is not excluded."""
-    scores = read(found)
-    return scores.take(*scores.items.kept(excluded)) if excluded.captions else scores
+    return read(found, limit, excluded)
 
 
 def read_vectors(models: list[tuple[str, Recipe]], root: str) -> VectorScores:

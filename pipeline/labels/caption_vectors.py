@@ -161,6 +161,8 @@ class StoredCaptions:
         self.images = Rows(images)
         self._decided: tuple | None = None  # the pairs that were looked up, and what was found
 
+    decide = Captions.decide
+
     @property
     def single(self) -> bool:
         """Whether every image has one caption: then relevance is symmetric, but for decisions."""
@@ -179,6 +181,20 @@ class StoredCaptions:
         both = self.vectors_of(np.concatenate([rows_PC.reshape(-1), caption_rows.numpy()]))
         images, texts = both.split([rows_PC.size, len(first_P)])
         return PairVectors(images.view(*rows_PC.shape, -1), torch.from_numpy(real_PC), texts)
+
+    def of_images(self, image_rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors (M, C, D) of all captions of images (M,), and a mask (M, C) of real ones."""
+        first_M, count_M = (np.empty(len(image_rows), np.int64) for _ in range(2))
+        for shard, places, of_shard in self.images.by_shard(image_rows):
+            image, count = (self._table(shard)[n].chunk(0).to_numpy() for n in ("image", "count"))
+            begins = np.flatnonzero(np.diff(image, prepend=-1))[of_shard]
+            first_M[places] = self.captions.starts[shard] + begins
+            count_M[places] = count[begins]
+        step = np.arange(count_M.max(initial=1))
+        real_MC = step[None, :] < count_M[:, None]
+        rows_MC = first_M[:, None] + step * real_MC
+        vectors = self.vectors_of(rows_MC.reshape(-1))
+        return vectors.view(*rows_MC.shape, vectors.shape[1]), torch.from_numpy(real_MC)
 
     def vectors_of(self, caption_rows: np.ndarray) -> torch.Tensor:
         """Unit vectors (P, D) float32 of captions (P,)."""

@@ -5,7 +5,7 @@ import functools
 from dataclasses import dataclass, replace
 
 from pipeline.errors import InputError, StageMissing
-from pipeline.evaluation import compare, evaluate
+from pipeline.evaluation import compare, evaluate, tower_vectors
 from pipeline.evaluation import results as measured
 from pipeline.evaluation.graded_relevance import GradedRelevance, judge_of
 from pipeline.evaluation.results import Protocol, Result
@@ -131,9 +131,9 @@ def _comparable(of_model: dict[str, Result]) -> Protocol | None:
 def build(recipe: Recipe, root: str, report: Report, version: str) -> Made:
     """The page and its figures."""
     systems, histories = report.systems, report.histories
-    relevance = GradedRelevance(judge_of(recipe, root))
+    relevance = _graded(recipe, root, systems[0].model)
     drawn = [*curves.figures(systems, histories), *_shades(recipe, root, systems, relevance)]
-    thumbnails = Thumbnails(Pictures(root, recipe.evaluate.split))
+    thumbnails = Thumbnails(Pictures(root, recipe.evaluate.split, recipe.train.cache_gb * 1e9))
     galleries = report.galleries()
     shown = [
         {"model": some[0].model, "number": some[0].number, "method": _method(some)}
@@ -160,7 +160,7 @@ def build(recipe: Recipe, root: str, report: Report, version: str) -> Made:
         others=_other_protocols(systems),
         figures=drawn,
         costs=curves.costs(systems, histories),
-        kinds=caption_kinds.table(systems, thumbnails.pictures.captions),
+        kinds=caption_kinds.table(systems, thumbnails.pictures.texts),
         differences=differences.table(best, systems),
         hubs=hubs.table(systems, root, recipe.evaluate.split),
         hub_depth=hubs.DEPTH,
@@ -177,6 +177,13 @@ def build(recipe: Recipe, root: str, report: Report, version: str) -> Made:
         thumbnails=thumbnails.uris(),
     )
     return Made(html, figures=drawn)
+
+
+def _graded(recipe: Recipe, root: str, model: str) -> GradedRelevance:
+    """Relevance by row of the evaluated split, as a model's vectors have it."""
+    limit = recipe.train.cache_gb * 1e9
+    towers = tower_vectors.evaluated(recipe, root, model)
+    return GradedRelevance(judge_of(recipe, root), tower_vectors.read(towers, limit).items, limit)
 
 
 def _shades(recipe: Recipe, root: str, systems: list[System], relevance) -> list[Figure]:

@@ -51,8 +51,11 @@ def absorb(scan_RC, i, j, queries, candidates, keys_GK, both, grouped):
                 if not (bound >= floor or bound >= floor_C[c]):
                     continue
                 a, b = i + r, j + c
+                apart = owner_Q[a] != owner_N[b] or owner_Q[a] < 0
+                if not (apart or both):
+                    continue
                 score = dot(vectors_Q[a], vectors_N[b])
-                if score >= floor and (owner_Q[a] != owner_N[b] or owner_Q[a] < 0):
+                if apart and score >= floor:
                     _insert(keys_K, _key(score, group_N[b]), grouped)
                     floor = _score(keys_K[last])
                 if both and score >= floor_C[c] and (owner_Q[b] != owner_N[a] or owner_Q[b] < 0):

@@ -22,6 +22,7 @@ import torch
 from pipeline.formulas.floats import has_numba, turned
 
 BLOCK = 2048  # rows and columns of a block of the product
+WIDER = 16  # times as wide a block of few queries may be
 FEW = 128  # rows at a time where a block's worth would take more memory than the block
 PAIRS = 256  # scored again at once where nothing is compiled: larger ones leave the cache
 LARGER = 4  # blocks on a GPU are so many times as high and as wide: launches cost more than work
@@ -120,11 +121,15 @@ def largest(scores_QN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
 class _Search:
     """The best K keys of every query so far, and the scan that makes them so."""
 
-    def __init__(self, queries: Rows, candidates: Rows, k, symmetric, grouped, fast):
+    def __init__(self, queries: Rows, candidates: Rows, k, symmetric, grouped, fast, ranges=None):
+        """`ranges` are those of the candidates that are looked at, (start, end); None: all."""
         self.queries, self.candidates = queries, candidates
         self.symmetric, self.grouped, self.fast = symmetric, grouped, fast
-        of_each = (queries.group, candidates.group)
-        groups, others = (int(group.max()) + 1 if len(group) else 0 for group in of_each)
+        self.ranges = [(0, len(candidates.group))] if ranges is None else ranges
+        groups = int(queries.group.max()) + 1 if len(queries.group) else 0
+        others = sum(end - start for start, end in self.ranges)
+        if ranges is None and grouped and others:
+            others = int(candidates.group.max()) + 1
         device = queries.vectors.device
         self.larger = 1 if device.type == "cpu" else LARGER
         self.keys_GK = torch.full((groups, min(k, others)), EMPTY, device=device)
@@ -134,10 +139,11 @@ class _Search:
         self.run()
         return unpacked(self.keys_GK)
 
-    def run(self) -> None:
+    def run(self, guess: bool = True) -> None:
         """Find the keys of the best K."""
         if self.keys_GK.numel():
-            self._guess()
+            if guess:
+                self._guess()
             self._scan(self.queries, self.symmetric)
             short_G = (self.keys_GK[:, -1] & 0xFFFFFFFF == 0) & (self.keys_GK[:, -1] > EMPTY)
             if short_G.any():  # fewer than K were above the guess
@@ -173,9 +179,14 @@ class _Search:
 
     def _scan(self, queries: Rows, symmetric: bool) -> None:
         candidates, size = self.candidates, self.larger * BLOCK
+        # Few queries meet many candidates at a time: a block is no smaller for them.
+        wide = size if symmetric else size * min(WIDER, max(1, size // max(1, len(queries.group))))
+        firsts = [(j, end) for start, end in self.ranges for j in range(start, end, wide)]
         for i in range(0, len(queries.group), size):
-            for j in range(i if symmetric else 0, len(candidates.group), size):
-                rows, columns = slice(i, i + size), slice(j, j + size)
+            for j, end in firsts:
+                if symmetric and j < i:
+                    continue
+                rows, columns = slice(i, i + size), slice(j, min(j + wide, end))
                 scan_RC = _product(queries.codes[rows], candidates.codes[columns], self.block)
                 both = symmetric and j > i
                 if self.fast:
@@ -210,18 +221,21 @@ class _Search:
 
 
 def _rows(vectors_ND, longest: float, scan: str, group, owner) -> Rows:
-    """Rows ready to be scanned; no product with a vector up to `longest` exceeds its bound.
+    """Rows ready to be scanned; no product with a vector up to `longest` exceeds its bound."""
+    codes, scale, lost = coded(vectors_ND, scan)
+    error = error_of(lost, longest, vectors_ND.shape[1], scan)
+    group, owner = groups_of(group, vectors_ND), owners_of(owner, vectors_ND)
+    return Rows(vectors_ND, codes, scale, error, group, owner)
 
-    |x·y − x̂·ŷ| ≤ |x − x̂| |y| + |x̂| |y − ŷ|, and the arithmetic's own roundings.
-    """
+
+def coded(vectors_ND, scan: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes (N, D) of vectors, scale (N,), and how long (N,) what they lost is."""
     n, width = vectors_ND.shape
     device = vectors_ND.device
-    exact = torch.get_float32_matmul_precision() == "highest"
-    rounding = (width + 16) * ROUNDING if exact else 2.0**-7  # else TF32 or bf16 may multiply
     scale, lost = torch.ones(n, device=device), torch.zeros(n, device=device)
     codes = vectors_ND
     if scan == "bf16":
-        codes, rounding = vectors_ND.bfloat16(), rounding + 2.0**-8  # the product comes as bf16
+        codes = vectors_ND.bfloat16()
     elif scan == "int8":
         codes = torch.empty(n, width, dtype=torch.int8, device=device)
     elif scan != "fp32":
@@ -231,10 +245,19 @@ def _rows(vectors_ND, longest: float, scan: str, group, owner) -> Rows:
             scale[part] = (vectors_ND[part].abs().amax(1) / 127).clamp_(min=1e-30)
             codes[part] = (vectors_ND[part] / scale[part, None]).round_().to(torch.int8)
         lost[part] = (vectors_ND[part] - codes[part] * scale[part, None]).norm(dim=1)
+    return codes, scale, lost
+
+
+def error_of(lost, longest: float, width: int, scan: str) -> torch.Tensor:
+    """By how much (N,) a scanned product with a vector up to `longest` may be off, by one row.
+
+    |x·y − x̂·ŷ| ≤ |x − x̂| |y| + |x̂| |y − ŷ|, and the arithmetic's own roundings.
+    """
+    exact = torch.get_float32_matmul_precision() == "highest"
+    rounding = (width + 16) * ROUNDING if exact else 2.0**-7  # else TF32 or bf16 may multiply
+    rounding += 2.0**-8 if scan == "bf16" else 0.0  # the product comes as bf16
     longest *= 1 + width**0.5 / 254  # x̂ may be that much longer: a part moves by half a step
-    error = lost * (longest * 1.001) + rounding * longest**2 / 2
-    group, owner = groups_of(group, vectors_ND), owners_of(owner, vectors_ND)
-    return Rows(vectors_ND, codes, scale, error, group, owner)
+    return lost * (longest * 1.001) + rounding * longest**2 / 2
 
 
 def groups_of(group, vectors_ND) -> torch.Tensor:

@@ -8,7 +8,7 @@ candidates, P pairs of a query and a candidate.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from pipeline.storage.vector_columns import vector_matrix
 DIRECTIONS = ("i2t", "t2i")
 SIDES = {"i2t": ("image", "text"), "t2i": ("text", "image")}  # who asks, and who is ranked
 NONE = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+DOUBLED = 2**16  # candidates in float64 at a time
 BLOCK = 256  # queries of which scores are made at a time
 
 Matches = dict[str, dict[str, list[str]]]  # of i2t and t2i: a query's positives, by id
@@ -46,6 +47,21 @@ class Items:
     image_ids: list[str]
     text_ids: list[str]
     text_image_ids: list[str]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many images there are, and how many texts."""
+        return len(self.image_ids), len(self.text_ids)
+
+    def ids_at(self, side: str, rows: Indices) -> list[str]:
+        """Ids of some images ("image") or texts ("text"), by row."""
+        ids = self.image_ids if side == "image" else self.text_ids
+        return [ids[row] for row in rows]
+
+    def find(self, side: str, ids: Iterable[str]) -> dict[str, int]:
+        """The rows of those of the ids that are here."""
+        wanted, here = set(ids), self.image_ids if side == "image" else self.text_ids
+        return {id_: row for row, id_ in enumerate(here) if id_ in wanted}
 
     @functools.cached_property
     def image_of_N(self) -> np.ndarray:
@@ -74,7 +90,7 @@ class Items:
 
     def positives(self, direction: str, rows_Q: Indices) -> Pairs:
         """Queries, by their place in `rows_Q`, and the candidates of the same image, by row."""
-        of_images, of_texts = np.arange(len(self.image_ids)), self.image_of_N
+        of_images, of_texts = np.arange(self.counts[0]), self.image_of_N
         sides = (of_images, of_texts) if direction == "i2t" else (of_texts, of_images)
         of_query, of_candidate = sides[0][rows_Q], sides[1]
         # Candidates sorted by image: those of a query's image stand together, from `start` on.
@@ -96,11 +112,8 @@ class Items:
 
     def take(self, images: Indices, texts: Indices) -> "Items":
         """Some rows of each side."""
-        return Items(
-            [self.image_ids[row] for row in images],
-            [self.text_ids[row] for row in texts],
-            [self.text_image_ids[row] for row in texts],
-        )
+        owners = self.ids_at("image", self.image_of_N[np.asarray(texts, np.int64)])
+        return Items(self.ids_at("image", images), self.ids_at("text", texts), owners)
 
     def of_images(self, images: Indices) -> Rows:
         """Rows of some images and of all their texts."""
@@ -108,7 +121,7 @@ class Items:
 
     def first_captions(self, count: int | None) -> Rows:
         """All images, and the first captions of each."""
-        images, texts = np.arange(len(self.image_ids)), np.arange(len(self.text_ids))
+        images, texts = (np.arange(of) for of in self.counts)
         if count is None:
             return images, texts
         pairs = self.positives("i2t", images)
@@ -118,7 +131,7 @@ class Items:
 
     def folds(self, count: int) -> list[Rows]:
         """The images cut into so many parts in their order, each with its texts."""
-        return [self.of_images(part) for part in np.array_split(range(len(self.image_ids)), count)]
+        return [self.of_images(part) for part in np.array_split(range(self.counts[0]), count)]
 
     def kept(self, excluded: Excluded) -> Rows:
         """Rows of the images and of the texts that are not excluded."""
@@ -190,7 +203,8 @@ class VectorScores:
     def block(self, direction: str, rows_Q: Indices) -> Tensor:
         queries, candidates = self._sides(direction)
         # Summed in float64, or rounding would undo ties.
-        return (queries[rows_Q].double() @ candidates.double().T).float()
+        asked, parts = queries[rows_Q].double(), candidates.split(DOUBLED)
+        return torch.cat([(asked @ part.double().T).float() for part in parts], dim=1)
 
     def top(self, direction: str, rows_Q: Indices, k: int) -> tuple[Tensor, Tensor]:
         queries, candidates = self._sides(direction)

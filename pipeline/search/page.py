@@ -12,7 +12,7 @@ from pipeline.sharding import images
 from pipeline.storage import store
 from schemas.settings import Recipe
 
-LAYOUT = 3  # counts up when the page changes, so that it is made again
+LAYOUT = 4  # counts up when the page changes, so that it is made again
 PREVIEW = 256  # pixels of the longer side of a query's picture
 
 
@@ -52,13 +52,11 @@ def depends_on(recipe: Recipe, root: str, name: str) -> list:
 
 def html(index: SearchIndex, queries: list[Query], found: list[list[Hit]], version: str) -> str:
     """The page: every query with what is nearest."""
-    written_for = {}
-    for image_id in index.items.image_ids:
-        written_for |= dict.fromkeys(index.pictures.caption_texts(image_id), image_id)
     shown = []
     for query, hits in zip(queries, found, strict=True):
-        own = written_for.get(query.text)
-        hits = [replace(hit, own=hit.image_id == own) for hit in index.shown(hits)]
+        samples = index.pictures.samples([hit.row for hit in hits])
+        own = [query.text in {c["text"] for c in sample.captions} for sample in samples]
+        hits = [replace(h, own=o) for h, o in zip(index.shown(hits), own, strict=True)]
         about = {"text": query.text, "picture": preview(index, query.picture)}
         about |= {"words": query.words, "without": query.without}
         shown.append({**about, "hits": hits, "told": index.told(query)})
@@ -68,7 +66,8 @@ def html(index: SearchIndex, queries: list[Query], found: list[list[Hit]], versi
         data=recipe.name,
         model=index.name,
         split=recipe.evaluate.split,
-        images=len(index.items.image_ids),
+        images=len(index.pictures.images),
+        how=index.how(queries),
         shades=any(query.shades for query in queries),
         queries=shown,
         root=index.root,

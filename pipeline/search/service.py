@@ -88,7 +88,8 @@ class Service:
     def __init__(self, gallery: SearchIndex, ask: Ask, replica: str):
         self.gallery, self.ask = gallery, ask
         self.settings: ServeSettings = gallery.recipe.serve
-        self.row = {image_id: row for row, image_id in enumerate(gallery.items.image_ids)}
+        self.images = len(gallery.pictures.images)
+        gallery.prepare()
         self.shades = shades_there(gallery)
         self.registry = CollectorRegistry()
         labels = {"replica": replica}
@@ -101,7 +102,7 @@ class Service:
             registry=self.registry,
         )  # fmt: skip
         size = Gauge("halftone_images", "Images searched", [*labels], registry=self.registry)
-        size.labels(**labels).set(len(self.row))
+        size.labels(**labels).set(self.images)
         self.labels = labels
         self._picture = functools.lru_cache(maxsize=4096)(self._read_picture)
 
@@ -114,6 +115,7 @@ class Service:
                 hits = self._linked(await self._found(query), request)
                 shown = {"hits": hits, "text": query.text}
                 shown["picture"] = preview(self.gallery, query.picture)
+                shown["how"] = self.gallery.how([query])
                 shown["told"] = await run_in_threadpool(self.gallery.told, query)
         except HTTPException as refused:
             error, status = refused.detail, refused.status_code
@@ -125,7 +127,7 @@ class Service:
             data=recipe.name,
             model=self.gallery.name,
             split=recipe.evaluate.split,
-            images=len(self.row),
+            images=self.images,
             pixels=recipe.model.image != "regions",
             examples=self.examples,
             asked=request.query_params,
@@ -136,20 +138,21 @@ class Service:
         return HTMLResponse(html, status, HEADERS)
 
     async def json(self, request: Request) -> Response:
-        """{"model", "hits", "told"} for programs."""
+        """{"model", "search", "hits", "told"} for programs, and "recall" where that is not 1."""
         query = await self._query(request)
         if query is None:
             raise HTTPException(400, "the query is empty; give q, or POST a picture")
         hits = [asdict(hit) for hit in self._linked(await self._found(query), request)]
         shown = [{name: hit[name] for name in IN_JSON} for hit in hits]
         told = await run_in_threadpool(self.gallery.told, query)
-        return JSONResponse({"model": self.gallery.name, "hits": shown, "told": told})
+        about = {"model": self.gallery.name, **self.gallery.about_query(query)}
+        return JSONResponse({**about, "hits": shown, "told": told})
 
     async def picture(self, request: Request) -> Response:
         """The picture of a row, no larger than it is shown."""
         row = request.path_params["row"]
-        if row >= len(self.row):
-            raise HTTPException(404, f"no picture {row}; there are {len(self.row):,}")
+        if row >= self.images:
+            raise HTTPException(404, f"no picture {row}; there are {self.images:,}")
         data = await run_in_threadpool(self._picture, row)
         if data is None:
             raise HTTPException(404, "the shards hold features, not pictures")
@@ -162,7 +165,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         about = {"status": "ok", "data": self.gallery.recipe.name, "model": self.gallery.name}
-        return JSONResponse({**about, "images": len(self.row)})
+        return JSONResponse({**about, "images": self.images})
 
     async def metrics(self, request: Request) -> Response:
         return PlainTextResponse(generate_latest(self.registry), media_type="text/plain")
@@ -197,10 +200,10 @@ class Service:
 
     def _linked(self, hits: list[Hit], request: Request) -> list[Hit]:
         pictures_ = f"{request.scope.get('root_path', '')}/picture"
-        return [replace(hit, picture=f"{pictures_}/{self.row[hit.image_id]}") for hit in hits]
+        return [replace(hit, picture=f"{pictures_}/{hit.row}") for hit in hits]
 
     def _read_picture(self, row: int) -> bytes | None:
-        sample = self.gallery.pictures.samples[self.gallery.items.image_ids[row]]
+        (sample,) = self.gallery.pictures.samples([row])
         if sample.member.endswith(".npy"):
             return None
         return pictures.jpeg(pictures.small(sample.load(), SIDE), 85)

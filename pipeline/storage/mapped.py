@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.errors import InputError
 from pipeline.storage import cache, store
 
+LIMIT = 20e9  # bytes of what is kept, unless it is said: the default of train.cache_gb
 OPEN = 256 * 2**20  # bytes of tables that a process holds open
 
 _open: dict[tuple[str, str], pa.Table] = {}  # the least recently used first
@@ -25,10 +26,15 @@ def table(
 
     `file`, `limit` and `kind` are as of `cache.made`; where there is no room it is held in memory.
     """
+    return kept_open(file, limit, kind, lambda: checked(uri, file, make))
+
+
+def kept_open(file: dict, limit: float, kind: str, make: Callable[[], pa.Table]) -> pa.Table:
+    """The table of `made`, held open for the next time."""
     key = file["sha256"], kind
     found = _open.pop(key, None)
     if found is None:
-        found = _mapped(uri, file, limit, kind, make)
+        found = made(file, limit, kind, make)
         held = sum(other.nbytes for other in list(_open.values())) + found.nbytes
         while held > OPEN and _open:
             held -= _open.pop(next(iter(_open))).nbytes
@@ -36,13 +42,17 @@ def table(
     return found
 
 
-def _mapped(uri: str, file: dict, limit: float, kind: str, make) -> pa.Table:
-    made: list[pa.Table] = []
+def made(file: dict, limit: float, kind: str, make: Callable[[], pa.Table]) -> pa.Table:
+    """What `make` makes, once on this machine, mapped; held in memory where there is no room.
+
+    `file`, `limit` and `kind` are as of `cache.made`. Several chunks become one.
+    """
+    tables: list[pa.Table] = []
 
     def written(path: str) -> None:
-        made.append(_checked(uri, file, make))
-        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, made[0].schema) as writer:
-            writer.write_table(made[0])
+        tables.append(make().combine_chunks())
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, tables[0].schema) as writer:
+            writer.write_table(tables[0])
 
     for anew in (False, True):
         path = cache.made(file, limit, kind, written, anew=anew)
@@ -55,16 +65,17 @@ def _mapped(uri: str, file: dict, limit: float, kind: str, make) -> pa.Table:
             break
         except (OSError, pa.ArrowInvalid):  # torn by a machine that went down
             continue
-    return made[0] if made else _checked(uri, file, make)
+    return tables[0] if tables else make().combine_chunks()
 
 
-def _checked(uri: str, file: dict, make: Callable[[bytes], pa.Table]) -> pa.Table:
+def checked(uri: str, file: dict, make: Callable[[bytes], pa.Table]) -> pa.Table:
+    """What `make` makes of a file's bytes; refused where they are not those of its index."""
     data = store.read_bytes(uri)
     if store.sha256(data) != file["sha256"]:
         raise InputError(
             f"{uri} has other bytes than its stage's index says; run the stage that writes it again"
         )
-    return make(data).combine_chunks()
+    return make(data)
 
 
 class Rows:

@@ -68,6 +68,15 @@ class SearchSettings(Section):
     pages_queries: int = setting(8, "captions taken when queries is empty (count)", ge=1)
     top: int = setting(8, "results shown per query (count)", ge=1)
     shades: bool = setting(True, "show the relevance the encoder gives each result to a text")
+    approximate_above: int = setting(
+        3_000_000,
+        "images, or captions, above which they are looked for in near cells alone, the recall of "
+        "which is told (count)",
+        ge=1,
+    )
+    recall: float = setting(
+        0.95, "share of the exact ten nearest that near cells are to hold", gt=0, le=1
+    )
 
 
 class ReportSettings(Section):

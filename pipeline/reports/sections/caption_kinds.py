@@ -4,6 +4,8 @@ Length is of any language; the other kinds are of English words, and are left ou
 has one.
 """
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 
 from pipeline.evaluation.intervals import Queries, bootstrap, figures
@@ -25,33 +27,41 @@ WORDS = {kind: frozenset(some.split()) for kind, some in KINDS.items()}
 METRIC = "t2i_R_at_10"
 FEWEST = 20  # captions of a kind that is told
 RESAMPLES = 500
+Texts = Callable[[Iterable[str]], Iterable[str]]
 
 
-def kinds_of(texts: list[str]) -> dict[str, np.ndarray]:
+def kinds_of(texts: Iterable[str]) -> dict[str, np.ndarray]:
     """Which of the texts (Q,) are of each kind."""
-    said = [words(text) for text in texts]
-    length = np.array([len(some) for some in said])
+    lengths, has_digit, of_words = [], [], {kind: [] for kind in WORDS}  # type: ignore[var-annotated]
+    for text in texts:  # which may be many: none of them is kept
+        said = words(text)
+        lengths.append(len(said))
+        has_digit.append(any(word.isdigit() for word in said))
+        for kind, of_kind in WORDS.items():
+            of_words[kind].append(not of_kind.isdisjoint(said))
+    length, digits = np.array(lengths, np.int32), np.array(has_digit, bool)
     low, high = np.quantile(length, (1 / 3, 2 / 3)) if len(length) else (0, 0)
     found = {
         f"up to {low:g} words": length <= low,
         f"{low:g} to {high:g} words": (length > low) & (length <= high),
         f"over {high:g} words": length > high,
     }
-    sets = [{*some} for some in said]
-    digits = np.array([any(word.isdigit() for word in some) for some in said], bool)
-    for kind, of_kind in WORDS.items():
-        has = np.array([not of_kind.isdisjoint(some) for some in sets], bool)
+    for kind, met in of_words.items():
+        has = np.array(met, bool)
         found[kind] = has | digits if kind == "with a number" else has
     if any(found[kind].any() for kind in KINDS):
         found["with none of these"] = ~np.any([found[kind] for kind in KINDS], axis=0)
     return found
 
 
-def table(systems: list[System], texts: dict[str, str]) -> tuple[list[str], list[list]]:
-    """R@10 of captions as queries by kind, a column a system: (figure, interval)."""
+def table(systems: list[System], texts: Texts) -> tuple[list[str], list[list]]:
+    """R@10 of captions as queries by kind, a column a system: (figure, interval).
+
+    `texts` gives those of captions by their ids, one after the other.
+    """
     rows = []
     asked = systems[0].measured.queries["t2i"]
-    kinds = kinds_of([texts[query_id] for query_id in asked.query_ids])
+    kinds = kinds_of(texts(asked.query_ids))
     for kind, chosen_Q in kinds.items():
         if chosen_Q.sum() < FEWEST:
             continue

@@ -46,10 +46,9 @@ class Examples:
     ):
         self.settings, self.relevance, self.thumbnails = settings, relevance, thumbnails
         self.pictures, self.systems = thumbnails.pictures, systems
-        captions = relevance.captions
-        self.column = {image_id: n for n, image_id in enumerate(captions.image_ids)}
-        self.image_of = dict(zip(captions.caption_ids, captions.caption_image, strict=True))
         self.ranks = [_ranks(system) for system in systems]
+        queries = systems[0].measured.queries["t2i"]
+        self.owners = queries.image_ids[np.argsort(queries.query_ids)]  # of the sorted captions
 
     def drawn(self) -> list[str]:
         """A few captions drawn at random."""
@@ -64,8 +63,12 @@ class Examples:
         for row in np.lexsort((ids, -rank)):
             if len(last) == self.settings.worst:
                 break
-            last.setdefault(self.image_of[ids[row]], str(ids[row]))
+            last.setdefault(self._image_of(ids[row]), str(ids[row]))
         return list(last.values())
+
+    def _image_of(self, caption_id: str) -> str:
+        """The image that a caption was written for."""
+        return str(self.owners[np.searchsorted(self.ranks[0][0], caption_id)])
 
     def moved(self) -> list[tuple[str, list[str]]]:
         """The captions that re-ranking helped most, and those that it hurt most."""
@@ -90,32 +93,45 @@ class Examples:
         drawn, worst, moved = self.drawn(), self.worst(), self.moved()
         wanted = {*drawn, *worst, *(query_id for _, ids in moved for query_id in ids)}
         self.lists = [system.lists("t2i", wanted) for system in self.systems]
-        ids = sorted(wanted)
-        self.graded = dict(zip(ids, self.relevance.best_known("t2i", ids).tolist(), strict=True))
+        self.graded = self._graded(sorted(wanted))
         return {
             "drawn": [self._query(query_id) for query_id in drawn],
             "worst": [self._query(query_id, with_own=True) for query_id in worst],
             "moved": [(title, [self._query(i) for i in ids]) for title, ids in moved],
         }
 
+    def _graded(self, ids: list[str]) -> dict[str, dict[str, float]]:
+        """The relevance of queries to all images that the page shows with any of them."""
+        shown = {self._image_of(query_id) for query_id in ids}
+        for row in (row for of_system in self.lists for row in of_system.values()):
+            shown.update(row["candidate_id"][: self.settings.results])
+        items = self.relevance.items
+        texts, images = items.find("text", ids), items.find("image", shown)
+        rows = np.array([texts[query_id] for query_id in ids], np.int64)
+        found = self.relevance.best_known("t2i", rows, np.array(list(images.values()), np.int64))
+        return {
+            query_id: dict(zip(images, relevance, strict=True))
+            for query_id, relevance in zip(ids, found.tolist(), strict=True)
+        }
+
     def _query(self, caption_id: str, with_own: bool = False) -> dict:
-        own = self.image_of[caption_id]
-        relevance_N = self.graded[caption_id]
+        own, relevance = self._image_of(caption_id), self.graded[caption_id]
         shown: list[dict] = []
         places: dict[str, int] = {}
         for system, rows in zip(self.systems, self.lists, strict=True):
             row, label = rows[caption_id], STAGES[system.stage]
             best = zip(row["candidate_id"], row["score"], strict=True)
             hits = [
-                self._hit(image_id, score, relevance_N[self.column[image_id]], own)
+                self._hit(image_id, score, relevance[image_id], own)
                 for image_id, score in list(best)[: self.settings.results]
             ]
             before = [places.get(hit.id) if shown else None for hit in hits]
             places = {image_id: n for n, image_id in enumerate(row["candidate_id"], 1)}
             shown.append({"label": label, "rank": row["rank"], "hits": hits, "before": before})
-        query = {"text": self.pictures.captions[caption_id], "rankings": shown, "own": None}
+        written = {c["caption_id"]: c["text"] for c in self.pictures.sample(own).captions}
+        query = {"text": written[caption_id], "rankings": shown, "own": None}
         if with_own:
-            query["own"] = self._hit(own, float("nan"), relevance_N[self.column[own]], own)
+            query["own"] = self._hit(own, float("nan"), relevance[own], own)
         return query
 
     def _hit(self, image_id: str, score: float, relevance: float, own: str) -> Hit:

@@ -55,7 +55,7 @@ def recall(systems: list[System], relevance: GradedRelevance) -> Figure:
                 "gid": system.line["gid"],
             }
             curve.fill_between(x, low_B[known], high_B[known], **band)
-        chance = DEPTH / len(relevance.captions.image_ids)
+        chance = DEPTH / relevance.items.counts[0]
         curve.axhline(chance, linewidth=0.8, linestyle=":", color="gray", label="chance")
         curve.set_ylim(bottom=0)
         curve.set_ylabel(f"share found among the first {DEPTH}")
@@ -94,18 +94,30 @@ def found_by_relevance(
     rows = np.flatnonzero(known)[spaced(int(known.sum()), QUERIES)]
     ids, owners = asked.query_ids[rows].tolist(), asked.image_ids[rows]
     lists = {system.label: system.lists("t2i", ids) for system in systems}
-    column = {image_id: i for i, image_id in enumerate(relevance.captions.image_ids)}
+    items, first = relevance.items, {label: _first(of, ids) for label, of in lists.items()}
+    texts, images = (
+        items.find("text", ids),
+        items.find("image", {i for f in first.values() for of in f for i in of}),
+    )
+    row_Q = np.array([texts[query_id] for query_id in ids], np.int64)
     there_QB = np.zeros((len(ids), BINS))
     found_QB = {system.label: np.zeros((len(ids), BINS)) for system in systems}
     for start in range(0, len(ids), BLOCK):
-        part = ids[start : start + BLOCK]
-        bins_QN = _bins(relevance.best_known("t2i", part))  # said once for all systems
-        for row, (query_id, bins_N) in enumerate(zip(part, bins_QN, strict=True), start):
-            there_QB[row] = np.bincount(bins_N, minlength=BINS)
-            for label, of_system in lists.items():
-                first = [column[c] for c in of_system[query_id]["candidate_id"][:DEPTH]]
-                found_QB[label][row] = np.bincount(bins_N[first], minlength=BINS)
+        part = slice(start, start + BLOCK)
+        for span in relevance.spans("t2i"):
+            bins_QN = _bins(relevance.best_known("t2i", row_Q[part], span))  # once for all systems
+            for row, bins_N in enumerate(bins_QN, start):
+                there_QB[row] += np.bincount(bins_N, minlength=BINS)
+                for label, of_system in first.items():
+                    rows = np.array([images[image_id] for image_id in of_system[row]], np.int64)
+                    here = rows[(rows >= span.start) & (rows < span.stop)] - span.start
+                    found_QB[label][row] += np.bincount(bins_N[here], minlength=BINS)
     return {label: (there_QB, of_system, owners) for label, of_system in found_QB.items()}
+
+
+def _first(lists: dict[str, dict], ids: list[str]) -> list[list[str]]:
+    """The first candidates of each query."""
+    return [lists[query_id]["candidate_id"][:DEPTH] for query_id in ids]
 
 
 def shares(there_QB, found_QB, owner_Q) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,18 +144,19 @@ def against_truth(relevance: GradedRelevance) -> Figure | None:
     """The true relevance of pairs by what the labels say; None where nobody knows it."""
     if relevance.facts is None:
         return None
-    captions = relevance.captions
-    wanted = max(2, PAIRS // len(captions.caption_ids))
-    images = [captions.image_ids[row] for row in spaced(len(captions.image_ids), wanted)]
+    count, captions = relevance.items.counts
+    images = spaced(count, max(2, PAIRS // captions))
     count_MB, sum_MB = np.zeros((2, len(images), BINS))
     for start in range(0, len(images), BLOCK):
         part = images[start : start + BLOCK]
-        graded, others_MN = relevance("i2t", part), ~captions.same_image(part).numpy()
-        bins_MN, truth_MN = _bins(graded["ndcg_label"]), graded["ndcg_truth"].numpy()
-        for row, others_N in enumerate(others_MN):
-            bins_N, truth_N = bins_MN[row][others_N], truth_MN[row][others_N]
-            count_MB[start + row] = np.bincount(bins_N, minlength=BINS)
-            sum_MB[start + row] = np.bincount(bins_N, truth_N, minlength=BINS)
+        for span in relevance.spans("i2t"):
+            owners = relevance.captions.images_of(np.arange(span.start, span.stop))
+            graded, others_MN = relevance("i2t", part, span), part[:, None] != owners
+            bins_MN, truth_MN = _bins(graded["ndcg_label"]), graded["ndcg_truth"].numpy()
+            for row, others_N in enumerate(others_MN):
+                bins_N, truth_N = bins_MN[row][others_N], truth_MN[row][others_N]
+                count_MB[start + row] += np.bincount(bins_N, minlength=BINS)
+                sum_MB[start + row] += np.bincount(bins_N, truth_N, minlength=BINS)
     owner = np.arange(len(images))
     mean_B, low_B, high_B = shares(count_MB, sum_MB, owner)
     known = np.isfinite(mean_B)

@@ -8,8 +8,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.evaluation import evaluate, ranking, results, tower_vectors
+from pipeline.errors import InputError
+from pipeline.evaluation import (
+    evaluate,
+    graded_relevance,
+    ranking,
+    results,
+    tower_vectors,
+)
 from pipeline.formulas.metrics import expected_rank, ndcg, recall_at
+from pipeline.sharding.exclusions import Excluded
 from pipeline.sources import drawn
 from pipeline.sources.part import Part
 from pipeline.storage import parquet, run_folder, store
@@ -192,6 +200,7 @@ def test_ranks_do_not_depend_on_how_the_split_is_cut_into_shards_and_blocks(
 ):
     _, _, rows, metrics = run_of_random_vectors
     monkeypatch.setattr(ranking, "BLOCK", 2)
+    monkeypatch.setattr(graded_relevance, "SPAN", 4)  # captions whose relevance is made together
     write_run(tmp_path)
     small = ranked(tmp_path, recipe_of(evaluate={"top_k": 5}))
     for row, other in zip(rows, small[0], strict=True):
@@ -253,20 +262,27 @@ def one_of_three(rng, dim: int) -> np.ndarray:
     return random_unit(np.random.default_rng(rng.integers(3)), dim)
 
 
+@pytest.mark.parametrize("span", [2**16, 5])
 @pytest.mark.parametrize("ndcg_at", [1, 4, 10, 99])
 @pytest.mark.parametrize("top_k", [1, 10])
-def test_ties_are_those_of_the_dense_formulas_wherever_the_list_ends(tmp_path, top_k, ndcg_at):
+def test_ties_are_those_of_the_dense_formulas_wherever_the_list_ends(
+    tmp_path, monkeypatch, top_k, ndcg_at, span
+):
+    monkeypatch.setattr(graded_relevance, "SPAN", span)
     vectors = write_run(tmp_path, draw=one_of_three)
     recipe = recipe_of(evaluate={"top_k": top_k, "ndcg_at": ndcg_at})
     plan = evaluate.plan(recipe, str(tmp_path), "main")
-    graded = ranking.GradedRelevance(plan.pieces[0].inputs["judge"])
+    inputs = plan.pieces[0].inputs
+    items = tower_vectors.read(inputs["vectors"]).items
+    graded = ranking.GradedRelevance(inputs["judge"], items)
     for row in ranked(tmp_path, recipe)[0]:
         query = row["query_id"]
         ids = candidates_of(vectors, query)
         a, b = (torch.tensor(np.array([vectors[i] for i in side])) for side in ([query], ids))
         scores = (a.double() @ b.double().T).float()
         own = torch.tensor([[image_of(i) == image_of(query) for i in ids]])
-        relevance = graded(row["direction"], [query])["ndcg_label"]
+        side = "image" if row["direction"] == "i2t" else "text"
+        relevance = graded(row["direction"], [items.find(side, [query])[query]])["ndcg_label"]
         expected = ndcg(scores, relevance, k=ndcg_at).item()
         assert row["ndcg_label"] == pytest.approx(expected)
         assert row["rank"] == expected_rank(scores, own).item()
@@ -284,7 +300,45 @@ def test_rankings_that_are_finished_are_not_written_again(tmp_path):
     assert len(plan.pending) == len(TEST)
 
 
+def test_sentence_vectors_of_other_captions_than_the_models_are_refused(tmp_path):
+    write_run(tmp_path)
+    folder = RunFolder(str(tmp_path)).folder("embed", "hand")
+    uri = f"{folder}/test-000001.parquet"
+    table, index = parquet.read_table(uri), store.read_json(f"{folder}/index.json")
+    swapped = [1, 0, *range(2, len(table))]
+    written = parquet.write_table(uri, table.take(swapped), "hand", {})
+    for entry in index["pieces"]:
+        if entry["name"] == "test-000001":
+            entry["files"] = written["files"]
+    store.write_json(f"{folder}/index.json", index)
+    with pytest.raises(InputError, match="other captions than the model's vectors of test-000001"):
+        ranked(tmp_path)
+
+
 # ---- vectors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "excluded",
+    [
+        Excluded(),
+        Excluded(frozenset({"test-000000/1"}), frozenset({"test-000000/1#0", "test-000001/0#3"})),
+    ],
+)
+def test_stored_rows_are_those_that_are_not_excluded(tmp_path, excluded):
+    made = write_run(tmp_path)
+    found = tower_vectors.without(tower_vectors.files(str(tmp_path), "main", "test"), excluded)
+    images = [i for i in ids_of("test", "i2t") if i not in excluded.images]
+    texts = [i for i in ids_of("test", "t2i") if i not in excluded.captions]
+    assert found.items.counts == (len(images), len(texts))
+    assert found.items.ids("i2t") == (images, texts)
+    assert [images[row] for row in found.items.image_of_N] == [image_of(i) for i in texts]
+    assert found.items.find("text", [texts[3], "nobody", texts[0]]) == {texts[0]: 0, texts[3]: 3}
+    assert np.array_equal(found.texts.numpy(), [made[i] for i in texts])
+    rows = np.arange(len(images))
+    scores, best = found.top("i2t", rows, 3)
+    expected = found.block("i2t", rows).topk(3)
+    assert torch.equal(scores, expected.values) and torch.equal(best.long(), expected.indices)
 
 
 def test_vectors_are_read_in_shard_order(tmp_path):

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import recipes
-from pipeline.evaluation import evaluate, task_memory, tower_vectors
+from pipeline.evaluation import evaluate, graded_relevance, task_memory, tower_vectors
 from pipeline.labels import embed
 from pipeline.labels.encoders import sentences
 from pipeline.reranking import rerank
 from pipeline.storage import run_folder
-from pipeline.storage.run_folder import Files, RunFolder
+from pipeline.storage.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -50,17 +50,16 @@ def test_rankings_take_more_where_other_scores_are_made_and_re_ranking_asks_for_
     assert 0 < plain.memory < again.memory and chosen.memory > 0
 
 
-def test_rankings_of_coco_take_what_was_measured():
-    """5,000 images with 25,000 captions, 2,000 images in the bank: MB above a small one's."""
+def test_rankings_take_rows_of_a_large_gallery_and_no_vectors():
+    """Of 1,000 images and of more, a caption each: MB."""
     _, recipe = recipes.resolve("drawn", {"rerank": {"bank_images": 2000}}, None)[0]
 
-    def megabytes(dim: int, judged: int, scored: bool) -> float:
-        model = recipe.model.model_copy(update={"dim": dim})
-        entry = {"images": 5000, "captions": 25_000, "dim": judged}
-        files = Files("", ("a",), "", (entry,))
-        own = recipe.model_copy(update={"model": model})
-        return task_memory.of_rankings(files, files, own, scored) / 1e6
+    def megabytes(images: int, dim: int = 256, scored: bool = False) -> float:
+        own = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dim": dim})})
+        return task_memory.rankings(images, images, 384 * images, own, scored) / 1e6
 
-    assert megabytes(1024, 384, False) - megabytes(256, 384, False) == pytest.approx(153, rel=0.1)
-    assert megabytes(256, 1024, False) - megabytes(256, 384, False) == pytest.approx(247, rel=0.1)
-    assert megabytes(1024, 384, True) - megabytes(256, 384, True) == pytest.approx(256, rel=0.1)
+    small, large, huge = (megabytes(images) for images in (1000, 100_000, 1_000_000))
+    assert small < large < huge < large + 1e-6 * task_memory.ROW * 2_000_000
+    assert megabytes(100_000, dim=1024) == large
+    assert megabytes(100_000, 1024, True) - megabytes(100_000, 256, True) > 1000
+    assert task_memory.SPAN == graded_relevance.SPAN

@@ -18,7 +18,7 @@ from PIL import Image
 from jobs.cli import main, recipes
 from jobs.tracking.tracker import Tracker
 from pipeline.errors import InputError
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import evaluate, tower_vectors
 from pipeline.evaluation import results as evaluation_results
 from pipeline.evaluation.graded_relevance import GradedRelevance, judge_of
 from pipeline.evaluation.results import Protocol, Result
@@ -56,7 +56,8 @@ def unit(vector) -> np.ndarray:
 
 
 def write_stage(folder: str, table: pa.Table, images: int, captions: int) -> None:
-    about = {"split": "test", "images": images, "captions": captions, "dim": 16}
+    dim = table.schema.field("vector").type.list_size
+    about = {"split": "test", "images": images, "captions": captions, "dim": dim}
     written = parquet.write_table(f"{folder}/test-000000.parquet", table, "hand", about)
     pieces = [{**written, "name": "test-000000", "fingerprint": "hand"}]
     store.write_json(f"{folder}/index.json", {"pieces": pieces, "version": "hand"})
@@ -187,6 +188,11 @@ def test_intervals_stand_below_their_numbers(page, large):
     assert cell.text == f"{metrics['i2t_R_at_1']:.1f}" and not cell.interval
 
 
+def graded_of(recipe: Recipe, root: str) -> GradedRelevance:
+    items = tower_vectors.read(tower_vectors.evaluated(recipe, root, "main")).items
+    return GradedRelevance(judge_of(recipe, root), items)
+
+
 def table_of(large) -> results_table.Table:
     root, recipe = large
     return results_table.table(report.read(recipe, root, [], ["main"]).systems)
@@ -196,7 +202,7 @@ def test_recall_by_relevance_is_that_of_a_plain_count(large, monkeypatch):
     root, recipe = large
     monkeypatch.setattr(shades, "QUERIES", 40)
     monkeypatch.setattr(shades, "FEWEST", 1)
-    graded = GradedRelevance(judge_of(recipe, root))
+    graded = graded_of(recipe, root)
     systems = report.read(recipe, root, [], ["main"]).systems
     counted = shades.found_by_relevance(systems, graded)
     found, low, high = shades.shares(*counted["main"])
@@ -206,8 +212,9 @@ def test_recall_by_relevance_is_that_of_a_plain_count(large, monkeypatch):
     lists = systems[0].lists("t2i", chosen)
     there, early = [0] * 10, [0] * 10
     for query_id in chosen:
-        (relevance,) = graded("t2i", [query_id])["ndcg_label"].tolist()
-        for image_id, r in zip(graded.captions.image_ids, relevance, strict=True):
+        row = graded.items.find("text", [query_id])[query_id]
+        (relevance,) = graded("t2i", [row])["ndcg_label"].tolist()
+        for image_id, r in zip(graded.items.image_ids, relevance, strict=True):
             there[min(int(r * 10), 9)] += 1
             early[min(int(r * 10), 9)] += image_id in lists[query_id]["candidate_id"][:10]
     expected = [e / t if t else float("nan") for e, t in zip(early, there, strict=True)]
@@ -219,7 +226,7 @@ def test_recall_by_relevance_is_that_of_a_plain_count(large, monkeypatch):
 def examples_of(recipe: Recipe, root: str, *, again: bool = False) -> Examples:
     """Of the model main, as trained and if need be re-ranked."""
     systems = report.read(recipe, root, [], ["main"]).systems
-    relevance = GradedRelevance(judge_of(recipe, root))
+    relevance = graded_of(recipe, root)
     thumbnails = Thumbnails(Pictures(root, recipe.evaluate.split))
     return Examples(recipe.report, systems if again else systems[:1], relevance, thumbnails)
 

@@ -2,20 +2,28 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from jobs.cli import recipes
 from jobs.cli.main import main
 from pipeline.errors import InputError
+from pipeline.evaluation import tower_vectors
+from pipeline.labels import embed
+from pipeline.labels.caption_vectors import Captions
 from pipeline.models.words import terms
+from pipeline.reports.pictures import Caption
 from pipeline.reports.tables import SHADES
 from pipeline.search import page as search_page
 from pipeline.search.index import Query, SearchIndex
+from pipeline.storage import parquet, store
+from pipeline.storage.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +32,21 @@ def gallery(finished_run) -> SearchIndex:
     return SearchIndex(recipe, finished_run, name)
 
 
+def captions_of(gallery: SearchIndex) -> list[Caption]:
+    """All captions of the gallery, in order."""
+    return gallery.pictures.captions_at(range(len(gallery.pictures.captions)))
+
+
 @pytest.fixture(scope="module")
 def texts(gallery) -> list[str]:
-    return [gallery.pictures.captions[i] for i in gallery.items.text_ids[::7]]
+    return [caption.text for caption in captions_of(gallery)[::7]]
 
 
 def test_a_caption_finds_what_brute_force_finds(gallery, texts):
     """The vectors of stage 6 and of the search are of one model, so scores agree too."""
     at = dict(zip(gallery.items.text_ids[::7], texts, strict=True))
     rows = [gallery.items.text_ids.index(id_) for id_ in at]
-    all_QM = gallery.scores.block("t2i", rows)
+    all_QM = tower_vectors.read(gallery.files).block("t2i", rows)
     for text, scores_M in zip(at.values(), all_QM, strict=True):
         hits = gallery.find(Query(text, top=5))
         best = torch.topk(scores_M, 5)
@@ -86,16 +99,32 @@ CAPTIONS = [
 ]
 
 
-@pytest.fixture
-def of_all_scripts(gallery, monkeypatch) -> SearchIndex:
+@pytest.fixture(scope="module")
+def of_all_scripts(finished_run, tmp_path_factory) -> SearchIndex:
     """The gallery with the first images' captions of other scripts, one each."""
-    index = SearchIndex(gallery.recipe, gallery.root, gallery.name)
-    texts = dict.fromkeys(index.items.text_ids, "one word")
-    for image_id, text in zip(index.items.image_ids, CAPTIONS, strict=False):
-        first = index.items.text_ids[index.items.text_image_ids.index(image_id)]
-        texts[first] = text
-    monkeypatch.setattr(index.pictures, "captions", texts)
-    return index
+    root = str(tmp_path_factory.mktemp("scripts") / "run")
+    shutil.copytree(finished_run, root)
+    folder, index = RunFolder(root).folder("shard"), RunFolder(root).index("shard")
+    texts, pieces = iter(CAPTIONS), []
+    for entry in index["pieces"]:
+        if entry["split"] == "test":
+            uri = f"{folder}/{entry['name']}.parquet"
+            table = parquet.read_table(uri)
+            lists = table["captions"].to_pylist()
+            for captions in lists:
+                captions[0]["text"] = next(texts, "one word")
+                for other in captions[1:]:
+                    other["text"] = "one word"
+            at = table.schema.get_field_index("captions")
+            table = table.set_column(
+                at, table.schema.field(at), pa.array(lists, table.schema.field(at).type)
+            )
+            written = parquet.write_table(uri, table, entry["fingerprint"], {})
+            entry = {**entry, "files": {**entry["files"], **written["files"]}}
+        pieces.append(entry)
+    store.write_json(f"{folder}/index.json", {**index, "pieces": pieces})
+    ((name, recipe),) = recipes.saved(root, {}, None)
+    return SearchIndex(recipe, root, name)
 
 
 @pytest.mark.parametrize(
@@ -138,15 +167,15 @@ def test_what_came_to_nothing_is_told(gallery):
     assert told(Query("a", without="!?")) == [
         "there is no word in without '!?': it changes nothing"
     ]
-    every = " ".join(sorted({w for c in gallery.pictures.captions.values() for w in terms(c)}))
+    every = " ".join(sorted({w for c in [c.text for c in captions_of(gallery)] for w in terms(c)}))
     (sentence,) = told(Query("a", words=every))
     assert sentence.startswith("no caption has all of 'a', ") and sentence.endswith("is left")
 
 
 def test_shades_are_the_relevance_of_the_labels(gallery):
-    captions = gallery._captions
+    captions = Captions.read(embed.files(gallery.recipe, gallery.root).of_split("test"))
     for row in (0, 33, 77):
-        text = gallery.pictures.captions[captions.caption_ids[row]]
+        text = captions_of(gallery)[row].text
         hits = gallery.find(Query(text, top=99, shades=True))
         (labels_M,) = captions.relevance_of_texts([row], gallery.recipe.label).tolist()
         expected = dict(zip(captions.image_ids, labels_M, strict=True))
@@ -158,12 +187,13 @@ def test_shades_are_the_relevance_of_the_labels(gallery):
 def test_a_picture_finds_captions_as_its_own_vector_does(gallery):
     row = 5
     image_id = gallery.items.image_ids[row]
-    data = gallery.pictures.samples[image_id].read()
+    data = gallery.pictures.sample(image_id).read()
     hits = gallery.find(Query(picture=data, top=4))
-    found = gallery.scores.block("i2t", [row])[0]
+    found = tower_vectors.read(gallery.files).block("i2t", [row])[0]
     best = torch.topk(found, 4)
     assert [h.id for h in hits] == [gallery.items.text_ids[i] for i in best.indices]
-    assert [h.text for h in hits] == [gallery.pictures.captions[h.id] for h in hits]
+    written = {caption.id: caption.text for caption in captions_of(gallery)}
+    assert [h.text for h in hits] == [written[h.id] for h in hits]
     some = gallery.find(Query(picture=data, top=4, without="a"))
     assert all("a" not in terms(h.text) for h in some)
 
@@ -228,3 +258,38 @@ def test_the_page_is_made_again_with_another_layout_or_other_shades(finished_run
     assert version() == before != version(map="half")
     monkeypatch.setattr(search_page, "LAYOUT", 99)
     assert version() != before
+
+
+def test_an_approximate_search_says_so_and_filters_make_it_exact(finished_run):
+    ((name, recipe),) = recipes.saved(finished_run, {"search": {"approximate_above": 20}}, None)
+    near = SearchIndex(recipe, finished_run, name)
+    assert len(near.images.cells) == 6 and 1 <= near.probes(near.images) <= 6
+    about = near.about_query(Query("a red circle"))
+    assert about["search"] == "approximate" and 0 < about["recall"] <= 1
+    assert near.about_query(Query("a red circle", words="red")) == {"search": "exact"}
+    exact = SearchIndex(recipes.saved(finished_run, {}, None)[0][1], finished_run, name)
+    assert exact.about_query(Query("a red circle")) == {"search": "exact"}
+    filtered = Query("a red circle", words="red", top=9)
+    assert near.find(filtered) == exact.find(filtered)
+    every = {hit.id: hit.score for hit in exact.find(Query("a red circle", top=32))}
+    found = near.find(Query("a red circle", top=5))
+    assert [every[hit.id] for hit in found] == [hit.score for hit in found]
+    page = search_page.html(near, [Query("a red circle")], [found], "1")
+    assert f"approximate, recall {about['recall']:.2f} of the ten nearest" in page
+    assert "approximate" not in search_page.html(exact, [Query("a red circle")], [found], "1")
+
+
+def test_shards_of_other_samples_than_the_vectors_are_refused(of_all_scripts, tmp_path):
+    root = str(tmp_path / "run")
+    shutil.copytree(of_all_scripts.root, root)
+    folder, index = RunFolder(root).folder("shard"), RunFolder(root).index("shard")
+    for entry in index["pieces"]:
+        if entry["split"] == "test":
+            uri = f"{folder}/{entry['name']}.parquet"
+            table = parquet.read_table(uri)
+            table = table.take(list(range(len(table)))[::-1])
+            entry["files"] |= parquet.write_table(uri, table, entry["fingerprint"], {})["files"]
+    store.write_json(f"{folder}/index.json", index)
+    other = SearchIndex(of_all_scripts.recipe, root, of_all_scripts.name)
+    with pytest.raises(InputError, match="vectors of other samples than .*2-shards"):
+        other.find(Query("a red circle"))

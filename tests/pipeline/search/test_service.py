@@ -58,7 +58,7 @@ def known(finished_run) -> list[dict]:
 
 
 def picture_of(gallery, image_id: str) -> bytes:
-    return gallery.pictures.samples[image_id].read()
+    return gallery.pictures.sample(image_id).read()
 
 
 def test_it_answers_as_the_gallery_does(gallery, address):
@@ -78,7 +78,7 @@ def test_its_pictures_are_those_of_the_shards(gallery, address):
     answer = requests.get(address + hit["picture"])
     assert answer.headers["content-type"] == "image/jpeg"
     shown = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"), int)
-    kept = np.asarray(gallery.pictures.samples[hit["image_id"]].load().convert("RGB"), int)
+    kept = np.asarray(gallery.pictures.sample(hit["image_id"]).load().convert("RGB"), int)
     assert shown.shape == kept.shape and np.abs(shown - kept).mean() < 6
 
 
@@ -91,7 +91,7 @@ def test_a_picture_is_answered_with_captions(gallery, address):
 
 
 def test_many_at_once_get_what_each_gets_alone(gallery, address):
-    texts = [gallery.pictures.captions[i] for i in gallery.items.text_ids[:48]]
+    texts = [caption.text for caption in gallery.pictures.captions_at(range(48))]
 
     def ask(text: str) -> list[str]:
         answer = requests.get(f"{address}/search", params={"q": text, "top": 6})
@@ -269,7 +269,8 @@ def tab(request, browser, address):
 
 def test_a_typed_query_shows_the_right_scene_first(tab, gallery, known):
     row = known[0]
-    text = gallery.pictures.captions[row["query_id"]]
+    written = gallery.pictures.sample(row["image_id"]).captions
+    (text,) = (c["text"] for c in written if c["caption_id"] == row["query_id"])
     tab.fill("input[name=q]", text)
     tab.press("input[name=q]", "Enter")
     first = tab.locator(".found figure").first
@@ -280,7 +281,7 @@ def test_a_typed_query_shows_the_right_scene_first(tab, gallery, known):
     first.locator("img").evaluate("image => image.decode()")
     data = tab.request.get(tab.url.split("/?")[0] + first.locator("img").get_attribute("src"))
     shown = np.asarray(Image.open(io.BytesIO(data.body())).convert("RGB"), int)
-    scene = gallery.pictures.samples[row["candidate_id"][0]].load()
+    scene = gallery.pictures.sample(row["candidate_id"][0]).load()
     assert np.abs(shown - np.asarray(scene.convert("RGB"), int)).mean() < 6
     assert tab.locator(".found .dot").count() == tab.locator(".found figure").count() > 1
     tab.reload()  # the address holds the query

@@ -133,7 +133,8 @@ def test_kinds_of_captions_are_what_is_in_them():
 def test_recall_by_kind_is_that_of_its_captions():
     rank_Q = np.where(np.arange(QUERIES) % 2, 1, 50)
     texts = {f"q{n:03}": "a red dog" if n % 2 else "a small dog runs" for n in range(QUERIES)}
-    columns, rows = caption_kinds.table([system("a", rank_Q), system("b", rank_Q + 60)], texts)
+    systems = [system("a", rank_Q), system("b", rank_Q + 60)]
+    columns, rows = caption_kinds.table(systems, lambda ids: (texts[id_] for id_ in ids))
     found = {row[0]: row[1:] for row in rows}
     assert columns == ["captions", "of them", "a", "b"]
     assert found["with a colour"][0] == "100"
