@@ -5,6 +5,7 @@ there: a row costs the pages it lies in, which the kernel keeps once for all pro
 back when memory is short. So a worker holds nothing that grows with the collection.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ LIMIT = 20e9  # bytes of what is kept, unless it is said: the default of train.c
 OPEN = 256 * 2**20  # bytes of tables that a process holds open
 
 _open: dict[tuple[str, str], pa.Table] = {}  # the least recently used first
+_turn = threading.Lock()  # a service's threads ask at once
 
 
 def table(
@@ -32,13 +34,16 @@ def table(
 def kept_open(file: dict, limit: float, kind: str, make: Callable[[], pa.Table]) -> pa.Table:
     """The table of `made`, held open for the next time."""
     key = file["sha256"], kind
-    found = _open.pop(key, None)
-    if found is None:
-        found = made(file, limit, kind, make)
-        held = sum(other.nbytes for other in list(_open.values())) + found.nbytes
+    with _turn:
+        if (found := _open.pop(key, None)) is not None:
+            _open[key] = found
+            return found
+    found = made(file, limit, kind, make)
+    with _turn:
+        held = sum(other.nbytes for other in _open.values()) + found.nbytes
         while held > OPEN and _open:
             held -= _open.pop(next(iter(_open))).nbytes
-    _open[key] = found
+        _open[key] = found
     return found
 
 
