@@ -32,7 +32,8 @@ from _pytest.nodeid import coerce_node_id  # noqa: E402
 torch.set_num_threads(1)
 gc.disable()  # until all is imported: little of that is garbage
 
-FIRST = ("ray", "own cluster, whole", "own cluster, ", "workers", "tests/pipeline/formulas/test_f")
+FIRST = ("ray", "workers", "own cluster, whole", "own cluster, ")
+FIRST += ("tests/pipeline/formulas/test_fused", "tests/pipeline/training/test_train")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
