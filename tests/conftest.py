@@ -8,7 +8,7 @@ import fcntl
 import gc
 import os
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 os.environ.update(
@@ -30,10 +30,21 @@ import torch  # noqa: E402
 from _pytest.nodeid import coerce_node_id  # noqa: E402
 
 torch.set_num_threads(1)
-gc.disable()  # until all is imported: little of that is garbage
 
 FIRST = ("ray", "workers", "own cluster, whole", "own cluster, ")
 FIRST += ("tests/pipeline/formulas/test_fused", "tests/pipeline/training/test_train")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported now stays: it is not searched for garbage, now or ever."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -67,13 +78,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:  # xdist 3.8 writes the group where pytest 9.2 no longer looks for it
         if "@" in (grouped := getattr(item, "_nodeid", "")):
             item._id = coerce_node_id(grouped)
-
-
-def pytest_collection_finish() -> None:
-    """What was imported stays; no collection of garbage goes through it again."""
-    gc.enable()
-    gc.collect()
-    gc.freeze()
 
 
 def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
