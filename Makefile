@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format setup clean
+.PHONY: demo test lint style types format setup clean
 
 demo: setup
 	$(BIN)/halftone run --recipe drawn
@@ -11,10 +11,14 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
-lint: setup
+lint: style types
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+
+types: setup
 	$(BIN)/mypy
 
 format: setup

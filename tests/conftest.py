@@ -1,12 +1,14 @@
 """One small Ray, one tiny sentence encoder and one finished run, shared by all tests.
 
-With `pytest -n 3 --dist loadgroup` what is on one Ray runs in one process, and files stay together.
+With `pytest -n 3 --dist loadgroup` what is on one Ray runs in one process, what forks workers in
+one, and files stay together.
 """
 
 import fcntl
+import gc
 import os
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 os.environ.update(
@@ -29,13 +31,34 @@ from _pytest.nodeid import coerce_node_id  # noqa: E402
 
 torch.set_num_threads(1)
 
+FIRST = ("ray", "workers", "own cluster, whole", "own cluster, ")
+FIRST += ("tests/pipeline/formulas/test_fused", "tests/pipeline/training/test_train")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported now stays: it is not searched for garbage, now or ever."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Its group for several processes: what is on Ray, what starts a Ray of its own, its file."""
+    """Its group for several processes.
+
+    What is on Ray, what starts a Ray of its own, what forks workers (from one process, that has
+    imported all), its file.
+    """
     if item.get_closest_marker("own_cluster"):
         group = f"own cluster, {item.path.parent.name}"
     elif {"ray_here", "finished_run"} & set(getattr(item, "fixturenames", ())):
         group = "ray"
+    elif hasattr(getattr(item, "module", None), "gloo"):
+        group = "workers"
     else:
         group = item.nodeid.partition("::")[0]
     item.add_marker(pytest.mark.xdist_group(group))
@@ -43,11 +66,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long groups first."""
+    """The long groups first; in them, what need not wait until a run is finished."""
 
-    def turn(item: pytest.Item) -> int:
+    def turn(item: pytest.Item) -> tuple[int, bool]:
         group = next((mark.args[0] for mark in item.iter_markers("xdist_group")), "")
-        return 0 if group == "ray" else 1 if group.startswith("own cluster") else 2
+        place = next((n for n, name in enumerate(FIRST) if group.startswith(name)), len(FIRST))
+        own = item.get_closest_marker("own_cluster")
+        return place, bool(own) and "finished_run" in getattr(item, "fixturenames", ())
 
     items.sort(key=turn)
     for item in items:  # xdist 3.8 writes the group where pytest 9.2 no longer looks for it
@@ -96,31 +121,6 @@ def _write_encoder(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_here():
-    """Ray on this machine, started once."""
-    import ray
-
-    from jobs.cluster import tasks
-
-    tasks.connect()
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def finished_run(request, tmp_path_factory, tiny_encoder) -> str:
-    """The folder of a run that went through all stages; tests copy it before they change it."""
-    from jobs.cli.main import main
-    from tests.helpers.stages import TINY
-
-    def run(folder: Path) -> None:
-        request.getfixturevalue("ray_here")
-        main("run", [*TINY, "--root", str(folder / "tiny"), "--encoder", tiny_encoder])
-
-    return str(made_once(tmp_path_factory, "runs", run) / "tiny")
-
-
-@pytest.fixture(scope="session")
 def bucket():
     """URI of a bucket on an S3 server of this machine; processes started from now on find it."""
     from fsspec import filesystem
@@ -137,6 +137,48 @@ def bucket():
         filesystem("s3").mkdir("halftone")
         yield "s3://halftone"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_here(bucket):
+    """Ray on this machine, started once; its workers find the bucket."""
+    import ray
+
+    from jobs.cluster import tasks
+
+    tasks.connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def first_stages(tmp_path_factory, tiny_encoder) -> Path:
+    """Stages 1 to 3 of a small run; tests train in copies."""
+    from pipeline.labels import embed
+    from pipeline.sharding import ingest, shard
+    from tests.helpers.stages import finish
+    from tests.pipeline.training.test_train import recipe_with
+
+    def make(folder: Path) -> None:
+        recipe = recipe_with(tiny_encoder)
+        finish(ingest.plan(recipe, str(folder)), ingest.write_part)
+        finish(shard.plan(recipe, str(folder)), shard.write_shard)
+        finish(embed.plan(recipe, str(folder)), embed.write_embeddings)
+
+    return made_once(tmp_path_factory, "first-stages", make)
+
+
+@pytest.fixture(scope="session")
+def finished_run(request, tmp_path_factory, tiny_encoder) -> str:
+    """The folder of a run that went through all stages; tests copy it before they change it."""
+    from jobs.cli.main import main
+    from tests.helpers.stages import TINY
+
+    def run(folder: Path) -> None:
+        request.getfixturevalue("ray_here")
+        main("run", [*TINY, "--root", str(folder / "tiny"), "--encoder", tiny_encoder])
+
+    return str(made_once(tmp_path_factory, "runs", run) / "tiny")
 
 
 @pytest.fixture(params=["disk", "file", "memory", "s3"])

@@ -46,6 +46,10 @@ ODD = st.sampled_from(
         *("['not', a list", "(brackets)", "#0 first", "A 狗 dog", "a | b", "{x}", "café", "null"),
     ]
 )  # fmt: skip
+# A strategy that is made anew for every example is looked through anew, too.
+CAPTIONS = st.one_of(TEXTS, ODD)
+NAMES = st.text("abcdefgh012_é", min_size=1, max_size=6).filter(lambda n: n[0] != "_")
+COUNTS, TIMES, SPLITS = st.integers(1, 4), st.integers(1, 3), st.sampled_from(list(WORDS))
 
 
 class Image(NamedTuple):
@@ -59,21 +63,21 @@ class Image(NamedTuple):
 
 @st.composite
 def collections(draw) -> list[Image]:
-    count = draw(st.integers(1, 4))
+    count = draw(COUNTS)
     names = draw(
         st.lists(
-            st.text("abcdefgh012_é", min_size=1, max_size=6).filter(lambda n: n[0] != "_"),
+            NAMES,
             min_size=count,
             max_size=count,
             unique_by=lambda n: unicodedata.normalize("NFC", n).casefold(),
         )
     )
-    several = draw(st.integers(1, 3))
+    several = draw(TIMES)
     return [
         Image(
             name,
-            draw(st.sampled_from(list(WORDS))),
-            tuple(draw(st.one_of(TEXTS, ODD)) for _ in range(several)),
+            draw(SPLITS),
+            tuple(draw(CAPTIONS) for _ in range(several)),
             f"image {name}".encode(),
         )
         for name in names

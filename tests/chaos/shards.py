@@ -69,6 +69,8 @@ def start(root: Path, workers: int, seed: int) -> psutil.Popen:
 
 def undisturbed(root: Path) -> dict[str, str]:
     """Shard the manifest here, one piece after the other; hashes of the files by name."""
+    if (root / "2-shards" / "index.json").exists():
+        return hashes(root)
     plan = ingest.plan(RECIPE, str(root))
     plan.finish({piece.name: ingest.write_part(piece) for piece in plan.pending})
     plan = shard.plan(RECIPE, str(root))

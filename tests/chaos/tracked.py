@@ -2,10 +2,10 @@
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -16,13 +16,12 @@ from jobs.tracking.folder import key
 from pipeline.storage import store
 from pipeline.storage.plan import Piece, Plan
 from schemas.settings import Recipe
-from tests.helpers import stages
+from tests.helpers import forked, stages
 from tests.helpers.mlflow_server import client_of, curve
 
 STAGES = ("ingest", "shard", "train", "evaluate", "rerank")
 DATA = STAGES[:2]  # of all models and settings
 EPOCHS, STEPS = 3, 5  # of a training; steps an epoch
-ROOT = Path(__file__).parents[2]
 
 
 def metrics_of(stage: str, version: int) -> dict[str, float]:
@@ -132,40 +131,47 @@ class Command:
 
     def __init__(self, root: Path, version: int, model: Path, uri: str, log: Path, *more: str):
         words = ["--drive", str(root), "--version", str(version), "--model", str(model), *more]
-        environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-        environment |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
+        environment = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_TRACKING_URI": uri}
         self.log = log
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.tracked", *words],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
-                cwd=ROOT,
-                env={**environment, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"},
-            )
+        log.touch()
+        here, there = multiprocessing.Pipe()
+        self.process = forked.start(str(log), _command, there, words, environment)
+        there.close()
+        self.said, self.told = (os.fdopen(os.dup(here.fileno()), how) for how in "rw")
+        here.close()
 
     def run(self, happens: dict[int, Callable]) -> bool:
         """Go through it, and what happens at its moments, by number; whether it came to its end."""
         done, moment = False, 0
-        for line in self.process.stdout:
+        for line in self.said:
             done = done or line == "done\n"
             if line == "moment\n":
                 moment += 1
                 for event in happens.pop(moment, []):
                     event(self)
                 self._go_on()
-        code = self.process.wait()
+        self.process.join()
+        code = self.process.exitcode
         assert code == -signal.SIGKILL or (done and code == 0), self.log.read_text()[-3000:]
         return done
 
     def _go_on(self) -> None:
         try:
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:  # it was killed
+            self.told.write("\n")
+            self.told.flush()
+        except OSError:  # it was killed
             return
+
+
+def _command(there, words: list[str], environment: dict[str, str]) -> None:
+    """The command's process: what it says and is told goes through one pipe, and not to the log."""
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value:
+            os.environ[name] = value
+    sys.stdin, sys.stdout = (os.fdopen(os.dup(there.fileno()), how) for how in "rw")
+    there.close()
+    main(words)
 
 
 def trained_model(folder: Path) -> Path:
@@ -244,15 +250,11 @@ def _files_lacking(root, name, client, ids, number, lost, said) -> list[str]:
     return missing
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--drive", required=True, help="the run folder")
     parser.add_argument("--name", default="main")
     parser.add_argument("--version", type=int, default=1, help="of the settings")
     parser.add_argument("--model", required=True, help="folder of a trained model")
     parser.add_argument("--go", default="", help="a file to wait for, and not at every moment")
-    drive(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()
+    drive(parser.parse_args(words))

@@ -45,7 +45,7 @@ def first_commands(folder: Path, model: Path, chance: random.Random) -> str:
         for n, (where, name) in enumerate(zip(folders, names, strict=True))
     ]
     while len(list(folder.glob("go.*"))) < len(some):
-        assert not any(command.process.poll() for command in some), folder
+        assert not any(command.process.exitcode for command in some), folder
         time.sleep(0.02)
     go.touch()
     assert all(command.run({}) for command in some)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 # torch._dynamo comes with the first optimizer, and takes as long as torch.
 IMPORTED = ["pytest", "torch._dynamo", "sentence_transformers", "mlflow", "jobs.end_to_end"]
 IMPORTED += ["pipeline.training.trainer", "pipeline.reranking.leaprr.training"]
+IMPORTED += ["pipeline.retrieval.compiled", "pipeline.formulas.kernels.compiled"]
 
 
 def context():

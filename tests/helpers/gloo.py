@@ -25,6 +25,7 @@ def meet(rank: int, size: int, folder: str, work: Callable[[], None]) -> None:
     torch.set_num_threads(1)
     if size == 1:
         return work()
+    gc.freeze()  # what was imported before the fork: no collection goes through it, or copies it
     dist.init_process_group("gloo", f"file://{folder}/meet-{size}", rank=rank, world_size=size)
     work()
     gc.collect()

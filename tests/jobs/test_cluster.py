@@ -19,6 +19,7 @@ from pipeline.errors import InputError, Unreachable
 from pipeline.storage.plan import Piece
 from pipeline.storage.run_folder import Files
 from schemas.settings import Recipe
+from tests.helpers.namespaces import why_not
 from tests.helpers.paths import ROOT
 
 # Ray's workers cannot import a test file: its functions travel whole.
@@ -392,6 +393,9 @@ def test_with_json_standard_output_is_json_alone(finished_run, tiny_encoder, cap
 
 
 @pytest.mark.own_cluster
+@pytest.mark.skipif(
+    not why_not(), reason="tests/whole/test_object_store_cluster.py submits it to two nodes"
+)
 def test_a_submitted_job_gives_what_the_local_command_gives(finished_run, tiny_encoder, tmp_path):
     """`ray start --head`, then `ray job submit … python -m jobs.end_to_end`, on this machine."""
     from tests.helpers.stages import TINY

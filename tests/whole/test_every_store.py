@@ -1,15 +1,13 @@
 """The stages in every kind of store: the same pieces, the same bytes, resumed in the same way."""
 
-import os
 import random
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from jobs.cli.main import main
 from pipeline.evaluation import tower_vectors
 from pipeline.labels import embed, label
 from pipeline.models.preprocessing import Preprocessing
@@ -186,17 +184,12 @@ def test_a_model_trained_and_evaluated_from_any_store_is_the_same(copy, roots, t
     assert vectors == others and len(vectors) > 0
 
 
-@pytest.mark.own_cluster
 def test_the_whole_command_gives_the_same_tars_and_numbers_on_s3(
-    finished_run, bucket, tiny_encoder, tmp_path
+    finished_run, ray_here, bucket, tiny_encoder, tmp_path, monkeypatch
 ):
     root = f"{bucket}/{tmp_path.name}"
-    command = [sys.executable, "-m", "jobs.end_to_end", *TINY, "--root", root]
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    ran = subprocess.run(
-        [*command, "--encoder", tiny_encoder], env=environment, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    monkeypatch.setenv("HOME", str(tmp_path))  # where MLflow's database is
+    main("run", [*TINY, "--root", root, "--encoder", tiny_encoder])
     shards = files(root, ["2-shards"])
     assert len(shards) == 11 and shards == files(finished_run, ["2-shards"])
     for stage in ("6-rankings", "8-reranked"):

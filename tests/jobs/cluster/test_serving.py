@@ -37,11 +37,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def cluster(tmp_path) -> Iterator[tuple[dict, str]]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[tuple[dict, str]]:
     """(environment, URL of Serve): a cluster on which somebody serves something already."""
     port = free_port()
-    with heads.started(tmp_path, cpus=4) as address:
+    with heads.started(tmp_path_factory.mktemp("head"), cpus=4) as address:
         environment = {**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
         subprocess.run(
             [sys.executable, "-c", THEIRS, address, str(port)],

@@ -15,7 +15,6 @@ from pipeline.errors import InputError
 from pipeline.formulas.metrics import ndcg
 from pipeline.labels import embed
 from pipeline.labels.caption_vectors import Captions
-from pipeline.sharding import ingest, shard
 from pipeline.sharding.images import Rejected
 from pipeline.sharding.reading import Shards
 from pipeline.sources import drawn
@@ -33,18 +32,11 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, tiny_encoder):
-    """Stages 1 to 3 of a small run, and its recipe."""
-    root = str(tmp_path_factory.mktemp("data"))
-    recipe = recipe_with(tiny_encoder)
-    for stage, make in (
-        (ingest, ingest.write_part),
-        (shard, shard.write_shard),
-        (embed, embed.write_embeddings),
-    ):
-        plan = stage.plan(recipe, root)
-        plan.finish({piece.name: make(piece) for piece in plan.pending})
-    return recipe, root
+def data(tmp_path_factory, tiny_encoder, first_stages):
+    """A copy of stages 1 to 3 of a small run, and its recipe."""
+    root = tmp_path_factory.mktemp("data")
+    shutil.copytree(first_stages, root, dirs_exist_ok=True)
+    return recipe_with(tiny_encoder), str(root)
 
 
 def recipe_with(encoder: str, *flags: str):
