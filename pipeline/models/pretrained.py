@@ -6,6 +6,7 @@ kept beside its weights, and asks for nothing else.
 
 import json
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -256,7 +257,7 @@ def tokens(settings: ModelSettings) -> PretrainedTokens:
     places = _places(config)
     asked = settings.max_words or min(places, tokenizer.model_max_length)
     padded = config.model_type in PADDED
-    how = {
+    how: dict[str, Any] = {
         "pad": tokenizer.pad_token_id or 0,
         "length": places if padded else min(asked, places),
         "padded": padded,
