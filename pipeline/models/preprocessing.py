@@ -33,7 +33,7 @@ class Preprocessing:
     shrink: bool = False  # the JPEG decoder may shrink first: fast, and some levels off
 
     @classmethod
-    def squash(cls, size: int, **statistics: tuple[float, ...]) -> "Preprocessing":
+    def squash(cls, size: int, **statistics: Any) -> "Preprocessing":
         """A square, whatever the picture's shape: of towers that are trained from scratch."""
         return cls((size, size), None, "bilinear", shrink=True, **statistics)
 
@@ -121,7 +121,12 @@ HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
 MIDDLE = {"size": {"shortest_edge": 224}, "do_center_crop": True}
 SQUARE = {"size": {"height": 224, "width": 224}, "do_center_crop": False}
 # What an image processor does where its file is silent; known are those of the steps above.
-ALL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "crop_size": 224}
+ALL: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "crop_size": 224,
+}
 ALL |= {"rescale_factor": 1 / 255, "default_to_square": True}
 SHORTER = {**ALL, "default_to_square": False}  # a size that is one number is the shorter side
 PROCESSORS: dict[str, dict[str, Any]] = {

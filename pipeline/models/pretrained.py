@@ -7,6 +7,7 @@ kept beside its weights, and asks for nothing else.
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -125,7 +126,7 @@ class PretrainedTextTower(PretrainedTower):
         mask_BL = place_L < lengths_B.to(words_BL.device, non_blocking=True)[:, None]
         out = self.encoder(input_ids=words_BL, attention_mask=mask_BL.long())
         if self.first:
-            return self.project(out.last_hidden_state[:, 0])
+            return out.last_hidden_state[:, 0]
         if self.two_tower:  # its pooled state is what it was trained to match images with
             return out.pooler_output
         mask_BL1 = mask_BL[..., None].to(out.last_hidden_state.dtype)
@@ -270,7 +271,7 @@ def tokens(settings: ModelSettings) -> PretrainedTokens:
     places = _places(config)
     asked = settings.max_words or min(places, tokenizer.model_max_length)
     padded = config.model_type in PADDED
-    how = {
+    how: dict[str, Any] = {
         "pad": tokenizer.pad_token_id or 0,
         "length": places if padded else min(asked, places),
         "padded": padded,
