@@ -43,8 +43,9 @@ def run(options) -> None:
             return show.line(f"  would export {found.folder} to {folder}")
         made = forms.export(model, options.to, folder, sides)
         pictures = "" if model.features or "image" not in sides else str(model.preprocessing)
-        about = {"pictures": pictures, "differences": made.differences, "sides": sides}
-        text = model_card.card(found.folder, found.name, found.root, options.to, **about)
+        place = found.folder, found.name, found.root
+        how = model_card.How(options.to, sides, pictures, made.differences)
+        text = model_card.card(*place, how)
         (folder / "README.md").write_text(text, encoding="utf-8")
     if options.json:
         files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
