@@ -94,7 +94,7 @@ class Graphs:
         def images(some: Pictures) -> torch.Tensor:
             return run["image"](torch.from_numpy(np.stack(payloads(model, some))))
 
-        of_side = {"text": texts, "image": images}
+        of_side: dict[str, Callable] = {"text": texts, "image": images}
         found = {side: functools.partial(batched, of_side[side]) for side in sides}
         return Loaded(found.get("text"), found.get("image"))
 
@@ -102,7 +102,7 @@ class Graphs:
 class Onnx(Graphs):
     """`image.onnx` and `text.onnx`, of any batch and any length."""
 
-    needs = ("onnx", "onnxscript", "onnxruntime")
+    needs: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime")
     gru = staticmethod(_gru)
 
     def made(self, folder: Path, side: str, graph: nn.Module, given: tuple, sizes: tuple) -> None:
@@ -172,7 +172,9 @@ def _shape(given: torch.Tensor, varies: dict[int, Any]) -> list[int | str]:
 
 def _onnx_gru():
     """ONNX's GRU, whose gates stand in another order."""
-    from onnxscript import opset20 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset20
 
     def gru(x, w_ih, w_hh, b_ih, b_hh):
         hidden = int(w_hh.shape[1])

@@ -33,13 +33,13 @@ INSTEAD = "--to onnx and --to torch take any tower"
 class HuggingFace:
     """The two-tower it was tuned from, with its tuned weights; or one tower of that."""
 
-    needs = ("transformers",)
+    needs: tuple[str, ...] = ("transformers",)
 
     def refusal(self, model: SavedModel, sides: Sides) -> str | None:
         return not_of_one_model(model, sides) or _not_alone(model, sides)
 
     def write(self, model: SavedModel, folder: Path, sides: Sides) -> None:
-        exported = whole(model)
+        exported: Any = whole(model)
         if sides != BOTH:
             exported = _alone(exported, sides[0])
         exported.save_pretrained(folder)

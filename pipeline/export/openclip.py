@@ -29,7 +29,7 @@ State = dict[str, torch.Tensor]
 class OpenClip:
     """A CLIP with a vision transformer."""
 
-    needs = ("open_clip",)
+    needs: tuple[str, ...] = ("open_clip",)
 
     def refusal(self, model: SavedModel, sides: Sides) -> str | None:
         if sides != BOTH:

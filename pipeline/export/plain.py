@@ -82,8 +82,8 @@ class PaddedGRUTower(nn.Module):
             ways.append(_placed(back_BLH, turned_BL))
             ends.append(ways[1][:, 0])
         if self.pool is None:
-            return sum(ends) / len(ends)
-        return self.pool(sum(ways) / len(ways), place_L < lengths_B[:, None])
+            return torch.stack(ends).mean(0)
+        return self.pool(torch.stack(ways).mean(0), place_L < lengths_B[:, None])
 
     def _weights(self, way: str) -> list[torch.Tensor]:
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")

@@ -19,7 +19,7 @@ INSTEAD = "--tower text takes the text tower alone; --to onnx and --to torch tak
 class Sentences:
     """Both towers of one model of transformers; or a text tower, with its projection."""
 
-    needs = ("sentence_transformers",)
+    needs: tuple[str, ...] = ("sentence_transformers",)
 
     def refusal(self, model: SavedModel, sides: Sides) -> str | None:
         settings = model.recipe.model
@@ -30,7 +30,8 @@ class Sentences:
                 f"sentence-transformers has no module for the text tower {settings.text!r}; "
                 "--to onnx and --to torch take any tower"
             )
-        if sides != BOTH and not _known(kind := type(model.towers.text.encoder.config)):
+        tower: Any = model.towers.text
+        if sides != BOTH and not _known(kind := type(tower.encoder.config)):
             return (
                 f"a text tower alone is loaded by AutoModel, which has none of {kind.__name__}; "
                 "leave out --tower, or take --to hf"

@@ -7,11 +7,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.models import Vocabulary, preprocessing
@@ -21,7 +20,7 @@ BOTH = ("image", "text")
 Sides = tuple[str, ...]  # of BOTH: the whole model, or one tower
 BATCH = 32
 NAMES = ["input_ids", "attention_mask"]  # what a text model of transformers is given
-Pictures = Sequence[Image.Image] | Sequence[np.ndarray]  # RGB; or region features (R, F)
+Pictures = Sequence[Any]  # PIL images in RGB; or region features (R, F), as arrays
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The card of a model that is handed on: README.md with what hubs read, and what people ask."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +56,19 @@ vectors = image(pixels)""",
 }
 
 
-def card(
-    folder: str,
-    name: str,
-    root: str | None,
-    to: str,
-    *,
-    pictures: str,
-    differences: dict[str, float],
-    sides: tuple[str, ...],
-) -> str:
-    """The card's text, of the model in a folder of stage 5, exported `to` a form.
+@dataclass(frozen=True)
+class How:
+    """What was exported."""
 
-    `pictures` says how the tower's are made, `differences` by tower how far its vectors may be.
-    """
+    to: str  # the form
+    sides: tuple[str, ...]  # image, text
+    pictures: str  # how the image tower's are made; empty where there are none
+    differences: dict[str, float]  # by tower, how far its vectors are from the model's at most
+
+
+def card(folder: str, name: str, root: str | None, how: How) -> str:
+    """The card's text, of the model in a folder of stage 5; `root` is its run folder's, if any."""
+    to, sides = how.to, how.sides
     about = run_folder.need_index(folder, "train")["pieces"][0]
     recipe = Recipe(**of_before(about["recipe"]))
     settings = recipe.model
@@ -80,7 +80,7 @@ def card(
         f"Image-text retrieval: {' and '.join(sides)} tower{'s' * (len(sides) > 1)} into one space,"
         " compared by cosine.",
         f"## Use\n\n```python\n{USES[to]}\n```",
-        _made(about, recipe, pictures, to, differences),
+        _made(about, recipe, how),
         _results(root, name, recipe),
         _licence(base, licence),
     ]
@@ -99,17 +99,22 @@ def _front(to: str, base: str | None, licence: str | None) -> str:
     return f"---\n{yaml.safe_dump(told, sort_keys=False).strip()}\n---"
 
 
-def _made(about: dict, recipe: Recipe, pictures: str, to: str, differences: dict) -> str:
+def _made(about: dict, recipe: Recipe, how: How) -> str:
     """What went in, and how near the export is."""
     shard = about.get("shard", recipe.shard.model_dump())
     lines = [f"- data: {recipe.source.kind} source {store.name_of(recipe.source.path or 'drawn')}"]
-    if pictures:
+    if how.pictures:
         before = "" if shard["resize"] == "keep" else f"{shard['resize']} {shard['size']} first; "
-        lines.append(f"- pictures: {before}{pictures}")
+        lines.append(f"- pictures: {before}{how.pictures}")
     losses, count = ", ".join(recipe.train.losses), f"{about['parameters']:,}"
     lines.append(f"- trained: {recipe.train.epochs} epochs, losses {losses}; {count} parameters")
-    far = ", ".join(f"{side} {value:.1e}" for side, value in differences.items()) or "not measured"
-    lines.append(f"- this export ({to}): largest difference from the model's own vectors: {far}")
+    far = (
+        ", ".join(f"{side} {value:.1e}" for side, value in how.differences.items())
+        or "not measured"
+    )
+    lines.append(
+        f"- this export ({how.to}): largest difference from the model's own vectors: {far}"
+    )
     return "## How it was made\n\n" + "\n".join(lines)
 
 

@@ -43,16 +43,17 @@ def run(options) -> None:
             return show.line(f"  would export {found.folder} to {folder}")
         made = forms.export(model, options.to, folder, sides)
         pictures = "" if model.features or "image" not in sides else str(model.preprocessing)
-        about = {"pictures": pictures, "differences": made.differences, "sides": sides}
-        text = model_card.card(found.folder, found.name, found.root, options.to, **about)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        # The figures are of the weights handed on, not of a checkpoint's.
+        place = found.folder, found.name, None if found.checkpoint else found.root
+        how = model_card.How(options.to, sides, pictures, made.differences)
+        (folder / "README.md").write_text(model_card.card(*place, how), encoding="utf-8")
     if options.json:
         files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
         told = {"folder": str(folder), "differences": made.differences, "files": files}
         return print(json.dumps({**told, "unchecked": made.unchecked}))
     far = ", ".join(f"{side} {value:.1e}" for side, value in made.differences.items())
-    said = made.unchecked and f"not measured: {made.unchecked}"
-    show.line(f"  largest difference from the model's own vectors: {said or far}")
+    far = far or f"not measured: {made.unchecked}"
+    show.line(f"  largest difference from the model's own vectors: {far}")
     return show.where({"exported": str(folder)})
 
 
