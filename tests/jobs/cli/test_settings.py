@@ -289,7 +289,7 @@ def test_5e_4_is_a_number_in_a_recipe_too(recipe_file):
         (["--train.losses.triplet.weight"], "--train.losses.triplet.weight needs a value"),
         (["stray"], "unexpected 'stray'; settings are written --section.key value"),
         (["--epochs", "many"], "train.epochs: Input should be a valid integer"),
-        (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found '0')"),
+        (["--epochs=-1"], "train.epochs: Input should be greater than or equal to 0 (found '-1')"),
     ],
 )
 def test_a_command_line_that_is_wrong_is_told_what_and_where(argv, sentence):
