@@ -123,7 +123,7 @@ def _index(folder: str, repair: str) -> tuple[dict[str, dict], list[Finding]]:
         if index["version"] == run_folder.version(pieces):
             return entries, []
         what = f"its version {index['version']} is not that of its pieces"
-    except (ValueError, KeyError, TypeError, InputError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         entries, what = {}, f"torn index: {error}"
     return entries, [Finding(uri, what, repair or AGAIN, run_folder.INDEX if repair else "")]
 
