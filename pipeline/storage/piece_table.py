@@ -20,7 +20,8 @@ from pipeline.errors import InputError
 from pipeline.storage import store
 
 ABOVE = 1_000  # pieces from which on they are a table
-PREFIX = "pieces-"  # how the names of tables begin; then the hash of their bytes
+PREFIX = "index-"  # how the names of tables begin; then the hash of their bytes
+ENDING = ".pieces"  # and end: what ends in .parquet is a piece
 JSON = b"halftone.json"  # columns whose values are JSON, in the table's metadata
 BATCH = 4_096  # pieces that are Python's objects at a time
 RECENT = 1_000  # entries that are kept as Python's objects
@@ -257,10 +258,15 @@ def write(folder: str, entries: list[dict], versions: dict[str, str]) -> dict:
     )
     data = sink.getvalue()
     digest = store.sha256(data)
-    name = f"{PREFIX}{digest[:16]}.parquet"
+    name = f"{PREFIX}{digest[:16]}{ENDING}"
     store.write_bytes(store.join(folder, name), data)
     about = {"name": name, "bytes": len(data), "sha256": digest}
     return {**about, "pieces": len(entries), "versions": versions}
+
+
+def is_table(name: str) -> bool:
+    """Whether a file's name is that of a table."""
+    return name.startswith(PREFIX) and name.endswith(ENDING)
 
 
 def _written(entries: list[dict]) -> pa.Table:

@@ -206,9 +206,7 @@ class Plan:
         """Remove the logs, and the tables of indexes before."""
         table = table_of(read_index(self.folder) or {})
         for name in files:
-            if name.startswith(UNFINISHED) or (
-                name.startswith(piece_table.PREFIX) and name != table
-            ):
+            if name.startswith(UNFINISHED) or (piece_table.is_table(name) and name != table):
                 store.remove(store.join(self.folder, name))
 
 

@@ -19,7 +19,6 @@ from pipeline.storage.vector_columns import vector_column
 
 FOLDER = "neighbours"  # in the embeddings' own
 KIND = "neighbours-1"
-TOGETHER = 50_000  # images that are searched for while all shards are read once
 
 
 class Neighbours:
@@ -40,61 +39,35 @@ class Neighbours:
 
         Without `keep` nothing is written, and what is found is held here.
         """
-        missing = [s for s in shards if not parquet.finished(self.uris[s], self._fingerprint(s))]
-        while missing:
-            some, missing = self._together(missing)
-            for shard, near in zip(some, self._search(some), strict=True):
+        everyone: Captions | None = None  # not `Captions.read`, which keeps them
+        for shard in shards:
+            if parquet.finished(self.uris[shard], self._fingerprint(shard)) is None:
+                everyone = everyone or Captions(parquet.read_tables(self.files.uris))
+                near = self._search(shard, everyone)
                 if not keep:
                     self._near[shard] = near
                     continue
                 table = pa.table({"near": vector_column(near)})
                 parquet.write_table(self.uris[shard], table, self._fingerprint(shard), {})
 
-    def _together(self, shards: list[int]) -> tuple[list[int], list[int]]:
-        """Those whose images are searched for at once, and the rest."""
-        ends = np.cumsum(self.images.counts[shards])
-        count = max(1, int(np.searchsorted(ends, TOGETHER, side="right")))
-        return shards[:count], shards[count:]
-
     def _fingerprint(self, shard: int) -> str:
         return store.fingerprint(KIND, self.files.version, self.files.names[shard], self.k)
 
-    def _search(self, shards: list[int]) -> list[np.ndarray]:
-        """Of each shard rows (M, K) of the images nearest to its own, the nearest first.
-
-        All shards are read one after the other, so what is held is these and one more.
-        """
-        mine = {
-            s: Captions(parquet.read_tables(self.files.one(self.files.names[s]).uris))
-            for s in shards
-        }
-        found = {
-            s: (
-                torch.full((len(c.image_ids), self.k), -torch.inf),
-                torch.full((len(c.image_ids), self.k), -1),
-            )
-            for s, c in mine.items()
-        }
-        for number, first in enumerate(self.images.starts.tolist()):
-            uris = self.files.one(self.files.names[number]).uris
-            here = mine.get(number) or Captions(parquet.read_tables(uris))
-            for shard, own in mine.items():
-                found[shard] = _merged(found[shard], self._met(shard, own, here, first))
-        return [rows.numpy().astype(np.int32) for _, rows in found.values()]
-
-    def _met(self, shard: int, own: Captions, here: Captions, first: int):
-        """Scores and rows (M, K) of the images of a block that are nearest to a shard's."""
-        mine, theirs = torch.from_numpy(own.image_of), torch.from_numpy(here.image_of)
-        scores, rows = nearest.anywhere(
-            own.vectors,
-            here.vectors,
+    def _search(self, shard: int, everyone: Captions) -> np.ndarray:
+        """(M, K) rows of the images nearest to those of a shard, the nearest first."""
+        first, last = self.images.starts[shard], self.images.ends[shard]
+        mine = slice(*np.searchsorted(everyone.image_of, [first, last]).tolist())
+        image_N = torch.from_numpy(everyone.image_of)
+        _, rows = nearest.anywhere(
+            everyone.vectors[mine],
+            everyone.vectors,
             self.k,
-            query_group=mine,
-            candidate_group=theirs,
-            query_owner=mine + int(self.images.starts[shard]),
-            candidate_owner=theirs + first,
+            query_group=image_N[mine] - int(first),
+            candidate_group=image_N,
+            query_owner=image_N[mine],
+            candidate_owner=image_N,
         )
-        return scores, torch.where(rows < 0, rows, rows + first)
+        return rows.numpy()
 
     def __getitem__(self, row: int) -> np.ndarray:
         shard = bisect.bisect_right(self.images.ends, row)
@@ -110,15 +83,3 @@ class Neighbours:
         table = mapped.table(uri, file, self.limit, KIND, parquet.of_bytes)
         values = table["near"].chunk(0).flatten().to_numpy()
         return values.reshape(len(table), -1)
-
-
-def _merged(found, more):
-    """The best (M, K) of two lists each; of equal scores the earlier.
-
-    Blocks come in the order of their rows, so of equal scores the lesser row is kept, as by one
-    search of everything.
-    """
-    scores = torch.cat([found[0], more[0]], dim=1)
-    best, order = scores.sort(dim=1, descending=True, stable=True)
-    rows = torch.cat([found[1], more[1]], dim=1).gather(1, order)
-    return best[:, : found[0].shape[1]], rows[:, : found[0].shape[1]]

@@ -117,12 +117,13 @@ def _index(folder: str, repair: str) -> tuple[dict[str, dict], list[Finding]]:
         finding = Finding(uri, "no index: the stage was not finished", repair, run_folder.INDEX)
         return {}, [finding] if repair else []
     try:
-        index = store.read_json(uri)
-        entries = {entry["name"]: entry for entry in index["pieces"]}
-        if index["version"] == run_folder.version(index["pieces"]):
+        index = run_folder.need_index(folder, "shard")
+        pieces = list(index["pieces"])  # of a table, too, the version is counted anew
+        entries = {entry["name"]: entry for entry in pieces}
+        if index["version"] == run_folder.version(pieces):
             return entries, []
         what = f"its version {index['version']} is not that of its pieces"
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         entries, what = {}, f"torn index: {error}"
     return entries, [Finding(uri, what, repair or AGAIN, run_folder.INDEX if repair else "")]
 

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.storage import piece_table, run_folder, store
 from pipeline.storage.piece_table import PieceTable, at, column, sizes, split_names, where
 from pipeline.storage.plan import Piece, Plan
@@ -105,7 +106,7 @@ def test_a_new_index_leaves_one_table_and_nothing_of_pieces_that_are_gone(folder
     assert names == kept | {"index.json", run_folder.read_index(folder)["table"]["name"]}
     few = Plan.of("stage", folder, pieces(folder)[:2], {"a": 1}, "few")
     few.finish({})
-    assert not any(name.startswith(piece_table.PREFIX) for name in store.list_files(folder))
+    assert not any(piece_table.is_table(name) for name in store.list_files(folder))
     assert [entry["name"] for entry in run_folder.read_index(folder)["pieces"]] == [
         "train-0",
         "train-1",
@@ -117,7 +118,7 @@ def test_a_table_that_is_gone_is_told_and_its_pieces_are_looked_at_again(folder)
     index = run_folder.read_index(folder)
     store.remove(store.join(folder, index["table"]["name"]))
     piece_table._stored.cache_clear()
-    with pytest.raises(piece_table.InputError, match=r"which its folder's index names, is missing"):
+    with pytest.raises(InputError, match=r"which its folder's index names, is missing"):
         list(run_folder.read_index(folder)["pieces"])
     plan = Plan.of("stage", folder, lambda: pieces(folder), {"a": 1}, "all of it")
     assert len(plan.pending) == COUNT
