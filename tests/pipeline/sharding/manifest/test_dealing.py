@@ -124,7 +124,7 @@ def test_stopped_after_any_piece_it_goes_on_to_the_same_bytes(tmp_path, in_parts
     times = 0
     while not run_until(recipe, tmp_path / "often", 3):
         times += 1
-    assert times > 4
+    assert times > 2
     assert files_without_rows(tmp_path / "often") == files_without_rows(tmp_path / "once")
     assert files(tmp_path / "often", "2-shards/rows") == files(tmp_path / "once", "2-shards/rows")
 

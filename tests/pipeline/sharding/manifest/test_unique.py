@@ -97,7 +97,7 @@ def test_ids_that_are_all_there_once_leave_nothing_behind(tmp_path, way):
 def test_rows_of_one_image_become_one_where_the_first_stands(tmp_path, way):
     """As in tars where every caption is a sample of its own."""
     rows = [
-        row(f"i{n % 5}", f"c{n}", uri=f"{tmp_path}/{n // 4}.tar#i{n % 5}.jpg", kind="webdataset")
+        row(f"i{n % 5}", f"c{n}", uri=f"/data/{n // 4}.tar#{512 * n}+100", kind="webdataset")
         for n in range(12)
     ]
     plan, made, settings = manifest(tmp_path, [rows[:4], rows[4:8], rows[8:]], "webdataset")
