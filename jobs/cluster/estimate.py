@@ -148,8 +148,9 @@ def stages(recipe: Recipe, data: Collection, trainings: dict[str, Recipe]) -> li
         if own.rerank.method:
             held = task_memory.rankings(*seen, DIM * seen[1], own, scored=True)
             out.append(tasks(f"rerank {name}", ranked, None, 0.0, held, too_large=smaller))
-        held = rates.SEARCHED * seen[0] * max(1.0, own.model.dim / 256) + weights(own.model)
-        out.append(tasks(f"search {name}", 1, None, 0.0, held, too_large="search a smaller split"))
+        searched = rates.SEARCHED * seen[0] * max(1.0, own.model.dim / 256) + weights(own.model)
+        smaller = "search a smaller split"
+        out.append(tasks(f"search {name}", 1, None, 0.0, searched, too_large=smaller))
     return out
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -16,6 +17,7 @@ from pipeline.sharding.decoding import stream
 from pipeline.sharding.exclusions import Excluded
 from pipeline.storage import cache, parquet, store
 from pipeline.storage.mapped import LIMIT
+from pipeline.storage.piece_table import at, column, split_names
 from pipeline.storage.plan import Piece, Plan
 from pipeline.storage.run_folder import Files, RunFolder, contents, of_split
 from pipeline.storage.vector_columns import vector_column
@@ -32,11 +34,11 @@ def plan_vectors(recipe: Recipe, root: str, name: str) -> Plan:
     run = RunFolder(root)
     shards, model = run.index("shard"), run.index("train", name)
     folder = run.folder("evaluate", name, "vectors")
-    entries = of_split(shards, recipe.evaluate.split)
+    entries = [*of_split(shards, recipe.evaluate.split)]
     if not any(entry["samples"] for entry in entries):
-        known = ", ".join(sorted({entry["split"] for entry in shards["pieces"]}))
+        known = ", ".join(sorted(split_names(shards["pieces"])))
         raise InputError(f"evaluate.split {recipe.evaluate.split!r} holds nothing; known: {known}")
-    entries += of_split(shards, "val") + bank_shards(shards, recipe.rerank.bank_images)
+    entries += [*of_split(shards, "val"), *bank_shards(shards, recipe.rerank.bank_images)]
     prompts = recipe.evaluate.prompts
     read_by = [list(prompts)] if prompts else []
     pieces = [
@@ -133,11 +135,9 @@ def read_vectors(models: list[tuple[str, Recipe]], root: str) -> VectorScores:
 
 def bank_shards(shards: dict, images: int) -> list[dict]:
     """The first train shards that hold so many images (train shards are in random order)."""
-    kept: list[dict] = []
-    for entry in of_split(shards, "train"):
-        if sum(e["samples"] for e in kept) < images:
-            kept.append(entry)
-    return kept
+    train = of_split(shards, "train")
+    before = np.cumsum([0, *column(train, "samples")])[:-1]
+    return [*at(train, np.flatnonzero(before < images))]
 
 
 @functools.lru_cache(maxsize=1)

@@ -110,12 +110,7 @@ class Captions:
 
     def decide(self, r_MN, image_rows, caption_rows, settings: LabelSettings) -> torch.Tensor:
         """The relevance of images to captions (given by row) with people's decisions put in."""
-        image_P, caption_P, value_P = self.decided(settings)
-        met = np.isin(image_P, image_rows) & np.isin(caption_P, caption_rows)
-        for image, caption, value in zip(image_P[met], caption_P[met], value_P[met], strict=True):
-            m, n = np.flatnonzero(image_rows == image), np.flatnonzero(caption_rows == caption)
-            r_MN[torch.from_numpy(m)[:, None], torch.from_numpy(n)[None, :]] = float(value)
-        return r_MN
+        return _put_in(r_MN, image_rows, caption_rows, self.decided(settings))
 
     def decided(self, settings: LabelSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image row, caption row and relevance (P,) of the pairs here that people decided."""
@@ -148,6 +143,15 @@ class Captions:
         return cosine_map(settings)(cosine_MC[known_MC].clamp(-1, 1))
 
 
+def _put_in(r_MN: torch.Tensor, image_rows, caption_rows, decided: tuple) -> torch.Tensor:
+    image_P, caption_P, value_P = decided
+    met = np.isin(image_P, image_rows) & np.isin(caption_P, caption_rows)
+    for image, caption, value in zip(image_P[met], caption_P[met], value_P[met], strict=True):
+        m, n = np.flatnonzero(image_rows == image), np.flatnonzero(caption_rows == caption)
+        r_MN[torch.from_numpy(m)[:, None], torch.from_numpy(n)[None, :]] = float(value)
+    return r_MN
+
+
 class StoredCaptions:
     """The captions of a split as unit vectors by row, mapped while batches draw from their shard.
 
@@ -161,7 +165,9 @@ class StoredCaptions:
         self.images = Rows(images)
         self._decided: tuple | None = None  # the pairs that were looked up, and what was found
 
-    decide = Captions.decide
+    def decide(self, r_MN, image_rows, caption_rows, settings: LabelSettings) -> torch.Tensor:
+        """The relevance of images to captions (given by row) with people's decisions put in."""
+        return _put_in(r_MN, image_rows, caption_rows, self.decided(settings))
 
     @property
     def single(self) -> bool:

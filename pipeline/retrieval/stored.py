@@ -145,9 +145,9 @@ def stored(source: Source, limit: float, *, cells: int = 0) -> StoredVectors:
             continue
         if len(buffer) == size:
             return StoredVectors(_views(buffer, source.shape, cells))
-    buffer = np.empty(size, np.uint8)
-    _fill(buffer, source, cells)
-    return StoredVectors(_views(buffer, source.shape, cells))
+    held = np.empty(size, np.uint8)
+    _fill(held, source, cells)
+    return StoredVectors(_views(held, source.shape, cells))
 
 
 def _layout(shape: tuple[int, int], cells: int) -> tuple[list[tuple], int]:

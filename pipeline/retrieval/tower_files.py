@@ -39,7 +39,9 @@ def items(found: Files, excluded: Excluded, limit: float) -> tuple[pa.Table, pa.
         return made[of]
 
     about = {"bytes": 0, "sha256": store.sha256(version(found, excluded).encode())}
-    images, texts = (mapped.made(about, limit, KIND[of], lambda of=of: make(of)) for of in KIND)
+    images, texts = (
+        mapped.made(about, limit, KIND[of], functools.partial(make, of)) for of in KIND
+    )
     return images, texts
 
 

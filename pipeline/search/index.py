@@ -145,8 +145,8 @@ class SearchIndex:
             rows = [row for _, row in near]
             heads = self.pictures.heads(rows)
             self._check("image", rows, [image_id for image_id, _ in heads])
-            hits = zip(near, heads, strict=True)
-            found.append([Hit(id_, id_, text, s, row=row) for (s, row), (id_, text) in hits])
+            both = zip(near, heads, strict=True)
+            found.append([Hit(id_, id_, text, s, row=row) for (s, row), (id_, text) in both])
         wanted = [number for number, query in enumerate(queries) if query.shades]
         if wanted:
             shaded = self._shaded([(queries[i].text, found[i]) for i in wanted])

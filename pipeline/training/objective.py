@@ -103,8 +103,9 @@ class Objective:
     @property
     def names(self) -> list[str]:
         """What records call that which is learned, and what follows it."""
-        learned = self.learned
-        return [f"train/{x.loss}_{x.name}" for x in (*learned.settings, *learned.followers)]
+        of = self.learned
+        both = [(x.loss, x.name) for x in of.settings] + [(x.loss, x.name) for x in of.followers]
+        return [f"train/{loss}_{name}" for loss, name in both]
 
     def __call__(
         self, images_nD: Tensor, texts_nD: Tensor, batch: Batch, epoch: float

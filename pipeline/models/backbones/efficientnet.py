@@ -59,8 +59,7 @@ class EfficientNetTower(nn.Module):
     def preprocessing(settings: ModelSettings) -> Preprocessing:
         """The whole picture, squashed: a crop would lose what captions say of the border."""
         side = settings.image_size or SIZES[settings.efficientnet][2]
-        halves = {"rescale": 1.0, "mean": (127.0,) * 3, "std": (128.0,) * 3}
-        return Preprocessing((side, side), None, "bicubic", **halves)
+        return Preprocessing((side, side), None, "bicubic", 1.0, (127.0,) * 3, (128.0,) * 3)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(images_BCHW))

@@ -12,7 +12,7 @@ A collection of one span is dealt out by the command, with the same rules.
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -121,16 +121,15 @@ def counted(collection: Collection) -> tuple[Counter[str], Counter[str]]:
 def _spanned(collection: Collection) -> tuple["_Spans", list[Counter[str]]]:
     """The spans, and the images of each by what they say of their split."""
     manifest, source = collection.manifest, collection.recipe.source
-    moves, version, fewer = Moves(), "", []
-    if unique.is_gathered(source.kind):
-        moves, version, fewer = unique.moves(manifest)
+    gathered = unique.is_gathered(source.kind)
+    moves, version, fewer = unique.moves(manifest) if gathered else (Moves(), "", [])
     given = _given(manifest, fewer)
     total = sum(given, Counter())
     layout.check_holdout(total, source)
     return _Spans(collection, moves, version, _held(given, total, collection.recipe)), given
 
 
-def _given(manifest: Manifest, fewer: list[dict]) -> list[Counter[str]]:
+def _given(manifest: Manifest, fewer: Sequence[dict]) -> list[Counter[str]]:
     """Images of every span by split, those that are of several rows counted once."""
     given = manifest.given()
     for bucket in fewer:
@@ -319,6 +318,7 @@ def write_rows(piece: Piece) -> dict:
                 columns[column].append(getattr(shard, column))
             columns["found"].append([number[key] for key in shard.left_out or {}])
             listed = json.dumps([[*key, why] for key, why in (shard.left_out or {}).items()])
+            assert isinstance(shard.rows, pa.Table)  # as it was dealt out here
             yield shard.rows.replace_schema_metadata({dealt.LEFT_OUT: listed})
 
     return exchange.write_parts(piece, parts(), lambda ends: {"end": ends, **columns}, {})

@@ -71,7 +71,7 @@ def write_array(piece: Piece, values: np.ndarray) -> tuple[str, dict]:
     uri = runs_of(piece.output)
     with store.temporary(uri) as path:
         values.tofile(path)
-    about = {"bytes": values.nbytes, "sha256": hashlib.sha256(memoryview(values)).hexdigest()}
+    about = {"bytes": values.nbytes, "sha256": hashlib.sha256(values.data).hexdigest()}
     return store.name_of(uri), about
 
 

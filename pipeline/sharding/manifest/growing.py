@@ -35,7 +35,7 @@ class Shard(NamedTuple):
     name: str
     split: str
     rows: str | Stretch  # its sidecar; or where it is lost, its rows as they were dealt out
-    count: int
+    images: int
 
     @property
     def number(self) -> int:
@@ -46,11 +46,11 @@ class Grown(NamedTuple):
     """What the steps found, by span."""
 
     uris: tuple[str, ...]
-    count: int  # spans
+    into: int  # how many spans
 
     def of_span(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Places in the manifest, rising, of the span's rows that are known; shards and rows."""
-        found = exchange.joined(self.uris, number, self.count, PLACED)
+        found = exchange.joined(self.uris, number, self.into, PLACED)
         order = np.argsort(found["place"].to_numpy())
         return tuple(found[name].to_numpy()[order] for name in PLACED.names)
 
@@ -71,14 +71,14 @@ def steps(
     `version` is of the shards; `named` are the pieces of the spans, whose inputs give `blocks` of
     (numbers, rows, numbers of the rows by split).
     """
-    total = sum(shard.count for shard in shards)
+    total = sum(shard.images for shard in shards)
     buckets = max(1, -(-total // spans.ROWS), len(named))
     common = {"buckets": buckets}
     groups = itertools.groupby(
-        zip(itertools.accumulate((s.count for s in shards), initial=0), shards, strict=False),
+        zip(itertools.accumulate((s.images for s in shards), initial=0), shards, strict=False),
         lambda pair: pair[0] // spans.ROWS,
     )
-    pieces = [
+    pieces: list[tuple[str, Any, dict, int]] = [
         (f"group-{n:05d}", version, {**common, "shards": [s for _, s in group]}, 0)
         for n, (_, group) in enumerate(groups)
     ]
@@ -90,11 +90,11 @@ def steps(
     of = [spans.outputs(store.join(folder, step), "shard") for step in ("known", "named")]
     inputs = {**common, "known": of[0][1], "named": of[1][1]}
     inputs["firsts"] = [piece[2]["span"].first for piece in named]
-    depends = [of[0][0], of[1][0]]
+    both = [of[0][0], of[1][0]]
     needed = spans.memory(spans.ROWS // 4)
     pieces = [
-        (name, depends, {**inputs, "bucket": n}, needed)
-        for n, name in enumerate(spans.numbered(buckets, "bucket"))
+        (bucket, both, {**inputs, "bucket": n}, needed)
+        for n, bucket in enumerate(spans.numbered(buckets, "bucket"))
     ]
     yield spans.step("shard", store.join(folder, "joined"), pieces), write_joined
 
@@ -179,7 +179,8 @@ def known(
     """The shards of an index; `dealt` gives rows by name and fingerprint, for a lost sidecar."""
     there, out = store.list_files(folder), []
     for entry in index["pieces"]:
-        name, rows = entry["name"], store.join(folder, f"{entry['name']}.parquet")
+        name = entry["name"]
+        rows: str | Stretch | None = store.join(folder, f"{name}.parquet")
         if f"{name}.parquet" not in there:
             rows = dealt().get((name, entry["fingerprint"]))
             if rows is None:

@@ -104,7 +104,7 @@ def write_unique(piece: Piece) -> dict:
     """Find what of a bucket is there twice; write the rows that change, by span."""
     if summary := parquet.finished(piece.output, piece.fingerprint):
         return summary
-    inputs, about = piece.inputs, {}
+    inputs, about = piece.inputs, dict[str, Any]()
     uris, buckets, number = inputs["runs"], inputs["buckets"], inputs["bucket"]
     captions = exchange.joined(uris, buckets + number, 2 * buckets, IDS)
     about["caption"] = twice(captions["id"], captions["place"].to_numpy())
@@ -165,7 +165,7 @@ class Moves(NamedTuple):
     """What became of rows that are of one image: the buckets' files, and the number of spans."""
 
     uris: tuple[str, ...] = ()
-    count: int = 0
+    into: int = 0  # how many spans
 
     def blocks(
         self, span: Span, number: int, columns: list[str] | None = None
@@ -174,9 +174,9 @@ class Moves(NamedTuple):
         made: dict[int, dict] = {}
         gone = np.zeros(0, np.int64)
         if self.uris:
-            found = exchange.joined(self.uris, self.count + number, 2 * self.count, PLACED)
+            found = exchange.joined(self.uris, self.into + number, 2 * self.into, PLACED)
             made = {row.pop("place"): row for row in found.to_pylist()}
-            places = exchange.joined(self.uris, number, 2 * self.count, PLACES)
+            places = exchange.joined(self.uris, number, 2 * self.into, PLACES)
             gone = places["place"].to_numpy()
         for first, rows in span.blocks(columns):
             end = first + len(rows)
@@ -186,7 +186,7 @@ class Moves(NamedTuple):
             yield numbers, table
 
 
-def moves(manifest: Manifest) -> tuple[Moves, str, list[dict]]:
+def moves(manifest: Manifest) -> tuple[Moves, str, Sequence[dict]]:
     """What the finished steps found: where it is, its version, and the buckets' summaries."""
     version, uris, entries = spans.outputs(store.join(manifest.folder, FOLDER), "ingest")
     return Moves(tuple(uris), len(manifest.spans)), version, entries
@@ -213,7 +213,7 @@ def check_rows(rows: pa.Table, place_N: np.ndarray, manifest: Manifest) -> None:
     refuse(unnamed(rows), [found], manifest)
 
 
-def refuse(empty: int, found: list[dict], manifest: Manifest) -> None:
+def refuse(empty: int, found: Sequence[dict], manifest: Manifest) -> None:
     """An error where images have no id, or where an id was found twice in any bucket."""
     if empty:
         raise InputError(f"{empty} images have an empty id; give every image an id of its own")

@@ -191,7 +191,8 @@ class Learner:
                     ]
                     with self.arithmetic.backward():
                         if trained:  # of a frozen tower there is nothing to send back
-                            torch.autograd.backward(*zip(*trained, strict=True))
+                            outputs, of = zip(*trained, strict=True)
+                            torch.autograd.backward(outputs, of)
         return loss, terms, (images, texts)
 
     def _exchange_learned(self) -> None:

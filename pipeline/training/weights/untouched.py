@@ -59,8 +59,9 @@ def write(piece: Piece) -> dict:
         words = models.vocabulary_for(recipe.model, partial(word_counts, some, world))
         architecture = models.architecture(recipe.model)
         how = models.preprocessing_of(recipe.model)
-        given = {"features": some.features, "preprocessing": how}
-        towers = models.build(recipe.model, vocabulary=words, **given)
+        towers = models.build(
+            recipe.model, vocabulary=words, features=some.features, preprocessing=how
+        )
     except ValueError as error:
         raise InputError(str(error)) from error
     towers = towers.eval().to(world.device)
