@@ -36,9 +36,10 @@ COMMANDS = {
     "doctor": "every node of the cluster → what would stop a run there",
 }
 STAGES = ("ingest", "shard", "embed", "label", "train", "evaluate", "rerank", "search")
-# Where a command's COMMAND is, if not in the module of its name in jobs/cli/commands.
+# Where a command's COMMAND is, if not in the module of its name in jobs/cli/commands: in modules
+# that are run by themselves, and in the folder of commands on models.
 MODULES = {name: f"jobs.{name}" for name in (*STAGES, "doctor")} | {"run": "jobs.end_to_end"}
-MODULES |= {name: f"jobs.cli.commands.models.{name}" for name in ("compare", "export")}
+OF_MODELS = {name: f"jobs.cli.commands.models.{name}" for name in ("compare", "export")}
 
 
 def nothing(*args: Any) -> None:
@@ -61,4 +62,5 @@ def command_of(name: str) -> Command:
     """The command of a name, or the sentence that names a near one."""
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
-    return importlib.import_module(MODULES.get(name, f"jobs.cli.commands.{name}")).COMMAND
+    places = MODULES | OF_MODELS
+    return importlib.import_module(places.get(name, f"jobs.cli.commands.{name}")).COMMAND

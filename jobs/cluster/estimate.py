@@ -162,12 +162,12 @@ def driver_bytes(images: int, captions: int, pieces: int) -> float:
 
 
 def _check_driver(recipe: Recipe, images: int, captions: int, pieces: int) -> None:
-    """Refuses a node that cannot hold the manifest."""
+    """Refuses a node that cannot hold what the command plans."""
     needed, room = driver_bytes(images, captions, pieces) / GB, recipe.cluster.memory_gb
     if needed > room:
         raise InputError(
-            f"the command that plans the shards of {images:,} images holds their manifest, "
-            f"{needed:,.1f} GB, and a node has {room:g}; run it on a node with more memory"
+            f"the command that plans {pieces:,} shards takes {needed:,.1f} GB, and a node has "
+            f"{room:g}; raise shard.samples, or run it on a node with more memory"
         )
 
 

@@ -14,7 +14,7 @@ from pipeline.storage import run_folder, store
 
 # What stage 5's model imports, by the names they are installed by.
 ALWAYS = {"fsspec", "numpy", "pandas", "pillow", "pydantic", "PyYAML", "regex"}
-ALWAYS |= {"safetensors", "torch"}
+ALWAYS |= {"pyarrow", "safetensors", "torch"}
 OURS = ("pipeline", "schemas")
 KEPT = "model"  # what its files are called among a logged model's artifacts
 FILES = ("index.json", "vocabulary.json", "model.safetensors")

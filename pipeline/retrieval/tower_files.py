@@ -60,7 +60,7 @@ def _items(found: Files, excluded: Excluded) -> dict[str, pa.Table]:
         images.append(pa.table({"id": ids}).cast(IDS["image"]))
         texts.append(pa.table({"id": of_text["id"], "image": rows}).cast(IDS["text"]))
         first += len(ids)
-    return {"image": pa.concat_tables(images), "text": pa.concat_tables(texts)}
+    return {"image": parquet.joined(images), "text": parquet.joined(texts)}
 
 
 IDS = {

@@ -160,7 +160,7 @@ def read(folder: str, columns: list[str] | None = None) -> pa.Table:
     schema = parquet.large(schema)
     names = sorted(name for name in store.list_files(folder) if name.startswith("part-"))
     tables = [parquet.read_table(store.join(folder, name), columns) for name in names]
-    return pa.concat_tables([t.cast(schema) for t in tables] or [schema.empty_table()])
+    return parquet.joined([t.cast(schema) for t in tables] or [schema.empty_table()])
 
 
 def _batch(rows: list[dict], where: str) -> pa.RecordBatch:

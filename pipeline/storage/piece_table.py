@@ -9,15 +9,16 @@ import io
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.storage import store
+
+if TYPE_CHECKING:  # commands that only look at a folder do without it, until there is a table
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 ABOVE = 1_000  # pieces from which on they are a table
 PREFIX = "index-"  # how the names of tables begin; then the hash of their bytes
@@ -25,8 +26,6 @@ ENDING = ".pieces"  # and end: what ends in .parquet is a piece
 JSON = b"halftone.json"  # columns whose values are JSON, in the table's metadata
 BATCH = 4_096  # pieces that are Python's objects at a time
 RECENT = 1_000  # entries that are kept as Python's objects
-KINDS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-FILE = pa.struct([("name", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
 as_json = json.JSONEncoder(sort_keys=True).encode
 
 
@@ -57,18 +56,20 @@ class PieceTable(Sequence[dict]):
         for start in range(0, len(self), BATCH):
             yield from self._dicts(np.arange(start, min(start + BATCH, len(self))))
 
-    def values(self, name: str) -> pa.ChunkedArray | None:
+    def values(self, name: str) -> "pa.ChunkedArray | None":
         """A column as Arrow has it, nested values as JSON; None where no piece has it."""
         column = self._stored.column(name)
         if column is None or self._rows is None:
             return column
-        return column.take(pa.array(self._rows, pa.int64()))
+        return column.take(self._rows)
 
     def of_split(self, split: str) -> "PieceTable":
         """The pieces of one split."""
         column = self.values("split")
         met = np.empty(0, np.int64)
         if column is not None:
+            import pyarrow.compute as pc
+
             met = np.flatnonzero(pc.fill_null(pc.equal(column, split), False).to_numpy())
         return self.at(met, {"": self.versions.get(split, "")})
 
@@ -106,7 +107,10 @@ class _Stored:
         return _stored, (self.uri, self.size, self.count)
 
     @functools.cached_property
-    def _file(self) -> pq.ParquetFile:
+    def _file(self) -> "pq.ParquetFile":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             if store.is_local(self.uri):
                 return pq.ParquetFile(self.uri.removeprefix("file://"))
@@ -125,14 +129,16 @@ class _Stored:
     def nested(self) -> set[str]:
         return set(json.loads((self._file.schema_arrow.metadata or {})[JSON]))
 
-    def column(self, name: str) -> pa.ChunkedArray | None:
+    def column(self, name: str) -> "pa.ChunkedArray | None":
         if name in self.names:
             self._read([name])
         return self._columns.get(name)
 
     @functools.cached_property
-    def _whole(self) -> pa.Table:
+    def _whole(self) -> "pa.Table":
         self._read(self.names)
+        import pyarrow as pa
+
         return pa.table({name: self._columns[name] for name in self.names})
 
     def _read(self, names: list[str]) -> None:
@@ -146,7 +152,7 @@ class _Stored:
         if len(rows) and (np.diff(rows) == 1).all():
             found = self._whole.slice(int(rows[0]), len(rows))
         else:
-            found = self._whole.take(pa.array(rows, pa.int64()))
+            found = self._whole.take(rows)
         for row in found.to_pylist():
             there = ((name, value) for name, value in row.items() if value is not None)
             yield {name: _read(value, name in self.nested) for name, value in there}
@@ -199,12 +205,12 @@ def column(entries: Sequence[dict], name: str, default: Any = None) -> list:
         return [default] * len(entries)
     is_json = name in entries._stored.nested
     if is_json:  # most of them are the same few, such as {} of what was rejected
-        found = pc.dictionary_encode(found).combine_chunks()
+        found = found.dictionary_encode().combine_chunks()
         known = [json.loads(text) for text in found.dictionary.to_pylist()]
         places = found.indices.to_pylist()
         return [default if place is None else known[place] for place in places]
     values = found.to_pylist()
-    if pa.types.is_list(found.type):
+    if name == "files":
         return [default if value is None else _read(value, False) for value in values]
     return [default if value is None else value for value in values] if found.null_count else values
 
@@ -250,6 +256,8 @@ def write(folder: str, entries: list[dict], versions: dict[str, str]) -> dict:
 
     `versions` are the hashes of what the pieces of each split hold, and of all ("").
     """
+    import pyarrow.parquet as pq
+
     sink = io.BytesIO()
     table = _written(entries)
     plain = [name for name in table.schema.names if name not in ("files", "name", "fingerprint")]
@@ -269,7 +277,11 @@ def is_table(name: str) -> bool:
     return name.startswith(PREFIX) and name.endswith(ENDING)
 
 
-def _written(entries: list[dict]) -> pa.Table:
+def _written(entries: list[dict]) -> "pa.Table":
+    import pyarrow as pa
+
+    kinds_of = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    file = pa.struct([("name", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
     names = dict.fromkeys(name for entry in entries for name in entry)
     columns, as_text = {}, []
     for name in names:
@@ -277,9 +289,9 @@ def _written(entries: list[dict]) -> pa.Table:
         there = [name in entry for entry in entries]
         kinds = {type(value) for value, is_ in zip(values, there, strict=True) if is_}
         if name == "files":
-            files = [[{"name": n, **file} for n, file in (value or {}).items()] for value in values]
-            columns[name] = pa.array(files, pa.list_(FILE))
-        elif len(kinds) == 1 and (kind := KINDS.get(*kinds)) is not None:
+            files = [[{"name": n, **one} for n, one in (value or {}).items()] for value in values]
+            columns[name] = pa.array(files, pa.list_(file))
+        elif len(kinds) == 1 and (kind := kinds_of.get(*kinds)) is not None:
             columns[name] = pa.array(values, kind)
         else:
             as_text.append(name)

@@ -197,6 +197,7 @@ class TowerTrainer:
     def validate(self) -> dict[str, float]:
         if self.val_split is None:
             return {}
+        self._take_vectors()
         with self.learner.as_evaluated():
             return self._measured()
 

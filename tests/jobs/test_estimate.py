@@ -182,7 +182,10 @@ def test_more_nodes_help_until_the_pieces_are_used_up(run):
         ),
         ([*COCO, "--cluster.gpus", "1", "--cluster.storage_gb", "10"], "and 10 are free"),
         (["--recipe", "coco_clip"], "give the number of train images with --samples"),
-        (["--recipe", "coco_clip", "--samples", "400000000"], "400,005,000 images holds their"),
+        (
+            [*COCO, "--samples", "40000000000"],
+            "GB, and a node has 32; raise shard.samples",
+        ),
         (
             [*COCO, *MANY, *GPUS, "--cluster.memory_gb", "8"],
             "8 training workers of main take",

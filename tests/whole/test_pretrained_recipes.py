@@ -19,7 +19,7 @@ from tests.pipeline.models.test_pretrained import TEXT, VISION, save
 RECIPES = sorted(
     file.stem
     for file in (ROOT / "recipes").glob("*.yaml")
-    if yaml.safe_load(file.read_text()).get("model", {}).get("pretrained")
+    if yaml.safe_load(file.read_text()).get("model", {}).get("image") == "pretrained"
 )
 BEFORE = "clip0.before-training"  # after the folder of `models`
 COUNTS = {"train": 40, "val": 12, "test": 12}

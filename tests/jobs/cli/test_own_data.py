@@ -9,6 +9,7 @@ from jobs.cli import main, options, own_data
 from jobs.cli.command import command_of
 from jobs.cli.scopes import models_of
 from pipeline.errors import InputError
+from pipeline.models.backbones import packaged
 from pipeline.storage import store
 from pipeline.storage.run_folder import RunFolder
 from schemas.settings import Recipe
@@ -43,7 +44,7 @@ def test_a_folder_of_pictures_is_enough(here, capsys):
     recipe = chosen("my pets")
     assert (recipe.name, recipe.source.kind) == ("my-pets", "folder")
     assert (recipe.source.cut_val, recipe.source.cut_test) == (0.1, 0.1)
-    assert recipe.evaluate.split == "test" and recipe.model.image == "pixels"
+    assert recipe.evaluate.split == "test" and recipe.model.image == "efficientnet"
     assert recipe.train.batch_size == 8 and recipe.train.epochs == own_data.EPOCHS[1]
     assert recipe.embed.encoder == own_data.ENCODER and recipe.label.map == "logistic"
     said = capsys.readouterr().err
@@ -51,6 +52,14 @@ def test_a_folder_of_pictures_is_enough(here, capsys):
     assert "cut 10 % val and 10 % test off train" in said and "one split" not in said
     main.main("run", ["my pets", "--dry-run"])
     assert not (here / "runs").exists()
+
+
+def test_without_packaged_encoders_towers_start_from_scratch(here, monkeypatch, capsys):
+    folder(here / "data", 60)
+    monkeypatch.setattr(packaged, "file_of", lambda name: None)
+    recipe = chosen("data")
+    assert (recipe.model.image, recipe.model.text) == ("pixels", "gru")
+    assert recipe.embed.encoder == "tfidf" and "from scratch" in capsys.readouterr().err
 
 
 def test_splits_that_are_there_are_kept_and_what_is_typed_wins(here):

@@ -354,9 +354,10 @@ def test_a_setting_that_the_kind_of_source_does_not_read_is_refused(tmp_path):
 
 
 def test_of_a_recipe_for_other_data_nothing_of_the_source_is_taken():
-    other = only("--recipe", "flickr8k", "--source.kind", "csv", "--source.holdout", "9").source
+    flickr8k = ("--recipe", "flickr8k", "--name", "info_nce")
+    other = only(*flickr8k, "--source.kind", "csv", "--source.holdout", "9").source
     assert (other.kind, other.splits, other.holdout) == ("csv", {}, 9)
-    same = only("--recipe", "flickr8k", "--source.kind", "karpathy").source
+    same = only(*flickr8k, "--source.kind", "karpathy").source
     assert (same.splits, same.holdout) == ({"val": "test"}, 500)
 
 

