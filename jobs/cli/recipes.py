@@ -148,9 +148,7 @@ def of_pretrained(recipe: Recipe, given: str, overrides: dict) -> Recipe:
             f"--pretrained {given!r} is of the kind {config.get('model_type')!r}, not a model of "
             "pictures of one size and of texts; give one such as CLIP or SigLIP"
         )
-    asked["image_size"] = vision["image_size"]
     asked["dim"] = config.get("projection_dim") or vision["hidden_size"]
-    asked["max_words"] = text.get("max_position_embeddings", 64)
     model = _checked({"name": "", "model": asked | overrides.get("model", {})}, given, overrides)
     return untouched(recipe, model.model)
 

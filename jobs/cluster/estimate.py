@@ -289,7 +289,8 @@ def host_bytes(recipe: Recipe, data: Collection, here: int) -> dict[str, float]:
     What the loss takes is not among them.
     """
     s, cluster = recipe.train, recipe.cluster
-    picture = 3.0 * recipe.model.image_size**2 if recipe.model.image != "regions" else 0.0
+    side = recipe.model.image_size or rates.SIDE  # a pretrained model's own is in its folder
+    picture = 3.0 * side**2 if recipe.model.image != "regions" else 0.0
     batch = s.batch_size // s.workers * picture
     ahead = rates.AHEAD if rates.AHEAD * batch <= rates.AHEAD_BYTES else 2
     images, count = data.images.get("train", 0), shards(recipe, data).get("train", 0)

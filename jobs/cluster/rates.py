@@ -31,6 +31,7 @@ EMBEDDING_BYTES = 2.1  # a dimension: float16 and ids
 LIST_BYTES = 3.6  # a candidate
 # Of the driver's memory at its peak, each time a stage is planned (python -m bench.plans, .shard).
 ROW, CAPTION = 320, 205  # B a row of the manifest, and a caption of it: `shard`
+SIDE = 224  # pixels: of most pretrained models
 SHARD = 3_000  # B a shard: plans and indexes
 GB = 1e9
 TASK = 0.86 * GB  # of a task: Python, torch and a model of a few layers

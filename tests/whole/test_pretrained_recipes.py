@@ -240,4 +240,4 @@ def test_a_model_of_texts_alone_is_no_zero_shot_model(run, capsys, tmp_path):
     )
     with pytest.raises(SystemExit):
         main("evaluate", ["--root", run, "--pretrained", str(tmp_path)])
-    assert "of the kind 'bert', not a model of pictures" in capsys.readouterr().err
+    assert f"model.pretrained '{tmp_path}' takes no images" in capsys.readouterr().err

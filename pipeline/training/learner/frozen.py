@@ -24,9 +24,10 @@ from schemas.settings import Recipe
 # Settings of the model that the other side's vectors do not follow from; what a tower's settings
 # make of its weights is in these.
 TUNING = {"tune_image", "tune_text", "freeze", "layer_decay", "lora_rank", "gradient_checkpointing"}
+TUNING |= {"projection", "dropout"}  # of what follows the frozen part
 OTHERS = {
     "image": {"text", "word_dim", "text_pooling", "min_word_count", "max_words"},
-    "text": {"image", "image_size", "width", "image_pooling"},
+    "text": {"image", "image_size", "width", "image_pooling", "efficientnet"},
 }
 OrderOf = Callable[[Split, InOrder], Loader]  # a loader of pictures
 
