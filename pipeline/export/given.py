@@ -22,8 +22,8 @@ class Given:
     checkpoint: str | None = None  # whose weights are meant instead of those handed on
 
     def load(self) -> SavedModel:
-        """The model, in evaluation mode."""
-        model = load_model(self.folder)
+        """The model, in evaluation mode. Texts are read as they are: prompts are no weights."""
+        model = load_model(self.folder, prompts=())
         if self.checkpoint is None:
             return model
         weights = load(store.read_bytes(store.join(self.checkpoint, WEIGHTS)))

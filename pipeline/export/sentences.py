@@ -36,6 +36,11 @@ class Sentences:
                 f"a text tower alone is loaded by AutoModel, which has none of {kind.__name__}; "
                 "leave out --tower, or take --to hf"
             )
+        if sides != BOTH and not isinstance(tower.project, nn.Linear | nn.Identity):
+            return (
+                "sentence-transformers has no module for model.projection mlp; --to onnx and "
+                "--to torch take any tower"
+            )
         if sides == BOTH and (why := not_of_one_model(model, sides)):
             return f"{why.partition(';')[0]}; {INSTEAD}"
         return None

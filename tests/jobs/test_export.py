@@ -1,6 +1,7 @@
 """halftone export, and the card of what it writes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_a_trained_model_is_exported_with_its_card(finished_run, tmp_path, capsy
         "ties: expected rank" in card and "- data version: " in card and "- label version" in card
     )
     assert "trained from scratch" in card
+
+
+def test_a_model_that_was_evaluated_with_prompts_is_exported_without(
+    finished_run, tmp_path, capsys
+):
+    """They say how texts are read and are no weights: an export reads texts as they are."""
+    folder = tmp_path / "prompted"
+    shutil.copytree(f"{finished_run}/5-model/main", folder)
+    about = json.loads((folder / "index.json").read_text())
+    about["pieces"][0]["recipe"]["evaluate"]["prompts"] = ["a photo of {}"]
+    (folder / "index.json").write_text(json.dumps(about))
+    assert load_model(str(folder)).prompts == ("a photo of {}",)
+    words = [str(folder), "--to", "torch", "--tower", "text", "--output", str(tmp_path / "out")]
+    assert exported(capsys, *words)["differences"]["text"] <= 1e-5
 
 
 def test_a_checkpoint_is_exported_with_its_own_weights(finished_run, tmp_path, capsys):

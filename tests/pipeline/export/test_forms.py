@@ -1,8 +1,10 @@
 """Exports are read back by the library that each form is for, and give the model's own vectors."""
 
+import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.export import forms, graphs
 from pipeline.export.given import given
 from pipeline.export.writing import BOTH, payloads
+from pipeline.models.backbones.projection import ResidualProjection
 from pipeline.models.tuning import merged
 
 PAIRS = 100
@@ -82,6 +85,18 @@ def test_what_a_form_cannot_hold_is_refused(models, kind, to, sides, sentence, t
     with pytest.raises(InputError, match=sentence):
         forms.export(models(kind), to, tmp_path / "out", sides)
     assert not (tmp_path / "out").exists()  # nothing half-made
+
+
+def test_a_projection_with_a_hidden_layer_is_refused_where_no_module_holds_it(models, tmp_path):
+    model = models("bert, regions")
+    towers = copy.deepcopy(model.towers)
+    wide = towers.text.project.in_features
+    towers.text.project = ResidualProjection(wide, model.dim, 0.0)
+    model = replace(model, towers=towers.eval())
+    with pytest.raises(InputError, match=r"no module for model\.projection mlp; --to onnx"):
+        forms.export(model, "sentence-transformers", tmp_path / "out", ("text",))
+    found = forms.export(model, "torch", tmp_path / "whole", ("text",))
+    assert found.differences["text"] <= 1e-5
 
 
 def test_an_export_that_gives_other_vectors_is_refused(models, tmp_path, monkeypatch):
